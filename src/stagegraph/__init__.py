@@ -1,0 +1,66 @@
+"""Build products out of several LLM agents: typed, traced, replayed and tuned as one graph."""
+
+from .call import Call, CallError, CallInfo
+from .errors import (
+    DeclarationError,
+    InputError,
+    LimitError,
+    NotRunningError,
+    PromptError,
+    ReplayError,
+    RunError,
+    StageError,
+    StagegraphError,
+    TuningError,
+)
+from .events import Event, parse_event
+from .flow import Outcome, as_completed, fan_out, gather, settle
+from .frame import current_call
+from .graph import Graph
+from .limits import Limits
+from .live import LiveRun
+from .node import Node
+from .prompts import Demo, Prompt, Prompts
+from .run import Run
+from .runner import Runner
+from .score import Note, note
+from .stage import Stage
+from .step import Step, step
+
+__all__ = [
+    "Call",
+    "CallError",
+    "CallInfo",
+    "DeclarationError",
+    "Demo",
+    "Event",
+    "Graph",
+    "InputError",
+    "LimitError",
+    "Limits",
+    "LiveRun",
+    "Node",
+    "NotRunningError",
+    "Note",
+    "Outcome",
+    "Prompt",
+    "PromptError",
+    "Prompts",
+    "ReplayError",
+    "Run",
+    "RunError",
+    "Runner",
+    "Stage",
+    "StageError",
+    "StagegraphError",
+    "Step",
+    "TuningError",
+    "as_completed",
+    "current_call",
+    "fan_out",
+    "gather",
+    "note",
+    "parse_event",
+    "settle",
+    "step",
+]

@@ -1,0 +1,128 @@
+"""Every error that stagegraph raises.
+
+```
+StagegraphError
+├── DeclarationError     a graph, stage or argument is written in a way that cannot work
+├── NotRunningError      a node was called where no run is going on
+├── PromptError          a prompts file or a `Prompts` value does not fit
+├── StageError           a call of a node failed: provider, output, types, timeout
+├── RunError             a run ended without an output; holds its partial record
+│   ├── InputError       the input at the outer door does not fit the node
+│   ├── LimitError       a limit of the run was reached
+│   └── ReplayError      a recorded run does not fit the program that replays it
+└── TuningError          an optimization cannot start or go on
+```
+
+What a user's own step or `flow` raises stays what it is inside the graph, so ordinary `except` works there;
+the runner wraps it in a `RunError` at the outer door, with the original as `__cause__`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .run import Run
+
+__all__ = [
+    "DeclarationError",
+    "InputError",
+    "LimitError",
+    "NotRunningError",
+    "PromptError",
+    "ReplayError",
+    "RunError",
+    "StageError",
+    "StagegraphError",
+    "TuningError",
+]
+
+
+class StagegraphError(Exception):
+    """Base of every error that stagegraph raises."""
+
+
+class DeclarationError(StagegraphError):
+    """A graph, a stage or an argument is written in a way that cannot work."""
+
+
+class NotRunningError(StagegraphError):
+    """A node was called where no run is going on."""
+
+
+class PromptError(StagegraphError):
+    """A prompts file or a `Prompts` value is malformed or does not fit the graph."""
+
+
+class TuningError(StagegraphError):
+    """An optimization cannot start or go on."""
+
+
+class StageError(StagegraphError):
+    """A call of a node failed; the cause, where there is one, is chained."""
+
+    def __init__(self, message: str, *, key: str, path: str) -> None:
+        super().__init__(message)
+        self.key = key
+        """Where it ran, such as `build[2].code`."""
+        self.path = path
+        """Where the node is declared, such as `build.code`."""
+
+
+class RunError(StagegraphError):
+    """A run ended without an output."""
+
+    def __init__(self, message: str, *, run: Run[Any, Any] | None = None) -> None:
+        super().__init__(message)
+        self._run = run
+
+    @property
+    def run(self) -> Run[Any, Any]:
+        """The partial record: every call that finished, failed or was cancelled."""
+        if self._run is None:
+            msg = "this error was raised outside a run, so there is no record"
+            raise AttributeError(msg)
+        return self._run
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a record."""
+        return self._run is not None
+
+    def attach(self, run: Run[Any, Any]) -> None:
+        """Give the error its record; the runner does."""
+        self._run = run
+
+    @property
+    def failures(self) -> list[Call[Any, Any]]:
+        """Each failed call, in key order; the innermost ones, since their parents only failed with them."""
+        return [] if self._run is None else self._run.failures()
+
+    @classmethod
+    def from_cancellation(cls, error: BaseException) -> RunError | None:
+        """The partial record of a run that was cancelled from outside, from the `CancelledError` that it raised.
+
+        Cancellation itself keeps propagating, as structured concurrency wants; raise the `CancelledError` again.
+        """
+        seen: set[int] = set()
+        current: BaseException | None = error
+        while current is not None and id(current) not in seen:
+            seen.add(id(current))
+            run = vars(current).get("stagegraph_run")
+            if run is not None:
+                return cls("the run was cancelled", run=run)
+            current = current.__context__
+        return None
+
+
+class InputError(RunError):
+    """The input at the outer door does not fit the node's input type."""
+
+
+class LimitError(RunError):
+    """A limit of the run was reached; what was recorded remains."""
+
+
+class ReplayError(RunError):
+    """A recorded run does not fit the program that should replay it."""

@@ -1,0 +1,165 @@
+"""A class that declares nodes and says in `async def flow` how data moves through them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, Generic, TypeVar, cast, get_args, get_origin
+
+from typing_extensions import TypeVar as TypeVarWithDefault
+from typing_extensions import Unpack
+
+from .errors import DeclarationError, NotRunningError
+from .node import Node
+from .schema import Schema
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from .call import Kind
+    from .prompts import Prompts
+    from .run import Run
+    from .runner import RunOptions
+
+__all__ = ["Graph"]
+
+In_contra = TypeVarWithDefault("In_contra", contravariant=True)
+Out_co = TypeVarWithDefault("Out_co", covariant=True)
+
+
+class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
+    """A pipeline of agents: nodes as attributes, and `flow`, which says in plain Python what runs next.
+
+    A node is an attribute of the class, or set in `__init__` (also inside lists, tuples and dicts); its name is its
+    path. Graphs may contain graphs, a subclass may redeclare a node, and one graph object serves many runs at once.
+
+    ```python
+    class Support(Graph[Ticket, Reply]):
+        triage = Stage(Ticket, Agent(output_type=Team, instructions="Which team?"))
+        answer = Stage(Case, Agent(output_type=Reply, instructions="Answer kindly."))
+
+        async def flow(self, ticket: Ticket) -> Reply:
+            return await self.answer(Case(ticket=ticket, team=await self.triage(ticket)))
+    ```
+    """
+
+    kind: ClassVar[Kind] = "graph"
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if isinstance(value, Node) and name in _RESERVED:
+                msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
+                raise DeclarationError(msg)
+        flow = vars(cls).get("flow")
+        if flow is not None and not inspect.iscoroutinefunction(flow):
+            msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
+            raise DeclarationError(msg)
+
+    @abstractmethod
+    async def flow(self, value: In_contra, /) -> Out_co:
+        """How data moves: ordinary Python that awaits the graph's own nodes."""
+        raise NotImplementedError
+
+    @cached_property
+    def takes(self) -> Schema:
+        return Schema(_graph_types(type(self))[0])
+
+    @cached_property
+    def gives(self) -> Schema:
+        return Schema(_graph_types(type(self))[1])
+
+    @property
+    def label(self) -> str:
+        return type(self).__name__
+
+    async def run(
+        self,
+        input: In_contra | Mapping[str, object],  # noqa: A002 - the name users write
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run[In_contra, Out_co]:
+        """Run the graph once, by a runner of its own; `Runner.run` says what the options are.
+
+        Raises:
+            RunError: the run ended without an output; `error.run` is its partial record.
+        """
+        from .runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
+
+        async with Runner() as runner:
+            return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
+
+    def run_sync(
+        self,
+        input: In_contra | Mapping[str, object],  # noqa: A002
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run[In_contra, Out_co]:
+        """The same for scripts and notebooks without a running event loop.
+
+        Raises:
+            NotRunningError: an event loop runs in this thread, which a blocking call would freeze.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
+        msg = (
+            f"{self.label}.run_sync() was called where an event loop is running, which it would block: "
+            f"write `await {self.label}().run(...)` instead"
+        )
+        raise NotRunningError(msg)
+
+    def mermaid(self) -> str:
+        """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""
+        from .mermaid import declared_chart  # noqa: PLC0415 - drawing reads structures, which read graphs
+
+        return declared_chart(self)
+
+    def __repr__(self) -> str:
+        return f"<graph {self.label}>"
+
+
+_RESERVED = frozenset(name for base in (Graph, Node) for name in vars(base) if not name.startswith("__"))
+
+
+def _graph_types(cls: type) -> tuple[Any, Any]:
+    """The `[In, Out]` that a class gave to `Graph`, through generic base classes as well."""
+    for base in getattr(cls, "__orig_bases__", ()):
+        origin = get_origin(base) or base
+        if origin is Graph:
+            args = get_args(base)
+            return tuple(_evaluated(arg, cls) for arg in args) if len(args) == 2 else (Any, Any)  # noqa: PLR2004 # pyright: ignore[reportReturnType]
+        if isinstance(origin, type) and issubclass(origin, Graph):
+            inner = _graph_types(cast("type", origin))
+            given = dict(zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False))
+            return cast("tuple[Any, Any]", tuple(_substituted(type_, given) for type_ in inner))
+    return next((_graph_types(base) for base in cls.__bases__ if issubclass(base, Graph)), (Any, Any))
+
+
+def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:
+    if isinstance(type_, TypeVar):
+        return given.get(type_, type_)
+    parameters = getattr(type_, "__parameters__", ())
+    return type_[tuple(given.get(p, p) for p in parameters)] if parameters else type_
+
+
+def _evaluated(type_: Any, cls: type) -> Any:
+    name = type_.__forward_arg__ if isinstance(type_, ForwardRef) else type_
+    if not isinstance(name, str):
+        return type_
+    found = vars(sys.modules[cls.__module__]).get(name)
+    if found is None:
+        msg = f"{cls.__name__}: the type {name!r} is not known at module level; define it before the graph"
+        raise DeclarationError(msg)
+    return found

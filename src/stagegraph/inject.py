@@ -1,0 +1,146 @@
+"""The capability that one stage call adds to its agent's run: the candidate's texts, and the run's limits.
+
+It rewrites the agent's own instruction part and leaves dynamic, toolset and capability instructions alone, so many
+candidates can run at once on one agent that is never modified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.messages import (
+    AgentInstructionSource,
+    InstructionId,
+    InstructionPart,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    SystemPromptPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+
+from .render import demo_block, render_output
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from pydantic_ai import RunContext
+    from pydantic_ai.messages import UserContent
+    from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
+    from pydantic_ai.tools import ToolDefinition
+
+    from .prompts import Prompt
+    from .stage import Stage
+
+__all__ = ["Injection", "RequestGate"]
+
+_OWN = InstructionId(AgentInstructionSource())
+
+Rendered = tuple["str | Sequence[UserContent]", str]
+
+
+class RequestGate:
+    """What every model request of a stage call passes through; the runner's own makes requests wait and counts them."""
+
+    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
+        return await ask()
+
+    def tool_called(self, tool: str) -> None:
+        """An agent is about to run a tool."""
+
+
+@dataclass
+class Injection(AbstractCapability[Any]):
+    """One candidate's prompt for one stage call, and the gate its requests pass."""
+
+    stage: Stage[Any, Any]
+    prompt: Prompt | None
+    gate: RequestGate
+
+    async def before_model_request(
+        self, ctx: RunContext[Any], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        if self.prompt is None:
+            return request_context
+        parameters = request_context.model_request_parameters
+        parts = list(parameters.instruction_parts or [])
+        own = next((index for index, part in enumerate(parts) if part.id == _OWN), 0)
+        if self.prompt.instructions is not None:
+            parts = [part for part in parts if part.id != _OWN]
+            if text := self.prompt.instructions.strip():
+                parts.insert(own, InstructionPart(text, id=_OWN))
+        if self.prompt.demos and self.stage.demos == "examples":
+            after = own + 1 if any(part.id == _OWN for part in parts) else own
+            parts.insert(after, InstructionPart(demo_block(self._rendered())))
+        return replace(request_context, model_request_parameters=replace(parameters, instruction_parts=parts))
+
+    async def prepare_model_request(
+        self, ctx: RunContext[Any], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        if self.prompt is None or not self.prompt.demos or self.stage.demos != "messages":
+            return request_context
+        # `prepare_request` resolves the output mode, and with it the shape that this model answers in.
+        settings, parameters = request_context.model_settings, request_context.model_request_parameters
+        _, parameters = request_context.model.prepare_request(settings, parameters)
+        messages = _with_demos(request_context.messages, self._rendered(), parameters)
+        return replace(request_context, messages=messages)
+
+    async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
+        texts = self.prompt.tools if self.prompt is not None else {}
+        return [replace(tool, description=texts.get(tool.name, tool.description)) for tool in tool_defs]
+
+    async def wrap_model_request(
+        self,
+        ctx: RunContext[Any],
+        *,
+        request_context: ModelRequestContext,
+        handler: Callable[[ModelRequestContext], Awaitable[ModelResponse]],
+    ) -> ModelResponse:
+        return await self.gate.request(lambda: handler(request_context))
+
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        handler: Callable[[dict[str, Any]], Awaitable[Any]],
+    ) -> Any:
+        self.gate.tool_called(call.tool_name)
+        return await handler(args)
+
+    def _rendered(self) -> list[Rendered]:
+        stage = self.stage
+        demos = self.prompt.demos if self.prompt is not None else ()
+        return [
+            (stage.render(stage.takes.load(demo.input)), render_output(stage.gives.load(demo.output), stage.gives.dump))
+            for demo in demos
+        ]
+
+
+def _with_demos(
+    messages: list[ModelMessage], demos: Sequence[Rendered], parameters: ModelRequestParameters
+) -> list[ModelMessage]:
+    """Demos as earlier turns in the shape the model answers in; a leading system prompt stays first."""
+    turns: list[ModelMessage] = []
+    tool = parameters.output_tools[0].name if parameters.output_mode == "tool" and parameters.output_tools else None
+    for number, (given, answer) in enumerate(demos):
+        prompt = UserPromptPart(given if isinstance(given, str) else list(given))
+        if tool is None:
+            turns += [ModelRequest([prompt]), ModelResponse([TextPart(answer)])]
+        else:
+            call = ToolCallPart(tool, answer, tool_call_id=f"demo_{number}")
+            done = ToolReturnPart(tool, "Final result processed.", tool_call_id=call.tool_call_id)
+            turns += [ModelRequest([prompt]), ModelResponse([call]), ModelRequest([done])]
+    first, rest = messages[0], messages[1:]
+    system = [part for part in first.parts if isinstance(part, SystemPromptPart)]
+    if not system or not isinstance(first, ModelRequest):
+        return [*turns, *messages]
+    others = [part for part in first.parts if not isinstance(part, SystemPromptPart)]
+    return [ModelRequest(system), *turns, replace(first, parts=others), *rest]

@@ -1,0 +1,144 @@
+"""What a run may spend, and the ledger that reserves it before a request is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from pydantic_ai.usage import RequestUsage
+
+__all__ = ["Ledger", "LimitReached", "Limits", "Reservation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one run may spend; reaching one ends the run with `LimitError`, and what was recorded remains.
+
+    A request is counted before it is made, so a wide fan-out cannot overshoot. Tokens and dollars of a request are
+    not known before: as much as the dearest request of the same stage so far is set aside, and the first one goes alone.
+    """
+
+    requests: int | None = None
+    """Model requests."""
+    tokens: int | None = None
+    """Input and output tokens together."""
+    usd: float | Decimal | None = None
+    """US dollars. A model without a known price ends the run, since nobody could keep the limit."""
+    seconds: float | None = None
+    """Wall time of the whole run."""
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "tokens", "usd", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                msg = f"Limits({name}={value!r}): a limit is 0 or more"
+                raise ValueError(msg)
+
+
+class LimitReached(Exception):  # noqa: N818 - never leaves the runner, which turns it into a LimitError
+    """A request would go over a limit."""
+
+
+@dataclass(slots=True)
+class Reservation:
+    """What one request may spend until its real usage is known."""
+
+    path: str
+    tokens: int
+    usd: Decimal
+
+
+_ZERO = Decimal(0)
+
+
+class Ledger:
+    """Counts what a run has spent and what its requests in flight may still spend."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._usd_limit = None if limits.usd is None else Decimal(str(limits.usd))
+        self._requests = 0
+        self._tokens = 0
+        self._usd = _ZERO
+        self._held: list[Reservation] = []
+        self._dearest: dict[str, tuple[int, Decimal]] = {}
+        self._changed = anyio.Event()
+
+    async def reserve(self, path: str) -> Reservation:
+        """Set aside what the next request of a stage may spend; waits while requests in flight decide whether it fits.
+
+        Raises:
+            LimitReached: it does not fit.
+        """
+        while True:
+            refusal = self._refusal_of_requests() or self._refusal_of_amounts(path)
+            if refusal is None:
+                tokens, usd = self._estimate(path)
+                reservation = Reservation(path, tokens, usd)
+                self._requests += 1
+                self._held.append(reservation)
+                return reservation
+            if not refusal.may_wait or not self._held:
+                raise LimitReached(refusal.text)
+            await self._changed.wait()
+
+    def settle(self, reservation: Reservation, usage: RequestUsage | None) -> None:
+        """Replace a reservation by what was really spent; `None` when the request brought no answer.
+
+        Raises:
+            LimitReached: a dollar limit is set and this request has no known price.
+        """
+        self._held.remove(reservation)
+        self._changed.set()
+        self._changed = anyio.Event()
+        if usage is None:
+            return
+        tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or _ZERO
+        self._tokens += tokens
+        self._usd += usd
+        before = self._dearest.get(reservation.path, (0, _ZERO))
+        self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
+        if self._usd_limit is not None and usage.cost is None:
+            msg = (
+                f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of `{reservation.path}`; "
+                "limit requests or tokens instead, or use a model with a known price"
+            )
+            raise LimitReached(msg)
+
+    def _estimate(self, path: str) -> tuple[int, Decimal]:
+        return self._dearest.get(path, (0, _ZERO))
+
+    def _refusal_of_requests(self) -> _Refusal | None:
+        limit = self.limits.requests
+        if limit is None or self._requests < limit:
+            return None
+        return _Refusal(f"{limit} model requests were made, and the limit is {limit}", may_wait=False)
+
+    def _refusal_of_amounts(self, path: str) -> _Refusal | None:
+        tokens, usd = self._estimate(path)
+        amounts = (
+            ("tokens", self.limits.tokens, self._tokens, sum(r.tokens for r in self._held), tokens),
+            ("US dollars", self._usd_limit, self._usd, sum((r.usd for r in self._held), _ZERO), usd),
+        )
+        for unit, limit, spent, held, wanted in amounts:
+            if limit is None:
+                continue
+            if spent >= limit or spent + wanted > limit:
+                text = f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
+                return _Refusal(text, may_wait=False)
+            first = path not in self._dearest
+            if self._held and (first or any(r.path not in self._dearest for r in self._held)):
+                return _Refusal("the first request of a stage goes alone", may_wait=True)
+            if spent + held + wanted > limit:
+                return _Refusal("requests in flight may need the rest", may_wait=True)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    text: str
+    may_wait: bool

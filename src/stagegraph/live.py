@@ -1,0 +1,79 @@
+"""A run that was started and goes on by itself: watch it, wait for it, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from .errors import RunError
+
+if TYPE_CHECKING:
+    from .event_log import EventLog
+    from .events import Event
+    from .run import Run
+    from .running import Running
+
+__all__ = ["LiveRun"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class LiveRun(Generic[In, Out]):
+    """A run in a task of its own, made by `Runner.start`."""
+
+    def __init__(self, running: Running, log: EventLog) -> None:
+        self._running = running
+        self._log = log
+        self._result: Run[Any, Any] | None = None
+        self._error: BaseException | None = None
+        self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
+        """The task it runs in; it never raises, `result` does."""
+
+    @property
+    def run_id(self) -> str:
+        return self._running.terms.run_id
+
+    @property
+    def run(self) -> Run[In, Out]:
+        """The record as it stands now, also while the run goes on."""
+        return cast("Run[In, Out]", self._running.record())
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.task.done()
+
+    def events(self, *, after: int = -1) -> AsyncIterator[Event]:
+        """What happens, from the beginning (or after event number *after*) until the run ends.
+
+        Any number of readers may read at their own speed; none of them slows the run. A reader that is too far behind
+        gets an `EventsDropped` in place of what it missed.
+        """
+        return self._log.read(after)
+
+    async def result(self) -> Run[In, Out]:
+        """Wait for the end; cancelling the wait does not cancel the run.
+
+        Raises:
+            RunError: the run ended without an output, or was cancelled; `error.run` is its partial record.
+        """
+        await asyncio.wait([self.task])
+        if self._error is not None:
+            raise self._error
+        return cast("Run[In, Out]", self._result)
+
+    async def cancel(self) -> None:
+        """End the run now and wait until nothing of it is left; a finished run stays as it is."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    async def _complete(self) -> None:
+        try:
+            self._result = await self._running.complete()
+        except asyncio.CancelledError:
+            run = self._running.record()
+            self._error = RunError(f"the run of {run.graph} was cancelled", run=run)
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks for the result
+            self._error = error

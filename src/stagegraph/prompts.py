@@ -1,0 +1,230 @@
+"""What a graph says to its models: stage path -> instructions, demos, tool descriptions. Immutable."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import JsonValue, ValidationError
+from pydantic_core import to_jsonable_python
+
+from . import prompts_file
+from .errors import PromptError
+
+if TYPE_CHECKING:
+    import os
+
+    from .node import Node
+
+__all__ = ["Demo", "Prompt", "Prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """One worked example of a stage: typed data, turned into text by the stage's own renderer when it is used."""
+
+    input: Any
+    """A value of the stage's input type, or its JSON data; kept as JSON data."""
+    output: Any
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            object.__setattr__(self, name, to_jsonable_python(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one stage says to its model."""
+
+    instructions: str | None = None
+    """Takes the place of the agent's own literal instructions; `None` leaves them as the code has them."""
+    demos: tuple[Demo, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Tool name -> description; a tool that is not named keeps its own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "demos", tuple(self.demos))
+        object.__setattr__(self, "tools", MappingProxyType(dict(self.tools)))
+
+    def data(self) -> dict[str, JsonValue]:
+        """The prompt as plain data; what is empty is left out."""
+        demos: list[JsonValue] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
+        parts: dict[str, JsonValue] = {}
+        if self.instructions is not None:
+            parts["instructions"] = self.instructions
+        if demos:
+            parts["demos"] = demos
+        if self.tools:
+            parts["tools"] = dict(self.tools)
+        return parts
+
+
+class Prompts(Mapping[str, Prompt]):
+    """Stage path -> `Prompt`: the one thing that tuning changes, in a file that people review.
+
+    A stage that is not in here keeps the text of the code. Equal content is equal, whatever the order.
+    """
+
+    def __init__(self, prompts: Mapping[str, Prompt] | None = None, *, graph: str | None = None) -> None:
+        self._prompts = dict(prompts or {})
+        self.graph = graph
+        """The name of the graph they were made for; for people, it decides nothing."""
+
+    @classmethod
+    def of(cls, graph: Node[Any, Any]) -> Prompts:
+        """The texts that the code of *graph* has now: the seed of tuning."""
+        from .structure import Structure  # noqa: PLC0415 - facts do not depend on declarations, only this door does
+
+        structure = Structure.of(graph)
+        return cls({path: Prompt(stage.instructions) for path, stage in structure.stages.items()}, graph=graph.label)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Prompts:
+        """Read a prompts file.
+
+        Raises:
+            PromptError: no such file, too large, not YAML, another format, or a wrong value; it names the place.
+        """
+        name, entries = prompts_file.read(path)
+        return cls({stage: _prompt(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file whole or not at all; an unchanged prompt is an unchanged line.
+
+        Raises:
+            PromptError: a text cannot be written as UTF-8, or the file system refuses.
+        """
+        prompts_file.write(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """What `save` writes."""
+        return prompts_file.dump(self.graph, {path: prompt.data() for path, prompt in self._prompts.items()})
+
+    def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
+        """The same prompts with some changed; a `str` changes the instructions and keeps demos and tools."""
+        changed = dict(self._prompts)
+        for path, change in changes.items():
+            before = changed.get(path, Prompt())
+            changed[path] = Prompt(change, before.demos, before.tools) if isinstance(change, str) else change
+        return Prompts(changed, graph=self.graph)
+
+    def diff(self, other: Prompts) -> str:
+        """What changes from these to *other*, as a unified diff; empty when they say the same."""
+        before, after = (self._lines(prompts) for prompts in (self, other))
+        return "".join(difflib.unified_diff(before, after, "before", "after"))
+
+    @staticmethod
+    def _lines(prompts: Prompts) -> list[str]:
+        data = {path: prompts[path].data() for path in sorted(prompts)}
+        return prompts_file.dump(None, data).splitlines(keepends=True)
+
+    def check(self, graph: Node[Any, Any]) -> None:
+        """Make sure that these prompts and *graph* name the same stages and that every demo fits its stage.
+
+        Raises:
+            PromptError: it names every unknown and missing path and every demo that does not fit.
+        """
+        from .structure import Structure  # noqa: PLC0415
+
+        stages = Structure.of(graph).stages
+        problems = self._unknown(stages)
+        problems += [f"`{path}` is missing" for path in stages if path not in self]
+        for path, stage in stages.items():
+            for number, demo in enumerate(self[path].demos if path in self else (), 1):
+                for schema, value, what in ((stage.takes, demo.input, "input"), (stage.gives, demo.output, "output")):
+                    try:
+                        schema.load(value)
+                    except ValidationError as error:
+                        problems.append(f"`{path}`, {what} of demo {number} is no {schema.name}: {_first(error)}")
+        if problems:
+            msg = f"the prompts do not fit {graph.label}: " + "; ".join(problems)
+            raise PromptError(msg)
+
+    def check_known(self, stages: Mapping[str, object], label: str) -> None:
+        """Make sure that every path names a stage; stages that are not in here keep the code's text.
+
+        Raises:
+            PromptError: it names every unknown path.
+        """
+        problems = self._unknown(stages)
+        if problems:
+            msg = f"the prompts do not fit {label}: " + "; ".join(problems)
+            raise PromptError(msg)
+
+    def _unknown(self, stages: Mapping[str, object]) -> list[str]:
+        problems: list[str] = []
+        for path in self:
+            if path not in stages:
+                near = difflib.get_close_matches(path, stages, n=1)
+                hint = f" (did you mean `{near[0]}`?)" if near else ""
+                problems.append(f"there is no stage `{path}`{hint}")
+        return problems
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that are equal exactly when the content is."""
+        data = {path: prompt.data() for path, prompt in self._prompts.items()}
+        text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __getitem__(self, path: str) -> Prompt:
+        return self._prompts[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompts) and self._prompts == other._prompts
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
+
+
+def _prompt(path: str, data: object, file: str) -> Prompt:
+    if data is None:
+        return Prompt()
+    if not isinstance(data, dict):
+        msg = f"{file}: `{path}` must be a mapping with `instructions`, `demos`, `tools`"
+        raise PromptError(msg)
+    fields = cast("dict[str, Any]", data)
+    unknown = set(fields) - {"instructions", "demos", "tools"}
+    instructions, demos, tools = fields.get("instructions"), fields.get("demos") or [], fields.get("tools") or {}
+    problem = (
+        f"unknown field `{sorted(map(str, unknown))[0]}`"
+        if unknown
+        else "`instructions` must be text"
+        if not isinstance(instructions, str | None)
+        else "`demos` must be a list of {input, output}"
+        if not isinstance(demos, list) or not all(_is_demo(demo) for demo in cast("list[Any]", demos))
+        else "`tools` must map tool names to descriptions"
+        if not isinstance(tools, dict)
+        or not all(isinstance(part, str) for pair in cast("dict[Any, Any]", tools).items() for part in pair)
+        else None
+    )
+    if problem:
+        msg = f"{file}: `{path}`: {problem}"
+        raise PromptError(msg)
+    return Prompt(instructions, tuple(Demo(d["input"], d["output"]) for d in demos), tools)
+
+
+def _is_demo(demo: object) -> bool:
+    return isinstance(demo, dict) and set(cast("dict[Any, Any]", demo)) == {"input", "output"}
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+

@@ -1,0 +1,176 @@
+"""The prompts file: YAML that reads like text, written whole or not at all, read as if it came from an enemy."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from .errors import PromptError
+
+__all__ = ["FORMAT", "MAX_BYTES", "dump", "read", "write"]
+
+FORMAT = 1
+MAX_BYTES = 5_000_000
+"""A larger file is refused: prompts are texts that people review."""
+
+_HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools.\n"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only: no tags, no aliases (they can blow a small file up), no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            msg = "aliases are not allowed"
+            raise yaml.composer.ComposerError(None, None, msg, mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                msg = "a key must be a plain word"
+                raise yaml.constructor.ConstructorError(None, None, msg, key_node.start_mark)
+            if key_node.value in seen:
+                msg = f"the key {key_node.value!r} stands here twice"
+                raise yaml.constructor.ConstructorError(None, None, msg, key_node.start_mark)
+            seen.add(cast("str", key_node.value))
+        return cast("dict[Any, Any]", super().construct_mapping(node, deep=deep))
+
+
+_Loader.yaml_implicit_resolvers = {}  # YAML 1.1 turns `no`, `12:30` and dates into something else; JSON does not
+for _tag, _pattern, _first_characters in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        del data
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002 - PyYAML's
+        del indentless
+        super().increase_indent(flow, False)  # noqa: FBT003
+
+
+_BLOCK = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]*")
+
+
+class _Block(str):
+    """A text that is written as a block scalar."""
+
+    __slots__ = ()
+
+
+def _represent_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    fits = _BLOCK.fullmatch(text) and text.strip() and not re.search(r"[ \t](\n|$)", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|" if fits else '"')
+
+
+_Dumper.add_representer(_Block, _represent_block)
+
+
+def dump(graph: str | None, prompts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The file's text: block scalars, two spaces, the order that was given."""
+    body = {path: _blocks(data) for path, data in prompts.items()}
+    head: dict[str, Any] = {"format": FORMAT, **({"graph": graph} if graph else {}), "prompts": body}
+    text = yaml.dump(head, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=2**31, default_flow_style=False)
+    return _HEADER + cast("str", text)
+
+
+def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
+    blocks = dict(data)
+    if "instructions" in blocks:
+        blocks["instructions"] = _Block(blocks["instructions"])
+    if "tools" in blocks:
+        blocks["tools"] = {name: _Block(text) for name, text in blocks["tools"].items()}
+    return blocks
+
+
+def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
+    """The graph's name and the entries of a prompts file.
+
+    Raises:
+        PromptError: it names the file, and the line where there is one.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        msg = f"{path}: the prompts file cannot be read: {error.strerror or error}"
+        raise PromptError(msg) from error
+    if len(raw) > MAX_BYTES:
+        msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is no prompts file"
+        raise PromptError(msg)
+    try:
+        data = yaml.load(raw.decode(), Loader=_Loader)  # noqa: S506 - a stricter SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        msg = f"{path}: not a YAML file that can be read: {_short(error)}"
+        raise PromptError(msg) from error
+    return _entries(path, data)
+
+
+def _entries(path: str | os.PathLike[str], data: object) -> tuple[str | None, dict[str, object]]:
+    head = cast("dict[str, object]", data) if isinstance(data, dict) else {}
+    found = head.get("format")
+    if type(found) is not int or "prompts" not in head:
+        msg = f"{path}: no prompts file; it begins with `format: {FORMAT}` and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
+        raise PromptError(msg)
+    if found != FORMAT:
+        msg = f"{path}: written in format {found}, and this version of stagegraph reads format {FORMAT}"
+        raise PromptError(msg)
+    entries, graph = head["prompts"] or {}, head.get("graph")
+    unknown = sorted(map(str, set(head) - {"format", "graph", "prompts"}))
+    if unknown or not isinstance(entries, dict) or not isinstance(graph, str | None):
+        what = f"unknown field `{unknown[0]}`" if unknown else "`prompts` must map stage paths to prompts, `graph` be a name"
+        msg = f"{path}: {what}"
+        raise PromptError(msg)
+    return graph, {str(stage): entry for stage, entry in cast("dict[object, object]", entries).items()}
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the file at once: readers see the old text or the new one, never a part.
+
+    Raises:
+        PromptError: the text is no UTF-8, or the file system refuses; the old file is as it was.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        data = text.encode()
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        Path(temporary).replace(target)
+    except (OSError, UnicodeEncodeError) as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else "a text in it is no valid Unicode"
+        msg = f"{target}: the prompts could not be saved: {reason}"
+        raise PromptError(msg) from error
+    except BaseException:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise

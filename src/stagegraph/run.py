@@ -1,0 +1,152 @@
+"""One finished (or failed) execution, for reading: its tree of calls, its data flow, its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, cast, overload
+
+from typing_extensions import TypeVar
+
+from . import run_json
+from .call import Call, CallError, Status, key_order
+from .edges import follow_values
+from .mermaid import run_chart
+from .structure import Structure, closest
+
+if TYPE_CHECKING:
+    from pydantic_ai.usage import RunUsage
+
+    from .node import Node
+
+__all__ = ["Run"]
+
+In = TypeVar("In", default=Any)
+Out = TypeVar("Out", default=Any)
+I = TypeVar("I")  # noqa: E741 - the pair to O
+O = TypeVar("O")  # noqa: E741
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run(Generic[In, Out]):
+    """One execution of a graph (or of a single stage or step): the root call, its tree, usage and cost."""
+
+    id: str
+    graph: str
+    """The name of what was run."""
+    status: Status
+    input: In
+    output: Out
+    """What the run gave; `None` when it did not succeed."""
+    error: CallError | None
+    started: datetime
+    """Time zone aware, UTC."""
+    duration: float
+    """Seconds."""
+    metadata: Mapping[str, object] = field(default_factory=dict[str, object])
+    tags: tuple[str, ...] = ()
+    session_id: str | None = None
+    user_id: str | None = None
+    prompts_digest: str = ""
+    """`Prompts.digest` of what was deployed for this run."""
+    structure: Structure = field(repr=False)
+    """What the graph declared when it ran."""
+    read_root: Callable[[], Call[In, Out]] = field(repr=False)
+    read_edges: Callable[[], list[tuple[str, str]]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def root(self) -> Call[In, Out]:
+        """The call of the graph itself, with everything else below it."""
+        return self.read_root()
+
+    @cached_property
+    def _by_key(self) -> dict[str, Call]:
+        return {call.key: call for call in self.root.walk()}
+
+    @property
+    def usage(self) -> RunUsage:
+        """Requests, tool calls and tokens of all calls together."""
+        return self.root.usage
+
+    @property
+    def cost(self) -> Decimal | None:
+        """US dollars; `None` when the price of a request is not known."""
+        return self.root.cost
+
+    @overload
+    def calls(self, node: None = None) -> list[Call]: ...
+    @overload
+    def calls(self, node: Node[I, O]) -> list[Call[I, O]]: ...
+    def calls(self, node: Node[Any, Any] | None = None) -> list[Call[Any, Any]]:
+        """The calls of one node (`run.calls(Build.code)`), or all leaf calls, in key order.
+
+        Raises:
+            DeclarationError: the graph that ran has no such node.
+        """
+        if node is None:
+            found = [call for call in self.root.walk() if call.kind != "graph"]
+        else:
+            paths = self.structure.paths(node)
+            found = [call for call in self.root.walk() if call.path in paths]
+        return sorted(found, key=lambda call: key_order(call.key))
+
+    def call(self, key: str) -> Call:
+        """The call that ran at *key*; the empty key is the graph's own.
+
+        Raises:
+            KeyError: nothing ran there.
+        """
+        found = self._by_key.get(key)
+        if found is None:
+            msg = f"run {self.id} has no call `{key}`{closest(key, list(self._by_key))}"
+            raise KeyError(msg)
+        return found
+
+    def failures(self) -> list[Call]:
+        """The calls that failed by themselves, in key order; a graph that failed with one of its calls is left out."""
+        failed = [call for call in self.root.walk() if call.status == "failed"]
+        own = [call for call in failed if not any(_explains(call, child) for child in call.children)]
+        return sorted(own, key=lambda call: key_order(call.key))
+
+    def edges(self) -> list[tuple[str, str]]:
+        """Which call's output went into which call, as pairs of keys, found by following the values themselves."""
+        return list(self._edges)
+
+    @cached_property
+    def _edges(self) -> list[tuple[str, str]]:
+        return follow_values(self.root) if self.read_edges is None else self.read_edges()
+
+    def mermaid(self) -> str:
+        """What happened, as a Mermaid flowchart; a very wide run is drawn by path with counts."""
+        return run_chart(self.graph, self.root, self.edges())
+
+    def to_json(self) -> str:
+        """The whole record; `from_json` reads it back, typed by the graph's own models.
+
+        Raises:
+            RunError: a value cannot be written as JSON; it names the call.
+        """
+        return run_json.dump(cast("Run[Any, Any]", self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, graph: Node[In, Out] | type[Node[In, Out]]) -> Run[In, Out]:
+        """Read a record back, each value as the type that *graph* declares for it.
+
+        Raises:
+            ReplayError: the text is no record, or does not fit *graph*; it names the call.
+        """
+        node = cast("Node[Any, Any]", graph() if isinstance(graph, type) else graph)
+        return cast("Run[In, Out]", run_json.load(text, node, Run[Any, Any]))
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {self.graph}: {self.status}>"
+
+
+def _explains(call: Call, child: Call) -> bool:
+    """Whether a call failed because this child did: the child's error passed through it."""
+    if child.status != "failed" or call.error is None or child.error is None:
+        return False
+    return child.error == call.error or child.error.message in call.error.message or "ExceptionGroup" in call.error.type

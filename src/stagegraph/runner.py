@@ -1,0 +1,219 @@
+"""The only executor: models, prompts, limits, and the runs that share them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+
+import anyio
+from typing_extensions import Self, Unpack
+
+from .errors import DeclarationError
+from .event_log import EventLog
+from .execution import Terms
+from .flow import DEFAULT_LIMIT
+from .limits import Ledger, Limits
+from .live import LiveRun
+from .models import Models
+from .node import Node
+from .prompts import Prompts
+from .running import Labels, Running
+from .structure import Structure
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from .run import Run
+    from .stage import Stage
+
+__all__ = ["RunOptions", "Runner"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_BUFFERED_EVENTS = 10_000
+
+
+class RunOptions(TypedDict, total=False):
+    """What a caller may say about one run besides its input, model, deps and prompts."""
+
+    run_id: str | None
+    """Chosen by the caller; a fresh one without it."""
+    limits: Limits | None
+    """Instead of the runner's."""
+    session_id: str | None
+    user_id: str | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, object] | None
+
+
+class Runner:
+    """Runs graphs, many at once, on one event loop.
+
+    Args:
+        model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
+            `local:smollm2`).
+        models: Stage path -> model; goes before every other choice.
+        prompts: What is deployed; stages that are not in it keep the code's text.
+        max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
+            nested fan-outs cannot block each other.
+        limits: What each run may spend.
+        fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
+
+    Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
+    started in it, or cancels them when the block failed.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | None = None,
+        *,
+        models: Mapping[str, Model | str] | None = None,
+        prompts: Prompts | None = None,
+        max_concurrency: int | None = None,
+        limits: Limits | None = None,
+        fan_out_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        for name, value in (("max_concurrency", max_concurrency), ("fan_out_limit", fan_out_limit)):
+            if value is not None and value < 1:
+                msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
+                raise DeclarationError(msg)
+        self._model = model
+        self._models_by_path = dict(models or {})
+        self._prompts = prompts or Prompts()
+        self._max_concurrency = max_concurrency
+        self._limits = limits or Limits()
+        self._fan_out_limit = fan_out_limit
+        self._models = Models()
+        self._slots: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+        self._live: set[asyncio.Task[None]] = set()
+
+    async def run(
+        self,
+        node: Node[In, Out],
+        input: In | Mapping[str, object],  # noqa: A002 - the name users write
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run[In, Out]:
+        """Run a graph, or a single stage or step, and wait for its end.
+
+        Args:
+            node: What to run.
+            input: A value of the input type, or data that validates to one (a dict for a model).
+            model: For stages without a model of their own, instead of the runner's.
+            deps: Reaches every stage's agent and `current_call().deps`.
+            prompts: Instead of the runner's.
+            options: See `RunOptions`.
+
+        Raises:
+            RunError: the run ended without an output; `error.run` is its partial record. `InputError`: the input does
+                not fit; `LimitError`: a limit was reached.
+            DeclarationError: *node* is written in a way that cannot work.
+            PromptError: the prompts name stages that *node* does not have.
+        """
+        running = self._open(node, input, model, deps, prompts, None, deltas=False, options=options)
+        return cast("Run[In, Out]", await running.complete())
+
+    def start(
+        self,
+        node: Node[In, Out],
+        input: In | Mapping[str, object],  # noqa: A002
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        deltas: bool = False,
+        **options: Unpack[RunOptions],
+    ) -> LiveRun[In, Out]:
+        """The same in a task of its own: watch its events, wait for it, cancel it.
+
+        With *deltas*, models stream, and every piece of text is an event.
+        """
+        log = EventLog("", _BUFFERED_EVENTS)
+        running = self._open(node, input, model, deps, prompts, log, deltas=deltas, options=options)
+        log.run_id = running.terms.run_id
+        live: LiveRun[In, Out] = LiveRun(running, log)
+        self._live.add(live.task)
+        live.task.add_done_callback(self._live.discard)
+        return live
+
+    def _open(
+        self,
+        node: Node[Any, Any],
+        raw: object,
+        model: Model | str | None,
+        deps: object,
+        prompts: Prompts | None,
+        log: EventLog | None,
+        *,
+        deltas: bool,
+        options: RunOptions,
+    ) -> Running:
+        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
+            instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
+            msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
+            raise DeclarationError(msg)
+        structure = Structure.of(node)
+        deployed = prompts if prompts is not None else self._prompts
+        deployed.check_known(structure.stages, node.label)
+        limits = options.get("limits") or self._limits
+        default = model if model is not None else self._model
+        terms = Terms(
+            run_id=options.get("run_id") or uuid.uuid4().hex,
+            deps=deps,
+            prompts=deployed,
+            model_for=lambda path, stage: self._model_for(path, stage, default),
+            fan_out_limit=self._fan_out_limit,
+            slots=self._shared_slots(),
+            ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
+            log=log,
+            deltas=deltas,
+        )
+        labels = Labels(
+            session_id=options.get("session_id"),
+            user_id=options.get("user_id"),
+            tags=tuple(options.get("tags", ())),
+            metadata=MappingProxyType(dict(options.get("metadata") or {})),
+        )
+        return Running(structure, raw, terms, limits, labels)
+
+    def _model_for(self, path: str, stage: Stage[Any, Any], default: Model | str | None) -> Model | None:
+        """By path, by stage, by agent, by run or runner: the more particular choice wins."""
+        for choice in (self._models_by_path.get(path), stage.model, stage.agent.model, default):
+            if choice is not None:
+                return self._models.get(choice)
+        return None
+
+    def _shared_slots(self) -> anyio.Semaphore | None:
+        if self._max_concurrency is None:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._slots is None or self._slots[0] is not loop:  # a semaphore belongs to one event loop
+            self._slots = (loop, anyio.Semaphore(self._max_concurrency))
+        return self._slots[1]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        live = list(self._live)
+        if kind is not None:
+            for task in live:
+                task.cancel()
+        try:
+            while self._live:
+                await asyncio.wait(list(self._live))
+        except asyncio.CancelledError:
+            for task in live:
+                task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(live)
+            raise

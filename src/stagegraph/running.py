@@ -1,0 +1,183 @@
+"""One run from its input to its record: validation, the outer cancel scope, and how it may end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+from pydantic import ValidationError
+
+from .call import Call, CallError, Status
+from .errors import InputError, LimitError, RunError
+from .events import RunFinished, RunStarted
+from .execution import Execution, Terms
+from .record import Clock, Entry, freeze
+from .run import Run
+
+if TYPE_CHECKING:
+    from .limits import Limits
+    from .structure import Structure
+
+__all__ = ["Labels", "Running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What the caller said about a run for those who look at it later."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Running:
+    """One run: awaited once, readable at any time."""
+
+    def __init__(self, structure: Structure, raw: object, terms: Terms, limits: Limits, labels: Labels) -> None:
+        self.structure = structure
+        self.terms = terms
+        self.limits = limits
+        self.labels = labels
+        self.execution = Execution(structure, terms)
+        self.clock = Clock.now()
+        self._raw = raw
+        self._end: tuple[Status, CallError | None] | None = None
+
+    async def complete(self) -> Run[Any, Any]:
+        """Run to the end.
+
+        Raises:
+            RunError: it ended without an output; its subclasses say which way.
+            CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
+        """
+        log = self.terms.log
+        if log is not None:
+            log.put(RunStarted, graph=self.structure.root.label)
+        try:
+            cause = await self._flow()
+        except BaseException as error:
+            self._finish("cancelled", None)
+            vars(error)["stagegraph_run"] = self.record()
+            raise
+        if cause is None:
+            self._finish("succeeded", None)
+            return self.record()
+        error = self._run_error(cause)
+        self._finish("failed", CallError(type(error).__name__, str(error)))
+        error.attach(self.record())
+        raise error from (cause if cause is not error else cause.__cause__)
+
+    async def _flow(self) -> Exception | None:
+        """Run the root call; gives the failure, if there was one."""
+        execution, root = self.execution, self.structure.root
+        failure: Exception | None = None
+        try:
+            value = root.takes.validate(self._raw)
+        except ValidationError as error:
+            self._reject(error)
+            msg = f"the input does not fit {root.takes.name}, which {root.label} takes: {_problems(error)}"
+            failure = InputError(msg)
+            failure.__cause__ = error
+            return failure
+        with execution.scope as scope:
+            if self.limits.seconds is not None:
+                scope.deadline = anyio.current_time() + self.limits.seconds
+            try:
+                await execution.root_frame().call(root, value)
+            except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
+                failure = error
+        if execution.limit is None and scope.cancelled_caught:
+            execution.limit = f"it took longer than {self.limits.seconds} s"
+        if execution.limit is not None:
+            limit = LimitError(f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less")
+            limit.__cause__ = failure
+            return limit
+        return failure
+
+    def _reject(self, error: ValidationError) -> None:
+        entry = self.execution.open(self.structure.root, self.execution.root_frame(), "", self._raw)
+        entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
+        self.execution.close(entry)
+
+    def _run_error(self, cause: Exception) -> RunError:
+        if isinstance(cause, (InputError, LimitError)) and not cause.attached:
+            return cause
+        leaves = list(_leaves(cause))
+        label, failures = self.structure.root.label, self.record().failures()
+        if not failures or leaves != [cause]:
+            text = "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves[:3])
+        else:
+            text = failures[0].error.message if failures[0].error else str(cause)
+            if not isinstance(cause, RunError) and type(cause).__module__ != "stagegraph.errors":
+                text = f"{type(cause).__name__}: {text}"
+        key = next((call.key for call in failures if call.key), "")
+        place = f" at `{key}`" if key and f"`{key}`" not in text else ""
+        more = f" (and {len(failures) - 1} more failed calls, see `error.failures`)" if len(failures) > 1 else ""
+        return RunError(f"{label} failed{place}: {text}{more}")
+
+    def _finish(self, status: Status, error: CallError | None) -> None:
+        self._end = (status, error)
+        log, root = self.terms.log, self._root_entry()
+        if log is None:
+            return
+        output = None
+        if status == "succeeded":
+            try:
+                output = self.structure.root.gives.dump(root.output)
+            except (ValueError, TypeError):
+                output = None  # the event is a notice; the output itself is in the run
+        text = error.message if error else None
+        log.put(RunFinished, status=status, error=text, output=output, duration=root.duration)
+        log.close()
+
+    def _root_entry(self) -> Entry:
+        for entry in self.execution.entries.values():
+            return entry
+        root = self.structure.root
+        return Entry(root, "" if root.kind == "graph" else root.label, "", None, self._raw)
+
+    def record(self) -> Run[Any, Any]:
+        """The run as it stands now; once it ended, it does not change any more."""
+        root = self._root_entry()
+        status, error = self._end or (root.status, root.error)
+        frozen: Call | None = None
+        if self._end is None:
+            frozen = freeze(list(self.execution.entries.values()) or [root], self.clock)
+        entries, clock = self.execution.entries, self.clock
+        return Run(
+            id=self.terms.run_id,
+            graph=self.structure.root.label,
+            status=status,
+            input=root.input,
+            output=root.output,
+            error=error,
+            started=self.clock.calendar(root.began),
+            duration=root.duration,
+            metadata=self.labels.metadata,
+            tags=self.labels.tags,
+            session_id=self.labels.session_id,
+            user_id=self.labels.user_id,
+            prompts_digest=self.terms.prompts.digest,
+            structure=self.structure,
+            read_root=lambda: frozen if frozen is not None else freeze(list(entries.values()) or [root], clock),
+        )
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The single errors in a group of groups, as a user's own task group may raise it."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _problems(error: ValidationError) -> str:
+    problems = [f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors(include_url=False)]
+    return "; ".join(problems[:5])
+
+

@@ -1,0 +1,129 @@
+"""The declared type of a node's input or output: checked, read and written in one place."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import types
+from functools import cached_property
+from typing import Annotated, Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+from typing_extensions import TypeAliasType, is_typeddict
+
+__all__ = ["Schema", "named_models"]
+
+Check = collections.abc.Callable[[object], bool]
+
+
+class Schema:
+    """One declared type: an instance check for every call, validation and JSON for the outer doors."""
+
+    def __init__(self, type_: Any) -> None:
+        self.type = type_
+        self.accepts: Check = _check(type_)
+        """Whether a value fits: an instance check that neither copies nor coerces."""
+
+    @property
+    def name(self) -> str:
+        """How a person writes the type."""
+        return type_name(self.type)
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.type)
+
+    def validate(self, raw: object) -> Any:
+        """Turn outside data into the type; a value that fits already passes as it is."""
+        return raw if self.accepts(raw) else self.adapter.validate_python(raw)
+
+    def load(self, data: object) -> Any:
+        """Read back what `dump` wrote."""
+        return self.adapter.validate_python(data)
+
+    def dump(self, value: object) -> Any:
+        """Plain JSON data for a value; one that does not fit its type is written as it can be."""
+        if self.accepts(value):
+            return self.adapter.dump_python(value, mode="json", warnings=False)
+        return to_jsonable_python(value, fallback=repr, serialize_unknown=True)
+
+
+def type_name(type_: Any) -> str:
+    if type_ is None or type_ is type(None):
+        return "None"
+    return type_.__name__ if isinstance(type_, type) and not get_args(type_) else str(type_).replace("typing.", "")
+
+
+def _check(type_: Any) -> Check:
+    origin = get_origin(type_)
+    if origin is None:
+        return _check_plain(type_)
+    args = get_args(type_)
+    if origin is Annotated:
+        return _check(args[0])
+    if origin in (Union, types.UnionType):
+        options = [_check(arg) for arg in args]
+        return lambda value: any(option(value) for option in options)
+    if origin is Literal:
+        return lambda value: any(value == arg and type(value) is type(arg) for arg in args)
+    if origin in (list, set, frozenset, collections.abc.Sequence, collections.abc.Set) and len(args) == 1:
+        item = _check(args[0])
+        return lambda value: isinstance(value, origin) and all(map(item, cast("Any", value)))
+    if origin in (dict, collections.abc.Mapping) and len(args) == 2:  # noqa: PLR2004 - a key and a value
+        key, item = map(_check, args)
+        return lambda value: (
+            isinstance(value, origin) and all(key(k) and item(v) for k, v in cast("Any", value).items())
+        )
+    if origin is tuple:
+        return _check_tuple(args)
+    return lambda value: isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _check_plain(type_: Any) -> Check:
+    if type_ is None:
+        return lambda value: value is None
+    if isinstance(type_, TypeAliasType):
+        return _check(type_.__value__)
+    if isinstance(type_, NewType):
+        return _check(type_.__supertype__)
+    if isinstance(type_, TypeVar):
+        return _check(type_.__bound__) if type_.__bound__ is not None else lambda _: True
+    if type_ is float:  # PEP 484: an int is acceptable where a float is asked for
+        return lambda value: isinstance(value, (float, int))
+    if is_typeddict(type_):
+        return lambda value: isinstance(value, dict)
+    if not isinstance(type_, type) or getattr(type_, "_is_protocol", False) or type_ is object:
+        return lambda _: True
+    return lambda value: isinstance(value, type_)
+
+
+def _check_tuple(args: tuple[Any, ...]) -> Check:
+    if len(args) == 2 and args[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
+        every = _check(args[0])
+        return lambda value: isinstance(value, tuple) and all(map(every, cast("Any", value)))
+    items = [_check(arg) for arg in args]
+    return lambda value: (
+        isinstance(value, tuple)
+        and len(cast("Any", value)) == len(items)
+        and all(item(v) for item, v in zip(items, cast("Any", value), strict=True))
+    )
+
+
+def named_models(type_: Any) -> set[type]:
+    """The models and dataclasses that a type is or contains, however deep."""
+    found: set[type] = set()
+    pending: list[Any] = [type_]
+    while pending:
+        current = pending.pop()
+        pending.extend(get_args(current))
+        if not isinstance(current, type) or get_args(current) or current in found:
+            continue
+        fields = getattr(current, "model_fields", None)
+        if fields is not None:
+            found.add(current)
+            pending.extend(field.annotation for field in fields.values())
+        elif dataclasses.is_dataclass(current):
+            found.add(current)
+            pending.extend(field.type for field in dataclasses.fields(current))
+    return found

@@ -1,0 +1,137 @@
+"""A Pydantic AI agent with a typed input: the tunable leaf of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Union, cast
+
+from pydantic_ai import DeferredToolRequests
+from pydantic_ai._output import types_from_output_spec  # the only way from an output spec to its types
+from pydantic_ai.agent import AbstractAgent, WrapperAgent
+from typing_extensions import TypeForm, TypeVar
+
+from .errors import DeclarationError
+from .node import Node
+from .render import render_input
+from .schema import Schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic_ai.messages import UserContent
+    from pydantic_ai.models import Model
+    from pydantic_ai.settings import ModelSettings
+
+    from .call import Kind
+
+__all__ = ["Stage"]
+
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
+
+
+class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
+    """A Pydantic AI agent with a typed input; its instructions and demos are what tuning changes.
+
+    Args:
+        input: The type of the value it takes.
+        agent: Any Pydantic AI agent; it is never modified, and runs with its own tools, validators and retries.
+        render: Turns an input into the user prompt, live and in demos. The default gives a `str` as it is and
+            everything else as XML, with media fields (`ImageUrl`, `BinaryContent`, ...) as content parts.
+        model: A model for this stage alone; without one the agent's, then the run's, then the runner's is taken.
+        model_settings: Merged over the agent's own.
+        deps: Picks this agent's deps from the run's: `deps=lambda app: app.db`.
+        timeout: Seconds that one attempt may take.
+        retries: How many more times a failed attempt is repeated (0 without it), waiting as long as the provider asks
+            for; refusals that would only repeat (a bad key, an unknown model) are not. The agent's own retries of
+            bad output and tools happen inside an attempt.
+        version: Belongs to what a journal compares; raise it when a tool's code changed.
+        demos: How demos reach the model: `"examples"` in the instructions, or `"messages"` before the input.
+
+    Raises:
+        DeclarationError: what is given is no agent, or an agent that cannot be a stage.
+    """
+
+    kind: ClassVar[Kind] = "stage"
+
+    def __init__(
+        self,
+        input: type[In_contra] | TypeForm[In_contra],  # noqa: A002 - the name users read
+        agent: AbstractAgent[Any, Out_co],
+        *,
+        render: Callable[[In_contra], str | Sequence[UserContent]] | None = None,
+        model: Model | str | None = None,
+        model_settings: ModelSettings | None = None,
+        deps: Callable[[Any], object] | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+        version: int | str = 1,
+        demos: Literal["examples", "messages"] = "examples",
+    ) -> None:
+        _reject_unfit(agent, timeout, retries)
+        self.agent = agent
+        self.render: Callable[[Any], str | Sequence[UserContent]] = render or render_input
+        self.model = model
+        self.model_settings = model_settings
+        self.deps = deps
+        self.timeout = timeout
+        self.retries = retries or 0
+        self.version = version
+        self.demos: Literal["examples", "messages"] = demos
+        self._takes = Schema(input)
+        self._name: str | None = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if self._name is None:
+            self._name = name
+
+    @property
+    def takes(self) -> Schema:
+        return self._takes
+
+    @cached_property
+    def gives(self) -> Schema:
+        types = [t for t in types_from_output_spec(self.agent.output_type) if t is not DeferredToolRequests]
+        return Schema(Union[tuple(types)] if types else str)  # noqa: UP007 - built from a list
+
+    @property
+    def label(self) -> str:
+        return self._name or self.agent.name or "stage"
+
+    @property
+    def instructions(self) -> str:
+        """The agent's own literal instructions: the text that prompts replace, and the seed of tuning."""
+        # Pydantic AI has no public reader for them: `agent.instructions` is a decorator. A test compares this
+        # with what a model is really sent.
+        sourced = cast("list[Any]", getattr(_unwrapped(self.agent), "_instructions", []))
+        literals = [s.instruction.strip() for s in sourced if isinstance(s.instruction, str) and s.id is not None]
+        return "\n\n".join(text for text in literals if text)
+
+    def __repr__(self) -> str:
+        return f"<stage {self.label}: {self.takes.name} -> {self.gives.name}>"
+
+
+def _unwrapped(agent: AbstractAgent[Any, Any]) -> AbstractAgent[Any, Any]:
+    while isinstance(agent, WrapperAgent):
+        agent = cast("WrapperAgent[Any, Any]", agent).wrapped
+    return agent
+
+
+def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> None:
+    if not isinstance(agent, AbstractAgent):
+        msg = f"Stage(input, agent) needs a Pydantic AI agent, not {agent!r}: write Stage(Spec, Agent(output_type=Plan))"
+        raise DeclarationError(msg)
+    inner = _unwrapped(cast("AbstractAgent[Any, Any]", agent))
+    if any(getattr(inner, name, None) for name in ("_system_prompts", "_system_prompt_functions")):
+        msg = (
+            f"the agent {inner.name or ''!r} uses `system_prompt`, which is part of the message history and cannot be "
+            "tuned or deployed: write the text as Agent(instructions=...)"
+        )
+        raise DeclarationError(msg)
+    if timeout is not None and timeout <= 0:
+        msg = f"Stage(timeout={timeout}): the seconds must be more than 0"
+        raise DeclarationError(msg)
+    if retries is not None and retries < 0:
+        msg = f"Stage(retries={retries}): the number must be 0 or more"
+        raise DeclarationError(msg)
