@@ -39,13 +39,13 @@ from pydantic_ai.usage import RunUsage
 from .errors import StageError
 from .inject import Injection, RequestGate
 from .limits import LimitReached
+from .record import Entry, ModelUse
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
     from pydantic_ai.models import Model
 
     from .prompts import Prompt
-    from .record import Entry
     from .stage import Stage
 
 __all__ = ["Setting", "call_agent"]
@@ -77,7 +77,7 @@ async def call_agent(stage: Stage[Any, Any], entry: Entry, setting: Setting) -> 
     """
     content = stage.render(entry.input)
     injection = Injection(stage, setting.prompt, setting.gate)
-    entry.usage = RunUsage()
+    use = entry.use = ModelUse()
     while True:
         usage = RunUsage()
         with capture_run_messages() as messages:
@@ -96,19 +96,19 @@ async def call_agent(stage: Stage[Any, Any], entry: Entry, setting: Setting) -> 
             except LimitReached:
                 raise
             except Exception as error:
-                if entry.attempts > stage.retries or not _worth_repeating(error):
+                if use.attempts > stage.retries or not _worth_repeating(error):
                     raise _stage_error(error, stage, entry, messages) from error
-                wait = _wait(error, entry.attempts)
-                setting.on_retry(entry.attempts, error, wait)
+                wait = _wait(error, use.attempts)
+                setting.on_retry(use.attempts, error, wait)
             else:
                 if isinstance(result.output, DeferredToolRequests):
                     raise _unanswered(entry)
                 return result.output
             finally:
-                entry.usage.incr(usage)
-                entry.messages = tuple(messages)
+                use.usage.incr(usage)
+                use.messages = tuple(messages)
         await anyio.sleep(wait)
-        entry.attempts += 1
+        use.attempts += 1
 
 
 def _listener(on_text: Callable[[str], None] | None) -> Any:
@@ -150,7 +150,7 @@ def _unanswered(entry: Entry) -> StageError:
 
 def _stage_error(error: Exception, stage: Stage[Any, Any], entry: Entry, messages: list[ModelMessage]) -> StageError:
     what, remedy = _explained(error, stage, messages)
-    tried = f" after {entry.attempts} attempts" if entry.attempts > 1 else ""
+    tried = f" after {entry.use.attempts} attempts" if entry.use.attempts > 1 else ""
     return StageError(f"stage `{entry.key}` failed{tried}: {what}; {remedy}", key=entry.key, path=entry.path)
 
 

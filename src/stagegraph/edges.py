@@ -90,7 +90,7 @@ def _followed(value: object, *, whole: bool) -> bool:
     if isinstance(value, (str, bytes)):
         return len(value) >= _LONG or (whole and len(value) > 1)
     if isinstance(value, (BaseModel, Mapping, list, tuple, set, frozenset)) or dataclasses.is_dataclass(value):
-        return bool(value)
+        return bool(cast("Any", value))
     # Numbers, enum members, `None` and the like are one object wherever they appear.
     return whole and not isinstance(value, (int, float, complex, type, Enum, NoneType))
 

@@ -27,9 +27,9 @@ class EventLog:
         self._closed = False
         self._changed: anyio.Event | None = None
 
-    def put(self, kind: type[Any], **fields: object) -> None:
+    def put(self, event_type: type[Any], /, **fields: object) -> None:
         """Write one event of this kind."""
-        event = kind(run_id=self.run_id, seq=self._next, time=datetime.now(UTC), **fields)
+        event = event_type(run_id=self.run_id, seq=self._next, time=datetime.now(UTC), **fields)
         self._events.append(cast("Event", event))
         self._next += 1
         self._wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast, overload
@@ -18,7 +18,12 @@ __all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-T1, T2, T3, T4, T5, T6 = (TypeVar(f"T{i}") for i in range(1, 7))
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
 
 DEFAULT_LIMIT = 64
 _LABEL_LENGTH = 80
@@ -102,7 +107,7 @@ async def as_completed(
     *,
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
-) -> AsyncIterator[AsyncIterator[Outcome[Out]]]:
+) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
     """Hand out outcomes as they come: `async with as_completed(self.search, queries) as outcomes: async for ...`.
 
     Leaving the block cancels what is still running.

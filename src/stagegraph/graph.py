@@ -133,18 +133,20 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 _RESERVED = frozenset(name for base in (Graph, Node) for name in vars(base) if not name.startswith("__"))
 
 
-def _graph_types(cls: type) -> tuple[Any, Any]:
+def _graph_types(cls: Any) -> tuple[Any, Any]:
     """The `[In, Out]` that a class gave to `Graph`, through generic base classes as well."""
-    for base in getattr(cls, "__orig_bases__", ()):
-        origin = get_origin(base) or base
+    bases: tuple[Any, ...] = getattr(cls, "__orig_bases__", ())
+    for base in bases:
+        origin: Any = get_origin(base) or base
         if origin is Graph:
-            args = get_args(base)
-            return tuple(_evaluated(arg, cls) for arg in args) if len(args) == 2 else (Any, Any)  # noqa: PLR2004 # pyright: ignore[reportReturnType]
+            given_types = [_evaluated(arg, cls) for arg in get_args(base)]
+            return (given_types[0], given_types[1]) if given_types else (Any, Any)
         if isinstance(origin, type) and issubclass(origin, Graph):
-            inner = _graph_types(cast("type", origin))
-            given = dict(zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False))
-            return cast("tuple[Any, Any]", tuple(_substituted(type_, given) for type_ in inner))
-    return next((_graph_types(base) for base in cls.__bases__ if issubclass(base, Graph)), (Any, Any))
+            takes, gives = _graph_types(origin)
+            parameters: tuple[Any, ...] = getattr(cast("Any", origin), "__parameters__", ())
+            given = dict(zip(parameters, get_args(base), strict=False))
+            return _substituted(takes, given), _substituted(gives, given)
+    return Any, Any
 
 
 def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:

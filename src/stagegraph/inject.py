@@ -91,7 +91,9 @@ class Injection(AbstractCapability[Any]):
         return replace(request_context, messages=messages)
 
     async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
-        texts = self.prompt.tools if self.prompt is not None else {}
+        if self.prompt is None:
+            return tool_defs
+        texts = self.prompt.tools
         return [replace(tool, description=texts.get(tool.name, tool.description)) for tool in tool_defs]
 
     async def wrap_model_request(

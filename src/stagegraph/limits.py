@@ -19,7 +19,7 @@ class Limits:
     """What one run may spend; reaching one ends the run with `LimitError`, and what was recorded remains.
 
     A request is counted before it is made, so a wide fan-out cannot overshoot. Tokens and dollars of a request are
-    not known before: as much as the dearest request of the same stage so far is set aside, and the first one goes alone.
+    not known before: as much as the dearest request of the same stage so far is set aside, and the first goes alone.
     """
 
     requests: int | None = None
@@ -104,8 +104,8 @@ class Ledger:
         self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
         if self._usd_limit is not None and usage.cost is None:
             msg = (
-                f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of `{reservation.path}`; "
-                "limit requests or tokens instead, or use a model with a known price"
+                f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
+                f"`{reservation.path}`; limit requests or tokens instead, or use a model with a known price"
             )
             raise LimitReached(msg)
 
@@ -128,7 +128,9 @@ class Ledger:
             if limit is None:
                 continue
             if spent >= limit or spent + wanted > limit:
-                text = f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
+                text = (
+                    f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
+                )
                 return _Refusal(text, may_wait=False)
             first = path not in self._dearest
             if self._held and (first or any(r.path not in self._dearest for r in self._held)):

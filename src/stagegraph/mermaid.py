@@ -74,20 +74,19 @@ def declared_chart(root: Node[Any, Any]) -> str:
 
 def _fields(type_: Any) -> set[type]:
     """The models that stand directly in a model's fields: what its values are put together from."""
-    fields = getattr(type_, "model_fields", None) or {}
+    fields: dict[str, Any] = getattr(type_, "model_fields", None) or {}
     return {model for field in fields.values() for model in named_models(field.annotation)}
 
 
 def _declare(chart: _Chart, structure: Structure, path: str, depth: int, classes: dict[str, list[str]]) -> None:
-    node = structure.nodes[path] if path in structure.nodes else structure.root
+    node = structure.nodes.get(path, structure.root)
     if not isinstance(node, Graph):
         chart.node(depth, path or node.label, f"{_escaped(node.label)}", node.kind)
         classes.setdefault(node.kind, []).append(path or node.label)
         return
     title = f"{path} ({node.label})" if path else node.label
     chart.add(depth, f'subgraph {chart.id(f"graph {path}")} ["{_escaped(title)}"]')
-    for child, name in structure.names[path].items():
-        below = f"{path}.{name}" if path else name
+    for child, (name, below) in structure.names[path].items():
         if isinstance(child, Graph):
             _declare(chart, structure, below, depth + 1, classes)
         else:
@@ -138,5 +137,3 @@ def _counted(chart: _Chart, calls: Iterable[Call], edges: Sequence[tuple[str, st
         if before in counts and after in counts:
             chart.add(0, f"{chart.id(before)} -->|{count}| {chart.id(after)}")
     return chart.text(classes)
-
-

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 from typing_extensions import TypeVar
 
 from .errors import NotRunningError
 from .frame import current
+from .schema import Schema
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from .call import Kind
-    from .schema import Schema
 
 __all__ = ["Node"]
 
@@ -31,15 +32,15 @@ class Node(ABC, Generic[In_contra, Out_co]):
 
     kind: ClassVar[Kind]
 
-    @property
-    @abstractmethod
+    @cached_property
     def takes(self) -> Schema:
         """The input type."""
+        raise NotImplementedError
 
-    @property
-    @abstractmethod
+    @cached_property
     def gives(self) -> Schema:
         """The output type."""
+        raise NotImplementedError
 
     @property
     @abstractmethod

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
 from . import prompts_file
@@ -191,40 +191,33 @@ class Prompts(Mapping[str, Prompt]):
         return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
 
 
+class _DemoEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: Any
+    output: Any
+
+
+class _Entry(BaseModel):
+    """What may stand under a stage's path in a prompts file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    instructions: str | None = None
+    demos: list[_DemoEntry] = []
+    tools: dict[str, str] = {}
+
+
 def _prompt(path: str, data: object, file: str) -> Prompt:
-    if data is None:
-        return Prompt()
-    if not isinstance(data, dict):
-        msg = f"{file}: `{path}` must be a mapping with `instructions`, `demos`, `tools`"
-        raise PromptError(msg)
-    fields = cast("dict[str, Any]", data)
-    unknown = set(fields) - {"instructions", "demos", "tools"}
-    instructions, demos, tools = fields.get("instructions"), fields.get("demos") or [], fields.get("tools") or {}
-    problem = (
-        f"unknown field `{sorted(map(str, unknown))[0]}`"
-        if unknown
-        else "`instructions` must be text"
-        if not isinstance(instructions, str | None)
-        else "`demos` must be a list of {input, output}"
-        if not isinstance(demos, list) or not all(_is_demo(demo) for demo in cast("list[Any]", demos))
-        else "`tools` must map tool names to descriptions"
-        if not isinstance(tools, dict)
-        or not all(isinstance(part, str) for pair in cast("dict[Any, Any]", tools).items() for part in pair)
-        else None
-    )
-    if problem:
-        msg = f"{file}: `{path}`: {problem}"
-        raise PromptError(msg)
-    return Prompt(instructions, tuple(Demo(d["input"], d["output"]) for d in demos), tools)
-
-
-def _is_demo(demo: object) -> bool:
-    return isinstance(demo, dict) and set(cast("dict[Any, Any]", demo)) == {"input", "output"}
+    try:
+        entry = _Entry.model_validate({} if data is None else data)
+    except ValidationError as error:
+        msg = f"{file}: `{path}`: {_first(error)}; a prompt has `instructions`, `demos` and `tools`"
+        raise PromptError(msg) from error
+    return Prompt(entry.instructions, tuple(Demo(demo.input, demo.output) for demo in entry.demos), entry.tools)
 
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
-
-

@@ -1,5 +1,8 @@
 """The prompts file: YAML that reads like text, written whole or not at all, read as if it came from an enemy."""
 
+# PyYAML's classes are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import os
@@ -10,6 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from .errors import PromptError
 
@@ -29,18 +35,18 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             msg = "aliases are not allowed"
-            raise yaml.composer.ComposerError(None, None, msg, mark)
+            raise ComposerError(None, None, msg, mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 msg = "a key must be a plain word"
-                raise yaml.constructor.ConstructorError(None, None, msg, key_node.start_mark)
+                raise ConstructorError(None, None, msg, key_node.start_mark)
             if key_node.value in seen:
                 msg = f"the key {key_node.value!r} stands here twice"
-                raise yaml.constructor.ConstructorError(None, None, msg, key_node.start_mark)
+                raise ConstructorError(None, None, msg, key_node.start_mark)
             seen.add(cast("str", key_node.value))
         return cast("dict[Any, Any]", super().construct_mapping(node, deep=deep))
 
@@ -60,9 +66,9 @@ class _Dumper(yaml.SafeDumper):
         del data
         return True
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002 - PyYAML's
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         del indentless
-        super().increase_indent(flow, False)  # noqa: FBT003
+        super().increase_indent(flow, False)
 
 
 _BLOCK = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]*")
@@ -87,7 +93,7 @@ def dump(graph: str | None, prompts: Mapping[str, Mapping[str, Any]]) -> str:
     body = {path: _blocks(data) for path, data in prompts.items()}
     head: dict[str, Any] = {"format": FORMAT, **({"graph": graph} if graph else {}), "prompts": body}
     text = yaml.dump(head, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=2**31, default_flow_style=False)
-    return _HEADER + cast("str", text)
+    return _HEADER + text
 
 
 def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +112,8 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
         PromptError: it names the file, and the line where there is one.
     """
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        with Path(path).open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         msg = f"{path}: the prompts file cannot be read: {error.strerror or error}"
         raise PromptError(msg) from error
@@ -119,25 +125,33 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         msg = f"{path}: not a YAML file that can be read: {_short(error)}"
         raise PromptError(msg) from error
-    return _entries(path, data)
+    file = _checked(path, data)
+    return file.graph, file.prompts
 
 
-def _entries(path: str | os.PathLike[str], data: object) -> tuple[str | None, dict[str, object]]:
-    head = cast("dict[str, object]", data) if isinstance(data, dict) else {}
-    found = head.get("format")
-    if type(found) is not int or "prompts" not in head:
-        msg = f"{path}: no prompts file; it begins with `format: {FORMAT}` and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    graph: str | None = None
+    prompts: dict[str, object]
+
+
+def _checked(path: str | os.PathLike[str], data: object) -> _File:
+    try:
+        file = _File.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        msg = (
+            f"{path}: this is no prompts file, at {place}: {first['msg']}; it begins with `format: {FORMAT}` "
+            "and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
+        )
+        raise PromptError(msg) from error
+    if file.format != FORMAT:
+        msg = f"{path}: written in format {file.format}, and this version of stagegraph reads format {FORMAT}"
         raise PromptError(msg)
-    if found != FORMAT:
-        msg = f"{path}: written in format {found}, and this version of stagegraph reads format {FORMAT}"
-        raise PromptError(msg)
-    entries, graph = head["prompts"] or {}, head.get("graph")
-    unknown = sorted(map(str, set(head) - {"format", "graph", "prompts"}))
-    if unknown or not isinstance(entries, dict) or not isinstance(graph, str | None):
-        what = f"unknown field `{unknown[0]}`" if unknown else "`prompts` must map stage paths to prompts, `graph` be a name"
-        msg = f"{path}: {what}"
-        raise PromptError(msg)
-    return graph, {str(stage): entry for stage, entry in cast("dict[object, object]", entries).items()}
+    return file
 
 
 def _short(error: Exception) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.usage import RunUsage
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .node import Node
 
-__all__ = ["Clock", "Entry", "freeze"]
+__all__ = ["Clock", "Entry", "ModelUse", "freeze"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +29,34 @@ class Clock:
 
     @classmethod
     def now(cls) -> Clock:
-        return cls(time.time() - time.perf_counter())
+        return cls(time() - perf_counter())
 
     def calendar(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(self.offset, UTC) + timedelta(seconds=seconds)
 
 
-class Entry:
-    """One call while it runs. Slots and shared defaults keep a run of 100,000 calls small."""
+@dataclass(slots=True)
+class ModelUse:
+    """What a stage call spent and said; other calls have none."""
 
-    __slots__ = (
-        "attempts",
-        "began",
-        "ended",
-        "error",
-        "input",
-        "key",
-        "messages",
-        "node",
-        "output",
-        "parent",
-        "path",
-        "status",
-        "unpriced",
-        "usage",
-    )
+    usage: RunUsage = field(default_factory=RunUsage)
+    unpriced: bool = False
+    """Whether a request was made whose price is not known."""
+    attempts: int = 1
+    messages: tuple[ModelMessage, ...] = ()
+
+    @property
+    def cost(self) -> Decimal | None:
+        return None if self.unpriced else self.usage.cost or Decimal(0)
+
+
+NO_MODEL = ModelUse()
+
+
+class Entry:
+    """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
+
+    __slots__ = ("began", "ended", "error", "input", "key", "node", "output", "parent", "path", "status", "use")
 
     def __init__(self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object) -> None:
         self.node = node
@@ -64,23 +67,13 @@ class Entry:
         self.output: Any = None
         self.error: CallError | None = None
         self.status: Status = "running"
-        self.usage: RunUsage | None = None
-        self.unpriced = False
-        """Whether a request was made whose price is not known."""
-        self.attempts = 1
-        self.messages: tuple[ModelMessage, ...] = ()
-        self.began = time.perf_counter()
+        self.use = NO_MODEL
         self.ended = 0.0
+        self.began = perf_counter()
 
     @property
     def duration(self) -> float:
-        return (self.ended or time.perf_counter()) - self.began
-
-    def cost(self) -> Decimal | None:
-        """Dollars of this call's own requests; a call that asked no model cost nothing."""
-        if self.unpriced:
-            return None
-        return (self.usage.cost if self.usage is not None else None) or Decimal(0)
+        return (self.ended or perf_counter()) - self.began
 
 
 def freeze(entries: Iterable[Entry], clock: Clock) -> Call:
@@ -99,9 +92,9 @@ def freeze(entries: Iterable[Entry], clock: Clock) -> Call:
 
 
 def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
-    usage, cost = entry.usage or RunUsage(), entry.cost()
+    usage, cost = entry.use.usage, entry.use.cost
     if children:
-        usage = sum((child.usage for child in children), usage)
+        usage = sum((child.usage for child in children), RunUsage())
         costs = [child.cost for child in children]
         cost = None if cost is None or None in costs else sum(filter(None, costs), cost)
         usage.cost = cost
@@ -117,7 +110,7 @@ def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
         cost=cost,
         started=clock.calendar(entry.began),
         duration=entry.duration,
-        attempts=entry.attempts,
-        messages=entry.messages,
+        attempts=entry.use.attempts,
+        messages=entry.use.messages,
         children=children,
     )

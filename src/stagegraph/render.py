@@ -37,10 +37,10 @@ def _without_media(value: Any, media: list[UserContent]) -> Any:
         return parts if len(media) > before else value
     if isinstance(value, (list, tuple)):
         items = [_without_media(item, media) for item in cast("Sequence[Any]", value)]
-        return items if len(media) > before else value
+        return items if len(media) > before else cast("Any", value)
     if isinstance(value, dict):
         entries = {key: _without_media(item, media) for key, item in cast("dict[Any, Any]", value).items()}
-        return entries if len(media) > before else value
+        return entries if len(media) > before else cast("Any", value)
     return value
 
 

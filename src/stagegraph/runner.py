@@ -6,10 +6,10 @@ import asyncio
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, cast
 
 import anyio
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from .errors import DeclarationError
 from .event_log import EventLog
@@ -143,7 +143,7 @@ class Runner:
         live.task.add_done_callback(self._live.discard)
         return live
 
-    def _open(
+    def _open(  # noqa: PLR0917 - `run` and `start` are the same call but for the log
         self,
         node: Node[Any, Any],
         raw: object,

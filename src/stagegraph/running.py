@@ -14,6 +14,7 @@ from .call import Call, CallError, Status
 from .errors import InputError, LimitError, RunError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
+from .frames import root_frame
 from .record import Clock, Entry, freeze
 from .run import Run
 
@@ -87,19 +88,22 @@ class Running:
             if self.limits.seconds is not None:
                 scope.deadline = anyio.current_time() + self.limits.seconds
             try:
-                await execution.root_frame().call(root, value)
+                await root_frame(execution).call(root, value)
             except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
                 failure = error
         if execution.limit is None and scope.cancelled_caught:
             execution.limit = f"it took longer than {self.limits.seconds} s"
         if execution.limit is not None:
-            limit = LimitError(f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less")
+            limit = LimitError(
+                f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
+            )
             limit.__cause__ = failure
             return limit
         return failure
 
     def _reject(self, error: ValidationError) -> None:
-        entry = self.execution.open(self.structure.root, self.execution.root_frame(), "", self._raw)
+        name = self.execution.root_name
+        entry = self.execution.open(self.structure.root, name, name, None, self._raw)
         entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
         self.execution.close(entry)
 
@@ -138,7 +142,7 @@ class Running:
         for entry in self.execution.entries.values():
             return entry
         root = self.structure.root
-        return Entry(root, "" if root.kind == "graph" else root.label, "", None, self._raw)
+        return Entry(root, self.execution.root_name, self.execution.root_name, None, self._raw)
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""
@@ -179,5 +183,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _problems(error: ValidationError) -> str:
     problems = [f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors(include_url=False)]
     return "; ".join(problems[:5])
-
-

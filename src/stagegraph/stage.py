@@ -79,16 +79,16 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         self.retries = retries or 0
         self.version = version
         self.demos: Literal["examples", "messages"] = demos
-        self._takes = Schema(input)
+        self._input = input
         self._name: str | None = None
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
             self._name = name
 
-    @property
+    @cached_property
     def takes(self) -> Schema:
-        return self._takes
+        return Schema(self._input)
 
     @cached_property
     def gives(self) -> Schema:
@@ -114,13 +114,15 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
 def _unwrapped(agent: AbstractAgent[Any, Any]) -> AbstractAgent[Any, Any]:
     while isinstance(agent, WrapperAgent):
-        agent = cast("WrapperAgent[Any, Any]", agent).wrapped
+        agent = agent.wrapped
     return agent
 
 
 def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> None:
     if not isinstance(agent, AbstractAgent):
-        msg = f"Stage(input, agent) needs a Pydantic AI agent, not {agent!r}: write Stage(Spec, Agent(output_type=Plan))"
+        msg = (
+            f"Stage(input, agent) needs a Pydantic AI agent, not {agent!r}: write Stage(Spec, Agent(output_type=Plan))"
+        )
         raise DeclarationError(msg)
     inner = _unwrapped(cast("AbstractAgent[Any, Any]", agent))
     if any(getattr(inner, name, None) for name in ("_system_prompts", "_system_prompt_functions")):

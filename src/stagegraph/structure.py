@@ -24,8 +24,8 @@ class Structure:
     root: AnyNode
     nodes: Mapping[str, AnyNode]
     """Path -> node, parents before children, in the order of declaration."""
-    names: Mapping[str, Mapping[AnyNode, str]] = field(repr=False)
-    """Path of a graph -> its own nodes and what each is called in it."""
+    names: Mapping[str, Mapping[AnyNode, tuple[str, str]]] = field(repr=False)
+    """Path of a graph -> its own nodes, each with its name in it and its path."""
 
     @classmethod
     def of(cls, root: AnyNode) -> Structure:
@@ -35,9 +35,9 @@ class Structure:
             DeclarationError: a node is declared twice in one graph, a graph contains itself, a name cannot be a path.
         """
         nodes: dict[str, AnyNode] = {}
-        names: dict[str, Mapping[AnyNode, str]] = {}
+        names: dict[str, Mapping[AnyNode, tuple[str, str]]] = {}
         if isinstance(root, Graph):
-            _collect(cast("Graph[Any, Any]", root), "", (), nodes, names)
+            _collect(root, "", (), nodes, names)
         else:
             nodes[root.label] = root
         return cls(root, nodes, names)
@@ -45,7 +45,7 @@ class Structure:
     @property
     def stages(self) -> dict[str, Stage[Any, Any]]:
         """Path -> stage, in the order of declaration."""
-        return {path: cast("Stage[Any, Any]", node) for path, node in self.nodes.items() if isinstance(node, Stage)}
+        return {path: node for path, node in self.nodes.items() if isinstance(node, Stage)}
 
     def paths(self, node: AnyNode) -> set[str]:
         """Where *node* is declared; a class attribute that a subclass redeclares is found under its new node.
@@ -72,7 +72,7 @@ def _collect(
     path: str,
     above: tuple[AnyNode, ...],
     nodes: dict[str, AnyNode],
-    names: dict[str, Mapping[AnyNode, str]],
+    names: dict[str, Mapping[AnyNode, tuple[str, str]]],
 ) -> None:
     if graph in above:
         msg = (
@@ -81,19 +81,19 @@ def _collect(
         )
         raise DeclarationError(msg)
     nodes[path] = graph
-    own: dict[AnyNode, str] = {}
+    own: dict[AnyNode, tuple[str, str]] = {}
     names[path] = own
     for name, node in _declared(graph):
         if node in own:
             msg = (
-                f"{graph.label} declares the same {node.kind} twice, as `{own[node]}` and `{name}`, "
+                f"{graph.label} declares the same {node.kind} twice, as `{own[node][0]}` and `{name}`, "
                 f"so a call could not say which it is: make a second {type(node).__name__} for `{name}`"
             )
             raise DeclarationError(msg)
-        own[node] = name
         below = f"{path}.{name}" if path else name
+        own[node] = (name, below)
         if isinstance(node, Graph):
-            _collect(cast("Graph[Any, Any]", node), below, (*above, graph), nodes, names)
+            _collect(node, below, (*above, graph), nodes, names)
         else:
             nodes[below] = node
 

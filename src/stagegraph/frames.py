@@ -1,0 +1,170 @@
+"""Where running code stands in a run: the two kinds of frame behind the context variable, and the call itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from .call import CallError, CallInfo
+from .errors import DeclarationError, StageError
+from .events import FanOutStarted
+from .frame import current
+from .node import Node
+from .schema import type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .execution import Execution
+    from .graph import Graph
+    from .record import Entry
+    from .stage import Stage
+    from .step import Step
+
+__all__ = ["GraphFrame", "LeafFrame", "root_frame"]
+
+
+def root_frame(execution: Execution) -> GraphFrame:
+    """The frame in which the node that is run finds itself declared."""
+    root = execution.structure.root
+    return GraphFrame(execution, None, {root: (execution.root_name, execution.root_name)}, "")
+
+
+class LeafFrame:
+    """Where a step or a stage runs: it knows its call, and calls no nodes."""
+
+    __slots__ = ("entry", "execution")
+
+    def __init__(self, execution: Execution, entry: Entry) -> None:
+        self.execution = execution
+        self.entry = entry
+
+    @property
+    def info(self) -> CallInfo:
+        terms = self.execution.terms
+        return CallInfo(self.entry.path, self.entry.key, terms.run_id, terms.deps)
+
+    @property
+    def fan_out_limit(self) -> int:
+        return self.execution.terms.fan_out_limit
+
+    def branch(self, label: str) -> LeafFrame:
+        return self
+
+    def branch_key(self, target: object, label: str) -> str:
+        return f"{self.entry.key}[{label}]"
+
+    def fanned_out(self, target: object, size: int) -> None:
+        """A fan-out inside a leaf is its own business."""
+
+    async def call(self, node: Node[Any, Any], value: object) -> Any:
+        entry = self.entry
+        msg = (
+            f"{entry.node.kind} `{entry.key}` called {node.kind} `{node.label}`: only the flow of a graph calls nodes; "
+            "make it a Graph, or call the node in the flow and pass its output in"
+        )
+        raise DeclarationError(msg)
+
+
+class GraphFrame:
+    """Where the flow of a graph runs, or one branch of a fan-out in it; see `frame.Frame`."""
+
+    __slots__ = ("entry", "execution", "names", "prefix", "scope")
+
+    def __init__(
+        self,
+        execution: Execution,
+        entry: Entry | None,
+        names: Mapping[Node[Any, Any], tuple[str, str]],
+        prefix: str,
+        scope: str = "",
+    ) -> None:
+        self.execution = execution
+        self.entry = entry
+        self.names = names
+        self.prefix = prefix
+        self.scope = scope
+
+    @property
+    def info(self) -> CallInfo:
+        entry, terms = self.entry, self.execution.terms
+        path, key = (entry.path, entry.key) if entry is not None else ("", "")
+        return CallInfo(path, key + self.scope, terms.run_id, terms.deps)
+
+    @property
+    def fan_out_limit(self) -> int:
+        return self.execution.terms.fan_out_limit
+
+    def branch(self, label: str) -> GraphFrame:
+        return GraphFrame(self.execution, self.entry, self.names, self.prefix, f"{self.scope}[{label}]")
+
+    def branch_key(self, target: object, label: str) -> str:
+        return f"{self._target_key(target)}[{label}]"
+
+    def fanned_out(self, target: object, size: int) -> None:
+        if (log := self.execution.log) is not None:
+            log.put(FanOutStarted, key=self._target_key(target), size=size)
+
+    def _target_key(self, target: object) -> str:
+        known = self.names.get(cast("Node[Any, Any]", target)) if isinstance(target, Node) else None
+        name = known[0] if known is not None else getattr(cast("object", target), "__name__", "branch")
+        return f"{self.prefix}{name}{self.scope}"
+
+    async def call(self, node: Node[Any, Any], value: object) -> Any:
+        known = self.names.get(node)
+        if known is None:
+            raise self._undeclared(node)
+        name, path = known
+        execution = self.execution
+        entry = execution.open(node, path, f"{self.prefix}{name}{self.scope}", self.entry, value)
+        kind = node.kind
+        frame = LeafFrame(execution, entry) if kind != "graph" else self._inside(entry)
+        token = current.set(frame)
+        try:
+            if not node.takes.accepts(value):
+                raise _mismatch(entry, "was given", value, "takes", node.takes.name)
+            if kind == "step":
+                output = await cast("Step[Any, Any]", node).fn(value)
+            elif kind == "graph":
+                output = await cast("Graph[Any, Any]", node).flow(value)
+            else:
+                output = await execution.run_stage(cast("Stage[Any, Any]", node), entry)
+            if not node.gives.accepts(output):
+                raise _mismatch(entry, "returned", output, "gives", node.gives.name)
+            entry.output = output
+            entry.status = "succeeded"
+            return output
+        except Exception as error:
+            entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
+            raise
+        except BaseException:
+            entry.status = "cancelled"
+            raise
+        finally:
+            current.reset(token)
+            execution.close(entry)
+
+    def _inside(self, entry: Entry) -> GraphFrame:
+        names = self.execution.structure.names[entry.path]
+        return GraphFrame(self.execution, entry, names, f"{entry.key}." if entry.key else "")
+
+    def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
+        structure = self.execution.structure
+        here = self.entry.node if self.entry is not None else structure.root
+        place = f"at `{self.info.key}`, " if self.info.key else ""
+        elsewhere = [path for path, known in structure.nodes.items() if known is node]
+        where = f"; it is declared as `{elsewhere[0]}`, in another graph" if elsewhere else ""
+        return DeclarationError(
+            f"{place}the flow of {here.label} called {node.kind} `{node.label}`, "
+            f"which {here.label} does not declare{where}: write `{node.label} = ...` in the class body of {here.label} "
+            f"and call `self.{node.label}(...)`"
+        )
+
+
+def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:
+    what = "graph" if entry.node.kind == "graph" else entry.node.kind
+    name = f"{what} {entry.node.label}" + (f" (`{entry.key}`)" if entry.key else "")
+    hint = "check its `flow`" if what == "graph" and verb == "returned" else "check what is passed on"
+    got = f"{type_name(type(value))} {value!r}"
+    shown = got if len(got) <= 200 else got[:200] + " ..."  # noqa: PLR2004
+    msg = f"{name} {verb} {shown}, but it {declared} {type_text}: {hint}"
+    return StageError(msg, key=entry.key, path=entry.path)

