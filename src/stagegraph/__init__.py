@@ -4,6 +4,7 @@ from .call import Call, CallError, CallInfo
 from .errors import (
     DeclarationError,
     InputError,
+    JournalError,
     LimitError,
     NotRunningError,
     PromptError,
@@ -36,6 +37,7 @@ __all__ = [
     "Event",
     "Graph",
     "InputError",
+    "JournalError",
     "LimitError",
     "Limits",
     "LiveRun",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import ValidationError
-from pydantic_ai import DeferredToolRequests, capture_run_messages
+from pydantic_ai import DeferredToolRequests, DeferredToolResults, capture_run_messages
 from pydantic_ai.exceptions import (
     AgentRunError,
     ModelAPIError,
@@ -33,18 +33,23 @@ from pydantic_ai.messages import (
     TextPart,
     TextPartDelta,
     ToolCallPart,
+    UserContent,
 )
 from pydantic_ai.usage import RunUsage
 
-from .errors import StageError
+from . import asking
+from .errors import JournalError, StageError
+from .frame import Suspended
 from .inject import Injection, RequestGate
 from .limits import LimitReached
-from .record import Entry, ModelUse
+from .record import USAGE, Entry, ModelUse
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
     from pydantic_ai.models import Model
 
+    from .journal._bag import Recorded
+    from .ops import OpMemory
     from .prompts import Prompt
     from .stage import Stage
 
@@ -66,24 +71,33 @@ class Setting:
     on_text: Callable[[str], None] | None
     """Told every piece of text; asking for it makes the model stream."""
     on_retry: Callable[[int, Exception, float], None]
+    answers: Mapping[str, object]
+    """Tool call id -> answer, for a call that was suspended."""
 
 
-async def call_agent(stage: Stage[Any, Any], entry: Entry, setting: Setting) -> Any:
+async def call_agent(
+    stage: Stage[Any, Any], entry: Entry, setting: Setting, memory: OpMemory | None, found: Recorded | None
+) -> Any:
     """Run the agent until it answers, as often as `Stage(retries=)` allows; the entry keeps usage and messages.
+
+    *memory* keeps its requests and tool calls, *found* is what a journal knows of this very call.
 
     Raises:
         StageError: the last attempt failed.
         LimitReached: a limit of the run does not let it ask again.
+        Suspended: the agent asks somebody.
     """
-    content = stage.render(entry.input)
-    injection = Injection(stage, setting.prompt, setting.gate)
+    injection = Injection(stage, setting.prompt, setting.gate, memory)
     use = entry.use = ModelUse()
+    content, history, answers = _opening(stage, entry, setting, found)
     while True:
         usage = RunUsage()
         with capture_run_messages() as messages:
             try:
                 result = await stage.agent.run(
-                    content if isinstance(content, str) else list(content),
+                    content,
+                    message_history=history,
+                    deferred_tool_results=answers,
                     model=setting.model,
                     deps=setting.deps,
                     model_settings=stage.model_settings,
@@ -93,7 +107,7 @@ async def call_agent(stage: Stage[Any, Any], entry: Entry, setting: Setting) -> 
                     event_stream_handler=_listener(setting.on_text),
                     infer_name=False,
                 )
-            except LimitReached:
+            except (LimitReached, JournalError):
                 raise
             except Exception as error:
                 if use.attempts > stage.retries or not _worth_repeating(error):
@@ -101,14 +115,33 @@ async def call_agent(stage: Stage[Any, Any], entry: Entry, setting: Setting) -> 
                 wait = _wait(error, use.attempts)
                 setting.on_retry(use.attempts, error, wait)
             else:
-                if isinstance(result.output, DeferredToolRequests):
+                if not isinstance(result.output, DeferredToolRequests):
+                    return result.output
+                if memory is None:
                     raise _unanswered(entry)
-                return result.output
+                use.pending = asking.dump(asking.pending_of(entry.key, entry.path, result.output))
+                raise Suspended
             finally:
                 use.usage.incr(usage)
                 use.messages = tuple(messages)
         await anyio.sleep(wait)
         use.attempts += 1
+
+
+def _opening(
+    stage: Stage[Any, Any], entry: Entry, setting: Setting, found: Recorded | None
+) -> tuple[str | list[UserContent] | None, list[ModelMessage] | None, DeferredToolResults | None]:
+    """What the agent is told first: its input, or the answers to what it asked when its run was suspended."""
+    if found is None or found.row.status != "suspended":
+        content = stage.render(entry.input)
+        return (content if isinstance(content, str) else list(content)), None, None
+    use = entry.use
+    use.usage = USAGE.validate_json(found.row.usage)
+    history, answers = asking.asked(found.row, setting.answers)
+    if answers is None:
+        use.messages, use.pending = tuple(history), found.row.pending
+        raise Suspended
+    return None, history, answers
 
 
 def _listener(on_text: Callable[[str], None] | None) -> Any:
@@ -143,7 +176,8 @@ def _wait(error: Exception, attempt: int) -> float:
 def _unanswered(entry: Entry) -> StageError:
     msg = (
         f"stage `{entry.key}`: the agent asks for an approval or an external tool result, "
-        "and this runner cannot suspend a run: answer inside the agent (HandleDeferredToolCalls)"
+        "and a run without a journal cannot wait for it: use Runner(journal=SqliteJournal(...)), "
+        "or answer inside the agent (HandleDeferredToolCalls)"
     )
     return StageError(msg, key=entry.key, path=entry.path)
 

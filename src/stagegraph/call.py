@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from pydantic import JsonValue
 from typing_extensions import TypeVar
 
 from .score import Note
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.usage import RunUsage
 
-__all__ = ["Call", "CallError", "CallInfo", "Kind", "Status", "key_order"]
+__all__ = ["Call", "CallError", "CallInfo", "Kind", "Pending", "Status", "key_order"]
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -50,6 +51,24 @@ class CallError:
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """What a suspended agent asks: whether it may call a tool, or what a tool outside the process gave."""
+
+    key: str
+    """The call that waits."""
+    path: str
+    kind: Literal["approval", "external"]
+    tool: str
+    args: JsonValue
+    tool_call_id: str
+
+    @property
+    def id(self) -> str:
+        """What to answer to: unique within the run."""
+        return f"{self.key}:{self.tool_call_id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

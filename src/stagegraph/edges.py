@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from types import NoneType
 from typing import Any, cast
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from .call import Call, key_order
 
-__all__ = ["follow_values"]
+__all__ = ["follow_contents", "follow_values"]
 
 _LONG = 64
 """Shorter texts may be one object in many places (JSON parsers and Python share them), so they prove nothing."""
@@ -26,48 +27,72 @@ def follow_values(root: Call) -> list[tuple[str, str]]:
     An object is followed by identity through models, dataclasses and containers. Where a call passed on what another
     call had made inside an object of its own, the edge comes from the call that made the outermost object.
     """
-    calls = [call for call in root.walk() if call is not root or not call.children]
-    makers: dict[int, list[Call]] = {}
-    for call in calls:
-        if call.output is not None:
-            for part in _traceable_parts(call.output):
-                makers.setdefault(id(part), []).append(call)
-    edges = {(maker.key, call.key) for call in calls if call.kind != "graph" for maker in _makers_of(call, makers)}
-    return sorted(edges, key=lambda edge: (key_order(edge[0]), key_order(edge[1])))
+    return _Flow(root, id).edges()
 
 
-def _makers_of(call: Call, makers: Mapping[int, list[Call]]) -> Iterator[Call]:
-    pending: list[Any] = [call.input]
-    seen: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        maker = _latest(makers.get(id(value), ()), value, call)
-        if maker is None:
-            pending.extend(_parts(value))
-        elif maker.kind == "graph" and (inside := list(_leaf_makers(value, makers, call))):
-            yield from inside
-        else:
-            yield maker
+def follow_contents(root: Call) -> list[tuple[str, str]]:
+    """The same for a run that was read back from a journal, where an object is known by its content alone."""
+    return _Flow(root, _content).edges()
 
 
-def _leaf_makers(value: object, makers: Mapping[int, list[Call]], call: Call) -> Iterator[Call]:
-    """The leaf calls behind a value that a graph put together."""
-    for part in _traceable_parts(value):
-        leaves = [maker for maker in makers.get(id(part), ()) if maker.kind != "graph"]
-        if (maker := _latest(leaves, part, call)) is not None:
-            yield maker
+def _content(value: object) -> int:
+    return hash((type(value).__name__, to_json(value, fallback=repr, serialize_unknown=True)))
 
 
-def _latest(candidates: list[Call] | tuple[()], value: object, call: Call) -> Call | None:
-    """Who made the value last before the call began; making it whole goes before having it as a part."""
-    before = [maker for maker in candidates if maker is not call and _ended(maker) <= call.started.timestamp() + _TICK]
-    leaves = [maker for maker in before if maker.kind != "graph"]
-    whole = [maker for maker in leaves if maker.output is value]
-    options = whole or leaves or before
-    return max(options, key=_ended) if options else None
+class _Flow:
+    """Who made which value: values are known by their *mark*, an identity or a content."""
+
+    def __init__(self, root: Call, mark: Callable[[object], int]) -> None:
+        self._mark = mark
+        self._calls = [call for call in root.walk() if call is not root or not call.children]
+        self._makers: dict[int, list[Call]] = {}
+        for call in self._calls:
+            if call.output is not None:
+                for part in _traceable_parts(call.output):
+                    self._makers.setdefault(mark(part), []).append(call)
+
+    def edges(self) -> list[tuple[str, str]]:
+        leaves = [call for call in self._calls if call.kind != "graph"]
+        edges = {(maker.key, call.key) for call in leaves for maker in self._makers_of(call)}
+        return sorted(edges, key=lambda edge: (key_order(edge[0]), key_order(edge[1])))
+
+    def _makers_of(self, call: Call) -> Iterator[Call]:
+        pending: list[Any] = [call.input]
+        seen: set[int] = set()
+        while pending:
+            value = pending.pop()
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            maker = self._latest(value, call)
+            if maker is None:
+                pending.extend(_parts(value))
+            elif maker.kind == "graph" and (inside := list(self._leaf_makers(value, call))):
+                yield from inside
+            else:
+                yield maker
+
+    def _leaf_makers(self, value: object, call: Call) -> Iterator[Call]:
+        """The leaf calls behind a value that a graph put together."""
+        for part in _traceable_parts(value):
+            maker = self._latest(part, call, leaves_only=True)
+            if maker is not None:
+                yield maker
+
+    def _latest(self, value: object, call: Call, *, leaves_only: bool = False) -> Call | None:
+        """Who made the value last before the call began; making it whole goes before having it as a part."""
+        if not _followed(value, whole=True):
+            return None
+        mark = self._mark(value)
+        made = [maker for maker in self._makers.get(mark, ()) if maker is not call and _before(maker, call)]
+        leaves = [maker for maker in made if maker.kind != "graph"]
+        whole = [maker for maker in leaves if self._mark(maker.output) == mark]
+        options = whole or leaves or ([] if leaves_only else made)
+        return max(options, key=_ended) if options else None
+
+
+def _before(maker: Call, call: Call) -> bool:
+    return _ended(maker) <= call.started.timestamp() + _TICK
 
 
 def _ended(call: Call) -> float:

@@ -10,6 +10,7 @@ StagegraphError
 │   ├── InputError       the input at the outer door does not fit the node
 │   ├── LimitError       a limit of the run was reached
 │   └── ReplayError      a recorded run does not fit the program that replays it
+├── JournalError         a journal cannot be opened, read or written
 └── TuningError          an optimization cannot start or go on
 ```
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DeclarationError",
     "InputError",
+    "JournalError",
     "LimitError",
     "NotRunningError",
     "PromptError",
@@ -53,6 +55,10 @@ class NotRunningError(StagegraphError):
 
 class PromptError(StagegraphError):
     """A prompts file or a `Prompts` value is malformed or does not fit the graph."""
+
+
+class JournalError(StagegraphError):
+    """A journal cannot be opened, read or written; what it had recorded before is as it was."""
 
 
 class TuningError(StagegraphError):

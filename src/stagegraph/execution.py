@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,18 @@ from .errors import DeclarationError, StageError
 from .event_log import EventLog
 from .events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
 from .inject import RequestGate
+from .journal._identity import stage_parts, step_parts
 from .limits import Ledger, LimitReached
 from .node import Node
 from .record import Entry
+from .recorder import MISSING, Recorder
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .prompts import Prompts
     from .stage import Stage
+    from .step import Step
     from .structure import Structure
 
 __all__ = ["Execution", "Terms"]
@@ -44,12 +47,14 @@ class Terms:
     ledger: Ledger | None
     log: EventLog | None
     deltas: bool
+    answers: Mapping[str, Mapping[str, object]]
+    """Key of a suspended call -> tool call id -> answer."""
 
 
 class Execution:
     """The state of one run. Nothing of it outlives the run but the record."""
 
-    __slots__ = ("entries", "limit", "log", "repeats", "scope", "structure", "terms")
+    __slots__ = ("entries", "fixed", "limit", "log", "recorder", "repeats", "scope", "structure", "terms")
 
     def __init__(self, structure: Structure, terms: Terms) -> None:
         self.structure = structure
@@ -61,6 +66,9 @@ class Execution:
         self.scope = anyio.CancelScope()
         self.limit: str | None = None
         """Which limit ended the run, if one did."""
+        self.recorder: Recorder | None = None
+        self.fixed: dict[str, dict[str, str]] = {}
+        """Path -> the parts of a leaf's identity that are the same for all its calls in this run."""
 
     @property
     def root_name(self) -> str:
@@ -76,10 +84,14 @@ class Execution:
         entry = entries[key] = Entry(node, path, key, parent, value)
         if self.log is not None:
             self.log.put(CallStarted, key=key, path=path, kind=node.kind)
+        if self.recorder is not None and node.kind == "graph":
+            self.recorder.begin(entry)
         return entry
 
     def close(self, entry: Entry) -> None:
-        entry.ended = perf_counter()
+        entry.ended = entry.ended or perf_counter()
+        if self.recorder is not None:
+            self.recorder.ended(entry)
         if self.log is not None:
             usage = entry.use.usage
             self.log.put(
@@ -101,6 +113,16 @@ class Execution:
         self.limit = self.limit or reason
         self.scope.cancel()
 
+    async def run_step(self, step: Step[Any, Any], entry: Entry) -> Any:
+        if self.recorder is not None:
+            fixed = self.fixed.get(entry.path)
+            if fixed is None:
+                fixed = self.fixed[entry.path] = step_parts(step)
+            output, _ = self.recorder.recalled(entry, fixed, None)
+            if output is not MISSING:
+                return output
+        return await step.fn(entry.input)
+
     async def run_stage(self, stage: Stage[Any, Any], entry: Entry) -> Any:
         terms, log = self.terms, self.log
 
@@ -120,8 +142,18 @@ class Execution:
                 gate=_Gate(self, entry),
                 on_text=on_text if log is not None and terms.deltas else None,
                 on_retry=on_retry,
+                answers=terms.answers.get(entry.key, {}),
             )
-            return await call_agent(stage, entry, setting)
+            recorder = self.recorder
+            if recorder is None:
+                return await call_agent(stage, entry, setting, None, None)
+            fixed = self.fixed.get(entry.path)
+            if fixed is None:
+                fixed = self.fixed[entry.path] = stage_parts(stage, setting.prompt, setting.model)
+            output, found = recorder.recalled(entry, fixed, setting.prompt)
+            if output is not MISSING:
+                return output
+            return await call_agent(stage, entry, setting, recorder.memory(entry, found), found)
         except DeclarationError as error:
             msg = f"stage `{entry.key}`: {error}"
             raise StageError(msg, key=entry.key, path=entry.path) from error

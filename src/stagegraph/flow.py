@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast, overload
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .errors import DeclarationError
-from .frame import Frame, current
+from .frame import Frame, Suspended, current
 
 __all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
 
@@ -114,21 +115,25 @@ async def as_completed(
     """
     branches = _Branches(node, items, limit, key)
     send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
-    failure: Exception | None = None
+    failure: Exception | Suspended | None = None
+    pause: list[Suspended] = []
 
     async def one(index: int, label: str, item: In) -> None:
         await send.send(await branches.outcome(index, label, item))
 
     async def produce() -> None:
         with send:
-            await branches.run(one, lambda: None)
+            try:
+                await branches.run(one, lambda: None)
+            except Suspended as suspended:
+                pause.append(suspended)
 
     async with anyio.create_task_group() as group:
         group.start_soon(produce)
         with receive:
             try:
-                yield receive
-            except Exception as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
+                yield _Outcomes(receive, pause)
+            except (Exception, Suspended) as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
                 failure = error
             finally:
                 group.cancel_scope.cancel()
@@ -164,11 +169,14 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     """
     results: list[Any] = [None] * len(awaitables)
     first_error: Exception | None = None
+    pause: Suspended | None = None
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
-        nonlocal first_error
+        nonlocal first_error, pause
         try:
             results[index] = await awaitable
+        except Suspended as suspended:
+            pause = suspended
         except Exception as error:  # noqa: BLE001 - raised again below; the siblings go first
             first_error = first_error or error
             group.cancel_scope.cancel()
@@ -181,9 +189,25 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
         for awaitable in awaitables:  # one that was cancelled before it began would warn that nobody awaited it
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
-    if first_error is not None:
-        raise first_error
+    if (problem := first_error or pause) is not None:
+        raise problem
     return tuple(results)
+
+
+class _Outcomes(AsyncIterator[Outcome[Out]]):
+    """What `as_completed` hands out; a suspended branch is met at the end, when the others are done."""
+
+    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], pause: list[Suspended]) -> None:
+        self._receive = receive
+        self._pause = pause
+
+    async def __anext__(self) -> Outcome[Out]:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._pause:
+                raise self._pause[0] from None
+            raise StopAsyncIteration from None
 
 
 class _Branches(Generic[In, Out]):
@@ -219,6 +243,7 @@ class _Branches(Generic[In, Out]):
     async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
         """Take every item through *one*; *announce* is called once an item, in order, before it starts."""
         first_error: Exception | None = None
+        pause: Suspended | None = None
         frame = self.frame
 
         def fail(error: Exception) -> None:
@@ -227,13 +252,17 @@ class _Branches(Generic[In, Out]):
             group.cancel_scope.cancel()
 
         async def work(pulled: tuple[int, In] | None) -> None:
+            nonlocal pause
             try:
                 while pulled is not None:
                     index, item = pulled
                     label = str(index) if self.key is None else _label(self.key(item))
                     if frame is not None:
                         current.set(frame.branch(label))
-                    await one(index, label, item)
+                    try:
+                        await one(index, label, item)
+                    except Suspended as suspended:
+                        pause = suspended  # the siblings finish first
                     pulled = self._pull(announce) if self._items is not None else await self._pull_async(announce)
             except Exception as error:  # noqa: BLE001 - raised again below; the siblings go first
                 fail(error)
@@ -247,8 +276,8 @@ class _Branches(Generic[In, Out]):
                     group.start_soon(work, pulled)
             except Exception as error:  # noqa: BLE001 - the items themselves failed to come
                 fail(error)
-        if first_error is not None:
-            raise first_error
+        if (problem := first_error or pause) is not None:
+            raise problem
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         try:

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from .call import CallInfo
     from .node import Node
 
-__all__ = ["Frame", "current", "current_call"]
+__all__ = ["Frame", "Suspended", "current", "current_call"]
+
+
+class Suspended(BaseException):
+    """An agent asks somebody and the run has to wait: siblings finish first, then the run ends as suspended.
+
+    No `Exception`, so that a flow does not catch it by accident.
+    """
 
 
 class Frame(Protocol):

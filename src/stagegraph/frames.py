@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from .call import CallError, CallInfo
 from .errors import DeclarationError, StageError
 from .events import FanOutStarted
-from .frame import current
+from .frame import Suspended, current
 from .node import Node
 from .schema import type_name
 
@@ -123,7 +124,8 @@ class GraphFrame:
             if not node.takes.accepts(value):
                 raise _mismatch(entry, "was given", value, "takes", node.takes.name)
             if kind == "step":
-                output = await cast("Step[Any, Any]", node).fn(value)
+                step = cast("Step[Any, Any]", node)
+                output = await (step.fn(value) if execution.recorder is None else execution.run_step(step, entry))
             elif kind == "graph":
                 output = await cast("Graph[Any, Any]", node).flow(value)
             else:
@@ -132,9 +134,17 @@ class GraphFrame:
                 raise _mismatch(entry, "returned", output, "gives", node.gives.name)
             entry.output = output
             entry.status = "succeeded"
+            if execution.recorder is not None and kind != "graph":
+                entry.ended = perf_counter()
+                await execution.recorder.finished(entry)
             return output
+        except Suspended:
+            entry.status = "suspended"
+            raise
         except Exception as error:
-            entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
+            # What a limit stopped has not failed by itself: it goes on where it stood when the run is resumed.
+            entry.status = "failed" if execution.limit is None else "cancelled"
+            entry.error = CallError(type(error).__name__, str(error))
             raise
         except BaseException:
             entry.status = "cancelled"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
     from pydantic_ai.tools import ToolDefinition
 
+    from .ops import OpMemory
     from .prompts import Prompt
     from .stage import Stage
 
@@ -61,6 +62,7 @@ class Injection(AbstractCapability[Any]):
     stage: Stage[Any, Any]
     prompt: Prompt | None
     gate: RequestGate
+    memory: OpMemory | None = None
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
@@ -103,7 +105,10 @@ class Injection(AbstractCapability[Any]):
         request_context: ModelRequestContext,
         handler: Callable[[ModelRequestContext], Awaitable[ModelResponse]],
     ) -> ModelResponse:
-        return await self.gate.request(lambda: handler(request_context))
+        async def ask() -> ModelResponse:
+            return await self.gate.request(lambda: handler(request_context))
+
+        return await ask() if self.memory is None else await self.memory.request(request_context.messages, ask)
 
     async def wrap_tool_execute(
         self,
@@ -114,8 +119,11 @@ class Injection(AbstractCapability[Any]):
         args: dict[str, Any],
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
-        self.gate.tool_called(call.tool_name)
-        return await handler(args)
+        async def execute() -> Any:
+            self.gate.tool_called(call.tool_name)
+            return await handler(args)
+
+        return await execute() if self.memory is None else await self.memory.tool(call, execute)
 
     def _rendered(self) -> list[Rendered]:
         stage = self.stage

@@ -105,6 +105,24 @@ class Prompts(Mapping[str, Prompt]):
         """What `save` writes."""
         return prompts_file.dump(self.graph, {path: prompt.data() for path, prompt in self._prompts.items()})
 
+    def to_json(self) -> str:
+        """The same as one line of JSON, for storing beside a run."""
+        return json.dumps({path: prompt.data() for path, prompt in self._prompts.items()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Prompts:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            PromptError: it is no such text.
+        """
+        try:
+            entries = json.loads(text).items()
+        except (ValueError, AttributeError) as error:
+            msg = f"these are no prompts: {error}"
+            raise PromptError(msg) from error
+        return cls({path: _prompt(path, data, "the recorded prompts") for path, data in entries})
+
     def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
         """The same prompts with some changed; a `str` changes the instructions and keeps demos and tools."""
         changed = dict(self._prompts)

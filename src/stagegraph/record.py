@@ -9,6 +9,7 @@ from decimal import Decimal
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
 from pydantic_ai.usage import RunUsage
 
 from .call import Call, CallError, Status
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
     from .node import Node
 
-__all__ = ["Clock", "Entry", "ModelUse", "freeze"]
+__all__ = ["USAGE", "Clock", "Entry", "ModelUse", "freeze", "summed"]
+
+USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
+"""How usage is written as JSON and read back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,10 @@ class Clock:
     @classmethod
     def now(cls) -> Clock:
         return cls(time() - perf_counter())
+
+    def seconds(self, moment: float) -> float:
+        """Seconds since 1970."""
+        return self.offset + moment
 
     def calendar(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(self.offset, UTC) + timedelta(seconds=seconds)
@@ -44,6 +52,8 @@ class ModelUse:
     """Whether a request was made whose price is not known."""
     attempts: int = 1
     messages: tuple[ModelMessage, ...] = ()
+    pending: str | None = None
+    """JSON of what a suspended agent asks."""
 
     @property
     def cost(self) -> Decimal | None:
@@ -56,7 +66,20 @@ NO_MODEL = ModelUse()
 class Entry:
     """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
 
-    __slots__ = ("began", "ended", "error", "input", "key", "node", "output", "parent", "path", "status", "use")
+    __slots__ = (
+        "began",
+        "ended",
+        "error",
+        "input",
+        "key",
+        "node",
+        "output",
+        "parent",
+        "path",
+        "replayed",
+        "status",
+        "use",
+    )
 
     def __init__(self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object) -> None:
         self.node = node
@@ -68,6 +91,7 @@ class Entry:
         self.error: CallError | None = None
         self.status: Status = "running"
         self.use = NO_MODEL
+        self.replayed = False
         self.ended = 0.0
         self.began = perf_counter()
 
@@ -91,13 +115,22 @@ def freeze(entries: Iterable[Entry], clock: Clock) -> Call:
     raise AssertionError(msg)
 
 
+def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
+    """What calls spent together; the cost is unknown as soon as one of theirs is."""
+    usage, cost = RunUsage(), Decimal(0)
+    known = True
+    for child in children:
+        usage.incr(child.usage)
+        known = known and child.cost is not None
+        cost += child.cost or 0
+    usage.cost = cost if known else None
+    return usage, usage.cost
+
+
 def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
     usage, cost = entry.use.usage, entry.use.cost
     if children:
-        usage = sum((child.usage for child in children), RunUsage())
-        costs = [child.cost for child in children]
-        cost = None if cost is None or None in costs else sum(filter(None, costs), cost)
-        usage.cost = cost
+        usage, cost = summed(children)
     return Call(
         path=entry.path,
         key=entry.key,
@@ -113,4 +146,5 @@ def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
         attempts=entry.use.attempts,
         messages=entry.use.messages,
         children=children,
+        replayed=entry.replayed,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast, overload
 from typing_extensions import TypeVar
 
 from . import run_json
-from .call import Call, CallError, Status, key_order
+from .call import Call, CallError, Pending, Status, key_order
 from .edges import follow_values
 from .mermaid import run_chart
 from .structure import Structure, closest
@@ -50,6 +50,10 @@ class Run(Generic[In, Out]):
     tags: tuple[str, ...] = ()
     session_id: str | None = None
     user_id: str | None = None
+    pending: tuple[Pending, ...] = ()
+    """What a suspended run asks; `Runner.resume(run.id, answers=...)` goes on."""
+    rerun: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Key -> what changed, of the calls that were recorded before and had to run again."""
     prompts_digest: str = ""
     """`Prompts.digest` of what was deployed for this run."""
     structure: Structure = field(repr=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
@@ -11,22 +13,27 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, cast
 import anyio
 from typing_extensions import Unpack
 
-from .errors import DeclarationError
+from .asking import by_call
+from .errors import DeclarationError, JournalError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
 from .flow import DEFAULT_LIMIT
+from .journal._rows import Journal, RunRow
 from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
 from .node import Node
+from .page import RunPage, labels_json
 from .prompts import Prompts
+from .recorder import as_json
+from .run import Run
 from .running import Labels, Running
+from .stored import stored_run
 from .structure import Structure
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from .run import Run
     from .stage import Stage
 
 __all__ = ["RunOptions", "Runner"]
@@ -48,6 +55,10 @@ class RunOptions(TypedDict, total=False):
     user_id: str | None
     tags: tuple[str, ...]
     metadata: Mapping[str, object] | None
+    replay: Run[Any, Any] | str | None
+    """A recorded run (or its id) whose unchanged calls are not made again."""
+    override: Mapping[str, object] | None
+    """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
 
 
 class Runner:
@@ -61,6 +72,7 @@ class Runner:
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
             nested fan-outs cannot block each other.
         limits: What each run may spend.
+        journal: Where runs are recorded, for `resume`, `replay` and looking into them.
         fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
 
     Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
@@ -75,6 +87,7 @@ class Runner:
         prompts: Prompts | None = None,
         max_concurrency: int | None = None,
         limits: Limits | None = None,
+        journal: Journal | None = None,
         fan_out_limit: int = DEFAULT_LIMIT,
     ) -> None:
         for name, value in (("max_concurrency", max_concurrency), ("fan_out_limit", fan_out_limit)):
@@ -87,6 +100,9 @@ class Runner:
         self._max_concurrency = max_concurrency
         self._limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
+        self.journal = journal
+        self._known: dict[str, Node[Any, Any]] = {}
+        """The graphs that ran here by name, so that `resume` finds them."""
         self._models = Models()
         self._slots: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
         self._live: set[asyncio.Task[None]] = set()
@@ -143,6 +159,78 @@ class Runner:
         live.task.add_done_callback(self._live.discard)
         return live
 
+    async def resume(
+        self,
+        run_id: str,
+        *,
+        graph: Node[Any, Any] | None = None,
+        answers: Mapping[str, object] | None = None,
+        strict: bool = False,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        limits: Limits | None = None,
+    ) -> Run[Any, Any]:
+        """Finish a run that a crash, a limit, an error or a question interrupted; a finished run is given back.
+
+        Nothing that was recorded is asked again. What changed since (code, prompts, types) runs again with what depends
+        on it, and `Run.rerun` says which calls and why.
+
+        Args:
+            run_id: The run, in this runner's journal.
+            graph: What ran; needed when this runner has not run it yet.
+            answers: What a suspended run asks (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False`,
+                `ToolDenied(...)` for an approval, the result for an external tool.
+            strict: Raise `ReplayError` instead of running a changed call again.
+
+        Raises:
+            JournalError: there is no such run, or another living process holds it.
+            ReplayError: an answer fits no question, or (strict) the program changed.
+            RunError: the run ended without an output again.
+        """
+        journal = self._journal_for("resume")
+        row = await journal.run(run_id)
+        if row is None:
+            msg = f"there is no run {run_id!r} in this journal"
+            raise JournalError(msg)
+        node = graph or self._known.get(row.graph)
+        if node is None:
+            msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
+            raise ReplayError(msg)
+        recorded = await stored_run(journal, row, node)
+        if row.status == "succeeded":
+            return recorded
+        labels = json.loads(row.labels)
+        options: RunOptions = {
+            "run_id": run_id,
+            "limits": limits,
+            "session_id": labels["session_id"],
+            "user_id": labels["user_id"],
+            "tags": tuple(labels["tags"]),
+            "metadata": labels["metadata"],
+        }
+        given = prompts or (Prompts.from_json(row.prompts) if row.prompts is not None else None)
+        page = RunPage(journal, row, claims=True, replays=run_id, strict=strict)
+        running = self._open(
+            node,
+            json.loads(row.input),
+            model or row.model,
+            deps,
+            given,
+            None,
+            deltas=False,
+            options=options,
+            page=page,
+            answers=by_call(recorded.pending, answers or {}),
+        )
+        return await running.complete()
+
+    def _journal_for(self, what: str) -> Journal:
+        if self.journal is None:
+            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal('runs.db'))"
+            raise DeclarationError(msg)
+        return self.journal
+
     def _open(  # noqa: PLR0917 - `run` and `start` are the same call but for the log
         self,
         node: Node[Any, Any],
@@ -154,6 +242,8 @@ class Runner:
         *,
         deltas: bool,
         options: RunOptions,
+        page: RunPage | None = None,
+        answers: Mapping[str, Mapping[str, object]] | None = None,
     ) -> Running:
         if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
             instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
@@ -164,6 +254,7 @@ class Runner:
         deployed.check_known(structure.stages, node.label)
         limits = options.get("limits") or self._limits
         default = model if model is not None else self._model
+        self._known[node.label] = node
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=deps,
@@ -174,6 +265,7 @@ class Runner:
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
             log=log,
             deltas=deltas,
+            answers=answers or {},
         )
         labels = Labels(
             session_id=options.get("session_id"),
@@ -181,7 +273,39 @@ class Runner:
             tags=tuple(options.get("tags", ())),
             metadata=MappingProxyType(dict(options.get("metadata") or {})),
         )
-        return Running(structure, raw, terms, limits, labels)
+        if page is None and (self.journal is not None or options.get("replay") or options.get("override")):
+            page = self._new_page(structure, raw, terms, labels, model, prompts, options)
+        return Running(structure, raw, terms, limits, labels, page)
+
+    def _new_page(  # noqa: PLR0917
+        self,
+        structure: Structure,
+        raw: object,
+        terms: Terms,
+        labels: Labels,
+        model: Model | str | None,
+        prompts: Prompts | None,
+        options: RunOptions,
+    ) -> RunPage:
+        replay = options.get("replay")
+        row = RunRow(
+            run_id=terms.run_id,
+            graph=structure.root.label,
+            status="running",
+            started=time.time(),
+            input=as_json(structure.root.takes, raw),
+            prompts_digest=terms.prompts.digest,
+            prompts=prompts.to_json() if prompts is not None else None,
+            model=model if isinstance(model, str) else None,
+            labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id),
+        )
+        return RunPage(
+            self._journal_for("replay"),
+            row,
+            claims=options.get("run_id") is not None,
+            replays=replay.id if isinstance(replay, Run) else replay,
+            overrides=options.get("override") or {},
+        )
 
     def _model_for(self, path: str, stage: Stage[Any, Any], default: Model | str | None) -> Model | None:
         """By path, by stage, by agent, by run or runner: the more particular choice wins."""

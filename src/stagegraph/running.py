@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 from pydantic import ValidationError
 
-from .call import Call, CallError, Status
-from .errors import InputError, LimitError, RunError
+from . import asking
+from .call import Call, CallError, Pending, Status
+from .errors import InputError, JournalError, LimitError, ReplayError, RunError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
+from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
 from .run import Run
 
 if TYPE_CHECKING:
     from .limits import Limits
+    from .page import RunPage
     from .structure import Structure
 
 __all__ = ["Labels", "Running"]
+
+
+_LAST_WORDS = 5.0
+"""Seconds that a cancelled run may take to write down how it ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,15 @@ class Labels:
 class Running:
     """One run: awaited once, readable at any time."""
 
-    def __init__(self, structure: Structure, raw: object, terms: Terms, limits: Limits, labels: Labels) -> None:
+    def __init__(  # noqa: PLR0917
+        self,
+        structure: Structure,
+        raw: object,
+        terms: Terms,
+        limits: Limits,
+        labels: Labels,
+        page: RunPage | None = None,
+    ) -> None:
         self.structure = structure
         self.terms = terms
         self.limits = limits
@@ -46,6 +61,7 @@ class Running:
         self.execution = Execution(structure, terms)
         self.clock = Clock.now()
         self._raw = raw
+        self._page = page
         self._end: tuple[Status, CallError | None] | None = None
 
     async def complete(self) -> Run[Any, Any]:
@@ -53,24 +69,42 @@ class Running:
 
         Raises:
             RunError: it ended without an output; its subclasses say which way.
+            JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
-        log = self.terms.log
+        log, page = self.terms.log, self._page
+        if page is not None:
+            self.execution.recorder = await page.open(self.clock)
         if log is not None:
             log.put(RunStarted, graph=self.structure.root.label)
         try:
             cause = await self._flow()
+        except Suspended:
+            return await self._ended("suspended")
         except BaseException as error:
-            self._finish("cancelled", None)
-            vars(error)["stagegraph_run"] = self.record()
+            with anyio.move_on_after(_LAST_WORDS, shield=True):
+                vars(error)["stagegraph_run"] = await self._ended("cancelled")
             raise
         if cause is None:
-            self._finish("succeeded", None)
-            return self.record()
+            return await self._ended("succeeded")
         error = self._run_error(cause)
-        self._finish("failed", CallError(type(error).__name__, str(error)))
-        error.attach(self.record())
+        error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
+
+    async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
+        """Fix how the run ended, in the record, the events and the journal."""
+        self._end = (status, error)
+        run = self.record()
+        try:
+            if self._page is not None:
+                await self._page.close(run)
+        except JournalError as failure:
+            if status == "succeeded":
+                msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
+                raise RunError(msg, run=run) from failure
+        finally:
+            self._announce(run)
+        return run
 
     async def _flow(self) -> Exception | None:
         """Run the root call; gives the failure, if there was one."""
@@ -91,12 +125,15 @@ class Running:
                 await root_frame(execution).call(root, value)
             except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
                 failure = error
+            except BaseExceptionGroup as group:
+                failure = _failure_in(group)
+        if failure is None and execution.recorder is not None:
+            failure = execution.recorder.unused_override()
         if execution.limit is None and scope.cancelled_caught:
             execution.limit = f"it took longer than {self.limits.seconds} s"
         if execution.limit is not None:
-            limit = LimitError(
-                f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
-            )
+            text = f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
+            limit = LimitError(text)
             limit.__cause__ = failure
             return limit
         return failure
@@ -108,7 +145,7 @@ class Running:
         self.execution.close(entry)
 
     def _run_error(self, cause: Exception) -> RunError:
-        if isinstance(cause, (InputError, LimitError)) and not cause.attached:
+        if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
             return cause
         leaves = list(_leaves(cause))
         label, failures = self.structure.root.label, self.record().failures()
@@ -123,19 +160,18 @@ class Running:
         more = f" (and {len(failures) - 1} more failed calls, see `error.failures`)" if len(failures) > 1 else ""
         return RunError(f"{label} failed{place}: {text}{more}")
 
-    def _finish(self, status: Status, error: CallError | None) -> None:
-        self._end = (status, error)
-        log, root = self.terms.log, self._root_entry()
+    def _announce(self, run: Run[Any, Any]) -> None:
+        log = self.terms.log
         if log is None:
             return
         output = None
-        if status == "succeeded":
+        if run.status == "succeeded":
             try:
-                output = self.structure.root.gives.dump(root.output)
+                output = self.structure.root.gives.dump(run.output)
             except (ValueError, TypeError):
                 output = None  # the event is a notice; the output itself is in the run
-        text = error.message if error else None
-        log.put(RunFinished, status=status, error=text, output=output, duration=root.duration)
+        text = run.error.message if run.error else None
+        log.put(RunFinished, status=run.status, error=text, output=output, duration=run.duration)
         log.close()
 
     def _root_entry(self) -> Entry:
@@ -166,9 +202,27 @@ class Running:
             session_id=self.labels.session_id,
             user_id=self.labels.user_id,
             prompts_digest=self.terms.prompts.digest,
+            pending=self._pending(),
+            rerun=dict(self.execution.recorder.rerun) if self.execution.recorder is not None else {},
             structure=self.structure,
             read_root=lambda: frozen if frozen is not None else freeze(list(entries.values()) or [root], clock),
         )
+
+    def _pending(self) -> tuple[Pending, ...]:
+        waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
+        return tuple(one for text in waiting if text is not None for one in asking.load(text))
+
+
+def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
+    """The failure in what a user's own task group raised; a question alone, or a cancellation, goes on its way."""
+    leaves = list(_leaves(group))
+    for leaf in leaves:
+        if not isinstance(leaf, (Suspended, Exception)):
+            raise group
+    failures = [leaf for leaf in leaves if isinstance(leaf, Exception)]
+    if failures:
+        return failures[0]
+    raise Suspended from group
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -1,0 +1,77 @@
+"""Recorded calls as a bag: each output is handed out once, to a call with the same content.
+
+Content decides, not order, so concurrent branches cannot swap answers and a flow may run in any order. Among equals the
+call at the same place goes first; calls with the very same content keep to their own places.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ._rows import CallRow, OpRow
+
+__all__ = ["Bag", "Recorded"]
+
+
+@dataclass(slots=True)
+class Recorded:
+    """One recorded call with what its agent had already been told."""
+
+    row: CallRow
+    ops: dict[str, OpRow] = field(default_factory=dict[str, OpRow])
+
+    @property
+    def finished(self) -> bool:
+        return self.row.status == "succeeded"
+
+
+class Bag:
+    """The recorded calls of one run, to be claimed by the calls of another or of its continuation."""
+
+    def __init__(self, calls: Iterable[CallRow] = (), ops: Iterable[OpRow] = ()) -> None:
+        self._by_identity: dict[str, dict[str, Recorded]] = {}
+        self._at: dict[str, CallRow] = {}
+        self._called: set[str] = set()
+        for row in calls:
+            if row.kind != "graph":
+                self._at[row.key] = row
+                # A call that failed is tried again from its beginning: its answers are what made it fail.
+                if row.identity and row.status != "failed":
+                    self._by_identity.setdefault(row.identity, {})[row.key] = Recorded(row)
+        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
+        for op in ops:
+            recorded = self._by_identity.get(op.identity, {}).get(op.key)
+            if recorded is not None:
+                recorded.ops[op.op] = op
+
+    def claim(self, key: str, identity: str) -> Recorded | None:
+        """The recorded call that this one repeats, if there is one; it is handed out once."""
+        self._called.add(key)
+        same = self._by_identity.get(identity)
+        if not same:
+            return None
+        if key in same:
+            return same.pop(key)
+        other = self._elsewhere(key, identity, same)
+        return same.pop(other) if other is not None else None
+
+    def _elsewhere(self, key: str, identity: str, same: Mapping[str, Recorded]) -> str | None:
+        """A record of the same content at another place, unless that place may still ask for it."""
+        abandoned = next((place for place in same if place in self._called), None)
+        moved = key in self._at and self._at[key].identity != identity
+        return abandoned or (next(iter(same)) if moved or identity in self._unique else None)
+
+    def at(self, key: str) -> CallRow | None:
+        """What stood at this place before."""
+        return self._at.get(key)
+
+    def changed(self, key: str, parts: Mapping[str, str]) -> str | None:
+        """How a call differs from what stood at its place before, in words; `None` when nothing stood there."""
+        row = self._at.get(key)
+        if row is None:
+            return None
+        before = json.loads(row.parts)
+        names = [name for name in parts if before.get(name) != parts[name]]
+        return " and ".join(names) if names else "nothing"

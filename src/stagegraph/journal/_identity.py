@@ -1,0 +1,84 @@
+"""What determines the output of a leaf call, as hashes of its parts.
+
+Not in it, and said in the docs: deps, the clock, the text of dynamic instructions, a tool's code (`version=` is for
+that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic_ai.toolsets import FunctionToolset
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.node import Node
+    from stagegraph.prompts import Prompt
+    from stagegraph.stage import Stage
+    from stagegraph.step import Step
+
+__all__ = ["Identity", "hashed", "identity_of", "stage_parts", "step_parts"]
+
+_SECRET_SETTINGS = frozenset({"extra_headers", "extra_body", "api_key", "headers"})
+
+Identity = tuple[str, dict[str, str]]
+"""The whole hash, and the hash of each part by name."""
+
+
+def hashed(*texts: str) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def identity_of(path: str, input_json: str, fixed: dict[str, str]) -> Identity:
+    """The identity of one call: where it is declared, what it is given, and what its node is."""
+    parts = {"the input": hashed(input_json), **fixed}
+    return hashed(path, *parts.values()), parts
+
+
+def step_parts(step: Step[Any, Any]) -> dict[str, str]:
+    return {"the output type": _schema_hash(step), "the version": hashed(str(step.version))}
+
+
+def stage_parts(stage: Stage[Any, Any], prompt: Prompt | None, model: Model[Any] | None) -> dict[str, str]:
+    """What a stage call depends on besides its input; the same for all calls of a stage in a run."""
+    text = prompt.instructions if prompt is not None and prompt.instructions is not None else stage.instructions
+    extras = {} if prompt is None else {name: part for name, part in prompt.data().items() if name != "instructions"}
+    return {
+        "the prompt": hashed(text.strip(), json.dumps(extras, sort_keys=True)),
+        "the model": hashed(model.model_id if model is not None else "", _settings_text(stage)),
+        "the output type": _schema_hash(stage),
+        "the tools": hashed(*sorted(_tool_names(stage))),
+        "the version": hashed(str(stage.version)),
+    }
+
+
+def _settings_text(stage: Stage[Any, Any]) -> str:
+    """Model settings as text, without what is secret or cannot be written down."""
+    settings: dict[str, Any] = {}
+    for source in (getattr(stage.agent, "model_settings", None), stage.model_settings):
+        if isinstance(source, dict):
+            settings.update(cast("dict[str, Any]", source))
+    kept = {name: value for name, value in settings.items() if name not in _SECRET_SETTINGS}
+    return json.dumps(kept, sort_keys=True, default=lambda value: type(value).__name__)
+
+
+def _tool_names(stage: Stage[Any, Any]) -> set[str]:
+    names: set[str] = set()
+    for toolset in stage.agent.toolsets:
+        toolset.apply(lambda leaf: names.update(leaf.tools if isinstance(leaf, FunctionToolset) else {leaf.id or ""}))
+    return names
+
+
+def _schema_hash(node: Node[Any, Any]) -> str:
+    try:
+        schema = node.gives.adapter.json_schema()
+    except Exception:  # noqa: BLE001 - a type without a JSON schema is known by its name
+        return hashed(node.gives.name)
+    return hashed(json.dumps(schema, sort_keys=True, default=str))

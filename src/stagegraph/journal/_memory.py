@@ -1,0 +1,118 @@
+"""A journal in memory: for tests, and for the tuner's cache. It ends with the process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from stagegraph.errors import JournalError
+
+from ._owner import is_alive
+from ._rows import CallRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+
+__all__ = ["MemoryJournal", "fits"]
+
+
+class MemoryJournal:
+    """Keeps runs in dictionaries."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, RunRow] = {}
+        self._calls: dict[str, dict[str, CallRow]] = {}
+        self._ops: dict[str, dict[tuple[str, str, str], OpRow]] = {}
+        self._feedback: dict[str, dict[str, FeedbackRow]] = {}
+
+    async def put(self, *rows: Row) -> None:
+        self.put_soon(*rows)
+
+    def put_soon(self, *rows: Row) -> None:
+        for row in rows:
+            match row:
+                case RunRow():
+                    self._runs[row.run_id] = row
+                case CallRow():
+                    self._calls.setdefault(row.run_id, {})[row.key] = row
+                case OpRow():
+                    self._ops.setdefault(row.run_id, {})[row.key, row.identity, row.op] = row
+                case FeedbackRow():
+                    self._feedback.setdefault(row.run_id, {})[row.id] = row
+
+    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+        known = self._runs.get(row.run_id)
+        refusal = refusal_to_claim(row.run_id, known, fresh=fresh)
+        if refusal is not None:
+            raise JournalError(refusal)
+        self._runs[row.run_id] = row
+
+    async def run(self, run_id: str) -> RunRow | None:
+        return self._runs.get(run_id)
+
+    async def runs(self, wanted: RunFilter) -> list[RunRow]:
+        newest = sorted(self._runs.values(), key=lambda row: row.started, reverse=True)
+        found = [row for row in newest if fits(row, self._feedback.get(row.run_id, {}).values(), wanted)]
+        return found[: wanted.limit]
+
+    async def calls(self, run_id: str) -> list[CallRow]:
+        return sorted(self._calls.get(run_id, {}).values(), key=lambda row: row.position)
+
+    async def ops(self, run_id: str) -> list[OpRow]:
+        return list(self._ops.get(run_id, {}).values())
+
+    async def feedback(self, run_id: str) -> list[FeedbackRow]:
+        return sorted(self._feedback.get(run_id, {}).values(), key=lambda row: row.time)
+
+    async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
+        ended = [row for row in await self.runs(RunFilter(limit=len(self._runs))) if row.owner is None]
+        limit = time.time() - older_than if older_than is not None else None
+        doomed = [
+            row
+            for place, row in enumerate(ended)
+            if (keep is not None and place >= keep) or (limit is not None and row.started + row.duration < limit)
+        ]
+        tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback)
+        for row in doomed:
+            for table in tables:
+                table.pop(row.run_id, None)
+        return len(doomed)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def refusal_to_claim(run_id: str, known: RunRow | None, *, fresh: bool) -> str | None:
+    """Why a run cannot be begun or taken over, if it cannot."""
+    if fresh:
+        return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
+    if known is None:
+        return f"there is no run {run_id!r} in this journal"
+    if known.owner is not None and is_alive(known.owner):
+        return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
+    return None
+
+
+def fits(row: RunRow, feedback: Iterable[FeedbackRow], wanted: RunFilter) -> bool:
+    """Whether a run is among the wanted ones."""
+    if wanted.graph is not None and row.graph != wanted.graph:
+        return False
+    if wanted.status is not None and row.status != wanted.status:
+        return False
+    if wanted.since is not None and row.started < wanted.since:
+        return False
+    if wanted.until is not None and row.started > wanted.until:
+        return False
+    if wanted.feedback is None and wanted.min_score is None and wanted.max_score is None:
+        return True
+    named = [score for score in feedback if wanted.feedback in (None, score.name)]
+    return any(_in_range(json.loads(score.value), wanted) for score in named)
+
+
+def _in_range(value: object, wanted: RunFilter) -> bool:
+    if wanted.min_score is None and wanted.max_score is None:
+        return True
+    if not isinstance(value, (int, float)):
+        return False
+    return (wanted.min_score is None or value >= wanted.min_score) and (
+        wanted.max_score is None or value <= wanted.max_score
+    )

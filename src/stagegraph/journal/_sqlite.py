@@ -1,0 +1,152 @@
+"""The embedded default: one SQLite file, one writing thread, group commit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+
+from stagegraph.errors import JournalError
+
+from ._memory import fits, refusal_to_claim
+from ._redact import Redact, redacted
+from ._rows import CallRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from ._schema import TABLES, connect, explained, prepare, row_of, upsert, values_of
+from ._writer import Writer
+
+__all__ = ["SqliteJournal"]
+
+R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow)
+T = TypeVar("T")
+
+
+class SqliteJournal:
+    """A journal in one SQLite file, readable and writable by its owner only.
+
+    Write-ahead logging with `synchronous=NORMAL`: what was recorded survives a killed process; a power cut may lose
+    the last moments, never the file. Several processes may share a file; each run belongs to one of them at a time.
+
+    Args:
+        path: The file; it is made when it is not there.
+        redact: Sees every value (JSON data) before it is written and gives what may be written. What it takes out
+            is gone for replay as well: a replayed call gives what was written.
+        timeout: Seconds to wait for another process that is writing.
+
+    Raises:
+        JournalError: the file is no journal, was written by a newer version, or cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, redact: Redact | None = None, timeout: float = 10.0) -> None:
+        self.path = Path(path)
+        self._redact = redact
+        self._timeout = timeout
+        prepare(self.path, timeout=timeout)
+        self._writer = Writer(self.path, timeout=timeout)
+
+    async def put(self, *rows: Row) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writer.put(self._written(rows), waiter)
+        await waiter
+
+    def put_soon(self, *rows: Row) -> None:
+        self._writer.put(self._written(rows), None)
+
+    def _written(self, rows: tuple[Row, ...]) -> list[Row]:
+        return list(rows) if self._redact is None else [redacted(row, self._redact) for row in rows]
+
+    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+        [written] = self._written((row,))
+
+        def take(connection: sqlite3.Connection) -> str | None:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", (row.run_id,)).fetchone()
+                known = None if found is None else row_of(RunRow, found)
+                refusal = refusal_to_claim(row.run_id, known, fresh=fresh)
+                if refusal is None:
+                    connection.execute(upsert(RunRow), values_of(written))
+                connection.execute("COMMIT" if refusal is None else "ROLLBACK")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return refusal
+
+        refusal = await self._in_thread(take)
+        if refusal is not None:
+            raise JournalError(refusal)
+
+    async def run(self, run_id: str) -> RunRow | None:
+        found = await self._select(RunRow, "run_id = ?", (run_id,))
+        return found[0] if found else None
+
+    async def runs(self, wanted: RunFilter) -> list[RunRow]:
+        def read(connection: sqlite3.Connection) -> list[RunRow]:
+            found: list[RunRow] = []
+            for values in connection.execute("SELECT * FROM runs ORDER BY started DESC"):
+                row = row_of(RunRow, values)
+                scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
+                if fits(row, (row_of(FeedbackRow, score) for score in scores), wanted):
+                    found.append(row)
+                if len(found) >= wanted.limit:
+                    break
+            return found
+
+        return await self._in_thread(read)
+
+    async def calls(self, run_id: str) -> list[CallRow]:
+        return await self._select(CallRow, "run_id = ? ORDER BY position", (run_id,))
+
+    async def ops(self, run_id: str) -> list[OpRow]:
+        return await self._select(OpRow, "run_id = ?", (run_id,))
+
+    async def feedback(self, run_id: str) -> list[FeedbackRow]:
+        return await self._select(FeedbackRow, "run_id = ? ORDER BY time", (run_id,))
+
+    async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
+        limit = time.time() - older_than if older_than is not None else None
+
+        def forget(connection: sqlite3.Connection) -> int:
+            ended = connection.execute("SELECT run_id, started + duration AS ended FROM runs WHERE owner IS NULL")
+            newest = sorted(((row["ended"], row["run_id"]) for row in ended), reverse=True)
+            doomed = [
+                (run_id,)
+                for place, (moment, run_id) in enumerate(newest)
+                if (keep is not None and place >= keep) or (limit is not None and moment < limit)
+            ]
+            connection.execute("BEGIN IMMEDIATE")
+            for table, _ in TABLES.values():
+                connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
+            connection.execute("COMMIT")
+            connection.execute("VACUUM")
+            return len(doomed)
+
+        return await self._in_thread(forget)
+
+    async def aclose(self) -> None:
+        await anyio.to_thread.run_sync(self._writer.close)
+
+    async def _select(self, row_type: type[R], where: str, values: tuple[Any, ...]) -> list[R]:
+        table, _ = TABLES[row_type]
+        query = f"SELECT * FROM {table} WHERE {where}"  # noqa: S608 - our own names
+        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, values)])
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something with the file off the event loop, with everything written that was handed in before."""
+        await self.put()
+
+        def connected() -> T:
+            try:
+                with closing(connect(self.path, timeout=self._timeout)) as connection:
+                    return work(connection)
+            except sqlite3.Error as error:
+                raise explained(self.path, error) from error
+
+        return await anyio.to_thread.run_sync(connected)

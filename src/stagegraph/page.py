@@ -1,0 +1,81 @@
+"""A run's page in a journal: opened when it begins or goes on, closed when it ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from .errors import JournalError
+from .journal._bag import Bag
+from .journal._owner import this_process
+from .journal._rows import Journal, RunRow
+from .recorder import Recall, Recorder, as_json
+
+if TYPE_CHECKING:
+    from .record import Clock
+    from .run import Run
+
+__all__ = ["RunPage", "labels_json"]
+
+
+@dataclass(slots=True)
+class RunPage:
+    """The row of one run, and what it may recall."""
+
+    journal: Journal
+    row: RunRow
+    claims: bool
+    """Whether somebody else may hold the run: its id was chosen, or it was recorded before."""
+    replays: str | None = None
+    """The run whose outputs may be used: another one, or this one when it goes on."""
+    strict: bool = False
+    overrides: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    async def open(self, clock: Clock) -> Recorder:
+        """Take the run for this process and begin to write.
+
+        Raises:
+            JournalError: the id is taken, or another living process holds the run.
+        """
+        continues = self.replays == self.row.run_id
+        self.row = replace(self.row, status="running", owner=this_process(), error=None, error_type=None)
+        if self.claims:
+            await self.journal.claim(self.row, fresh=not continues)
+        else:
+            self.journal.put_soon(self.row)
+        bag = Bag()
+        if self.replays is not None:
+            if not continues and await self.journal.run(self.replays) is None:
+                msg = f"there is no run {self.replays!r} in this journal to replay"
+                raise JournalError(msg)
+            calls = await self.journal.calls(self.replays)
+            bag = Bag(calls, await self.journal.ops(self.replays) if continues else ())
+        recall = Recall(bag=bag, continues=continues, strict=self.strict, overrides=self.overrides)
+        return Recorder(self.journal, self.row.run_id, clock, recall)
+
+    async def close(self, run: Run[Any, Any]) -> None:
+        """Write how the run ended and let go of it."""
+        usage = run.usage
+        await self.journal.put(
+            replace(
+                self.row,
+                status=run.status,
+                duration=time.time() - self.row.started,
+                output=as_json(run.structure.root.gives, run.output) if run.status == "succeeded" else None,
+                error_type=run.error.type if run.error is not None else None,
+                error=run.error.message if run.error is not None else None,
+                requests=usage.requests,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cost=None if run.cost is None else str(run.cost),
+                owner=None,
+            )
+        )
+
+
+def labels_json(metadata: Mapping[str, object], tags: tuple[str, ...], session: str | None, user: str | None) -> str:
+    labels = {"metadata": dict(metadata), "tags": list(tags), "session_id": session, "user_id": user}
+    return json.dumps(labels, ensure_ascii=False, default=str)

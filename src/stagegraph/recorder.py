@@ -1,0 +1,188 @@
+"""Between a run and its journal: what is written of each call, and what is recalled instead of being computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_core import PydanticSerializationError, to_json
+
+from .errors import ReplayError
+from .journal._bag import Bag, Recorded
+from .journal._identity import Identity, identity_of
+from .journal._rows import CallRow, Journal
+from .ops import OpMemory
+from .record import USAGE, Clock, Entry, ModelUse
+from .structure import closest
+
+if TYPE_CHECKING:
+    from .prompts import Prompt
+    from .schema import Schema
+
+__all__ = ["MISSING", "Recall", "Recorder"]
+
+MISSING: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """Where a run may find outputs that it need not compute."""
+
+    bag: Bag = field(default_factory=Bag)
+    continues: bool = False
+    """Whether this goes on with the recorded run itself; another run that replays it has spent nothing."""
+    strict: bool = False
+    overrides: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Key -> output that the call gets whatever it would compute."""
+
+
+class Recorder:
+    """Writes one run and recalls what was recorded before."""
+
+    def __init__(self, journal: Journal, run_id: str, clock: Clock, recall: Recall) -> None:
+        self.journal = journal
+        self.recall_from = recall
+        self.rerun: dict[str, str] = {}
+        """Key -> what changed, of the calls that were recorded and had to run again."""
+        self.overridden: set[str] = set()
+        self._run_id = run_id
+        self._clock = clock
+        self._identities: dict[str, Identity] = {}
+        self._prompts: dict[str, str] = {}
+        self._position = 0
+        self._positions: dict[str, int] = {}
+
+    def begin(self, entry: Entry) -> None:
+        """A graph was called: its row lets others see a run that is still going on."""
+        self._number(entry)
+        self.journal.put_soon(self._row(entry))
+
+    def recalled(self, entry: Entry, fixed: dict[str, str], prompt: Prompt | None) -> tuple[Any, Recorded | None]:
+        """The output that a leaf call need not compute, or `MISSING`; and what its agent had already been told.
+
+        Raises:
+            ReplayError: in strict mode, when the call differs from the one that was recorded at its place.
+        """
+        self._number(entry)
+        recall, key = self.recall_from, entry.key
+        if key in recall.overrides:
+            entry.replayed = True
+            self.overridden.add(key)
+            return entry.node.gives.validate(recall.overrides[key]), None
+        try:
+            given = entry.node.takes.adapter.dump_json(entry.input, warnings=False).decode()
+        except (PydanticSerializationError, ValueError):
+            return MISSING, None  # what cannot be written down cannot be recognised either
+        identity = self._identities[key] = identity_of(entry.path, given, fixed)
+        if prompt is not None:
+            self._prompts[key] = json.dumps(prompt.data(), ensure_ascii=False)
+        found = recall.bag.claim(key, identity[0])
+        if found is None:
+            self._note_change(key, identity)
+        elif found.finished:
+            output = self._output(entry, found)
+            if output is not MISSING:
+                return output, None
+        return MISSING, found
+
+    def _output(self, entry: Entry, found: Recorded) -> Any:
+        row = found.row
+        try:
+            output = entry.node.gives.load(json.loads(row.output or "null"))
+        except (ValidationError, ValueError):
+            self.rerun[entry.key] = "the output type"
+            return MISSING
+        entry.replayed = True
+        if entry.node.kind == "stage":
+            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
+            entry.use = ModelUse(attempts=row.attempts, messages=messages)
+            if self.recall_from.continues:
+                entry.use.usage = USAGE.validate_json(row.usage)
+                entry.use.unpriced = row.cost is None
+        return output
+
+    def _note_change(self, key: str, identity: Identity) -> None:
+        recall = self.recall_from
+        changed = recall.bag.changed(key, identity[1])
+        if changed is None or changed == "nothing":
+            return
+        self.rerun[key] = changed
+        if recall.strict:
+            msg = (
+                f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
+            )
+            raise ReplayError(msg)
+
+    def unused_override(self) -> ReplayError | None:
+        """A given output that no call asked for: most likely its key is mistyped."""
+        unused = sorted(set(self.recall_from.overrides) - self.overridden)
+        if not unused:
+            return None
+        return ReplayError(
+            f"`override` names `{unused[0]}`, and no stage or step ran there{closest(unused[0], list(self._positions))}"
+        )
+
+    def memory(self, entry: Entry, found: Recorded | None) -> OpMemory:
+        """Where the requests and tool calls of one stage call are kept; its row is written before the first of them."""
+        identity = self._identities.get(entry.key)
+        self.journal.put_soon(self._row(entry))
+        ops = {} if found is None else found.ops
+        return OpMemory(self.journal, self._run_id, entry, identity[0] if identity else "", ops)
+
+    async def finished(self, entry: Entry) -> None:
+        """A leaf call has its output: it counts when the journal has it."""
+        row = self._row(entry)
+        if entry.replayed:
+            self.journal.put_soon(row)
+        else:
+            await self.journal.put(row)
+
+    def ended(self, entry: Entry) -> None:
+        """A graph has ended, or a leaf call without an output."""
+        if entry.node.kind == "graph" or entry.status != "succeeded":
+            self.journal.put_soon(self._row(entry))
+
+    def _number(self, entry: Entry) -> None:
+        self._positions[entry.key] = self._position
+        self._position += 1
+
+    def _row(self, entry: Entry) -> CallRow:
+        use, node = entry.use, entry.node
+        identity, parts = self._identities.get(entry.key, ("", None))
+        stage = node.kind == "stage"
+        return CallRow(
+            run_id=self._run_id,
+            key=entry.key,
+            path=entry.path,
+            kind=node.kind,
+            parent=entry.parent.key if entry.parent is not None else None,
+            position=self._positions.get(entry.key, 0),
+            status=entry.status,
+            identity=identity,
+            parts=json.dumps(parts) if parts else "{}",
+            input=as_json(node.takes, entry.input),
+            output=as_json(node.gives, entry.output) if entry.status == "succeeded" else None,
+            error_type=entry.error.type if entry.error is not None else None,
+            error=entry.error.message if entry.error is not None else None,
+            usage=USAGE.dump_json(use.usage, exclude_defaults=True).decode() if stage else "{}",
+            cost=None if use.cost is None else str(use.cost),
+            started=self._clock.seconds(entry.began),
+            duration=entry.duration,
+            attempts=use.attempts,
+            messages=ModelMessagesTypeAdapter.dump_json(list(use.messages)).decode() if use.messages else "[]",
+            prompt=self._prompts.get(entry.key),
+            replayed=entry.replayed,
+            pending=use.pending,
+        )
+
+
+def as_json(schema: Schema, value: object) -> str:
+    """A value as JSON through its type; one that does not fit is written as it can be."""
+    try:
+        return schema.adapter.dump_json(value, warnings=False).decode()
+    except (PydanticSerializationError, ValueError, TypeError):
+        return to_json(value, fallback=repr, serialize_unknown=True, inf_nan_mode="strings").decode(errors="replace")

@@ -1,0 +1,124 @@
+"""A recorded run, read back from a journal as the typed `Run` it was."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_ai.usage import RunUsage
+
+from . import asking
+from .call import Call, CallError
+from .edges import follow_contents
+from .record import USAGE, summed
+from .run import Run
+from .structure import Structure
+
+if TYPE_CHECKING:
+    from .journal._rows import CallRow, Journal, RunRow
+    from .node import Node
+    from .schema import Schema
+
+__all__ = ["stored_run"]
+
+
+async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Run[Any, Any]:
+    """The run as it stands in the journal; a value that no longer fits its type is given as plain data."""
+    structure = Structure.of(graph)
+    calls = await journal.calls(row.run_id)
+    root = _tree(calls, structure) or _bare_root(row, structure)
+    labels = json.loads(row.labels)
+    return Run(
+        id=row.run_id,
+        graph=row.graph,
+        status=row.status,
+        input=root.input,
+        output=root.output,
+        error=_error(row),
+        started=datetime.fromtimestamp(row.started, UTC),
+        duration=row.duration,
+        metadata=labels["metadata"],
+        tags=tuple(labels["tags"]),
+        session_id=labels["session_id"],
+        user_id=labels["user_id"],
+        pending=tuple(one for call in calls if call.pending is not None for one in asking.load(call.pending)),
+        prompts_digest=row.prompts_digest,
+        structure=structure,
+        read_root=lambda: root,
+        read_edges=lambda: follow_contents(root),
+    )
+
+
+def _tree(rows: list[CallRow], structure: Structure) -> Call | None:
+    children: dict[str, list[Call]] = {}
+    for row in sorted(rows, key=lambda row: row.position, reverse=True):
+        inside = children.pop(row.key, [])
+        inside.reverse()
+        call = _call(row, tuple(inside), structure)
+        if row.parent is None:
+            return call
+        children.setdefault(row.parent, []).append(call)
+    return None
+
+
+def _call(row: CallRow, children: tuple[Call, ...], structure: Structure) -> Call:
+    node = structure.nodes.get(row.path)
+    usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
+    if children:
+        usage, cost = summed(children)
+    return Call(
+        path=row.path,
+        key=row.key,
+        kind=row.kind,
+        status=row.status,
+        input=_value(node.takes if node is not None else None, row.input),
+        output=_value(node.gives if node is not None else None, row.output),
+        error=_error(row),
+        usage=usage,
+        cost=cost,
+        started=datetime.fromtimestamp(row.started, UTC),
+        duration=row.duration,
+        attempts=row.attempts,
+        messages=tuple(ModelMessagesTypeAdapter.validate_json(row.messages)),
+        children=children,
+        replayed=row.replayed,
+    )
+
+
+def _bare_root(row: RunRow, structure: Structure) -> Call:
+    """The root of a run that was interrupted before its first call was written."""
+    root = structure.root
+    name = "" if root.kind == "graph" else root.label
+    return Call(
+        path=name,
+        key=name,
+        kind=root.kind,
+        status=row.status,
+        input=_value(root.takes, row.input),
+        output=None,
+        error=_error(row),
+        usage=RunUsage(),
+        cost=Decimal(0),
+        started=datetime.fromtimestamp(row.started, UTC),
+        duration=row.duration,
+    )
+
+
+def _value(schema: Schema | None, text: str | None) -> Any:
+    if text is None:
+        return None
+    data = json.loads(text)
+    if schema is None:
+        return data
+    try:
+        return schema.load(data)
+    except ValidationError:
+        return data
+
+
+def _error(row: RunRow | CallRow) -> CallError | None:
+    return None if row.error_type is None else CallError(row.error_type, row.error or "")
