@@ -1,6 +1,6 @@
 """Build products out of several LLM agents: typed, traced, replayed and tuned as one graph."""
 
-from .call import Call, CallError, CallInfo
+from .call import Call, CallError, CallInfo, Pending
 from .errors import (
     DeclarationError,
     InputError,
@@ -24,7 +24,8 @@ from .node import Node
 from .prompts import Demo, Prompt, Prompts
 from .run import Run
 from .runner import Runner
-from .score import Note, note
+from .score import Feedback, Note, note
+from .scores import feedback
 from .stage import Stage
 from .step import Step, step
 
@@ -35,6 +36,7 @@ __all__ = [
     "DeclarationError",
     "Demo",
     "Event",
+    "Feedback",
     "Graph",
     "InputError",
     "JournalError",
@@ -45,6 +47,7 @@ __all__ = [
     "NotRunningError",
     "Note",
     "Outcome",
+    "Pending",
     "Prompt",
     "PromptError",
     "Prompts",
@@ -60,6 +63,7 @@ __all__ = [
     "as_completed",
     "current_call",
     "fan_out",
+    "feedback",
     "gather",
     "note",
     "parse_event",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from pydantic import ValidationError
@@ -19,7 +20,6 @@ from pydantic_ai.exceptions import (
     ModelQuotaExceededError,
     ModelRateLimitError,
     ModelRequestRejectedError,
-    RunTimedOut,
     UnexpectedModelBehavior,
     UsageLimitExceeded,
     UserError,
@@ -89,24 +89,24 @@ async def call_agent(
     """
     injection = Injection(stage, setting.prompt, setting.gate, memory)
     use = entry.use = ModelUse()
-    content, history, answers = _opening(stage, entry, setting, found)
+    content, history, answers = await _opening(stage, entry, setting, memory, found)
     while True:
         usage = RunUsage()
         with capture_run_messages() as messages:
             try:
-                result = await stage.agent.run(
-                    content,
-                    message_history=history,
-                    deferred_tool_results=answers,
-                    model=setting.model,
-                    deps=setting.deps,
-                    model_settings=stage.model_settings,
-                    timeout=stage.timeout,
-                    usage=usage,
-                    capabilities=[injection],
-                    event_stream_handler=_listener(setting.on_text),
-                    infer_name=False,
-                )
+                with _deadline(stage, setting.gate):
+                    result = await stage.agent.run(
+                        content,
+                        message_history=history,
+                        deferred_tool_results=answers,
+                        model=setting.model,
+                        deps=setting.deps,
+                        model_settings=stage.model_settings,
+                        usage=usage,
+                        capabilities=[injection],
+                        event_stream_handler=_listener(setting.on_text),
+                        infer_name=False,
+                    )
             except (LimitReached, JournalError):
                 raise
             except Exception as error:
@@ -128,16 +128,17 @@ async def call_agent(
         use.attempts += 1
 
 
-def _opening(
-    stage: Stage[Any, Any], entry: Entry, setting: Setting, found: Recorded | None
+async def _opening(
+    stage: Stage[Any, Any], entry: Entry, setting: Setting, memory: OpMemory | None, found: Recorded | None
 ) -> tuple[str | list[UserContent] | None, list[ModelMessage] | None, DeferredToolResults | None]:
     """What the agent is told first: its input, or the answers to what it asked when its run was suspended."""
-    if found is None or found.row.status != "suspended":
+    if memory is None or found is None or found.row.status != "suspended":
         content = stage.render(entry.input)
         return (content if isinstance(content, str) else list(content)), None, None
     use = entry.use
     use.usage = USAGE.validate_json(found.row.usage)
-    history, answers = asking.asked(found.row, setting.answers)
+    history, given = asking.asked(found.row, setting.answers)
+    answers = await memory.answers(given)
     if answers is None:
         use.messages, use.pending = tuple(history), found.row.pending
         raise Suspended
@@ -158,17 +159,42 @@ def _listener(on_text: Callable[[str], None] | None) -> Any:
     return listen
 
 
+@contextmanager
+def _deadline(stage: Stage[Any, Any], gate: RequestGate) -> Generator[None]:
+    """What `Stage(timeout=)` means; the agent's own `timeout` would count the time that the runner holds it back, too.
+
+    Raises:
+        _TimeoutError: the attempt took longer.
+    """
+    if stage.timeout is None:
+        yield
+        return
+    with anyio.CancelScope(deadline=anyio.current_time() + stage.timeout) as gate.attempt:
+        yield
+        return
+    msg = f"it took longer than {stage.timeout} s"
+    raise _TimeoutError(msg)
+
+
+class _TimeoutError(TimeoutError):
+    """An attempt took longer than its stage allows."""
+
+
 def _worth_repeating(error: Exception) -> bool:
     """Whether the same question may get an answer next time."""
     permanent = (UserError, UsageLimitExceeded, ModelRequestRejectedError, ModelQuotaExceededError)
     if isinstance(error, permanent):
         return False
+    if isinstance(error, ExceptionGroup):  # every model of a `FallbackModel` failed
+        return any(_worth_repeating(inner) for inner in cast("ExceptionGroup[Exception]", error).exceptions)
     if isinstance(error, ModelHTTPError):
         return error.status_code in {408, 409, 425, 429} or error.status_code >= 500  # noqa: PLR2004
     return isinstance(error, (AgentRunError, TimeoutError, OSError))
 
 
 def _wait(error: Exception, attempt: int) -> float:
+    if isinstance(error, ExceptionGroup):
+        return min(_wait(inner, attempt) for inner in cast("ExceptionGroup[Exception]", error).exceptions)
     asked = error.retry_after if isinstance(error, ModelAPIError) else None
     return asked if asked is not None else _BACKOFF[min(attempt, len(_BACKOFF)) - 1]
 
@@ -189,8 +215,8 @@ def _stage_error(error: Exception, stage: Stage[Any, Any], entry: Entry, message
 
 
 def _explained(error: Exception, stage: Stage[Any, Any], messages: list[ModelMessage]) -> tuple[str, str]:
-    if isinstance(error, RunTimedOut):
-        return f"it took longer than {stage.timeout} s", "raise `Stage(timeout=)`, or try again with `Stage(retries=)`"
+    if isinstance(error, _TimeoutError):
+        return str(error), "raise `Stage(timeout=)`, or try again with `Stage(retries=)`"
     if isinstance(error, UnexpectedModelBehavior):
         raw = _last_answer(messages)
         cause = error.__cause__
@@ -200,10 +226,15 @@ def _explained(error: Exception, stage: Stage[Any, Any], messages: list[ModelMes
         return f"the model gave no valid output: {reason}{answered}", remedy
     if isinstance(error, UsageLimitExceeded):
         return str(error), "the agent made too many requests in one call; look at its messages"
+    if isinstance(error, UserError) and str(error).startswith("`model` must"):
+        return "no model is set", "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)` or Stage(model=)"
     if isinstance(error, UserError):
         return str(error), "this is a mistake in how the agent is set up"
     if isinstance(error, ModelAPIError):
         return _one_line(error), _provider_remedy(error)
+    if isinstance(error, ExceptionGroup):
+        inner = [_explained(one, stage, messages) for one in cast("ExceptionGroup[Exception]", error).exceptions]
+        return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
     return f"{type(error).__name__}: {_one_line(error)}", "a tool, a validator or the renderer of the stage raised this"
 
 

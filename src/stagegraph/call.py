@@ -125,4 +125,4 @@ _DIGITS = re.compile(r"(\d+)")
 
 def key_order(key: str) -> list[tuple[int, int, str]]:
     """Sort keys as a person would: `build[2]` before `build[10]`, `code` before `code#1`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in _DIGITS.split(key) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _DIGITS.split(key) if part]

@@ -24,11 +24,14 @@ class EventLog:
         self.run_id = run_id
         self._events: deque[Event] = deque(maxlen=size)
         self._next = 0
-        self._closed = False
+        self.closed = False
+        """Whether the run has ended."""
         self._changed: anyio.Event | None = None
 
     def put(self, event_type: type[Any], /, **fields: object) -> None:
-        """Write one event of this kind."""
+        """Write one event of this kind; none follows the end, whatever a task that got away still does."""
+        if self.closed:
+            return
         event = event_type(run_id=self.run_id, seq=self._next, time=datetime.now(UTC), **fields)
         self._events.append(cast("Event", event))
         self._next += 1
@@ -36,7 +39,7 @@ class EventLog:
 
     def close(self) -> None:
         """No event follows; readers end after what is there."""
-        self._closed = True
+        self.closed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -58,7 +61,7 @@ class EventLog:
                 event = self._events[wanted - first]
                 wanted += 1
                 yield event
-            if self._closed:
+            if self.closed:
                 return
             if self._changed is None:
                 self._changed = anyio.Event()

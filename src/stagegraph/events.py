@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, JsonValue, TypeAdapter
@@ -26,7 +27,7 @@ __all__ = [
 
 
 class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     run_id: str
     seq: int
@@ -138,9 +139,12 @@ Event = Annotated[
 ]
 """Any of the events above, told apart by `type`."""
 
-_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+@cache
+def _adapter() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
 
 
 def parse_event(data: str | bytes) -> Event:
     """Read one event back from its JSON (`event.model_dump_json()`)."""
-    return _ADAPTER.validate_json(data)
+    return _adapter().validate_json(data)

@@ -16,7 +16,7 @@ from .errors import DeclarationError, StageError
 from .event_log import EventLog
 from .events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
 from .inject import RequestGate
-from .journal._identity import stage_parts, step_parts
+from .journal._identity import Fixed, stage_parts, step_parts
 from .limits import Ledger, LimitReached
 from .node import Node
 from .record import Entry
@@ -67,8 +67,8 @@ class Execution:
         self.limit: str | None = None
         """Which limit ended the run, if one did."""
         self.recorder: Recorder | None = None
-        self.fixed: dict[str, dict[str, str]] = {}
-        """Path -> the parts of a leaf's identity that are the same for all its calls in this run."""
+        self.fixed: dict[str, Fixed] = {}
+        """Path -> what the identities of all its calls in this run have in common."""
 
     @property
     def root_name(self) -> str:
@@ -81,7 +81,7 @@ class Execution:
         if key in entries:
             number = self.repeats[key] = self.repeats.get(key, 0) + 1
             key = f"{key}#{number}"
-        entry = entries[key] = Entry(node, path, key, parent, value)
+        entry = entries[key] = Entry(node, path, key, parent, value, len(entries))
         if self.log is not None:
             self.log.put(CallStarted, key=key, path=path, kind=node.kind)
         if self.recorder is not None and node.kind == "graph":
@@ -117,7 +117,7 @@ class Execution:
         if self.recorder is not None:
             fixed = self.fixed.get(entry.path)
             if fixed is None:
-                fixed = self.fixed[entry.path] = step_parts(step)
+                fixed = self.fixed[entry.path] = Fixed(entry.path, step_parts(step))
             output, _ = self.recorder.recalled(entry, fixed, None)
             if output is not MISSING:
                 return output
@@ -149,7 +149,8 @@ class Execution:
                 return await call_agent(stage, entry, setting, None, None)
             fixed = self.fixed.get(entry.path)
             if fixed is None:
-                fixed = self.fixed[entry.path] = stage_parts(stage, setting.prompt, setting.model)
+                parts = stage_parts(stage, setting.prompt, setting.model)
+                fixed = self.fixed[entry.path] = Fixed(entry.path, parts)
             output, found = recorder.recalled(entry, fixed, setting.prompt)
             if output is not MISSING:
                 return output
@@ -171,25 +172,32 @@ class _Gate(RequestGate):
         self.entry = entry
 
     async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
-        ledger, slots = self.execution.terms.ledger, self.execution.terms.slots
-        if slots is None:
-            return await self._counted(ask, ledger)
-        async with slots:
-            return await self._counted(ask, ledger)
-
-    async def _counted(self, ask: Callable[[], Awaitable[ModelResponse]], ledger: Ledger | None) -> ModelResponse:
+        ledger = self.execution.terms.ledger
         if ledger is None:
-            response = await ask()
-            self.entry.use.unpriced |= response.usage.cost is None
-            return response
-        reservation = await ledger.reserve(self.entry.path)
+            return await self._in_slot(ask)
+        # Before the slot: a run that waits for its own limit may not hold back the others.
+        with self.waiting():
+            reservation = await ledger.reserve(self.entry.path)
         usage: RequestUsage | None = None
         try:
-            response = await ask()
+            response = await self._in_slot(ask)
             usage = response.usage
-            self.entry.use.unpriced |= usage.cost is None
         finally:
             ledger.settle(reservation, usage)
+        return response
+
+    async def _in_slot(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
+        slots = self.execution.terms.slots
+        if slots is None:
+            response = await ask()
+        else:
+            with self.waiting():
+                await slots.acquire()
+            try:
+                response = await ask()
+            finally:
+                slots.release()
+        self.entry.use.unpriced |= response.usage.cost is None
         return response
 
     def tool_called(self, tool: str) -> None:

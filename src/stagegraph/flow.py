@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sized
@@ -116,7 +117,7 @@ async def as_completed(
     branches = _Branches(node, items, limit, key)
     send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
     failure: Exception | Suspended | None = None
-    pause: list[Suspended] = []
+    problem: list[BaseException] = []
 
     async def one(index: int, label: str, item: In) -> None:
         await send.send(await branches.outcome(index, label, item))
@@ -125,14 +126,16 @@ async def as_completed(
         with send:
             try:
                 await branches.run(one, lambda: None)
-            except Suspended as suspended:
-                pause.append(suspended)
+            except (Exception, Suspended, asyncio.CancelledError) as error:
+                if is_cancellation(error):
+                    raise
+                problem.append(error)
 
     async with anyio.create_task_group() as group:
         group.start_soon(produce)
         with receive:
             try:
-                yield _Outcomes(receive, pause)
+                yield _Outcomes(receive, problem)
             except (Exception, Suspended) as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
                 failure = error
             finally:
@@ -168,7 +171,7 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
         Exception: the first failure, after the others were cancelled.
     """
     results: list[Any] = [None] * len(awaitables)
-    first_error: Exception | None = None
+    first_error: BaseException | None = None
     pause: Suspended | None = None
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
@@ -177,7 +180,9 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             results[index] = await awaitable
         except Suspended as suspended:
             pause = suspended
-        except Exception as error:  # noqa: BLE001 - raised again below; the siblings go first
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
             first_error = first_error or error
             group.cancel_scope.cancel()
 
@@ -195,18 +200,18 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
 
 
 class _Outcomes(AsyncIterator[Outcome[Out]]):
-    """What `as_completed` hands out; a suspended branch is met at the end, when the others are done."""
+    """What `as_completed` hands out; a suspended branch, or items that failed to come, are met at the end."""
 
-    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], pause: list[Suspended]) -> None:
+    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], problem: list[BaseException]) -> None:
         self._receive = receive
-        self._pause = pause
+        self._problem = problem
 
     async def __anext__(self) -> Outcome[Out]:
         try:
             return await self._receive.receive()
         except anyio.EndOfStream:
-            if self._pause:
-                raise self._pause[0] from None
+            if self._problem:
+                raise self._problem[0] from None
             raise StopAsyncIteration from None
 
 
@@ -232,7 +237,6 @@ class _Branches(Generic[In, Out]):
         elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             self._items = None
             self._async_items = aiter(items)
-            self._lock = anyio.Lock()  # an async generator must not be asked twice at once
         else:
             msg = f"a fan-out runs over items, and {items!r} cannot be iterated"
             raise DeclarationError(msg)
@@ -242,16 +246,16 @@ class _Branches(Generic[In, Out]):
 
     async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
         """Take every item through *one*; *announce* is called once an item, in order, before it starts."""
-        first_error: Exception | None = None
+        first_error: BaseException | None = None
         pause: Suspended | None = None
         frame = self.frame
 
-        def fail(error: Exception) -> None:
+        def fail(error: BaseException) -> None:
             nonlocal first_error
             first_error = first_error or error
             group.cancel_scope.cancel()
 
-        async def work(pulled: tuple[int, In] | None) -> None:
+        async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
             nonlocal pause
             try:
                 while pulled is not None:
@@ -263,21 +267,40 @@ class _Branches(Generic[In, Out]):
                         await one(index, label, item)
                     except Suspended as suspended:
                         pause = suspended  # the siblings finish first
-                    pulled = self._pull(announce) if self._items is not None else await self._pull_async(announce)
-            except Exception as error:  # noqa: BLE001 - raised again below; the siblings go first
+                    if frame is not None:
+                        current.set(frame)  # what the items' own code calls belongs to no branch
+                    pulled = follow()
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancellation(error):
+                    raise
                 fail(error)
 
         async with anyio.create_task_group() as group:
             try:
-                for _ in range(self.limit):
-                    pulled = self._pull(announce) if self._items is not None else await self._pull_async(announce)
-                    if pulled is None:
-                        break
-                    group.start_soon(work, pulled)
+                if self._items is not None:
+                    for _ in range(self.limit):
+                        if (pulled := self._pull(announce)) is None:
+                            break
+                        group.start_soon(work, pulled, lambda: self._pull(announce))
+                else:
+                    await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
             except Exception as error:  # noqa: BLE001 - the items themselves failed to come
                 fail(error)
         if (problem := first_error or pause) is not None:
             raise problem
+
+    async def _feed(self, start: Callable[[In, Callable[[], None]], object]) -> None:
+        """Ask for an async item when a worker is free, always in this task: its cancel scopes may not change tasks."""
+        free = anyio.Semaphore(self.limit)
+        items = self._async_items
+        try:
+            await free.acquire()
+            async for item in items:
+                start(item, free.release)
+                await free.acquire()
+        finally:
+            if isinstance(items, AsyncGenerator):  # one that is left half-way would outlive the block
+                await items.aclose()
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         try:
@@ -295,16 +318,20 @@ class _Branches(Generic[In, Out]):
             return self._taken(item, announce)
         return None
 
-    async def _pull_async(self, announce: Callable[[], None]) -> tuple[int, In] | None:
-        async with self._lock:
-            async for item in self._async_items:
-                return self._taken(item, announce)
-        return None
-
     def _taken(self, item: In, announce: Callable[[], None]) -> tuple[int, In]:
         self._count += 1
         announce()
         return self._count - 1, item
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether *error* is the cancellation of this very task.
+
+    A `CancelledError` may also come out of something that was awaited. A task group would take it for its own and drop
+    it, and the branch would be missing from the results without a word.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _label(name: object) -> str:

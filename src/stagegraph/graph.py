@@ -52,9 +52,8 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         for name, value in vars(cls).items():
-            if isinstance(value, Node) and name in _RESERVED:
-                msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
-                raise DeclarationError(msg)
+            if isinstance(value, Node):
+                reject_reserved(cls, name)
         flow = vars(cls).get("flow")
         if flow is not None and not inspect.iscoroutinefunction(flow):
             msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
@@ -131,6 +130,13 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
 
 _RESERVED = frozenset(name for base in (Graph, Node) for name in vars(base) if not name.startswith("__"))
+
+
+def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
+    """Refuse a node whose name would hide a part of every graph."""
+    if name in _RESERVED:
+        msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
+        raise DeclarationError(msg)
 
 
 def _graph_types(cls: Any) -> tuple[Any, Any]:

@@ -6,9 +6,12 @@ candidates can run at once on one agent that is never modified.
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import (
     AgentInstructionSource,
@@ -27,8 +30,9 @@ from pydantic_ai.messages import (
 from .render import demo_block, render_output
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
+    from anyio import CancelScope
     from pydantic_ai import RunContext
     from pydantic_ai.messages import UserContent
     from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
@@ -47,6 +51,22 @@ Rendered = tuple["str | Sequence[UserContent]", str]
 
 class RequestGate:
     """What every model request of a stage call passes through; the runner's own makes requests wait and counts them."""
+
+    attempt: CancelScope | None = None
+    """The attempt that is going on, when it has a deadline."""
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Put the deadline off while a request waits its turn: a busy runner is no slow model."""
+        attempt = self.attempt
+        if attempt is None:
+            yield
+            return
+        left, attempt.deadline = attempt.deadline - anyio.current_time(), math.inf
+        try:
+            yield
+        finally:
+            attempt.deadline = anyio.current_time() + left
 
     async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         return await ask()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from .call import CallError
 from .errors import RunError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class LiveRun(Generic[In, Out]):
         self._error: BaseException | None = None
         self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
         """The task it runs in; it never raises, `result` does."""
+        self.task.add_done_callback(self._see_off)
 
     @property
     def run_id(self) -> str:
@@ -73,7 +75,17 @@ class LiveRun(Generic[In, Out]):
         try:
             self._result = await self._running.complete()
         except asyncio.CancelledError:
-            run = self._running.record()
-            self._error = RunError(f"the run of {run.graph} was cancelled", run=run)
+            self._error = self._cancelled()
         except Exception as error:  # noqa: BLE001 - kept for whoever asks for the result
             self._error = error
+
+    def _cancelled(self) -> RunError:
+        run = self._running.record()
+        return RunError(f"the run of {run.graph} was cancelled", run=run)
+
+    def _see_off(self, task: asyncio.Task[None]) -> None:
+        """Tell the watchers of a run that never began: it was cancelled first, or its journal refused it."""
+        if not self._log.closed:
+            self._running.give_up(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
+        if task.cancelled():
+            self._error = self._cancelled()

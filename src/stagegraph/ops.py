@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
-from pydantic_ai import ModelRetry
-from pydantic_ai.durable_exec import CallToolResult, record_durable_unit
+from pydantic_ai import DeferredToolResults, ModelRetry
+from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart
 from pydantic_core import PydanticSerializationError
@@ -25,10 +26,25 @@ if TYPE_CHECKING:
 
 __all__ = ["OpMemory"]
 
-_RESPONSE: TypeAdapter[ModelResponse] = TypeAdapter(ModelResponse)
-_TOOL_RESULT: TypeAdapter[Any] = TypeAdapter(CallToolResult)
 _PASSING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
+
+
+@cache
+def _responses() -> TypeAdapter[ModelResponse]:
+    return TypeAdapter(ModelResponse)
+
+
+@cache
+def _tool_results() -> TypeAdapter[Any]:
+    from pydantic_ai.durable_exec import CallToolResult  # noqa: PLC0415 - a twentieth of the time to import us
+
+    return TypeAdapter(CallToolResult)
+
+
+@cache
+def _answers() -> TypeAdapter[DeferredToolResults]:
+    return TypeAdapter(DeferredToolResults)
 
 
 class OpMemory:
@@ -42,6 +58,14 @@ class OpMemory:
         self._known = dict(known)
         self._asked: dict[str, int] = {}
 
+    async def answers(self, given: DeferredToolResults | None) -> DeferredToolResults | None:
+        """The answers to what the agent asked, kept before they are used, so that a crash does not ask them again."""
+        if given is not None:
+            await self._keep("answers", "", _answers().dump_json(given, fallback=repr).decode())
+            return given
+        known = self._known.get("answers")
+        return None if known is None else _answers().validate_json(known.payload)
+
     async def request(self, messages: list[ModelMessage], ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         """The recorded answer to this request, or a new one, recorded before anybody acts on it."""
         digest = _digest(messages)
@@ -50,11 +74,11 @@ class OpMemory:
         known = self._known.get(op)
         if known is not None:
             record_durable_unit(executed=False)
-            response = _RESPONSE.validate_json(known.payload)
+            response = _responses().validate_json(known.payload)
             self._entry.use.unpriced |= response.usage.cost is None
             return response
         response = await ask()
-        await self._keep(op, digest, _RESPONSE.dump_json(response).decode())
+        await self._keep(op, digest, _responses().dump_json(response).decode())
         record_durable_unit(executed=True)
         return response
 
@@ -80,7 +104,7 @@ class OpMemory:
 
     async def _keep_outcome(self, op: str, digest: str, outcome: dict[str, Any]) -> None:
         try:
-            payload = _TOOL_RESULT.dump_json(_TOOL_RESULT.validate_python(outcome)).decode()
+            payload = _tool_results().dump_json(_tool_results().validate_python(outcome)).decode()
         except (PydanticSerializationError, ValueError):
             return  # a result that cannot be written down is computed again after a crash
         await self._keep(op, digest, payload)
@@ -93,7 +117,7 @@ class OpMemory:
 
 
 def _recalled(payload: str) -> Any:
-    outcome = _TOOL_RESULT.validate_json(payload)
+    outcome = _tool_results().validate_json(payload)
     if outcome.kind == "model_retry":
         raise ModelRetry(outcome.message)
     if outcome.kind == "tool_failed":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from .errors import JournalError
 from .journal._bag import Bag
 from .journal._owner import this_process
 from .journal._rows import Journal, RunRow
+from .record import total
 from .recorder import Recall, Recorder, as_json
 
 if TYPE_CHECKING:
-    from .record import Clock
+    from .record import Clock, Entry
     from .run import Run
 
 __all__ = ["RunPage", "labels_json"]
@@ -56,9 +57,9 @@ class RunPage:
         recall = Recall(bag=bag, continues=continues, strict=self.strict, overrides=self.overrides)
         return Recorder(self.journal, self.row.run_id, clock, recall)
 
-    async def close(self, run: Run[Any, Any]) -> None:
+    async def close(self, run: Run[Any, Any], entries: Iterable[Entry]) -> None:
         """Write how the run ended and let go of it."""
-        usage = run.usage
+        usage, cost = total(entries)
         await self.journal.put(
             replace(
                 self.row,
@@ -70,7 +71,7 @@ class RunPage:
                 requests=usage.requests,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
-                cost=None if run.cost is None else str(run.cost),
+                cost=None if cost is None else str(cost),
                 owner=None,
             )
         )

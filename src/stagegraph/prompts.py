@@ -7,13 +7,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from . import prompts_file
 from .errors import PromptError
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: no such file, too large, not YAML, another format, or a wrong value; it names the place.
         """
-        name, entries = prompts_file.read(path)
+        name, entries = _files().read(path)
         return cls({stage: _prompt(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -99,11 +98,11 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: a text cannot be written as UTF-8, or the file system refuses.
         """
-        prompts_file.write(path, self.to_yaml())
+        _files().write(path, self.to_yaml())
 
     def to_yaml(self) -> str:
         """What `save` writes."""
-        return prompts_file.dump(self.graph, {path: prompt.data() for path, prompt in self._prompts.items()})
+        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self._prompts.items()})
 
     def to_json(self) -> str:
         """The same as one line of JSON, for storing beside a run."""
@@ -139,7 +138,7 @@ class Prompts(Mapping[str, Prompt]):
     @staticmethod
     def _lines(prompts: Prompts) -> list[str]:
         data = {path: prompts[path].data() for path in sorted(prompts)}
-        return prompts_file.dump(None, data).splitlines(keepends=True)
+        return _files().dump(None, data).splitlines(keepends=True)
 
     def check(self, graph: Node[Any, Any]) -> None:
         """Make sure that these prompts and *graph* name the same stages and that every demo fits its stage.
@@ -207,6 +206,12 @@ class Prompts(Mapping[str, Prompt]):
 
     def __repr__(self) -> str:
         return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
+
+
+def _files() -> ModuleType:
+    from . import prompts_file  # noqa: PLC0415 - most programs that import us read no YAML
+
+    return prompts_file
 
 
 class _DemoEntry(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter
 from pydantic_ai.usage import RunUsage
@@ -17,9 +17,10 @@ from .call import Call, CallError, Status
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
+    from .journal._identity import Fixed
     from .node import Node
 
-__all__ = ["USAGE", "Clock", "Entry", "ModelUse", "freeze", "summed"]
+__all__ = ["USAGE", "Clock", "Entry", "Memo", "ModelUse", "freeze", "summed", "total"]
 
 USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 """How usage is written as JSON and read back."""
@@ -63,6 +64,15 @@ class ModelUse:
 NO_MODEL = ModelUse()
 
 
+class Memo(NamedTuple):
+    """What a recorder works out once a call."""
+
+    identity: str
+    input: str
+    """JSON."""
+    fixed: Fixed
+
+
 class Entry:
     """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
 
@@ -72,26 +82,32 @@ class Entry:
         "error",
         "input",
         "key",
+        "memo",
         "node",
         "output",
         "parent",
         "path",
+        "position",
         "replayed",
         "status",
         "use",
     )
 
-    def __init__(self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object) -> None:
+    def __init__(  # noqa: PLR0917 - made for every call
+        self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object, position: int
+    ) -> None:
         self.node = node
         self.path = path
         self.key = key
         self.parent = parent
         self.input = value
+        self.position = position
         self.output: Any = None
         self.error: CallError | None = None
         self.status: Status = "running"
         self.use = NO_MODEL
         self.replayed = False
+        self.memo: Memo | None = None
         self.ended = 0.0
         self.began = perf_counter()
 
@@ -125,6 +141,17 @@ def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
         cost += child.cost or 0
     usage.cost = cost if known else None
     return usage, usage.cost
+
+
+def total(entries: Iterable[Entry]) -> tuple[RunUsage, Decimal | None]:
+    """The same from a run's entries."""
+    usage = RunUsage()
+    known = True
+    for entry in entries:
+        if entry.use is not NO_MODEL:
+            usage.incr(entry.use.usage)
+            known = known and entry.use.cost is not None
+    return usage, (usage.cost or Decimal(0)) if known else None
 
 
 def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:

@@ -13,10 +13,10 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from .errors import ReplayError
 from .journal._bag import Bag, Recorded
-from .journal._identity import Identity, identity_of
+from .journal._identity import Fixed
 from .journal._rows import CallRow, Journal
 from .ops import OpMemory
-from .record import USAGE, Clock, Entry, ModelUse
+from .record import USAGE, Clock, Entry, Memo, ModelUse
 from .structure import closest
 
 if TYPE_CHECKING:
@@ -51,38 +51,35 @@ class Recorder:
         self.overridden: set[str] = set()
         self._run_id = run_id
         self._clock = clock
-        self._identities: dict[str, Identity] = {}
         self._prompts: dict[str, str] = {}
-        self._position = 0
-        self._positions: dict[str, int] = {}
+        """Path -> the JSON of the prompt that is in force."""
 
     def begin(self, entry: Entry) -> None:
         """A graph was called: its row lets others see a run that is still going on."""
-        self._number(entry)
         self.journal.put_soon(self._row(entry))
 
-    def recalled(self, entry: Entry, fixed: dict[str, str], prompt: Prompt | None) -> tuple[Any, Recorded | None]:
+    def recalled(self, entry: Entry, fixed: Fixed, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what its agent had already been told.
 
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded at its place.
         """
-        self._number(entry)
         recall, key = self.recall_from, entry.key
         if key in recall.overrides:
             entry.replayed = True
             self.overridden.add(key)
             return entry.node.gives.validate(recall.overrides[key]), None
         try:
-            given = entry.node.takes.adapter.dump_json(entry.input, warnings=False).decode()
+            given = entry.node.takes.serializer.to_json(entry.input, warnings=False)
         except (PydanticSerializationError, ValueError):
             return MISSING, None  # what cannot be written down cannot be recognised either
-        identity = self._identities[key] = identity_of(entry.path, given, fixed)
-        if prompt is not None:
-            self._prompts[key] = json.dumps(prompt.data(), ensure_ascii=False)
-        found = recall.bag.claim(key, identity[0])
+        identity = fixed.identity(given)
+        entry.memo = Memo(identity, given.decode(), fixed)
+        if prompt is not None and entry.path not in self._prompts:
+            self._prompts[entry.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        found = recall.bag.claim(key, identity) if recall.bag else None
         if found is None:
-            self._note_change(key, identity)
+            self._note_change(key, entry.memo)
         elif found.finished:
             output = self._output(entry, found)
             if output is not MISSING:
@@ -105,9 +102,9 @@ class Recorder:
                 entry.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, key: str, identity: Identity) -> None:
+    def _note_change(self, key: str, memo: Memo) -> None:
         recall = self.recall_from
-        changed = recall.bag.changed(key, identity[1])
+        changed = recall.bag.changed(key, memo.input, memo.fixed.parts)
         if changed is None or changed == "nothing":
             return
         self.rerun[key] = changed
@@ -123,19 +120,21 @@ class Recorder:
         if not unused:
             return None
         return ReplayError(
-            f"`override` names `{unused[0]}`, and no stage or step ran there{closest(unused[0], list(self._positions))}"
+            f"`override` names `{unused[0]}`, and no stage or step ran there{closest(unused[0], list(self.overridden))}"
         )
 
     def memory(self, entry: Entry, found: Recorded | None) -> OpMemory:
         """Where the requests and tool calls of one stage call are kept; its row is written before the first of them."""
-        identity = self._identities.get(entry.key)
-        self.journal.put_soon(self._row(entry))
+        if found is None or found.row.status != "suspended":  # what was asked must not be lost before it is answered
+            self.journal.put_soon(self._row(entry))
         ops = {} if found is None else found.ops
-        return OpMemory(self.journal, self._run_id, entry, identity[0] if identity else "", ops)
+        identity = entry.memo.identity if entry.memo is not None else ""
+        return OpMemory(self.journal, self._run_id, entry, identity, ops)
 
     async def finished(self, entry: Entry) -> None:
         """A leaf call has its output: it counts when the journal has it."""
         row = self._row(entry)
+        entry.memo = None
         if entry.replayed:
             self.journal.put_soon(row)
         else:
@@ -145,44 +144,42 @@ class Recorder:
         """A graph has ended, or a leaf call without an output."""
         if entry.node.kind == "graph" or entry.status != "succeeded":
             self.journal.put_soon(self._row(entry))
-
-    def _number(self, entry: Entry) -> None:
-        self._positions[entry.key] = self._position
-        self._position += 1
+            entry.memo = None
 
     def _row(self, entry: Entry) -> CallRow:
-        use, node = entry.use, entry.node
-        identity, parts = self._identities.get(entry.key, ("", None))
-        stage = node.kind == "stage"
-        return CallRow(
+        node, error, memo = entry.node, entry.error, entry.memo
+        row = CallRow(
             run_id=self._run_id,
             key=entry.key,
             path=entry.path,
             kind=node.kind,
             parent=entry.parent.key if entry.parent is not None else None,
-            position=self._positions.get(entry.key, 0),
+            position=entry.position,
             status=entry.status,
-            identity=identity,
-            parts=json.dumps(parts) if parts else "{}",
-            input=as_json(node.takes, entry.input),
+            identity=memo.identity if memo is not None else "",
+            parts=memo.fixed.json if memo is not None else "{}",
+            input=memo.input if memo is not None else as_json(node.takes, entry.input),
             output=as_json(node.gives, entry.output) if entry.status == "succeeded" else None,
-            error_type=entry.error.type if entry.error is not None else None,
-            error=entry.error.message if entry.error is not None else None,
-            usage=USAGE.dump_json(use.usage, exclude_defaults=True).decode() if stage else "{}",
-            cost=None if use.cost is None else str(use.cost),
-            started=self._clock.seconds(entry.began),
+            error_type=error.type if error is not None else None,
+            error=error.message if error is not None else None,
+            started=self._clock.offset + entry.began,
             duration=entry.duration,
-            attempts=use.attempts,
-            messages=ModelMessagesTypeAdapter.dump_json(list(use.messages)).decode() if use.messages else "[]",
-            prompt=self._prompts.get(entry.key),
             replayed=entry.replayed,
-            pending=use.pending,
         )
+        if node.kind == "stage":
+            use = entry.use
+            row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
+            row.cost = None if use.cost is None else str(use.cost)
+            row.attempts = use.attempts
+            row.messages = ModelMessagesTypeAdapter.dump_json(list(use.messages)).decode()
+            row.prompt = self._prompts.get(entry.path)
+            row.pending = use.pending
+        return row
 
 
 def as_json(schema: Schema, value: object) -> str:
     """A value as JSON through its type; one that does not fit is written as it can be."""
     try:
-        return schema.adapter.dump_json(value, warnings=False).decode()
+        return schema.serializer.to_json(value, warnings=False).decode()
     except (PydanticSerializationError, ValueError, TypeError):
         return to_json(value, fallback=repr, serialize_unknown=True, inf_nan_mode="strings").decode(errors="replace")

@@ -15,6 +15,7 @@ from . import run_json
 from .call import Call, CallError, Pending, Status, key_order
 from .edges import follow_values
 from .mermaid import run_chart
+from .score import Feedback
 from .structure import Structure, closest
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Run(Generic[In, Out]):
     user_id: str | None = None
     pending: tuple[Pending, ...] = ()
     """What a suspended run asks; `Runner.resume(run.id, answers=...)` goes on."""
+    feedback: tuple[Feedback, ...] = ()
+    """Scores that were recorded for the run, the oldest first; for runs that were read back from a journal."""
     rerun: Mapping[str, str] = field(default_factory=dict[str, str])
     """Key -> what changed, of the calls that were recorded before and had to run again."""
     prompts_digest: str = ""
@@ -153,4 +156,9 @@ def _explains(call: Call, child: Call) -> bool:
     """Whether a call failed because this child did: the child's error passed through it."""
     if child.status != "failed" or call.error is None or child.error is None:
         return False
-    return child.error == call.error or child.error.message in call.error.message or "ExceptionGroup" in call.error.type
+    message = child.error.message
+    return (
+        child.error == call.error
+        or bool(message and message in call.error.message)
+        or "ExceptionGroup" in call.error.type
+    )

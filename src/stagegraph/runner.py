@@ -14,7 +14,7 @@ import anyio
 from typing_extensions import Unpack
 
 from .asking import by_call
-from .errors import DeclarationError, JournalError, ReplayError
+from .errors import DeclarationError, JournalError, NotRunningError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
 from .flow import DEFAULT_LIMIT
@@ -151,6 +151,14 @@ class Runner:
 
         With *deltas*, models stream, and every piece of text is an event.
         """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            msg = (
+                "Runner.start() was called where no event loop is running, so there is nothing to run in: "
+                "call it in async code, or use `graph.run_sync(...)`"
+            )
+            raise NotRunningError(msg) from None
         log = EventLog("", _BUFFERED_EVENTS)
         running = self._open(node, input, model, deps, prompts, log, deltas=deltas, options=options)
         log.run_id = running.terms.run_id
@@ -328,14 +336,14 @@ class Runner:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        live = list(self._live)
         if kind is not None:
-            for task in live:
+            for task in self._live:
                 task.cancel()
         try:
             while self._live:
                 await asyncio.wait(list(self._live))
         except asyncio.CancelledError:
+            live = list(self._live)
             for task in live:
                 task.cancel()
             with anyio.CancelScope(shield=True):

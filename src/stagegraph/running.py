@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -12,9 +13,10 @@ from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, ReplayError, RunError
+from .errors import InputError, JournalError, LimitError, ReplayError, RunError, StagegraphError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
+from .flow import is_cancellation
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
@@ -91,13 +93,18 @@ class Running:
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
+    def give_up(self, error: CallError | None) -> None:
+        """End a run that never began: by this error, or else by a cancellation."""
+        self._end = ("failed" if error is not None else "cancelled", error)
+        self._announce(self.record())
+
     async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Fix how the run ended, in the record, the events and the journal."""
         self._end = (status, error)
         run = self.record()
         try:
             if self._page is not None:
-                await self._page.close(run)
+                await self._page.close(run, self.execution.entries.values())
         except JournalError as failure:
             if status == "succeeded":
                 msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
@@ -124,9 +131,14 @@ class Running:
             try:
                 await root_frame(execution).call(root, value)
             except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
-                failure = error
+                failure = _only_leaf(error)
             except BaseExceptionGroup as group:
                 failure = _failure_in(group)
+            except asyncio.CancelledError as error:
+                if is_cancellation(error):
+                    raise
+                failure = RuntimeError("something that it awaited was cancelled by other code")
+                failure.__cause__ = error
         if failure is None and execution.recorder is not None:
             failure = execution.recorder.unused_override()
         if execution.limit is None and scope.cancelled_caught:
@@ -149,15 +161,12 @@ class Running:
             return cause
         leaves = list(_leaves(cause))
         label, failures = self.structure.root.label, self.record().failures()
-        if not failures or leaves != [cause]:
-            text = "; ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves[:3])
-        else:
-            text = failures[0].error.message if failures[0].error else str(cause)
-            if not isinstance(cause, RunError) and type(cause).__module__ != "stagegraph.errors":
-                text = f"{type(cause).__name__}: {text}"
-        key = next((call.key for call in failures if call.key), "")
-        place = f" at `{key}`" if key and f"`{key}`" not in text else ""
-        more = f" (and {len(failures) - 1} more failed calls, see `error.failures`)" if len(failures) > 1 else ""
+        text = "; ".join(_said(leaf) for leaf in leaves[:3])
+        # A flow may have caught other failures; the place is that of the one that ended the run.
+        found = next((call for call in failures if any(_is_about(call, leaf) for leaf in leaves)), None)
+        place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
+        others = len(failures) - (found is not None)
+        more = f" (and {others} more failed calls, see `error.failures`)" if others else ""
         return RunError(f"{label} failed{place}: {text}{more}")
 
     def _announce(self, run: Run[Any, Any]) -> None:
@@ -178,7 +187,7 @@ class Running:
         for entry in self.execution.entries.values():
             return entry
         root = self.structure.root
-        return Entry(root, self.execution.root_name, self.execution.root_name, None, self._raw)
+        return Entry(root, self.execution.root_name, self.execution.root_name, None, self._raw, 0)
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""
@@ -232,6 +241,26 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
+
+
+def _only_leaf(error: Exception) -> Exception:
+    """The error itself, or the one error in the groups around it."""
+    leaves = list(_leaves(error))
+    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Exception) else error
+
+
+def _said(error: BaseException) -> str:
+    """An error as it reads in the message of a run: our own texts say all there is."""
+    own = isinstance(error, StagegraphError) and str(error)
+    return str(error) if own else str(CallError(type(error).__name__, str(error)))
+
+
+def _is_about(call: Call, error: BaseException) -> bool:
+    """Whether a failed call is what *error* tells of: it raised it, or the flow raised it about the call."""
+    if call.error is None:
+        return False
+    text = call.error.message
+    return (call.error.type, text) == (type(error).__name__, str(error)) or bool(text and text in str(error))
 
 
 def _problems(error: ValidationError) -> str:

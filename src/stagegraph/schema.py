@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import TypeAdapter
-from pydantic_core import to_jsonable_python
+from pydantic_core import SchemaSerializer, to_jsonable_python
 from typing_extensions import TypeAliasType, is_typeddict
 
 __all__ = ["Schema", "named_models"]
@@ -33,6 +33,10 @@ class Schema:
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(self.type)
+
+    @cached_property
+    def serializer(self) -> SchemaSerializer:
+        return self.adapter.serializer  # pyright: ignore[reportReturnType] - a mock only until the type is complete
 
     def validate(self, raw: object) -> Any:
         """Turn outside data into the type; a value that fits already passes as it is."""

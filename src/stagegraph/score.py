@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-__all__ = ["Note", "note"]
+__all__ = ["Feedback", "Note", "Scored", "note"]
+
+Scored = int | float | bool | str
+"""What a score may be: a number, a yes or no, a category or a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,19 @@ class Note:
     text: str
     weight: float = 1.0
     """How much this note counts beside others; 1.0 is an ordinary one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """A score that somebody gave to a run, or to one call of it."""
+
+    name: str
+    value: Scored
+    key: str | None = None
+    """The call; `None` for the whole run."""
+    comment: str | None = None
+    time: datetime
+    """Time zone aware, UTC."""
 
 
 def note(path_or_key: str, text: str, weight: float = 1.0) -> Note:

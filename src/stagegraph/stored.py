@@ -16,21 +16,22 @@ from .call import Call, CallError
 from .edges import follow_contents
 from .record import USAGE, summed
 from .run import Run
+from .score import Feedback
 from .structure import Structure
 
 if TYPE_CHECKING:
-    from .journal._rows import CallRow, Journal, RunRow
+    from .journal._rows import CallRow, FeedbackRow, Journal, RunRow
     from .node import Node
     from .schema import Schema
 
-__all__ = ["stored_run"]
+__all__ = ["feedback_of", "stored_run", "tree"]
 
 
 async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Run[Any, Any]:
     """The run as it stands in the journal; a value that no longer fits its type is given as plain data."""
     structure = Structure.of(graph)
     calls = await journal.calls(row.run_id)
-    root = _tree(calls, structure) or _bare_root(row, structure)
+    root = tree(calls, structure) or _bare_root(row, structure)
     labels = json.loads(row.labels)
     return Run(
         id=row.run_id,
@@ -46,6 +47,7 @@ async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Ru
         session_id=labels["session_id"],
         user_id=labels["user_id"],
         pending=tuple(one for call in calls if call.pending is not None for one in asking.load(call.pending)),
+        feedback=tuple(map(feedback_of, await journal.feedback(row.run_id))),
         prompts_digest=row.prompts_digest,
         structure=structure,
         read_root=lambda: root,
@@ -53,7 +55,14 @@ async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Ru
     )
 
 
-def _tree(rows: list[CallRow], structure: Structure) -> Call | None:
+def feedback_of(row: FeedbackRow) -> Feedback:
+    """One recorded score."""
+    moment = datetime.fromtimestamp(row.time, UTC)
+    return Feedback(name=row.name, value=json.loads(row.value), key=row.key, comment=row.comment, time=moment)
+
+
+def tree(rows: list[CallRow], structure: Structure | None) -> Call | None:
+    """The calls of a run, without a structure as plain JSON data; `None` when none was written."""
     children: dict[str, list[Call]] = {}
     for row in sorted(rows, key=lambda row: row.position, reverse=True):
         inside = children.pop(row.key, [])
@@ -65,8 +74,8 @@ def _tree(rows: list[CallRow], structure: Structure) -> Call | None:
     return None
 
 
-def _call(row: CallRow, children: tuple[Call, ...], structure: Structure) -> Call:
-    node = structure.nodes.get(row.path)
+def _call(row: CallRow, children: tuple[Call, ...], structure: Structure | None) -> Call:
+    node = structure.nodes.get(row.path) if structure is not None else None
     usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
     if children:
         usage, cost = summed(children)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from .errors import DeclarationError
-from .graph import Graph
+from .graph import Graph, reject_reserved
 from .node import Node
 from .stage import Stage
 
@@ -84,6 +84,7 @@ def _collect(
     own: dict[AnyNode, tuple[str, str]] = {}
     names[path] = own
     for name, node in _declared(graph):
+        reject_reserved(type(graph), name)
         if node in own:
             msg = (
                 f"{graph.label} declares the same {node.kind} twice, as `{own[node][0]}` and `{name}`, "

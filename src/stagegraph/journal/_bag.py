@@ -46,6 +46,9 @@ class Bag:
             if recorded is not None:
                 recorded.ops[op.op] = op
 
+    def __bool__(self) -> bool:
+        return bool(self._at)
+
     def claim(self, key: str, identity: str) -> Recorded | None:
         """The recorded call that this one repeats, if there is one; it is handed out once."""
         self._called.add(key)
@@ -67,11 +70,12 @@ class Bag:
         """What stood at this place before."""
         return self._at.get(key)
 
-    def changed(self, key: str, parts: Mapping[str, str]) -> str | None:
+    def changed(self, key: str, input_json: str, parts: Mapping[str, str]) -> str | None:
         """How a call differs from what stood at its place before, in words; `None` when nothing stood there."""
         row = self._at.get(key)
         if row is None:
             return None
         before = json.loads(row.parts)
-        names = [name for name in parts if before.get(name) != parts[name]]
+        names = ["the input"] if row.input != input_json else []
+        names += [name for name in parts if before.get(name) != parts[name]]
         return " and ".join(names) if names else "nothing"

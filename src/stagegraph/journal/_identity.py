@@ -6,8 +6,8 @@ that).
 
 from __future__ import annotations
 
-import hashlib
 import json
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.toolsets import FunctionToolset
@@ -20,26 +20,33 @@ if TYPE_CHECKING:
     from stagegraph.stage import Stage
     from stagegraph.step import Step
 
-__all__ = ["Identity", "hashed", "identity_of", "stage_parts", "step_parts"]
+__all__ = ["Fixed", "hashed", "stage_parts", "step_parts"]
 
 _SECRET_SETTINGS = frozenset({"extra_headers", "extra_body", "api_key", "headers"})
 
-Identity = tuple[str, dict[str, str]]
-"""The whole hash, and the hash of each part by name."""
+
+class Fixed:
+    """What all calls of one node in one run have in common."""
+
+    def __init__(self, path: str, parts: dict[str, str]) -> None:
+        self.parts = parts
+        """The hash of each part, by what a person calls it."""
+        self.json = json.dumps(parts)
+        self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
+
+    def identity(self, input_json: bytes) -> str:
+        """The identity of one call: where it is declared, what its node is, and what it is given."""
+        digest = self._seed.copy()
+        digest.update(input_json)
+        return digest.hexdigest()
 
 
 def hashed(*texts: str) -> str:
-    digest = hashlib.blake2b(digest_size=12)
+    digest = blake2b(digest_size=12)
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def identity_of(path: str, input_json: str, fixed: dict[str, str]) -> Identity:
-    """The identity of one call: where it is declared, what it is given, and what its node is."""
-    parts = {"the input": hashed(input_json), **fixed}
-    return hashed(path, *parts.values()), parts
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:

@@ -40,9 +40,12 @@ class RunRow:
     """The process that runs it now; `None` when nobody does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CallRow:
-    """One call of a run. It is written when the call begins and again when it ends."""
+    """One call of a run. It is written when the call begins and again when it ends.
+
+    Never changed once it is made; not frozen, because a frozen one takes three times as long to make.
+    """
 
     run_id: str
     key: str
@@ -62,7 +65,7 @@ class CallRow:
     error_type: str | None = None
     error: str | None = None
     usage: str = "{}"
-    cost: str | None = None
+    cost: str | None = "0"
     started: float
     duration: float = 0.0
     attempts: int = 1

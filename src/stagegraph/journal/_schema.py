@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from stagegraph.errors import JournalError
 
 from ._rows import CallRow, FeedbackRow, OpRow, Row, RunRow
 
-__all__ = ["TABLES", "connect", "explained", "prepare", "row_of", "upsert", "values_of"]
+__all__ = ["TABLES", "connect", "explained", "is_busy", "key_of", "prepare", "row_of", "upsert", "values_of"]
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as ours (`SGJ1`)."""
@@ -35,13 +36,25 @@ _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow)
 
 
+_UPSERTS: dict[type[Row], str] = {
+    row_type: f"INSERT OR REPLACE INTO {table} ({', '.join(_NAMES[row_type])}) "  # noqa: S608 - our own names
+    f"VALUES ({', '.join('?' * len(_NAMES[row_type]))})"
+    for row_type, (table, _) in TABLES.items()
+}
+_VALUES = {row_type: attrgetter(*names) for row_type, names in _NAMES.items()}
+_KEYS = {row_type: attrgetter("run_id", *key) for row_type, (_, key) in TABLES.items()}
+
+
 def upsert(row_type: type[Row]) -> str:
-    table, names = TABLES[row_type][0], _NAMES[row_type]
-    return f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+    return _UPSERTS[row_type]
 
 
 def values_of(row: Row) -> tuple[Any, ...]:
-    return tuple([getattr(row, name) for name in _NAMES[type(row)]])
+    return _VALUES[type(row)](row)
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    return _KEYS[type(row)](row)
 
 
 def row_of(row_type: type[R], found: sqlite3.Row) -> R:
@@ -98,6 +111,11 @@ def prepare(path: Path, *, timeout: float) -> None:
             connection.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
         raise explained(path, error) from error
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether another connection holds the file just now."""
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
 def explained(path: Path, error: Exception) -> JournalError:

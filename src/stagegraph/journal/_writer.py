@@ -1,112 +1,131 @@
-"""The one writer of a journal file: a thread that commits what has gathered, all at once."""
+"""The one writer of a journal file: what finishes in one turn of the event loop is committed together.
+
+A commit goes to the write-ahead log, which is a copy into the system's cache: it takes some 30 us and is done right on
+the event loop, because handing it to a thread and back takes longer. What may take long is left to a thread: waiting
+for another process that is writing, and moving the log into the file.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import sqlite3
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ._rows import CallRow, Row
-from ._schema import connect, explained, upsert, values_of
+from ._rows import Row
+from ._schema import connect, explained, is_busy, key_of, upsert, values_of
 
-__all__ = ["Batch", "Writer"]
+__all__ = ["Writer"]
 
-_LARGEST = 5_000
-"""Rows a transaction takes at most, so that other processes get their turn."""
+_ROWS_PER_CHECKPOINT = 2_000
 
-
-class Batch:
-    """Rows that were handed in together, and who waits for them."""
-
-    __slots__ = ("loop", "rows", "waiter")
-
-    def __init__(self, rows: list[Row], waiter: asyncio.Future[None] | None) -> None:
-        self.rows = rows
-        self.waiter = waiter
-        self.loop = waiter.get_loop() if waiter is not None else None
+Waiter = asyncio.Future[None]
 
 
 class Writer:
-    """Commits in a thread of its own, which starts with the first row and ends with `close`."""
+    """Commits rows in the order in which they were handed in."""
 
     def __init__(self, path: Path, *, timeout: float) -> None:
         self._path = path
         self._timeout = timeout
-        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        """Guards everything below: event loops of several threads may share a journal."""
+        self._rows: list[Row] = []
+        self._waiters: list[Waiter] = []
+        self._flushing = False
+        self._connection: sqlite3.Connection | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._since_checkpoint = 0
 
-    def put(self, rows: list[Row], waiter: asyncio.Future[None] | None) -> None:
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="stagegraph journal", daemon=True)
-                    self._thread.start()
-        self._queue.put(Batch(rows, waiter))
+    def put(self, rows: list[Row], waiter: Waiter | None) -> None:
+        with self._lock:
+            self._rows += rows
+            if waiter is not None:
+                self._waiters.append(waiter)
+            if self._flushing:
+                return
+            self._flushing = True
+        asyncio.get_running_loop().call_soon(self._flush)
 
     def close(self) -> None:
-        """Write what is there and end the thread."""
+        """Write what is there and let go of the file."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
-            thread.join()
+            thread.shutdown()
+        self._write(self._timeout)
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
-    def _work(self) -> None:
-        connection: sqlite3.Connection | None = None
-        kept: list[Row] = []
-        try:
-            while True:
-                batches, closing = self._gathered()
-                rows = [*kept, *(row for batch in batches for row in batch.rows)]
-                failure: Exception | None = None
-                try:
-                    if connection is None:
-                        connection = connect(self._path, timeout=self._timeout)
-                    _commit(connection, rows)
-                    kept = []
-                except (sqlite3.Error, ValueError) as error:
-                    # The rows are kept and tried again with the next batch: a full disk may be made room on.
-                    failure, kept = explained(self._path, error), rows
-                _tell(batches, failure)
-                if closing:
-                    return
-        finally:
-            if connection is not None:
-                connection.close()
+    def _flush(self) -> None:
+        if not self._write(0):
+            self._in_thread(self._wait_and_write)
+        elif self._since_checkpoint >= _ROWS_PER_CHECKPOINT:
+            self._since_checkpoint = 0
+            self._in_thread(self._checkpoint)
 
-    def _gathered(self) -> tuple[list[Batch], bool]:
-        """Everything that waits by now; waits for the first."""
-        batches: list[Batch] = []
-        count = 0
-        batch = self._queue.get()
-        while batch is not None:
-            batches.append(batch)
-            count += len(batch.rows)
-            if count >= _LARGEST:
-                return batches, False
+    def _wait_and_write(self) -> None:
+        self._write(self._timeout)
+
+    def _write(self, timeout: float) -> bool:
+        """Commit everything that waits; `False` when another process is writing and there is no time to wait for it."""
+        with self._lock:
+            rows, waiters = self._rows, self._waiters
+            failure: Exception | None = None
             try:
-                batch = self._queue.get_nowait()
-            except queue.Empty:
-                return batches, False
-        return batches, True
+                if self._connection is None:
+                    self._connection = connect(self._path, timeout=self._timeout)
+                    self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+                self._connection.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+                _commit(self._connection, rows)
+                self._rows = []
+            except (sqlite3.Error, ValueError) as error:
+                if timeout == 0 and is_busy(error):
+                    return False  # `_flushing` stays set: what comes now waits for the thread
+                # The rows are kept and tried again with the next ones: a full disk may be made room on.
+                failure = explained(self._path, error)
+            self._since_checkpoint += len(rows)
+            self._waiters = []
+            self._flushing = False
+        _tell(waiters, failure)
+        return True
+
+    def _checkpoint(self) -> None:
+        """Move the log into the file, so that it does not grow without end; nobody waits for it."""
+        try:
+            connection = connect(self._path, timeout=self._timeout)
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            finally:
+                connection.close()
+        except sqlite3.Error:
+            return  # the next one will; what was committed is in the log
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="stagegraph journal")
+            self._thread.submit(work)
 
 
 def _commit(connection: sqlite3.Connection, rows: list[Row]) -> None:
     if not rows:
         return
-    latest = {(row.run_id, row.key): row for row in rows if isinstance(row, CallRow)}
+    tables: dict[type[Row], dict[tuple[str, ...], Row]] = {}
+    for row in rows:  # a call that began and ended since the last commit is written once
+        tables.setdefault(type(row), {})[key_of(row)] = row
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for row in rows:
-            # A call that began and ended since the last commit is written once.
-            if not isinstance(row, CallRow) or latest[row.run_id, row.key] is row:
-                try:
-                    connection.execute(upsert(type(row)), values_of(row))
-                except UnicodeEncodeError:  # half a surrogate pair, as broken JSON may hold it
-                    connection.execute(upsert(type(row)), [_encodable(value) for value in values_of(row)])
+        for row_type, latest in tables.items():
+            values = [values_of(row) for row in latest.values()]
+            try:
+                connection.executemany(upsert(row_type), values)
+            except UnicodeEncodeError:  # half a surrogate pair, as broken JSON may hold it
+                connection.executemany(upsert(row_type), [tuple(map(_encodable, row)) for row in values])
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -118,20 +137,24 @@ def _encodable(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def _tell(batches: list[Batch], failure: Exception | None) -> None:
-    """Wake the waiters, with one call into each event loop."""
-    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-    for batch in batches:
-        if batch.waiter is not None and batch.loop is not None:
-            waiting.setdefault(batch.loop, []).append(batch.waiter)
-    for loop, waiters in waiting.items():
-        try:
-            loop.call_soon_threadsafe(_settle, waiters, failure)
-        except RuntimeError:
-            continue  # the loop was closed while its run was being cancelled
+def _tell(waiters: list[Waiter], failure: Exception | None) -> None:
+    """Wake the waiters, each on its own event loop."""
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    elsewhere: dict[asyncio.AbstractEventLoop, list[Waiter]] = {}
+    for waiter in waiters:
+        if waiter.get_loop() is here:
+            _settle([waiter], failure)
+        else:
+            elsewhere.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, theirs in elsewhere.items():
+        if not loop.is_closed():  # a loop that was closed has nobody left to wait
+            loop.call_soon_threadsafe(_settle, theirs, failure)
 
 
-def _settle(waiters: list[asyncio.Future[None]], failure: Exception | None) -> None:
+def _settle(waiters: list[Waiter], failure: Exception | None) -> None:
     for waiter in waiters:
         if waiter.done():
             continue

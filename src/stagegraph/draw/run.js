@@ -1,0 +1,337 @@
+"use strict";
+// Everything from the run is put on the page as text, never as markup.
+const { run, calls, edges, feedback } = JSON.parse(document.getElementById("data").textContent);
+const byKey = new Map(calls.map((call) => [call.key, call]));
+const children = new Map();
+for (const call of calls) {
+  const of = children.get(call.parent) || [];
+  of.push(call);
+  children.set(call.parent, of);
+}
+const scores = new Map();
+for (const score of feedback) {
+  const key = score.key === null ? null : score.key;
+  scores.set(key, [...(scores.get(key) || []), score]);
+}
+const $ = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined && text !== null) element.textContent = text;
+  return element;
+}
+function draw(tag, attributes, text) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+function seconds(value) {
+  if (value < 0.001) return `${Math.round(value * 1e6)} µs`;
+  if (value < 1) return `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms`;
+  return value < 90 ? `${value.toFixed(2)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+}
+const dollars = (cost) => (cost === null ? "unknown" : `$${Number(cost).toFixed(4)}`);
+const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+// --- the head ---
+{
+  const facts = $("facts");
+  facts.append(make("h1", "", run.graph), make("span", `badge ${run.status}`, run.status));
+  const add = (name, value) => {
+    if (value === null || value === undefined || value === "") return;
+    const fact = make("span", "fact", `${name} `);
+    fact.append(make("b", "", value));
+    facts.append(fact);
+  };
+  add("run", run.id);
+  add("started", new Date(run.started * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC");
+  add("took", seconds(run.duration));
+  add("calls", calls.length);
+  add("requests", run.requests);
+  add("tokens", `${run.inputTokens} in, ${run.outputTokens} out`);
+  add("cost", dollars(run.cost));
+  add("prompts", run.promptsDigest);
+  add("session", run.labels.session_id);
+  add("user", run.labels.user_id);
+  add("tags", (run.labels.tags || []).join(", "));
+  for (const score of scores.get(null) || []) add(`feedback ${score.name}`, [String(score.value), score.comment].filter(Boolean).join(": "));
+  if (run.error) facts.append(make("div", "error", run.error));
+}
+
+// --- the tree and the waterfall ---
+const start = Math.min(...(calls.length ? [calls[0].started] : [run.started]));
+const end = calls.reduce((latest, call) => Math.max(latest, call.started + call.duration), start + 1e-6);
+const rows = new Map();
+const folded = new Set();
+let picked = null;
+{
+  const axis = $("axis");
+  axis.append(make("span", "", "call"));
+  const ticks = make("span", "ticks");
+  for (let i = 0; i <= 4; i++) ticks.append(make("span", "", seconds(((end - start) * i) / 4)));
+  axis.append(ticks);
+}
+function addRow(call, depth, into) {
+  const row = make("div", "row");
+  row.setAttribute("role", "treeitem");
+  row.setAttribute("aria-level", depth + 1);
+  row.tabIndex = -1;
+  row.dataset.key = call.key;
+  const name = make("span", "name");
+  name.style.paddingLeft = `${depth * 14}px`;
+  const inside = children.get(call.key) || [];
+  const fold = make("button", "fold", inside.length ? "▾" : "");
+  fold.tabIndex = -1;
+  fold.setAttribute("aria-label", inside.length ? "Collapse or expand" : "");
+  if (inside.length) row.setAttribute("aria-expanded", "true");
+  name.append(fold, make("span", `mark ${call.status}`), make("span", "key", call.key || run.graph));
+  const notes = [seconds(call.duration)];
+  if (call.tokens) notes.push(`${call.tokens} tokens`);
+  if (call.attempts > 1) notes.push(`${call.attempts} attempts`);
+  if (call.replayed) notes.push("replayed");
+  if (scores.has(call.key) && call.key !== "") notes.push("★");
+  if (call.status !== "succeeded") notes.push(call.status);
+  name.append(make("span", "note", notes.join(" · ")));
+  const track = draw("svg", { class: "track", width: "100%", height: "18" });
+  const left = (100 * (call.started - start)) / (end - start);
+  const width = Math.max(0.25, (100 * call.duration) / (end - start));
+  const style = call.status === "failed" ? "failed" : call.kind;
+  track.append(draw("rect", { class: `bar ${style}`, x: `${left}%`, y: "5", width: `${width}%`, height: "9", rx: "2" }));
+  row.append(name, track);
+  into.append(row);
+  rows.set(call.key, { row, fold, depth });
+  for (const child of inside) addRow(child, depth + 1, into);
+}
+{
+  const fragment = document.createDocumentFragment();
+  for (const call of children.get(null) || []) addRow(call, 0, fragment);
+  $("rows").append(fragment);
+}
+function isHidden(call) {
+  for (let at = byKey.get(call.parent); at; at = byKey.get(at.parent)) if (folded.has(at.key)) return true;
+  return false;
+}
+let wanted = null;
+function refresh() {
+  for (const call of calls) {
+    const { row, fold } = rows.get(call.key) || {};
+    if (!row) continue;
+    row.hidden = wanted ? !wanted.has(call.key) : isHidden(call);
+    row.style.display = row.hidden ? "none" : "";
+    if (fold.textContent) {
+      fold.textContent = folded.has(call.key) ? "▸" : "▾";
+      row.setAttribute("aria-expanded", String(!folded.has(call.key)));
+    }
+  }
+}
+function toggle(key) {
+  if (!(children.get(key) || []).length) return;
+  if (folded.has(key)) folded.delete(key);
+  else folded.add(key);
+  refresh();
+}
+$("rows").addEventListener("click", (event) => {
+  const row = event.target.closest(".row");
+  if (!row) return;
+  if (event.target.classList.contains("fold")) toggle(row.dataset.key);
+  else pick(row.dataset.key);
+});
+$("rows").addEventListener("keydown", (event) => {
+  const row = event.target.closest(".row");
+  if (!row) return;
+  const all = [...$("rows").children].filter((one) => !one.hidden);
+  const at = all.indexOf(row);
+  const key = row.dataset.key;
+  if (event.key === "ArrowDown" && all[at + 1]) pick(all[at + 1].dataset.key, true);
+  else if (event.key === "ArrowUp" && all[at - 1]) pick(all[at - 1].dataset.key, true);
+  else if (event.key === "ArrowLeft" && !folded.has(key)) toggle(key);
+  else if (event.key === "ArrowRight" && folded.has(key)) toggle(key);
+  else return;
+  event.preventDefault();
+});
+$("fold").addEventListener("click", () => {
+  const groups = calls.filter((call) => (children.get(call.key) || []).length && call.parent !== null);
+  const collapse = groups.some((call) => !folded.has(call.key));
+  folded.clear();
+  if (collapse) for (const call of groups) folded.add(call.key);
+  $("fold").textContent = collapse ? "Expand all" : "Collapse all";
+  refresh();
+});
+
+// --- the details of one call ---
+function section(title, value, into) {
+  if (value === null || value === undefined) return;
+  into.append(make("h3", "", title), make("pre", "", pretty(value)));
+}
+function pick(key, focus) {
+  const call = byKey.get(key);
+  if (!call) return;
+  if (picked) picked.classList.remove("picked");
+  const { row } = rows.get(key);
+  for (let at = byKey.get(call.parent); at; at = byKey.get(at.parent)) folded.delete(at.key);
+  refresh();
+  row.classList.add("picked");
+  row.tabIndex = 0;
+  picked = row;
+  if (focus) row.focus();
+  row.scrollIntoView({ block: "nearest" });
+  history.replaceState(null, "", `#call=${encodeURIComponent(key)}`);
+  const detail = $("detail");
+  detail.replaceChildren(make("h2", "", call.key || run.graph));
+  const facts = make("dl");
+  const add = (name, value) => {
+    if (value === null || value === undefined || value === "" || value === 0) return;
+    facts.append(make("dt", "", name), make("dd", "", value));
+  };
+  add("status", call.status + (call.replayed ? " (replayed)" : ""));
+  add("kind", call.kind);
+  add("path", call.path);
+  add("took", `${seconds(call.duration)}, from ${seconds(call.started - start)}`);
+  add("attempts", call.attempts > 1 ? call.attempts : null);
+  add("requests", call.requests);
+  add("tokens", call.tokens);
+  if (call.requests) add("cost", dollars(call.cost));
+  add("came from", edges.filter((edge) => edge[1] === key).map((edge) => edge[0]).join(", "));
+  add("went to", edges.filter((edge) => edge[0] === key).map((edge) => edge[1]).join(", "));
+  detail.append(facts);
+  section("Error", call.error, detail);
+  for (const score of scores.get(call.key || null) || []) section(`Feedback: ${score.name}`, [score.value, score.comment].filter((part) => part !== null).map(String).join("\n"), detail);
+  section("Waits for", call.pending, detail);
+  section("Input", call.input, detail);
+  section("Output", call.output, detail);
+  if (call.prompt) section("Prompt", call.prompt.instructions !== undefined && Object.keys(call.prompt).length === 1 ? call.prompt.instructions : call.prompt, detail);
+  if (call.messages.length) {
+    detail.append(make("h3", "", "Messages"));
+    for (const message of call.messages) {
+      if (message.instructions) detail.append(make("div", "who", "instructions"), make("pre", "", message.instructions));
+      for (const part of message.parts) {
+        const who = [part.part_kind, part.tool_name].filter(Boolean).join(" ");
+        const what = part.content !== undefined ? part.content : part.args;
+        detail.append(make("div", "who", who), make("pre", "message", pretty(what === undefined ? part : what)));
+      }
+    }
+  }
+}
+
+// --- search ---
+const haystacks = new Map();
+function haystack(call) {
+  if (!haystacks.has(call.key)) haystacks.set(call.key, JSON.stringify([call.key, call.status, call.error, call.input, call.output, call.prompt, call.messages]).toLowerCase());
+  return haystacks.get(call.key);
+}
+function search() {
+  const text = $("search").value.trim().toLowerCase();
+  wanted = null;
+  let hits = 0;
+  if (text) {
+    const quoted = JSON.stringify(text).slice(1, -1);
+    wanted = new Set();
+    for (const call of calls) {
+      const hit = haystack(call).includes(quoted);
+      rows.get(call.key)?.row.classList.toggle("hit", hit);
+      if (!hit) continue;
+      hits += 1;
+      for (let at = call; at; at = byKey.get(at.parent)) wanted.add(at.key);
+    }
+  } else for (const { row } of rows.values()) row.classList.remove("hit");
+  $("found").textContent = text ? `${hits} of ${calls.length}` : "";
+  refresh();
+}
+$("search").addEventListener("input", search);
+
+// --- the data flow: calls in columns by how far they are from the input; very many calls are counted by path ---
+function flowNodes() {
+  const leaves = calls.filter((call) => call.kind !== "graph");
+  const grouped = leaves.length > 60;
+  const name = (key) => (grouped ? byKey.get(key)?.path : key);
+  const nodes = new Map();
+  for (const call of leaves) {
+    const id = name(call.key);
+    const node = nodes.get(id) || { id, key: call.key, count: 0, failed: false, kind: call.kind, duration: 0, into: new Set(), level: 0 };
+    node.count += 1;
+    node.failed = node.failed || call.status === "failed";
+    node.duration += call.duration;
+    nodes.set(id, node);
+  }
+  for (const [from, to] of edges) {
+    const [a, b] = [name(from), name(to)];
+    if (a !== b && nodes.has(a) && nodes.has(b)) nodes.get(a).into.add(b);
+  }
+  // A loop of the flow (draft, critique, draft) would push levels for ever: every node moves at most once per node.
+  for (let round = 0; round < nodes.size; round++) {
+    let moved = false;
+    for (const node of nodes.values()) for (const to of node.into) {
+      const next = nodes.get(to);
+      if (next.level <= node.level && node.level + 1 < nodes.size) { next.level = node.level + 1; moved = true; }
+    }
+    if (!moved) break;
+  }
+  return [...nodes.values()];
+}
+let drawn = false;
+function drawFlow() {
+  if (drawn) return;
+  drawn = true;
+  const nodes = flowNodes();
+  const columns = [];
+  for (const node of nodes) (columns[Math.min(node.level, 40)] ||= []).push(node);
+  const levels = columns.filter(Boolean);
+  const [wide, high, gapX, gapY] = [210, 40, 60, 12];
+  const tallest = Math.max(1, ...levels.map((level) => level.length));
+  const svg = draw("svg", { width: levels.length * (wide + gapX) + 20, height: tallest * (high + gapY) + 20, role: "img", "aria-label": "Data flow between calls" });
+  const marker = draw("marker", { id: "tip", viewBox: "0 0 8 8", refX: "8", refY: "4", markerWidth: "7", markerHeight: "7", orient: "auto" });
+  marker.append(draw("path", { d: "M0,0 L8,4 L0,8 z" }));
+  const defs = draw("defs", {});
+  defs.append(marker);
+  svg.append(defs);
+  const places = new Map();
+  levels.forEach((level, x) => level.forEach((node, y) => places.set(node.id, { x: 10 + x * (wide + gapX), y: 10 + y * (high + gapY) })));
+  for (const node of nodes) for (const to of node.into) {
+    const [a, b] = [places.get(node.id), places.get(to)];
+    const [x1, y1, x2, y2] = [a.x + wide, a.y + high / 2, b.x, b.y + high / 2];
+    svg.append(draw("path", { d: `M${x1},${y1} C${x1 + gapX / 2},${y1} ${x2 - gapX / 2},${y2} ${x2},${y2}`, "marker-end": "url(#tip)" }));
+  }
+  for (const node of nodes) {
+    const { x, y } = places.get(node.id);
+    const link = draw("g", { class: "link", tabindex: "0", role: "button" });
+    link.append(draw("rect", { class: `box ${node.failed ? "failed" : node.kind}`, x, y, width: wide, height: high, rx: node.kind === "stage" ? 10 : 3 }));
+    const label = node.id.length > 28 ? node.id.slice(0, 27) + "…" : node.id;
+    link.append(draw("text", { x: x + 8, y: y + 17 }, label));
+    link.append(draw("text", { class: "small", x: x + 8, y: y + 32 }, (node.count > 1 ? `${node.count} calls · ` : "") + seconds(node.duration)));
+    link.append(draw("title", {}, node.id));
+    link.addEventListener("click", () => pick(node.key));
+    link.addEventListener("keydown", (event) => { if (event.key === "Enter") pick(node.key); });
+    svg.append(link);
+  }
+  $("flow").append(nodes.length ? svg : make("p", "", "No calls."));
+}
+$("show-flow").addEventListener("click", () => {
+  const shown = $("flow").hidden;
+  if (shown) drawFlow();
+  $("flow").hidden = !shown;
+  $("rows").hidden = $("axis").hidden = shown;
+  $("axis").style.display = shown ? "none" : "";
+  $("show-flow").setAttribute("aria-pressed", String(shown));
+});
+$("theme").addEventListener("click", () => {
+  const dark = document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+});
+
+// --- a link to one call: #call=<key> ---
+function follow() {
+  const match = location.hash.match(/^#call=(.*)$/);
+  if (!match) return false;
+  let key;
+  try { key = decodeURIComponent(match[1]); } catch { return false; }
+  if (!byKey.has(key)) return false;
+  pick(key);
+  return true;
+}
+addEventListener("hashchange", follow);
+if (!follow() && calls.length) pick(calls[0].key);
