@@ -58,7 +58,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def __init__(
         self,
         input: type[In_contra] | TypeForm[In_contra],  # noqa: A002 - the name users read
-        agent: AbstractAgent[Any, Out_co],
+        agent: AbstractAgent[Any, Out_co | DeferredToolRequests],
         *,
         render: Callable[[In_contra], str | Sequence[UserContent]] | None = None,
         model: Model | str | None = None,

@@ -1,0 +1,50 @@
+"""How the command line writes: everything that came from a run as plain text, whatever a model put into it."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.text import Text
+
+__all__ = ["console", "mark", "plain", "print_json", "styled_status", "took"]
+
+_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "suspended": "yellow", "running": "cyan"}
+_MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def mark(status: str) -> tuple[str, str]:
+    return _MARKS.get(status, "?"), _STYLES.get(status, "")
+
+
+def styled_status(status: str) -> Text:
+    return Text(status, _STYLES.get(status, ""))
+
+
+def took(seconds: float) -> str:
+    if seconds < 0.001:  # noqa: PLR2004
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"  # noqa: PLR2004
+
+
+def print_json(out: Console, value: Any) -> None:
+    """A value for people: a text as it is, everything else as indented JSON, in colour on a terminal."""
+    if isinstance(value, str):
+        out.print(Text(plain(value)))
+        return
+    text = plain(json.dumps(value, ensure_ascii=False, indent=2))
+    out.print(Syntax(text, "json", background_color="default", word_wrap=True) if out.is_terminal else Text(text))
