@@ -124,7 +124,7 @@ async def call_agent(
             finally:
                 use.usage.incr(usage)
                 use.messages = tuple(messages)
-        await anyio.sleep(wait)
+        await setting.gate.rest(wait)
         use.attempts += 1
 
 
@@ -262,7 +262,11 @@ def _validation(error: ValidationError) -> str:
 def _last_answer(messages: list[ModelMessage]) -> str:
     for message in reversed(messages):
         if isinstance(message, ModelResponse):
-            calls = [part.args_as_json_str() for part in message.parts if isinstance(part, ToolCallPart)]
+            calls = [
+                (part.args if isinstance(part.args, str) else part.args_as_json_str())
+                for part in message.parts
+                if isinstance(part, ToolCallPart)
+            ]
             text = " ".join((message.text or " ".join(calls)).split())
             return text if len(text) <= _RAW_TEXT else text[:_RAW_TEXT] + " ..."
     return ""

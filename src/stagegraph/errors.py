@@ -20,7 +20,7 @@ the runner wraps it in a `RunError` at the outer door, with the original as `__c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from .call import Call
@@ -39,6 +39,14 @@ __all__ = [
     "StagegraphError",
     "TuningError",
 ]
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The single errors in a group of groups, as a user's own task group may raise it; else the error itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return [leaf for one in inner for leaf in leaves(one)]
 
 
 class StagegraphError(Exception):
@@ -75,6 +83,13 @@ class StageError(StagegraphError):
         self.path = path
         """Where the node is declared, such as `build.code`."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stage_error, (str(self), self.key, self.path)
+
+
+def _stage_error(message: str, key: str, path: str) -> StageError:
+    return StageError(message, key=key, path=path)
+
 
 class RunError(StagegraphError):
     """A run ended without an output."""
@@ -90,6 +105,9 @@ class RunError(StagegraphError):
             msg = "this error was raised outside a run, so there is no record"
             raise AttributeError(msg)
         return self._run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self),)  # the record stays in the process that ran it
 
     @property
     def attached(self) -> bool:

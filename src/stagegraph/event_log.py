@@ -49,7 +49,7 @@ class EventLog:
 
     async def read(self, after: int = -1) -> AsyncIterator[Event]:
         """Every event with a number above *after*, those to come as well, until the run ends."""
-        wanted = after + 1
+        wanted = max(after, -1) + 1
         while True:
             while wanted < self._next:
                 first = self._next - len(self._events)

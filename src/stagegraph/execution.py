@@ -12,7 +12,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RequestUsage
 
 from .agent_call import Setting, call_agent
-from .errors import DeclarationError, StageError
+from .errors import DeclarationError, NotRunningError, StageError
 from .event_log import EventLog
 from .events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
 from .inject import RequestGate
@@ -54,7 +54,19 @@ class Terms:
 class Execution:
     """The state of one run. Nothing of it outlives the run but the record."""
 
-    __slots__ = ("entries", "fixed", "limit", "log", "recorder", "repeats", "scope", "structure", "terms")
+    __slots__ = (
+        "entries",
+        "fixed",
+        "limit",
+        "log",
+        "over",
+        "recorder",
+        "repeats",
+        "scope",
+        "stopped",
+        "structure",
+        "terms",
+    )
 
     def __init__(self, structure: Structure, terms: Terms) -> None:
         self.structure = structure
@@ -66,6 +78,10 @@ class Execution:
         self.scope = anyio.CancelScope()
         self.limit: str | None = None
         """Which limit ended the run, if one did."""
+        self.stopped: StageError | None = None
+        """The call that came to the limit first."""
+        self.over = False
+        """Whether the flow has ended; a task that got away from it can call nothing any more."""
         self.recorder: Recorder | None = None
         self.fixed: dict[str, Fixed] = {}
         """Path -> what the identities of all its calls in this run have in common."""
@@ -78,6 +94,12 @@ class Execution:
 
     def open(self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object) -> Entry:
         entries = self.entries
+        if self.over:
+            msg = (
+                f"{node.kind} `{node.label}` was called after its run had ended: await it in the flow, "
+                "by itself or with `gather`, `fan_out` or a task group"
+            )
+            raise NotRunningError(msg)
         if key in entries:
             number = self.repeats[key] = self.repeats.get(key, 0) + 1
             key = f"{key}#{number}"
@@ -86,10 +108,14 @@ class Execution:
             self.log.put(CallStarted, key=key, path=path, kind=node.kind)
         if self.recorder is not None and node.kind == "graph":
             self.recorder.begin(entry)
+        if self.terms.ledger is not None and node.kind == "stage":
+            self.terms.ledger.call_began()
         return entry
 
     def close(self, entry: Entry) -> None:
         entry.ended = entry.ended or perf_counter()
+        if self.terms.ledger is not None and entry.node.kind == "stage":
+            self.terms.ledger.call_ended()
         if self.recorder is not None:
             self.recorder.ended(entry)
         if self.log is not None:
@@ -108,9 +134,10 @@ class Execution:
                 cost=entry.use.cost,
             )
 
-    def end_by_limit(self, reason: str) -> None:
+    def end_by_limit(self, reason: str, stopped: StageError) -> None:
         """Cancel everything that still runs: a reached limit ends the run, whatever the flow catches."""
-        self.limit = self.limit or reason
+        if self.limit is None:
+            self.limit, self.stopped = reason, stopped
         self.scope.cancel()
 
     async def run_step(self, step: Step[Any, Any], entry: Entry) -> Any:
@@ -159,9 +186,10 @@ class Execution:
             msg = f"stage `{entry.key}`: {error}"
             raise StageError(msg, key=entry.key, path=entry.path) from error
         except LimitReached as error:
-            self.end_by_limit(str(error))
             msg = f"stage `{entry.key}` was not allowed to ask its model: {error}"
-            raise StageError(msg, key=entry.key, path=entry.path) from error
+            stopped = StageError(msg, key=entry.key, path=entry.path)
+            self.end_by_limit(str(error), stopped)
+            raise stopped from error
 
 
 class _Gate(RequestGate):
@@ -199,6 +227,13 @@ class _Gate(RequestGate):
                 slots.release()
         self.entry.use.unpriced |= response.usage.cost is None
         return response
+
+    async def rest(self, seconds: float) -> None:
+        if (ledger := self.execution.terms.ledger) is None:
+            await anyio.sleep(seconds)
+            return
+        with ledger.idle():
+            await anyio.sleep(seconds)
 
     def tool_called(self, tool: str) -> None:
         if (log := self.execution.log) is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from .call import CallError, CallInfo
-from .errors import DeclarationError, StageError
+from .errors import DeclarationError, StageError, leaves
 from .events import FanOutStarted
 from .frame import Suspended, current
 from .node import Node
@@ -144,7 +145,7 @@ class GraphFrame:
         except Exception as error:
             # What a limit stopped has not failed by itself: it goes on where it stood when the run is resumed.
             entry.status = "failed" if execution.limit is None else "cancelled"
-            entry.error = CallError(type(error).__name__, str(error))
+            entry.error = _told(error)
             raise
         except BaseException:
             entry.status = "cancelled"
@@ -170,10 +171,19 @@ class GraphFrame:
         )
 
 
+def _told(error: Exception) -> CallError:
+    """An error as the record keeps it; of a group, what is in it."""
+    inner = [CallError(type(leaf).__name__, str(leaf)) for leaf in leaves(error)]
+    return inner[0] if len(inner) == 1 else CallError(type(error).__name__, "; ".join(map(str, inner)))
+
+
 def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:
-    what = "graph" if entry.node.kind == "graph" else entry.node.kind
+    what = entry.node.kind
     name = f"{what} {entry.node.label}" + (f" (`{entry.key}`)" if entry.key else "")
     hint = "check its `flow`" if what == "graph" and verb == "returned" else "check what is passed on"
+    if inspect.iscoroutine(value):
+        value.close()  # the message says what Python would warn of
+        hint = "write `await` before the call"
     got = f"{type_name(type(value))} {value!r}"
     shown = got if len(got) <= 200 else got[:200] + " ..."  # noqa: PLR2004
     msg = f"{name} {verb} {shown}, but it {declared} {type_text}: {hint}"

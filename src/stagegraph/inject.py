@@ -71,6 +71,10 @@ class RequestGate:
     async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         return await ask()
 
+    async def rest(self, seconds: float) -> None:
+        """Wait before the next attempt."""
+        await anyio.sleep(seconds)
+
     def tool_called(self, tool: str) -> None:
         """An agent is about to run a tool."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ class Limits:
 
     A request is counted before it is made, so a wide fan-out cannot overshoot. Tokens and dollars of a request are
     not known before: as much as the dearest request of the same stage so far is set aside, and the first goes alone.
+    Requests that are on their way when a limit is reached are answered first, so nothing that is paid for is lost.
     """
 
     requests: int | None = None
@@ -66,25 +69,50 @@ class Ledger:
         self._usd = _ZERO
         self._held: list[Reservation] = []
         self._dearest: dict[str, tuple[int, Decimal]] = {}
+        self._unpriced: str | None = None
+        self._calls = 0
+        self._idle = 0
         self._changed = anyio.Event()
 
+    def call_began(self) -> None:
+        """A stage call is at work from now on."""
+        self._calls += 1
+
+    def call_ended(self) -> None:
+        self._calls -= 1
+        self._wake()
+
+    @contextmanager
+    def idle(self) -> Generator[None]:
+        """A stage call waits and nothing that was paid for is on its way to it."""
+        self._idle += 1
+        self._wake()
+        try:
+            yield
+        finally:
+            self._idle -= 1
+
     async def reserve(self, path: str) -> Reservation:
-        """Set aside what the next request of a stage may spend; waits while requests in flight decide whether it fits.
+        """Set aside what the next request of a stage may spend.
+
+        One that does not fit waits for the calls that are at work: their answers are paid for, and may show that there
+        is room. When all of them have ended or come to this point as well, the limit is reached.
 
         Raises:
             LimitReached: it does not fit.
         """
-        while True:
-            refusal = self._refusal_of_requests() or self._refusal_of_amounts(path)
-            if refusal is None:
-                tokens, usd = self._estimate(path)
-                reservation = Reservation(path, tokens, usd)
-                self._requests += 1
-                self._held.append(reservation)
-                return reservation
-            if not refusal.may_wait or not self._held:
-                raise LimitReached(refusal.text)
-            await self._changed.wait()
+        refusal = self._refusal(path)
+        if refusal is not None:
+            with self.idle():
+                while (refusal := self._refusal(path)) is not None:
+                    if self._idle >= self._calls:
+                        raise LimitReached(refusal)
+                    await self._changed.wait()
+        tokens, usd = self._estimate(path)
+        reservation = Reservation(path, tokens, usd)
+        self._requests += 1
+        self._held.append(reservation)
+        return reservation
 
     def settle(self, reservation: Reservation, usage: RequestUsage | None) -> None:
         """Replace a reservation by what was really spent; `None` when the request brought no answer.
@@ -93,8 +121,7 @@ class Ledger:
             LimitReached: a dollar limit is set and this request has no known price.
         """
         self._held.remove(reservation)
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._wake()
         if usage is None:
             return
         tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or _ZERO
@@ -103,22 +130,27 @@ class Ledger:
         before = self._dearest.get(reservation.path, (0, _ZERO))
         self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
         if self._usd_limit is not None and usage.cost is None:
-            msg = (
+            self._unpriced = (
                 f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
                 f"`{reservation.path}`; limit requests or tokens instead, or use a model with a known price"
             )
-            raise LimitReached(msg)
+            raise LimitReached(self._unpriced)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def _estimate(self, path: str) -> tuple[int, Decimal]:
         return self._dearest.get(path, (0, _ZERO))
 
-    def _refusal_of_requests(self) -> _Refusal | None:
+    def _refusal(self, path: str) -> str | None:
+        """Why a request may not be made now."""
         limit = self.limits.requests
-        if limit is None or self._requests < limit:
-            return None
-        return _Refusal(f"{limit} model requests were made, and the limit is {limit}", may_wait=False)
+        if limit is not None and self._requests >= limit:
+            return f"{limit} model requests were made, and the limit is {limit}"
+        return self._unpriced or self._refusal_of_amounts(path)
 
-    def _refusal_of_amounts(self, path: str) -> _Refusal | None:
+    def _refusal_of_amounts(self, path: str) -> str | None:
         tokens, usd = self._estimate(path)
         amounts = (
             ("tokens", self.limits.tokens, self._tokens, sum(r.tokens for r in self._held), tokens),
@@ -128,19 +160,12 @@ class Ledger:
             if limit is None:
                 continue
             if spent >= limit or spent + wanted > limit:
-                text = (
+                return (
                     f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
                 )
-                return _Refusal(text, may_wait=False)
             first = path not in self._dearest
             if self._held and (first or any(r.path not in self._dearest for r in self._held)):
-                return _Refusal("the first request of a stage goes alone", may_wait=True)
+                return "the first request of a stage goes alone"
             if spent + held + wanted > limit:
-                return _Refusal("requests in flight may need the rest", may_wait=True)
+                return "requests in flight may need the rest"
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    text: str
-    may_wait: bool

@@ -19,7 +19,7 @@ from yaml.constructor import ConstructorError
 
 from .errors import PromptError
 
-__all__ = ["FORMAT", "MAX_BYTES", "dump", "read", "write"]
+__all__ = ["FORMAT", "MAX_BYTES", "dump", "parse_yaml", "read", "write"]
 
 FORMAT = 1
 MAX_BYTES = 5_000_000
@@ -105,6 +105,18 @@ def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
     return blocks
 
 
+def parse_yaml(text: str) -> object:
+    """Plain data from a YAML text that may come from anywhere.
+
+    Raises:
+        ValueError: no YAML, or YAML with tags, aliases or a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a stricter SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(_short(error)) from error
+
+
 def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     """The graph's name and the entries of a prompts file.
 
@@ -121,9 +133,9 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
         msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is no prompts file"
         raise PromptError(msg)
     try:
-        data = yaml.load(raw.decode(), Loader=_Loader)  # noqa: S506 - a stricter SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        msg = f"{path}: not a YAML file that can be read: {_short(error)}"
+        data = parse_yaml(raw.decode())
+    except ValueError as error:
+        msg = f"{path}: not a YAML file that can be read: {error}"
         raise PromptError(msg) from error
     file = _checked(path, data)
     return file.graph, file.prompts

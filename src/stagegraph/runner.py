@@ -162,7 +162,10 @@ class Runner:
         log = EventLog("", _BUFFERED_EVENTS)
         running = self._open(node, input, model, deps, prompts, log, deltas=deltas, options=options)
         log.run_id = running.terms.run_id
-        live: LiveRun[In, Out] = LiveRun(running, log)
+        return cast("LiveRun[In, Out]", self._live_run(running, log))
+
+    def _live_run(self, running: Running, log: EventLog) -> LiveRun[Any, Any]:
+        live: LiveRun[Any, Any] = LiveRun(running, log)
         self._live.add(live.task)
         live.task.add_done_callback(self._live.discard)
         return live
@@ -196,6 +199,46 @@ class Runner:
             ReplayError: an answer fits no question, or (strict) the program changed.
             RunError: the run ended without an output again.
         """
+        running = await self._reopen(run_id, graph, answers, strict, model, deps, prompts, limits, None)
+        return running if isinstance(running, Run) else await running.complete()
+
+    async def start_resume(
+        self,
+        run_id: str,
+        *,
+        graph: Node[Any, Any] | None = None,
+        answers: Mapping[str, object] | None = None,
+        strict: bool = False,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        limits: Limits | None = None,
+    ) -> LiveRun[Any, Any]:
+        """The same in a task of its own, with events.
+
+        Raises:
+            ReplayError: the run is finished already, or an answer fits no question.
+            JournalError: there is no such run.
+        """
+        log = EventLog(run_id, _BUFFERED_EVENTS)
+        running = await self._reopen(run_id, graph, answers, strict, model, deps, prompts, limits, log)
+        if isinstance(running, Run):
+            msg = f"run {run_id!r} is finished; there is nothing to resume"
+            raise ReplayError(msg)
+        return self._live_run(running, log)
+
+    async def _reopen(  # noqa: PLR0917
+        self,
+        run_id: str,
+        graph: Node[Any, Any] | None,
+        answers: Mapping[str, object] | None,
+        strict: bool,
+        model: Model | str | None,
+        deps: object,
+        prompts: Prompts | None,
+        limits: Limits | None,
+        log: EventLog | None,
+    ) -> Running | Run[Any, Any]:
         journal = self._journal_for("resume")
         row = await journal.run(run_id)
         if row is None:
@@ -219,19 +262,18 @@ class Runner:
         }
         given = prompts or (Prompts.from_json(row.prompts) if row.prompts is not None else None)
         page = RunPage(journal, row, claims=True, replays=run_id, strict=strict)
-        running = self._open(
+        return self._open(
             node,
             json.loads(row.input),
             model or row.model,
             deps,
             given,
-            None,
+            log,
             deltas=False,
             options=options,
             page=page,
             answers=by_call(recorded.pending, answers or {}),
         )
-        return await running.complete()
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, ReplayError, RunError, StagegraphError
+from .errors import InputError, JournalError, LimitError, ReplayError, RunError, StagegraphError, leaves
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
 from .flow import is_cancellation
@@ -100,6 +100,7 @@ class Running:
 
     async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Fix how the run ended, in the record, the events and the journal."""
+        self.execution.over = True
         self._end = (status, error)
         run = self.record()
         try:
@@ -146,7 +147,7 @@ class Running:
         if execution.limit is not None:
             text = f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
             limit = LimitError(text)
-            limit.__cause__ = failure
+            limit.__cause__ = failure or execution.stopped
             return limit
         return failure
 
@@ -159,14 +160,15 @@ class Running:
     def _run_error(self, cause: Exception) -> RunError:
         if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
             return cause
-        leaves = list(_leaves(cause))
+        causes = leaves(cause)
         label, failures = self.structure.root.label, self.record().failures()
-        text = "; ".join(_said(leaf) for leaf in leaves[:3])
+        text = "; ".join(_said(leaf) for leaf in causes[:3])
         # A flow may have caught other failures; the place is that of the one that ended the run.
-        found = next((call for call in failures if any(_is_about(call, leaf) for leaf in leaves)), None)
+        found = next((call for call in failures if any(_is_about(call, leaf) for leaf in causes)), None)
         place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
         others = len(failures) - (found is not None)
-        more = f" (and {others} more failed calls, see `error.failures`)" if others else ""
+        calls = "call" if others == 1 else "calls"
+        more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
         return RunError(f"{label} failed{place}: {text}{more}")
 
     def _announce(self, run: Run[Any, Any]) -> None:
@@ -224,29 +226,20 @@ class Running:
 
 def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
     """The failure in what a user's own task group raised; a question alone, or a cancellation, goes on its way."""
-    leaves = list(_leaves(group))
-    for leaf in leaves:
+    found = leaves(group)
+    for leaf in found:
         if not isinstance(leaf, (Suspended, Exception)):
             raise group
-    failures = [leaf for leaf in leaves if isinstance(leaf, Exception)]
+    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
     if failures:
         return failures[0]
     raise Suspended from group
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The single errors in a group of groups, as a user's own task group may raise it."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
 def _only_leaf(error: Exception) -> Exception:
     """The error itself, or the one error in the groups around it."""
-    leaves = list(_leaves(error))
-    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Exception) else error
+    found = leaves(error)
+    return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
 
 
 def _said(error: BaseException) -> str:

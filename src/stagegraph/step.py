@@ -42,6 +42,9 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 "with `await anyio.to_thread.run_sync(...)` around what blocks"
             )
             raise DeclarationError(msg)
+        if not hasattr(fn, "__name__"):
+            msg = f"@step needs a function with a name and types, not {name}: write an `async def` that calls it"
+            raise DeclarationError(msg)
         self._parameter = _only_parameter(fn, name)
         self.fn = fn
         """The function itself, for calling it outside a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
@@ -15,7 +15,6 @@ from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, moment, open_jour
 from ._text import console, plain, styled_status, took
 
 if TYPE_CHECKING:
-    from stagegraph.call import Status
     from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
 __all__ = ["diff", "feedback", "runs"]
@@ -42,7 +41,7 @@ def runs(
         raise typer.BadParameter(msg)
     wanted = RunFilter(
         graph=graph,
-        status=cast("Status | None", status),
+        status=status,
         since=moment(since),
         until=moment(until),
         feedback=score,

@@ -25,7 +25,9 @@ _SHOWN = 20
 
 def show(
     run: Annotated[str, typer.Argument(help="A run id, the beginning of one, or `last`.")],
-    call: Annotated[str | None, typer.Option(metavar="KEY", help="Show what this call was given, said and gave.")] = None,
+    call: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Show what this call was given, said and gave.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every call of a wide fan-out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,

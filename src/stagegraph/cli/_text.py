@@ -17,12 +17,18 @@ _MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?
 
 
 def console(*, stderr: bool = False) -> Console:
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    out = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not out.is_terminal:
+        out.width = 200  # what goes into a file or a pipe is not cut to a screen
+    return out
 
 
 def plain(text: str) -> str:
     """Text without control characters, which could move the cursor or recolour the terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
 
 
 def mark(status: str) -> tuple[str, str]:

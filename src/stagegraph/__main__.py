@@ -1,0 +1,5 @@
+"""`python -m stagegraph`."""
+
+from .cli import main
+
+main()

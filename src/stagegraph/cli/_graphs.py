@@ -1,0 +1,82 @@
+"""`stagegraph draw` and `stagegraph prompts`: what a graph declares and what it says to its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from ._text import console
+
+__all__ = ["draw", "prompts_app"]
+
+GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
+
+prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def draw(
+    graph: GraphArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the drawing to a file.")] = None,
+) -> None:
+    """Draw what a graph declares, as a Mermaid flowchart."""
+    from stagegraph.mermaid import declared_chart  # noqa: PLC0415
+
+    from ._load import load_graph  # noqa: PLC0415
+
+    text = declared_chart(load_graph(graph))
+    if out is None:
+        print(text, end="")  # noqa: T201
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@prompts_app.command()
+def show(
+    graph: GraphArgument,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="What a prompts file makes of it.")] = None,
+) -> None:
+    """Print what a graph says to its models."""
+    from stagegraph import Prompts  # noqa: PLC0415
+
+    from ._load import load_graph  # noqa: PLC0415
+
+    node = load_graph(graph)
+    texts = Prompts.of(node)
+    if prompts is not None:
+        deployed = Prompts.load(prompts)
+        deployed.check_known(dict(texts), node.label)
+        texts = texts.replace(deployed)
+    print(texts.to_yaml(), end="")  # noqa: T201
+
+
+@prompts_app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A prompts file or a graph.")],
+    after: Annotated[str, typer.Argument(help="A prompts file or a graph.")],
+) -> None:
+    """Compare two prompts files, or a graph and a file. Exits with 1 when they differ."""
+    from stagegraph import Prompts  # noqa: PLC0415
+
+    from ._load import load_graph  # noqa: PLC0415
+
+    def texts(name: str) -> Prompts:
+        return Prompts.load(name) if name.endswith((".yaml", ".yml")) else Prompts.of(load_graph(name))
+
+    text = texts(before).diff(texts(after))
+    print(text, end="")  # noqa: T201
+    raise typer.Exit(1 if text else 0)
+
+
+@prompts_app.command()
+def check(graph: GraphArgument, file: Annotated[str, typer.Argument(help="A prompts file.")]) -> None:
+    """Make sure that a prompts file and a graph name the same stages and that the demos fit."""
+    from stagegraph import Prompts  # noqa: PLC0415
+
+    from ._load import load_graph  # noqa: PLC0415
+
+    node = load_graph(graph)
+    Prompts.load(file).check(node)
+    console(stderr=True).print(Text(f"{file} fits {node.label}", "green"))

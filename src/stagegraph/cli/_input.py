@@ -1,0 +1,108 @@
+"""From what a person types to the input of a graph: a file, standard input, JSON, YAML or text."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from stagegraph.errors import InputError
+
+if TYPE_CHECKING:
+    from stagegraph.schema import Schema
+
+__all__ = ["read_input"]
+
+_LARGEST = 50_000_000
+_LOOKS_LIKE_A_FILE = re.compile(r"[^\s{}\[\]\"']+\.[A-Za-z][A-Za-z0-9]{0,4}|\.{0,2}/\S+")
+
+
+def read_input(text: str, schema: Schema) -> Any:
+    """What the graph is given; validation against its type comes later, with the run.
+
+    Raises:
+        InputError: a file is missing, too large, no text, or no JSON or YAML though its name says so.
+    """
+    content, name = _content(text)
+    if schema.type is str:
+        return content
+    suffix = Path(name).suffix.lower()
+    if suffix == ".json":
+        return _json(content, name)
+    if suffix in (".yaml", ".yml"):
+        return _yaml(content, name)
+    data = _data(content) if not suffix else content
+    return _as_text_field(content, schema) if isinstance(data, str) else data
+
+
+def _content(text: str) -> tuple[str, str]:
+    """The text itself, and the name of the file it came from."""
+    if text == "-":
+        return _decoded(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), ""
+    try:
+        path = Path(text)
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        return text, ""  # longer than any file name
+    if is_file:
+        with path.open("rb") as file:
+            return _decoded(file.read(_LARGEST + 1), text), text
+    if _LOOKS_LIKE_A_FILE.fullmatch(text):
+        msg = f"{text}: there is no such file; to use this as the text itself, give it by `-` from standard input"
+        raise InputError(msg)
+    return text, ""
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    if len(raw) > _LARGEST:
+        msg = f"{name}: larger than {_LARGEST:,} bytes"
+        raise InputError(msg)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        msg = f"{name}: not UTF-8 text ({error.reason} at byte {error.start})"
+        raise InputError(msg) from error
+
+
+def _json(content: str, name: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        msg = f"{name}: no valid JSON: {error}"
+        raise InputError(msg) from error
+
+
+def _yaml(content: str, name: str) -> Any:
+    from stagegraph.prompts_file import parse_yaml  # noqa: PLC0415 - only for YAML
+
+    try:
+        return parse_yaml(content)
+    except ValueError as error:
+        msg = f"{name}: no YAML that can be read: {error}"
+        raise InputError(msg) from error
+
+
+def _data(content: str) -> Any:
+    """JSON, or YAML that is more than a text; everything else is text."""
+    from stagegraph.prompts_file import parse_yaml  # noqa: PLC0415
+
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        data = parse_yaml(content)
+    except ValueError:
+        return content
+    return cast("object", data) if isinstance(data, (dict, list)) else content
+
+
+def _as_text_field(content: str, schema: Schema) -> Any:
+    """A text for a model that asks for one text and nothing else."""
+    fields = getattr(schema.type, "model_fields", {})
+    required = [name for name, field in fields.items() if field.is_required()]
+    if len(required) == 1 and fields[required[0]].annotation is str:
+        return {required[0]: content}
+    return content

@@ -1,0 +1,137 @@
+"""From what a person types to a graph: a folder, a file with or without a class, or a module and a class."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from stagegraph import DeclarationError, Graph, Node
+from stagegraph.structure import Structure, closest
+
+__all__ = ["load_graph"]
+
+
+def load_graph(text: str) -> Node[Any, Any]:
+    """`graphs/feedback_digest`, `path/to/file.py`, `path/to/file.py:Class`, `module:Class` or `...:Class.stage`.
+
+    Raises:
+        DeclarationError: there is no such graph, or its code cannot be imported.
+    """
+    place, _, name = text.rpartition(":") if ":" in text and not _is_path(text) else (text, "", "")
+    path = Path(place)
+    if path.is_dir():
+        path /= "graph.py"
+    if path.suffix == ".py" or path.exists():
+        if not path.is_file():
+            msg = f"{path}: there is no such file; a graph is a folder with a graph.py, FILE.py:Class, or module:Class"
+            raise DeclarationError(msg)
+        module = _module_at(path)
+    else:
+        module = _module_named(place, text)
+    return _instance(_named(module, name, text) if name else _only_graph(module, text), text)
+
+
+def _is_path(text: str) -> bool:
+    return Path(text).exists()
+
+
+def _module_at(path: Path) -> ModuleType:
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # so that a graph may import the files beside it
+    name = f"stagegraph_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        msg = f"{path}: this is no Python file"
+        raise DeclarationError(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # types that refer to each other are looked up here
+    try:
+        spec.loader.exec_module(module)
+    except DeclarationError:
+        raise
+    except Exception as error:
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _module_named(name: str, text: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and name.startswith(error.name):
+            msg = f"{text!r}: there is no folder, file or module of this name"
+            raise DeclarationError(msg) from error
+        raise _import_failed(name, error) from error
+    except (DeclarationError, ValueError, TypeError) as error:
+        if isinstance(error, DeclarationError):
+            raise
+        msg = f"{text!r}: there is no folder, file or module of this name"
+        raise DeclarationError(msg) from error
+    except Exception as error:
+        raise _import_failed(name, error) from error
+
+
+def _import_failed(place: str, error: Exception) -> DeclarationError:
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = f" ({lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+    return DeclarationError(f"{place}: importing it failed: {type(error).__name__}: {error}{where}")
+
+
+def _only_graph(module: ModuleType, text: str) -> object:
+    """The one graph of a module that is no part of another one."""
+    own: list[Any] = [value for value in vars(module).values() if _is_graph_of(value, module)]
+    if len(own) > 1:
+        inner: set[type] = set()
+        for graph in own:
+            nodes = Structure.of(_instance(graph, text)).nodes
+            inner |= {type(node) for path, node in nodes.items() if path}
+        own = [graph for graph in own if graph not in inner] or own
+    if len(own) == 1:
+        return own[0]
+    if not own:
+        msg = f"{text}: no graph here"
+        raise DeclarationError(msg)
+    names = ", ".join(graph.__name__ for graph in own)
+    msg = f"{text}: there are several graphs, {names}: say which, {text}:{own[0].__name__}"
+    raise DeclarationError(msg)
+
+
+def _is_graph_of(value: Any, module: ModuleType) -> bool:
+    if not (inspect.isclass(value) and issubclass(value, Graph)):
+        return False
+    return value.__module__ == module.__name__ and not inspect.isabstract(value)
+
+
+def _named(module: ModuleType, name: str, text: str) -> object:
+    found: object = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            options = [option for option in vars(found) if not option.startswith("_")]
+            msg = f"{text}: there is no {part!r} here{closest(part, options)}"
+            raise DeclarationError(msg)
+        found = getattr(found, part)
+    return found
+
+
+def _instance(found: object, text: str) -> Node[Any, Any]:
+    if inspect.isclass(found) and issubclass(found, Node):
+        try:
+            return cast("Node[Any, Any]", found())
+        except TypeError as error:
+            hint = "give a ready instance a name in the file"
+            msg = f"{text}: {found.__name__} cannot be made without arguments ({error}); {hint}"
+            raise DeclarationError(msg) from error
+    if isinstance(found, Node):
+        return cast("Node[Any, Any]", found)
+    msg = f"{text}: {type(found).__name__} is no graph, stage or step"
+    raise DeclarationError(msg)

@@ -1,0 +1,125 @@
+"""`stagegraph run`: run a graph while its calls are shown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
+from ._text import console, plain, print_json
+
+if TYPE_CHECKING:
+    from stagegraph import LiveRun, Node, Run, Runner
+
+__all__ = ["finish", "make_runner", "run"]
+
+ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="`openai:gpt-5-mini`, `local:smollm2`, ...")]
+PromptsOption = Annotated[str | None, typer.Option(metavar="FILE", help="A prompts file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=MODEL", help="Another model for a stage.")]
+
+
+def run(
+    graph: Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")],
+    input: Annotated[str, typer.Argument(help="A file, `-` for standard input, JSON, YAML or text.")],  # noqa: A002
+    model: ModelOption = None,
+    prompts: PromptsOption = None,
+    models: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
+    journal: JournalOption = DEFAULT_JOURNAL,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Keep the run in the journal.")] = True,
+) -> None:
+    """Run a graph, and show its calls while they go on."""
+    from ._input import read_input  # noqa: PLC0415 - `--help` answers without loading the library
+    from ._load import load_graph  # noqa: PLC0415
+
+    node = load_graph(graph)
+    value = read_input(input, node.takes)
+
+    async def work() -> None:
+        store = open_journal(journal, create=True) if record else None
+        try:
+            async with make_runner(node, model, prompts, models, store) as runner:
+                live = runner.start(node, value, metadata={"graph": graph})
+                await finish(live, node, as_json=as_json)
+        finally:
+            if store is not None:
+                await store.aclose()
+
+    asyncio.run(work())
+
+
+def make_runner(
+    node: Node[Any, Any], model: str | None, prompts: str | None, models: list[str] | None, journal: Any
+) -> Runner:
+    """A runner from the options, with every mistake in them found before anything runs."""
+    from stagegraph import Prompts, Runner  # noqa: PLC0415
+    from stagegraph.models import Models  # noqa: PLC0415
+    from stagegraph.structure import Structure, closest  # noqa: PLC0415
+
+    stages = Structure.of(node).stages
+    by_path: dict[str, str] = {}
+    for pair in models or []:
+        path, equals, name = pair.partition("=")
+        if not equals or path not in stages:
+            known = ", ".join(stages) or "none"
+            msg = f"--set {pair}: write PATH=MODEL; the stages are: {known}{closest(path, list(stages))}"
+            raise typer.BadParameter(msg)
+        by_path[path] = name
+    known_models = Models()
+    for name in (model, *by_path.values()):
+        if name is not None:
+            known_models.get(name)
+    deployed = Prompts.load(prompts) if prompts is not None else None
+    if deployed is not None:
+        deployed.check_known(stages, node.label)
+    return Runner(model, models=by_path, prompts=deployed, journal=journal)
+
+
+async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], *, as_json: bool) -> None:
+    """Show a live run to its end, then its output; exits with 1 when it has none."""
+    from stagegraph import RunError  # noqa: PLC0415
+
+    from ._tree import watch  # noqa: PLC0415
+
+    try:
+        await watch(live, node.label)
+        result: Run[Any, Any] = await live.result()
+        error = None
+    except RunError as failed:
+        result, error = failed.run, failed
+    except asyncio.CancelledError:
+        await live.cancel()
+        raise
+    if as_json:
+        print(json.dumps(_as_data(result, node), ensure_ascii=False))  # noqa: T201
+    elif result.status == "succeeded":
+        print_json(console(), node.gives.dump(result.output))
+    err = console(stderr=True)
+    if error is not None:
+        err.print(Text.assemble(("error: ", "bold red"), plain(str(error))))
+        raise typer.Exit(1)
+    for pending in result.pending:
+        question = f"{pending.id} asks ({pending.kind}): {pending.tool} {json.dumps(pending.args, ensure_ascii=False)}"
+        err.print(Text(plain(question), "yellow"))
+    if result.pending:
+        err.print(Text(f"stagegraph resume {result.id} --answer ID=true goes on"))
+
+
+def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:
+    usage = result.usage
+    return {
+        "run_id": result.id,
+        "status": result.status,
+        "output": node.gives.dump(result.output) if result.status == "succeeded" else None,
+        "error": str(result.error) if result.error is not None else None,
+        "usage": {
+            "requests": usage.requests,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+        },
+        "cost": None if result.cost is None else str(result.cost),
+    }
