@@ -1,0 +1,59 @@
+"""The README is a promise: everything in it runs, and prints what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer(README)]
+
+
+def run(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.local
+def test_the_first_example_prints_what_the_readme_says(tmp_path: Path) -> None:
+    """The example at the top gives the output that is printed below it."""
+    (first, code), (second, output), *_ = BLOCKS
+    assert (first, second) == ("python", "text")
+    assert run(code, tmp_path) == output
+
+
+def test_the_other_examples_run_one_after_the_other(tmp_path: Path) -> None:
+    """The remaining Python blocks are one program, and its last line is the one that is printed."""
+    code = "\n".join(text for language, text in BLOCKS[2:] if language == "python")
+    outputs = [text for language, text in BLOCKS[2:] if language == "text"]
+    printed = run(code, tmp_path)
+    for output in outputs:
+        assert output in printed
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples").glob("*.py")))
+def test_every_example_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Each file of `examples/` runs to its end and prints something."""
+    code = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
+    if "local:" in code and "not local" in str(request.config.getoption("-m")):
+        pytest.skip("needs the embedded model")
+    assert run(code, tmp_path)
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    """Every `stagegraph` command and every `make` target in the README is a real one."""
+    shell = "\n".join(text for language, text in BLOCKS if language == "sh")
+    helped = subprocess.run(
+        [sys.executable, "-m", "stagegraph", "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    for command in set(re.findall(r"^stagegraph (\w+)", shell, re.MULTILINE)):
+        assert re.search(rf"^\s+{command}\s", helped, re.MULTILINE), command
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"^make (\w+)", shell, re.MULTILINE)) <= targets
