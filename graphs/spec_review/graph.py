@@ -181,17 +181,20 @@ class Build(Graph[Assignment, Built]):
     def __init__(self, rounds: int = 3) -> None:
         self.rounds = rounds
 
+    async def attempt(self, assignment: Assignment, tests: Tests) -> tuple[Attempt, Report]:
+        """Write the code, and run the tests on it."""
+        attempt = Attempt(section=assignment.section, code=await self.code(assignment), tests=tests)
+        return attempt, await self.run_tests(attempt)
+
     async def flow(self, assignment: Assignment) -> Built:
         tests = await self.tests(assignment)
-        current = assignment
-        for number in range(1, self.rounds + 1):
-            attempt = Attempt(section=assignment.section, code=await self.code(current), tests=tests)
-            report = await self.run_tests(attempt)
-            if report.passed or number == self.rounds:
-                break
+        attempt, report = await self.attempt(assignment, tests)
+        rounds = 1
+        while not report.passed and rounds < self.rounds:
             critique = await self.critique(Failure(attempt=attempt, report=report))
-            current = Assignment(section=assignment.section, requirements=assignment.requirements, hints=critique.hints)
-        return Built(attempt=attempt, report=report, rounds=number)
+            attempt, report = await self.attempt(assignment.model_copy(update={"hints": critique.hints}), tests)
+            rounds += 1
+        return Built(attempt=attempt, report=report, rounds=rounds)
 
 
 class SpecToReview(Graph[Spec, Review]):

@@ -36,7 +36,7 @@ def follow_contents(root: Call) -> list[tuple[str, str]]:
 
 
 def _content(value: object) -> int:
-    return hash((type(value).__name__, to_json(value, fallback=repr, serialize_unknown=True)))
+    return hash((type(value).__name__, to_json(value, fallback=repr, serialize_unknown=True, bytes_mode="base64")))
 
 
 class _Flow:
@@ -114,8 +114,10 @@ def _traceable_parts(value: object) -> Iterator[object]:
 def _followed(value: object, *, whole: bool) -> bool:
     if isinstance(value, (str, bytes)):
         return len(value) >= _LONG or (whole and len(value) > 1)
-    if isinstance(value, (BaseModel, Mapping, list, tuple, set, frozenset)) or dataclasses.is_dataclass(value):
-        return bool(cast("Any", value))
+    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
+        return not isinstance(value, type)
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return len(cast("Any", value)) > 0
     # Numbers, enum members, `None` and the like are one object wherever they appear.
     return whole and not isinstance(value, (int, float, complex, type, Enum, NoneType))
 

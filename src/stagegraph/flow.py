@@ -127,7 +127,7 @@ async def as_completed(
             try:
                 await branches.run(one, lambda: None)
             except (Exception, Suspended, asyncio.CancelledError) as error:
-                if is_cancellation(error):
+                if _is_cancelled(error):
                     raise
                 problem.append(error)
 
@@ -172,16 +172,18 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     """
     results: list[Any] = [None] * len(awaitables)
     first_error: BaseException | None = None
+    lost: BaseException | None = None
     pause: Suspended | None = None
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
-        nonlocal first_error, pause
+        nonlocal first_error, lost, pause
         try:
             results[index] = await awaitable
         except Suspended as suspended:
             pause = suspended
         except (Exception, asyncio.CancelledError) as error:
-            if is_cancellation(error):
+            if _is_cancelled(error):
+                lost = error
                 raise
             first_error = first_error or error
             group.cancel_scope.cancel()
@@ -194,7 +196,7 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
         for awaitable in awaitables:  # one that was cancelled before it began would warn that nobody awaited it
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
-    if (problem := first_error or pause) is not None:
+    if (problem := first_error or lost or pause) is not None:
         raise problem
     return tuple(results)
 
@@ -247,6 +249,7 @@ class _Branches(Generic[In, Out]):
     async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
         """Take every item through *one*; *announce* is called once an item, in order, before it starts."""
         first_error: BaseException | None = None
+        lost: BaseException | None = None
         pause: Suspended | None = None
         frame = self.frame
 
@@ -256,7 +259,7 @@ class _Branches(Generic[In, Out]):
             group.cancel_scope.cancel()
 
         async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
-            nonlocal pause
+            nonlocal lost, pause
             try:
                 while pulled is not None:
                     index, item = pulled
@@ -271,7 +274,8 @@ class _Branches(Generic[In, Out]):
                         current.set(frame)  # what the items' own code calls belongs to no branch
                     pulled = follow()
             except (Exception, asyncio.CancelledError) as error:
-                if is_cancellation(error):
+                if _is_cancelled(error):
+                    lost = error
                     raise
                 fail(error)
 
@@ -286,7 +290,7 @@ class _Branches(Generic[In, Out]):
                     await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
             except Exception as error:  # noqa: BLE001 - the items themselves failed to come
                 fail(error)
-        if (problem := first_error or pause) is not None:
+        if (problem := first_error or lost or pause) is not None:
             raise problem
 
     async def _feed(self, start: Callable[[In, Callable[[], None]], object]) -> None:
@@ -324,11 +328,11 @@ class _Branches(Generic[In, Out]):
         return self._count - 1, item
 
 
-def is_cancellation(error: BaseException) -> bool:
-    """Whether *error* is the cancellation of this very task.
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether *error* seems to be the cancellation of this very task.
 
-    A `CancelledError` may also come out of something that was awaited. A task group would take it for its own and drop
-    it, and the branch would be missing from the results without a word.
+    A `CancelledError` may also come out of something that was awaited. A task group takes it for its own and drops it,
+    so what ended that way is remembered, too: its place among the results must not be left empty without a word.
     """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -16,7 +15,6 @@ from .call import Call, CallError, Pending, Status
 from .errors import InputError, JournalError, LimitError, ReplayError, RunError, StagegraphError, leaves
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
-from .flow import is_cancellation
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
@@ -135,11 +133,6 @@ class Running:
                 failure = _only_leaf(error)
             except BaseExceptionGroup as group:
                 failure = _failure_in(group)
-            except asyncio.CancelledError as error:
-                if is_cancellation(error):
-                    raise
-                failure = RuntimeError("something that it awaited was cancelled by other code")
-                failure.__cause__ = error
         if failure is None and execution.recorder is not None:
             failure = execution.recorder.unused_override()
         if execution.limit is None and scope.cancelled_caught:

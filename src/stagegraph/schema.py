@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import json
 import types
 from functools import cached_property
 from typing import Annotated, Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import SchemaSerializer, to_jsonable_python
 from typing_extensions import TypeAliasType, is_typeddict
 
 __all__ = ["Schema", "named_models"]
+
+_BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
 Check = collections.abc.Callable[[object], bool]
 
@@ -32,7 +35,10 @@ class Schema:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
-        return TypeAdapter(self.type)
+        try:
+            return TypeAdapter(self.type, config=_BYTES)
+        except PydanticUserError:  # a model brings a configuration of its own
+            return TypeAdapter(self.type)
 
     @cached_property
     def serializer(self) -> SchemaSerializer:
@@ -44,7 +50,7 @@ class Schema:
 
     def load(self, data: object) -> Any:
         """Read back what `dump` wrote."""
-        return self.adapter.validate_python(data)
+        return self.adapter.validate_json(json.dumps(data))
 
     def dump(self, value: object) -> Any:
         """Plain JSON data for a value; one that does not fit its type is written as it can be."""

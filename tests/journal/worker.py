@@ -21,7 +21,7 @@ from stagegraph.journal import SqliteJournal
 
 PROCESS = sys.argv[3]
 _numbers = itertools.count()
-_random = random.Random(int(sys.argv[4]))  # noqa: S311 - a reproducible test
+_random = random.Random(int(sys.argv[4]))
 
 
 def unique(what: str) -> str:

@@ -109,7 +109,7 @@ def _only_graph(module: ModuleType, text: str) -> object:
 def _is_graph_of(value: Any, module: ModuleType) -> bool:
     if not (inspect.isclass(value) and issubclass(value, Graph)):
         return False
-    return value.__module__ == module.__name__ and not inspect.isabstract(value)
+    return bool(value.__module__ == module.__name__) and not inspect.isabstract(cast("Any", value))
 
 
 def _named(module: ModuleType, name: str, text: str) -> object:

@@ -1,0 +1,144 @@
+"""Scripted models, and what several test files need to look at runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
+
+import anyio
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.usage import RequestUsage
+
+__all__ = ["JumpingLoop", "Turnstile", "asked", "echo", "fails", "others", "priced", "says", "submits"]
+
+
+def asked(messages: list[ModelMessage]) -> str:
+    """The newest user prompt that a model was sent."""
+    for message in reversed(messages):
+        if isinstance(message, ModelRequest):
+            for part in reversed(message.parts):
+                if isinstance(part, UserPromptPart):
+                    assert isinstance(part.content, str)
+                    return part.content
+    raise AssertionError("no user prompt")
+
+
+def says(*texts: str) -> FunctionModel:
+    """A model that gives these answers in turn, then the last one for ever."""
+    rest = list(texts)
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart(rest.pop(0) if len(rest) > 1 else rest[0])])
+
+    return FunctionModel(answer)
+
+
+def echo(change: Callable[[str], str] = lambda text: text) -> FunctionModel:
+    """A model that answers with the prompt it was sent."""
+
+    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart(change(asked(messages)))])
+
+    return FunctionModel(answer)
+
+
+def submits(**fields: object) -> FunctionModel:
+    """A model that calls its output tool with these fields."""
+
+    def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, dict(fields))])
+
+    return FunctionModel(answer)
+
+
+def fails(*errors: Exception, then: str = "done") -> FunctionModel:
+    """A model whose requests fail like this, one after another, before it answers."""
+    rest = list(errors)
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        if rest:
+            raise rest.pop(0)
+        return ModelResponse([TextPart(then)])
+
+    return FunctionModel(answer)
+
+
+def priced(usd: str | None = "0.01", tokens: int = 10) -> tuple[FunctionModel, list[str]]:
+    """A model whose every request costs the same, and the prompts it was sent."""
+    prompts: list[str] = []
+
+    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        prompts.append(asked(messages))
+        for _ in range(3):  # others get a turn, as they would during a real request
+            await anyio.lowlevel.checkpoint()
+        cost = Decimal(usd) if usd is not None else None
+        return ModelResponse([TextPart("paid")], usage=RequestUsage(input_tokens=tokens, cost=cost))
+
+    return FunctionModel(answer), prompts
+
+
+class Turnstile:
+    """A model whose requests wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.inside: list[str] = []
+        """The prompts of the requests that wait now."""
+        self.most = 0
+        self.seen: list[str] = []
+        self._opened = anyio.Event()
+        self._arrived = anyio.Event()
+        self.model = FunctionModel(self._answer)
+
+    async def _answer(self, messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        prompt = asked(messages)
+        self.inside.append(prompt)
+        self.seen.append(prompt)
+        self.most = max(self.most, len(self.inside))
+        self._arrived.set()
+        try:
+            await self._opened.wait()
+        finally:
+            self.inside.remove(prompt)
+        return ModelResponse([TextPart(prompt)])
+
+    async def crowd(self, size: int) -> None:
+        """Wait until so many requests wait inside."""
+        while len(self.inside) < size:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+    def open(self) -> None:
+        """Let everything through from now on."""
+        self._opened.set()
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward, so that nobody has to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+    @classmethod
+    def run(cls, main: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run a test on such a loop."""
+        with asyncio.Runner(loop_factory=cls) as runner:
+            runner.run(main())
+
+    @staticmethod
+    def jump(seconds: float) -> None:
+        """Put the running loop's clock forward."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingLoop)
+        loop.ahead += seconds
+
+
+def others() -> set[asyncio.Task[object]]:
+    """Every task that is alive besides the one that asks."""
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not current}

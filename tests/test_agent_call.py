@@ -1,0 +1,266 @@
+"""How a stage call ends: what the model said, what went wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent, DeferredToolRequests, ModelRetry
+from pydantic_ai.exceptions import (
+    ModelConnectionError,
+    ModelHTTPError,
+    ModelQuotaExceededError,
+    UsageLimitExceeded,
+    UserError,
+)
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
+
+from scripted import asked, echo, fails, others, says
+from stagegraph import Graph, RunError, Runner, Stage, StageError, fan_out
+
+pytestmark = pytest.mark.anyio
+
+
+class Plan(BaseModel):
+    title: str
+    steps: list[int] = Field(min_length=2)
+
+
+class Make(Graph[list[str], list[Plan]]):
+    """One stage over some texts."""
+
+    plan = Stage(str, Agent(output_type=Plan, instructions="Plan."))
+
+    async def flow(self, texts: list[str]) -> list[Plan]:
+        return await fan_out(self.plan, texts)
+
+
+class Write(Graph[list[str], list[str]]):
+    """The same with text as the output."""
+
+    write = Stage(str, Agent(output_type=str))
+
+    async def flow(self, texts: list[str]) -> list[str]:
+        return await fan_out(self.write, texts)
+
+
+def submits_always(args: object) -> FunctionModel:
+    def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, args)])
+
+    return FunctionModel(answer)
+
+
+async def failure(graph: Graph, model: FunctionModel, texts: tuple[str, ...] = ("a",)) -> RunError:
+    with pytest.raises(RunError) as caught:
+        await Runner(model=model).run(graph, list(texts))
+    return caught.value
+
+
+async def test_output_that_never_validates_says_what_the_model_answered_and_why_it_is_wrong():
+    """The message has the key, the fields' problems, the model's own text and a remedy."""
+    error = await failure(Make(), submits_always({"title": "Roadmap", "steps": [1]}))
+    text = str(error)
+    assert "stage `plan[0]` failed: the model gave no valid output" in text
+    assert "steps: List should have at least 2 items" in text
+    assert '"title":"Roadmap"' in text.replace(" ", "")
+    assert "give the agent more `retries`" in text
+
+
+async def test_output_that_never_validates_is_in_the_call():
+    """The call keeps the whole conversation with the raw answers and the validator's complaint, and the error."""
+    error = await failure(Make(), submits_always({"title": "Roadmap", "steps": [1]}))
+    call = error.run.call("plan[0]")
+    assert call.error.type == "StageError"
+    assert "at least 2 items" in call.error.message
+    assert str(call.messages).count("Roadmap") == 2
+    assert "at least 2 items" in str(call.messages)
+    assert (call.output, call.usage.requests, call.status) == (None, 2, "failed")
+
+
+async def test_text_that_is_no_output_is_shown_raw():
+    """A model that chats instead of answering is quoted."""
+    error = await failure(Make(), says("I would rather talk about the weather."))
+    assert "the model last answered: I would rather talk about the weather." in str(error)
+    assert "rather talk" in str(error.run.call("plan[0]").messages)
+
+
+async def test_a_very_long_answer_is_cut_in_the_message_and_kept_in_the_call():
+    """The message stays readable; the record has it all."""
+    error = await failure(Make(), says("word " * 5000))
+    assert len(str(error)) < 2000
+    assert len(str(error.run.call("plan[0]").messages)) > 20_000
+
+
+async def test_arguments_that_are_no_json_are_shown_raw():
+    """Broken JSON from a model is quoted as it came."""
+    error = await failure(Make(), submits_always('{"title": "cut off'))
+    assert '{"title": "cut off' in str(error)
+    assert "stage `plan[0]` failed: the model gave no valid output" in str(error)
+
+
+async def test_an_empty_answer_is_an_error_with_a_key():
+    """A model that says nothing at all is told apart from one that says something wrong."""
+    error = await failure(Make(), FunctionModel(lambda _messages, _info: ModelResponse([])))
+    assert "stage `plan[0]` failed: the model gave no valid output" in str(error)
+
+
+async def test_a_validator_that_is_never_content_says_its_reason():
+    """The last complaint of the agent's own validator can be read in the call."""
+    agent = Agent(output_type=str, name="strict")
+
+    @agent.output_validator
+    def never(_text: str) -> str:
+        raise ModelRetry("mention the price")
+
+    with pytest.raises(RunError) as caught:
+        await Runner(model=says("nice weather")).run(Stage(str, agent), "x")
+    assert "stage `strict` failed" in str(caught.value)
+    assert "nice weather" in str(caught.value)
+    assert "mention the price" in str(caught.value.run.call("strict").messages)
+
+
+PROVIDER = [
+    (ModelHTTPError(401, "m", {"error": "bad key"}), "check the provider's API key"),
+    (ModelHTTPError(403, "m"), "check the provider's API key"),
+    (ModelHTTPError(404, "m", {"error": "no such model"}), "check the model's name"),
+    (ModelHTTPError(429, "m"), "lower `Runner(max_concurrency=)`, or try again with `Stage(retries=)`"),
+    (ModelHTTPError(500, "m"), "try again with `Stage(retries=)`"),
+    (ModelHTTPError(503, "m"), "try again with `Stage(retries=)`"),
+    (ModelHTTPError(400, "m", {"error": "bad schema"}), "the provider refused the request"),
+    (ModelConnectionError("m", "no route to host"), "try again with `Stage(retries=)`"),
+    (ModelQuotaExceededError("m", "no credits"), "quota is used up"),
+]
+
+
+@pytest.mark.parametrize(("error", "remedy"), PROVIDER, ids=lambda value: str(value)[:40])
+async def test_provider_errors_say_where_what_and_what_to_do(error: Exception, remedy: str):
+    """Each has the key, what the provider said and a remedy; the provider's exception is chained."""
+    found = await failure(Write(), fails(error))
+    text = str(found)
+    assert "Write failed: stage `write[0]` failed: " in text
+    assert " ".join(str(error).split()) in text
+    assert remedy in text
+    assert isinstance(found.__cause__, StageError)
+    assert (found.__cause__.key, found.__cause__.path) == ("write[0]", "write")
+    assert found.__cause__.__cause__ is error
+
+
+async def test_an_error_message_has_no_line_ends_of_a_provider():
+    """An HTML page in place of an answer does not blow up the message."""
+    found = await failure(Write(), fails(ModelHTTPError(502, "m", "<html>\n\n<body>" + "x" * 9000)))
+    assert "\n" not in str(found)
+    assert len(str(found)) < 1500
+
+
+async def test_a_tool_that_raises_is_named_with_its_error():
+    """What a tool raises ends the call with the tool's own error in the text and as the cause."""
+    agent = Agent(output_type=str, name="write")
+
+    @agent.tool_plain
+    def look() -> str:
+        raise ZeroDivisionError("by zero")
+
+    with pytest.raises(RunError, match=r"stage `write` failed: ZeroDivisionError: by zero; a tool") as caught:
+        await Runner(model=TestModel()).run(Stage(str, agent), "x")
+    assert isinstance(caught.value.__cause__.__cause__, ZeroDivisionError)
+    assert "look" in str(caught.value.run.call("write").messages)
+
+
+async def test_an_agents_own_usage_limit_is_named():
+    """Pydantic AI's own limits end the call like any failure, with the place to look at."""
+    found = await failure(Write(), fails(UsageLimitExceeded("too many requests")))
+    assert "stage `write[0]` failed: too many requests" in str(found)
+    assert "look at its messages" in str(found)
+
+
+async def test_a_mistake_in_an_agent_is_named():
+    """Pydantic AI's `UserError` is shown with the stage that it is about."""
+    found = await failure(Write(), fails(UserError("bad toolset")))
+    assert "stage `write[0]` failed: bad toolset; this is a mistake in how the agent is set up" in str(found)
+
+
+async def test_a_stage_error_can_be_caught_in_the_flow():
+    """A flow may go on without a stage; the failed call stays in the record, the run succeeds."""
+
+    class Careful(Graph[str, str]):
+        write = Stage(str, Agent(output_type=str))
+
+        async def flow(self, text: str) -> str:
+            try:
+                return await self.write(text)
+            except StageError as error:
+                return f"without {error.path}"
+
+    run = await Runner(model=fails(ModelHTTPError(500, "m"))).run(Careful(), "x")
+    assert (run.output, run.status) == ("without write", "succeeded")
+    assert [call.key for call in run.failures()] == ["write"]
+
+
+async def test_only_the_failed_branch_is_a_failure():
+    """Of many branches, `failures` lists the failed one, with its own messages and usage."""
+
+    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        await anyio.lowlevel.checkpoint()
+        if asked(messages) == "c":
+            raise ModelHTTPError(500, "m")
+        return ModelResponse([TextPart("x")])
+
+    found = await failure(Write(), FunctionModel(answer), ("a", "b", "c", "d"))
+    assert [call.key for call in found.failures] == ["write[2]"]
+    assert "(and" not in str(found)
+    assert others() is not None
+
+
+async def test_concurrent_calls_keep_their_own_messages():
+    """Fifty calls of one stage at once: each call's messages hold its own prompt and answer, nothing else's."""
+    run = await Runner(model=echo()).run(Write(), [f"<{number}>" for number in range(50)])
+    for number in range(50):
+        call = run.call(f"write[{number}]")
+        assert [f"<{n}>" in str(call.messages) for n in range(50)] == [n == number for n in range(50)]
+
+
+async def test_a_cancelled_call_keeps_what_was_said():
+    """A call that was cut off in its second request still has the first in its messages and usage."""
+    reached = anyio.Event()
+
+    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        if len(messages) == 1:
+            return ModelResponse([ToolCallPart("look", {})])
+        reached.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    agent = Agent(output_type=str, name="write")
+    agent.tool_plain(lambda: "seen", name="look")
+    live = Runner(model=FunctionModel(answer)).start(Stage(str, agent), "x")
+    with anyio.fail_after(30):
+        await reached.wait()
+        await live.cancel()
+    call = live.run.call("write")
+    assert call.status == "cancelled"
+    assert "seen" in str(call.messages)
+    assert call.usage.requests == 1
+
+
+async def test_a_question_without_a_journal_says_what_to_do():
+    """An agent that needs an approval cannot wait in a run that is not recorded."""
+    agent = Agent(output_type=[str, DeferredToolRequests], name="careful")
+
+    @agent.tool_plain(requires_approval=True)
+    def delete() -> str:
+        return "deleted"
+
+    with pytest.raises(RunError, match=r"stage `careful`: the agent asks for an approval.*Runner\(journal="):
+        await Runner(model=TestModel()).run(Stage(str, agent), "x")
+
+
+async def test_what_an_agent_does_not_own_is_left_alone():
+    """A stage runs the user's agent as it is: its toolsets, settings and message history are untouched by runs."""
+    agent = Agent(output_type=str, instructions="Own.", name="write")
+    stage = Stage(str, agent)
+    before = dict(vars(agent))
+    await Runner(model=echo()).run(stage, "x")
+    assert {name: value for name, value in vars(agent).items() if name in before} == before

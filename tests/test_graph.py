@@ -1,0 +1,620 @@
+"""Declaring graphs, and running them by their own methods."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import anyio
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent, RunContext
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
+
+from scripted import asked, echo, others, says
+from stagegraph import DeclarationError, Graph, NotRunningError, RunError, Runner, Stage, current_call, step
+
+
+class Text(BaseModel):
+    body: str
+
+
+class Word(BaseModel):
+    text: str
+
+
+def stage(name: str = "") -> Stage[str, str]:
+    return Stage(str, Agent(output_type=str, instructions=f"I am {name}.", name=name or None))
+
+
+@step
+async def shout(text: str) -> str:
+    return text.upper()
+
+
+@step
+async def double(text: str) -> str:
+    return text * 2
+
+
+@step
+async def length(text: str) -> int:
+    return len(text)
+
+
+class Inner(Graph[str, str]):
+    """One stage and one step."""
+
+    write = stage("write")
+    shout = shout
+
+    async def flow(self, text: str) -> str:
+        return await self.shout(await self.write(text))
+
+
+class Outer(Graph[Text, Word]):
+    """Two instances of one graph class, and a stage of its own."""
+
+    first = Inner()
+    second = Inner()
+    judge = stage("judge")
+
+    async def flow(self, text: Text) -> Word:
+        a = await self.first(text.body)
+        b = await self.second(a + "!")
+        return Word(text=await self.judge(b))
+
+
+def keys(run) -> list[str]:
+    return [call.key for call in run.root.walk()]
+
+
+@pytest.mark.anyio
+async def test_data_moves_through_stages_steps_and_nested_graphs():
+    """Values go from node to node as ordinary return values, also through graphs in graphs."""
+    run = await Outer().run(Text(body="hi"), model=echo())
+    assert run.output == Word(text="HI!")
+    assert run.status == "succeeded"
+    assert run.graph == "Outer"
+
+
+@pytest.mark.anyio
+async def test_every_call_is_known_by_where_it_ran():
+    """Two instances of one graph class have separate paths and keys."""
+    run = await Outer().run(Text(body="hi"), model=echo())
+    assert keys(run) == ["", "first", "first.write", "first.shout", "second", "second.write", "second.shout", "judge"]
+    assert [call.path for call in run.root.walk()] == keys(run)
+    assert run.call("second.write").input == "HI!"
+
+
+@pytest.mark.anyio
+async def test_a_second_call_in_the_same_place_is_numbered():
+    """Calling one node again in the same place gives `#1`, `#2`, ... and keeps the path."""
+
+    class Loop(Graph[str, str]):
+        double = double
+
+        async def flow(self, text: str) -> str:
+            for _ in range(3):
+                text = await self.double(text)
+            return text
+
+    run = await Loop().run("a")
+    assert run.output == "a" * 8
+    assert keys(run)[1:] == ["double", "double#1", "double#2"]
+    assert {call.path for call in run.calls()} == {"double"}
+
+
+@pytest.mark.anyio
+async def test_nodes_may_be_set_in_init():
+    """A graph may be parametrized: nodes set in `__init__` have their attribute's name."""
+
+    class Made(Graph[str, str]):
+        def __init__(self, text: str) -> None:
+            self.write = Stage(str, Agent(output_type=str, instructions=text))
+
+        async def flow(self, text: str) -> str:
+            return await self.write(text)
+
+    def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart(info.instructions or "")])
+
+    one, two = Made("Be brief."), Made("Be long.")
+    model = FunctionModel(answer)
+    assert (await one.run("x", model=model)).output == "Be brief."
+    assert (await two.run("x", model=model)).output == "Be long."
+    assert keys(await one.run("x", model=model)) == ["", "write"]
+
+
+@pytest.mark.anyio
+async def test_nodes_may_stand_in_lists_tuples_and_dicts():
+    """Nodes inside collections have paths such as `experts.0` and `tools.fast`, however deep they stand."""
+
+    class Crowd(Graph[str, list[str]]):
+        pair = (double, shout)
+
+        def __init__(self) -> None:
+            self.experts = [stage("a"), stage("b")]
+            self.tools = {"fast": Inner(), "deep": {"er": [length]}}
+
+        async def flow(self, text: str) -> list[str]:
+            said = [await expert(text) for expert in self.experts]
+            fast = await self.tools["fast"](text)
+            await self.tools["deep"]["er"][0](text)
+            return [*said, fast, await self.pair[1](await self.pair[0](text))]
+
+    run = await Crowd().run("a", model=echo())
+    assert run.output == ["a", "a", "A", "AA"]
+    expected = ["experts.0", "experts.1", "tools.fast", "tools.fast.write", "tools.fast.shout", "tools.deep.er.0"]
+    assert keys(run)[1:] == [*expected, "pair.0", "pair.1"]
+
+
+def test_a_dict_key_that_cannot_be_a_path_is_refused():
+    """A key with a dot would make two paths out of one, so it is refused with the attribute's name."""
+
+    class Bad(Graph[str, str]):
+        def __init__(self) -> None:
+            self.tools = {"a.b": stage()}
+
+        async def flow(self, text: str) -> str:
+            return text
+
+    with pytest.raises(DeclarationError, match=r"Bad\.tools: the key 'a\.b' cannot be part of a path"):
+        Bad().run_sync("x")
+
+
+@pytest.mark.anyio
+async def test_a_subclass_may_redeclare_a_node():
+    """The subclass's node runs at the path of the one it replaces, and the old name still finds its calls."""
+
+    class Quiet(Inner):
+        shout = double
+
+    run = await Quiet().run("ab", model=echo())
+    assert run.output == "abab"
+    assert [call.key for call in run.calls(Inner.shout)] == ["shout"]
+    assert [call.key for call in run.calls(Quiet.shout)] == ["shout"]
+
+
+@pytest.mark.anyio
+async def test_a_subclass_may_remove_a_node():
+    """A name that a subclass sets to something else is a node no more."""
+
+    class Short(Inner):
+        shout = None
+
+        async def flow(self, text: str) -> str:
+            return await self.write(text)
+
+    run = await Short().run("ab", model=echo())
+    assert run.output == "ab"
+    with pytest.raises(DeclarationError, match=r"not part of Short, which has: write"):
+        run.calls(double)
+
+
+T = TypeVar("T")
+
+
+class Twice(Graph[T, list[T]], Generic[T]):
+    """A generic graph."""
+
+    async def flow(self, value: T) -> list[T]:
+        return [value, value]
+
+
+class TwiceWord(Twice[Word]):
+    """The generic graph for one type."""
+
+
+@pytest.mark.anyio
+async def test_a_generic_graph_checks_the_type_it_was_given():
+    """A subclass that fills in a type variable takes and gives that type."""
+    run = await TwiceWord().run({"text": "a"})
+    assert run.output == [Word(text="a"), Word(text="a")]
+    with pytest.raises(RunError, match="Word"):
+        await TwiceWord().run({"nope": 1})
+
+
+@dataclass
+class Shop:
+    name: str
+    stock: int
+
+
+@pytest.mark.anyio
+async def test_deps_reach_every_stage_and_a_selector_narrows_them():
+    """Tools see the run's deps as `ctx.deps`; `Stage(deps=)` gives an agent only what it needs."""
+    seen: list[object] = []
+
+    def with_tool() -> Agent[object, str]:
+        agent = Agent(output_type=str, deps_type=object)
+
+        @agent.tool
+        def look(ctx: RunContext[object]) -> str:
+            seen.append(ctx.deps)
+            return "ok"
+
+        return agent
+
+    class Deep(Graph[str, str]):
+        whole = Stage(str, with_tool())
+
+        async def flow(self, text: str) -> str:
+            return await self.whole(text)
+
+    class Uses(Graph[str, str]):
+        deep = Deep()
+        narrow = Stage(str, with_tool(), deps=lambda shop: shop.stock)
+
+        async def flow(self, text: str) -> str:
+            assert current_call().deps is shop
+            return await self.narrow(await self.deep(text))
+
+    shop = Shop("corner", 7)
+    await Uses().run("x", model=TestModel(), deps=shop)
+    assert seen == [shop, 7]
+
+
+@pytest.mark.anyio
+async def test_one_graph_object_serves_many_runs_at_once():
+    """Runs share no state: a hundred at once on one graph and one runner keep their own inputs and outputs."""
+    graph = Outer()
+    runs = [None] * 100
+    async with Runner(model=echo()) as runner, anyio.create_task_group() as group:
+
+        async def one(number: int) -> None:
+            runs[number] = await runner.run(graph, Text(body=f"n{number}"))
+
+        for number in range(100):
+            group.start_soon(one, number)
+    assert [run.output.text for run in runs] == [f"N{number}!" for number in range(100)]
+    assert len({run.id for run in runs}) == 100
+    assert all(len(keys(run)) == 8 for run in runs)
+
+
+def test_run_sync_runs_without_a_loop():
+    """Scripts need no event loop of their own, and may run twice in a row."""
+    graph = Outer()
+    assert [graph.run_sync(Text(body="hi"), model=echo()).output.text for _ in range(2)] == ["HI!", "HI!"]
+
+
+def test_run_sync_works_in_a_plain_thread():
+    """A worker thread without a loop may run a graph."""
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(Inner().run_sync("a", model=echo()).output))
+    thread.start()
+    thread.join()
+    assert found == ["A"]
+
+
+@pytest.mark.anyio
+async def test_run_sync_inside_a_loop_says_what_to_write_instead():
+    """Where a loop runs, `run_sync` is refused at once with the line to write, and nothing is left behind."""
+    before = others()
+    with pytest.raises(NotRunningError, match=r"write `await Inner\(\)\.run\(\.\.\.\)` instead"):
+        Inner().run_sync("a", model=echo())
+    assert others() == before
+
+
+@pytest.mark.anyio
+async def test_run_sync_works_in_a_thread_of_a_running_loop():
+    """Beside a running loop, a thread may still block on a run."""
+    run = await asyncio.to_thread(lambda: Inner().run_sync("a", model=echo()))
+    assert run.output == "A"
+
+
+@pytest.mark.anyio
+async def test_run_and_runner_run_are_the_same():
+    """`graph.run(...)` and `runner.run(graph, ...)` give the same record."""
+    options = {"run_id": "r1", "tags": ("a",), "session_id": "s", "user_id": "u", "metadata": {"k": 1}}
+    one = await Inner().run("a", model=echo(), **options)
+    two = await Runner().run(Inner(), "a", model=echo(), **options)
+    for run in (one, two):
+        assert (run.id, run.tags, run.session_id, run.user_id, dict(run.metadata)) == ("r1", ("a",), "s", "u", {"k": 1})
+    assert (one.output, keys(one)) == (two.output, keys(two))
+
+
+def test_the_flow_must_be_an_async_function():
+    """A `flow` that is not async, or that yields, is refused when the class is written."""
+    with pytest.raises(DeclarationError, match=r"Sync\.flow must be `async def flow"):
+
+        class Sync(Graph[str, str]):
+            def flow(self, text: str) -> str:
+                return text
+
+    with pytest.raises(DeclarationError, match="with no `yield` in it"):
+
+        class Yields(Graph[str, str]):
+            async def flow(self, text: str):
+                yield text
+
+
+@pytest.mark.parametrize("name", ["run", "run_sync", "mermaid", "label", "takes"])
+def test_a_node_may_not_hide_what_every_graph_has(name: str):
+    """A node called `run` would take away the graph's own `run`, so the name is refused with the reason."""
+    with pytest.raises(DeclarationError, match=rf"\.{name}: every graph has a `{name}` of its own"):
+        type("Hides", (Graph,), {name: shout})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["run", "takes"])
+async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name: str):
+    """The same holds for nodes that `__init__` sets."""
+
+    class Hides(Graph[str, str]):
+        def __init__(self) -> None:
+            setattr(self, name, shout)
+
+        async def flow(self, text: str) -> str:
+            return text
+
+    with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a `{name}` of its own"):
+        await Runner().run(Hides(), "a")
+
+
+@pytest.mark.anyio
+async def test_the_same_node_twice_in_one_graph_is_refused():
+    """A call could not say which of two names it means, so the error names both and the remedy."""
+
+    class Double(Graph[str, str]):
+        one = shout
+        two = shout
+
+        async def flow(self, text: str) -> str:
+            return text
+
+    with pytest.raises(
+        DeclarationError, match=r"the same step twice, as `one` and `two`.*make a second Step for `two`"
+    ):
+        await Double().run("a")
+
+
+@pytest.mark.anyio
+async def test_a_graph_that_contains_itself_is_refused():
+    """Recursion in the declaration has no end of paths; the error says how to write it."""
+
+    class Endless(Graph[str, str]):
+        def __init__(self) -> None:
+            self.again = Wrapper(self)
+
+        async def flow(self, text: str) -> str:
+            return text
+
+    class Wrapper(Graph[str, str]):
+        def __init__(self, inner: Endless) -> None:
+            self.inner = inner
+
+        async def flow(self, text: str) -> str:
+            return text
+
+    with pytest.raises(DeclarationError, match=r"Endless contains itself at `again\.inner`.*fan out over that"):
+        await Endless().run("a")
+
+
+@pytest.mark.anyio
+async def test_one_stage_may_stand_in_a_graph_and_in_the_graph_inside():
+    """The same node in two graphs has two paths, and each call goes to the path of the graph that made it."""
+    shared = stage("shared")
+
+    class Low(Graph[str, str]):
+        write = shared
+
+        async def flow(self, text: str) -> str:
+            return await self.write(text)
+
+    class High(Graph[str, str]):
+        own = shared
+        low = Low()
+
+        async def flow(self, text: str) -> str:
+            return await self.low(await self.own(text))
+
+    run = await High().run("a", model=echo())
+    assert [(call.key, call.path) for call in run.calls(shared)] == [("low.write", "low.write"), ("own", "own")]
+
+
+@pytest.mark.anyio
+async def test_a_stage_that_the_graph_does_not_declare_is_refused():
+    """The error names the stage, the graph, where the call was, and the line to write."""
+    elsewhere = stage("elsewhere")
+
+    class Low(Graph[str, str]):
+        async def flow(self, text: str) -> str:
+            return await elsewhere(text)
+
+    class High(Graph[str, str]):
+        low = Low()
+
+        async def flow(self, text: str) -> str:
+            return await self.low(text)
+
+    with pytest.raises(RunError) as caught:
+        await High().run("a", model=echo())
+    assert isinstance(caught.value.__cause__, DeclarationError)
+    text = str(caught.value)
+    assert "at `low`, the flow of Low called stage `elsewhere`, which Low does not declare" in text
+    assert "write `elsewhere = ...` in the class body of Low and call `self.elsewhere(...)`" in text
+
+
+@pytest.mark.anyio
+async def test_a_node_of_another_graph_is_refused_with_where_it_is():
+    """Calling the inner graph's stage from the outer flow says where it is declared."""
+
+    class High(Graph[str, str]):
+        low = Inner()
+
+        async def flow(self, text: str) -> str:
+            return await Inner.write(text)
+
+    with pytest.raises(RunError, match=r"it is declared as `low\.write`, in another graph"):
+        await High().run("a", model=echo())
+
+
+@pytest.mark.anyio
+async def test_a_flow_that_returns_the_wrong_type_is_an_error_that_names_the_graph():
+    """The output is checked against the declared type, and the error says which graph, what came and what should."""
+
+    class Liar(Graph[str, Word]):
+        async def flow(self, text: str) -> Word:
+            return text
+
+    class High(Graph[str, Word]):
+        low = Liar()
+
+        async def flow(self, text: str) -> Word:
+            return await self.low(text)
+
+    with pytest.raises(RunError) as caught:
+        await High().run("a")
+    assert "graph Liar (`low`) returned" in str(caught.value)
+    assert "str" in str(caught.value)
+    assert "Word" in str(caught.value)
+    assert [call.key for call in caught.value.failures] == ["low"]
+
+
+@pytest.mark.anyio
+async def test_a_flow_without_a_value_says_so():
+    """Forgetting the `return` is the wrong type, too."""
+
+    class Forgets(Graph[str, str]):
+        async def flow(self, text: str) -> str:
+            await anyio.lowlevel.checkpoint()
+
+    with pytest.raises(RunError, match="graph Forgets returned None"):
+        await Forgets().run("a")
+
+
+@pytest.mark.anyio
+async def test_a_node_of_the_wrong_type_gets_no_call():
+    """A value of the wrong type stops at the node's door: the model is not asked."""
+    prompts: list[str] = []
+
+    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        prompts.append(asked(messages))
+        return ModelResponse([TextPart("x")])
+
+    class Wrong(Graph[int, str]):
+        write = stage("write")
+
+        async def flow(self, number: int) -> str:
+            return await self.write(number)
+
+    with pytest.raises(RunError) as caught:
+        await Wrong().run(3, model=FunctionModel(answer))
+    assert "stage write (`write`) was given" in str(caught.value)
+    assert "int" in str(caught.value)
+    assert "takes str" in str(caught.value)
+    assert prompts == []
+
+
+@pytest.mark.anyio
+async def test_the_outer_door_turns_data_into_the_input_type():
+    """`run` takes a dict where the graph takes a model; what does not fit is refused with the field's name."""
+    run = await Outer().run({"body": "hi"}, model=echo())
+    assert run.input == Text(body="hi")
+    with pytest.raises(RunError, match=r"does not fit Text, which Outer takes: body: Field required"):
+        await Outer().run({}, model=echo())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["input", "output"])
+async def test_a_forgotten_await_is_named(where: str):
+    """A coroutine where a value belongs is the commonest slip in a flow, so the error says what to write."""
+
+    class Forgets(Graph[str, str]):
+        shout = shout
+        double = double
+
+        async def flow(self, text: str) -> str:
+            return self.shout(text) if where == "output" else await self.double(self.shout(text))
+
+    with pytest.raises(RunError, match=r"coroutine .*, but it \w+ str: write `await` before the call"):
+        await Forgets().run("a")
+
+
+@pytest.mark.anyio
+async def test_a_type_that_is_known_nowhere_is_refused():
+    """A forward reference that cannot be found says what to do."""
+
+    class Late(Graph["Nowhere", str]):
+        async def flow(self, value: object) -> str:
+            return ""
+
+    with pytest.raises(DeclarationError, match="the type 'Nowhere' is not known at module level"):
+        await Late().run("a")
+
+
+@pytest.mark.anyio
+async def test_the_flow_decides_in_plain_python_what_runs_next():
+    """Loops, branches and ordinary exceptions work: what a step raises can be caught where it is called."""
+
+    @step
+    async def long_enough(text: str) -> str:
+        if len(text) < 4:
+            raise ValueError("too short")
+        return text
+
+    class Retry(Graph[str, str]):
+        check = long_enough
+        double = double
+
+        async def flow(self, text: str) -> str:
+            while True:
+                try:
+                    return await self.check(text)
+                except ValueError:
+                    text = await self.double(text)
+
+    run = await Retry().run("a")
+    assert run.output == "aaaa"
+    assert [(call.key, call.status) for call in run.calls(long_enough)] == [
+        ("check", "failed"),
+        ("check#1", "failed"),
+        ("check#2", "succeeded"),
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_tool_cannot_call_a_node_and_says_why():
+    """Nodes are called by flows; an agent's tool that tries is told what to do."""
+    agent = Agent(output_type=str)
+    asked_for = stage("inner")
+
+    @agent.tool_plain
+    async def ask() -> str:
+        return await asked_for("x")
+
+    class Sneaky(Graph[str, str]):
+        inner = asked_for
+        outer = Stage(str, agent)
+
+        async def flow(self, text: str) -> str:
+            return await self.outer(text)
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([ToolCallPart("ask", {})])
+
+    with pytest.raises(RunError, match=r"stage `outer` called stage `inner`: only the flow of a graph calls nodes"):
+        await Sneaky().run("a", model=FunctionModel(answer))
+
+
+def test_a_graph_without_a_flow_cannot_be_made():
+    """A graph class that says nothing about how data moves cannot be instantiated."""
+
+    class Empty(Graph[str, str]):
+        write = stage("write")
+
+    with pytest.raises(TypeError, match="flow"):
+        Empty()
+
+
+@pytest.mark.anyio
+async def test_a_graph_has_the_model_of_its_run():
+    """Stages without a model of their own take the run's, in nested graphs as well."""
+    run = await Outer().run(Text(body="hi"), model=says("one", "two", "three"))
+    assert run.output == Word(text="three")
+    assert run.usage.requests == 3
