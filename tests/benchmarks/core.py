@@ -1,0 +1,400 @@
+"""The runner against bare asyncio, pydantic-graph and LangGraph, on the same trivial work, recording on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import operator
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypedDict
+
+import anyio
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+from pydantic import BaseModel
+from pydantic_graph import GraphBuilder, StepContext
+from pydantic_graph.join import reduce_list_append
+from table import Row, interleaved
+
+from stagegraph import Graph, Runner, fan_out, step
+
+
+class X(BaseModel):
+    """What goes through every step."""
+
+    v: int
+
+
+async def bare(x: X) -> X:
+    """The work itself."""
+    return X(v=x.v + 1)
+
+
+@step
+async def inc(x: X) -> X:
+    """The work as a step."""
+    return X(v=x.v + 1)
+
+
+class Chain(Graph[X, X]):
+    """A hundred steps in a row."""
+
+    inc = inc
+
+    async def flow(self, x: X) -> X:
+        for _ in range(100):
+            x = await self.inc(x)
+        return x
+
+
+class Wide(Graph[list[X], list[X]]):
+    """One step over many items."""
+
+    inc = inc
+
+    async def flow(self, xs: list[X]) -> list[X]:
+        return await fan_out(self.inc, xs, limit=64)
+
+
+def check(found: object, wanted: object) -> None:
+    """Every contender has to do the work."""
+    if found != wanted:
+        msg = f"wrong output: {found!r}"
+        raise SystemExit(msg)
+
+
+def pydantic_chain() -> Any:
+    builder = GraphBuilder(input_type=X, output_type=X, auto_instrument=False)
+    steps = []
+    for number in range(100):
+
+        async def one(ctx: StepContext[None, None, X]) -> X:
+            return X(v=ctx.inputs.v + 1)
+
+        steps.append(builder.step(one, node_id=f"s{number}"))
+    builder.add(builder.edge_from(builder.start_node).to(steps[0]))
+    for before, after in zip(steps, steps[1:], strict=False):
+        builder.add(builder.edge_from(before).to(after))
+    builder.add(builder.edge_from(steps[-1]).to(builder.end_node))
+    return builder.build()
+
+
+def pydantic_map() -> Any:
+    builder = GraphBuilder(input_type=list[X], output_type=list[X], auto_instrument=False)
+
+    async def one(ctx: StepContext[None, None, X]) -> X:
+        return X(v=ctx.inputs.v + 1)
+
+    work = builder.step(one, node_id="work")
+    join = builder.join(reduce_list_append, initial_factory=list[X])
+    builder.add(
+        builder.edge_from(builder.start_node).map().to(work),
+        builder.edge_from(work).to(join),
+        builder.edge_from(join).to(builder.end_node),
+    )
+    return builder.build()
+
+
+class ChainState(TypedDict):
+    """LangGraph's state for the chain."""
+
+    x: X
+
+
+class MapState(TypedDict):
+    """LangGraph's state for the fan-out."""
+
+    items: list[X]
+    out: Annotated[list[X], operator.add]
+
+
+def langgraph_chain() -> Any:
+    builder = StateGraph(ChainState)
+
+    async def one(state: ChainState) -> ChainState:
+        return {"x": X(v=state["x"].v + 1)}
+
+    for number in range(100):
+        builder.add_node(f"s{number}", one)
+    builder.add_edge(START, "s0")
+    for number in range(99):
+        builder.add_edge(f"s{number}", f"s{number + 1}")
+    builder.add_edge("s99", END)
+    return builder.compile()
+
+
+def langgraph_map() -> Any:
+    builder = StateGraph(MapState)
+
+    async def one(state: dict[str, X]) -> dict[str, list[X]]:
+        return {"out": [X(v=state["x"].v + 1)]}
+
+    builder.add_node("work", one)
+    builder.add_conditional_edges(START, lambda state: [Send("work", {"x": x}) for x in state["items"]], ["work"])
+    builder.add_edge("work", END)
+    return builder.compile()
+
+
+async def chain() -> list[Row]:
+    """A chain of 100 steps."""
+    runner, graph, other, third = Runner(), Chain(), pydantic_chain(), langgraph_chain()
+
+    async def ours() -> None:
+        for _ in range(5):
+            check((await runner.run(graph, X(v=0))).output.v, 100)
+
+    async def await_() -> None:
+        for _ in range(5):
+            x = X(v=0)
+            for _ in range(100):
+                x = await bare(x)
+            check(x.v, 100)
+
+    async def theirs() -> None:
+        check((await other.run(inputs=X(v=0))).v, 100)
+
+    async def langs() -> None:
+        check((await third.ainvoke({"x": X(v=0)}, {"recursion_limit": 200}))["x"].v, 100)
+
+    names = {"ours": ours, "bare": await_, "pydantic-graph": theirs, "langgraph": langs}
+    took = await interleaved(names, 9)
+    us = {"ours": took["ours"] * 2e3, "bare": took["bare"] * 2e3}
+    us |= {name: took[name] * 1e4 for name in ("pydantic-graph", "langgraph")}
+    beyond = us["ours"] - us["bare"]
+    ratios = {name: us[name] / us["ours"] for name in ("pydantic-graph", "langgraph")}
+    return [
+        Row("chain of 100 steps, beyond a bare await", f"{beyond:.1f} us a step", "6 us", beyond <= 6),
+        Row("the same, faster than pydantic-graph", f"{ratios['pydantic-graph']:.0f} x", "10 x", ratios["pydantic-graph"] >= 10),
+        Row("the same, faster than LangGraph", f"{ratios['langgraph']:.0f} x", "25 x", ratios["langgraph"] >= 25),
+    ]
+
+
+async def wide() -> list[Row]:
+    """A fan-out of 10,000 items."""
+    count = 10_000
+    items = [X(v=i) for i in range(count)]
+    runner, graph, other, third = Runner(), Wide(), pydantic_map(), langgraph_map()
+
+    async def ours() -> None:
+        check(len((await runner.run(graph, items)).output), count)
+
+    async def tasks() -> None:
+        done: list[X | None] = [None] * count
+
+        async def one(index: int) -> None:
+            done[index] = await bare(items[index])
+
+        async with anyio.create_task_group() as group:
+            for index in range(count):
+                group.start_soon(one, index)
+        check(done.count(None), 0)
+
+    async def theirs() -> None:
+        check(len(await other.run(inputs=items)), count)
+
+    async def langs() -> None:
+        check(len((await third.ainvoke({"items": items, "out": []}))["out"]), count)
+
+    took = await interleaved({"ours": ours, "tasks": tasks}, 9)
+    slow = await interleaved({"ours": ours, "pydantic-graph": theirs, "langgraph": langs}, 5)
+    item, task = took["ours"] / count * 1e6, took["tasks"] / count * 1e6
+    ratios = {name: slow[name] / slow["ours"] for name in ("pydantic-graph", "langgraph")}
+    dear, grown, megabytes = scaled()
+    return [
+        Row("fan-out of 10,000 items, limit 64", f"{item:.1f} us an item", "10 us", item <= 10),
+        Row("the same, against one anyio task an item", f"{item / task:.2f} of its time", "below 1", item < task),
+        Row("the same, faster than pydantic-graph", f"{ratios['pydantic-graph']:.0f} x", "25 x", ratios["pydantic-graph"] >= 25),
+        Row("the same, faster than LangGraph", f"{ratios['langgraph']:.0f} x", "25 x", ratios["langgraph"] >= 25),
+        Row("an item of 100,000 against one of 10,000", f"{grown / dear:.2f} x ({grown:.1f} us)", "1.00 x", grown <= dear * 1.005),
+        Row("memory of 100,000 items with their records", f"{megabytes:.0f} MB", "150 MB", megabytes < 150),
+    ]
+
+
+SCALED = """
+import asyncio, gc, statistics, sys, time
+sys.path.insert(0, {folder!r})
+import psutil
+from core import Runner, Wide, X
+async def main():
+    runner, graph = Runner(), Wide()
+    times = {{}}
+    for count in (10_000, 100_000):
+        items = [X(v=i) for i in range(count)]
+        await runner.run(graph, items)
+        times[count] = []
+    for _ in range(5):
+        for count in (10_000, 100_000):
+            items = [X(v=i) for i in range(count)]
+            gc.collect()
+            began = time.perf_counter()
+            run = await runner.run(graph, items)
+            times[count].append((time.perf_counter() - began) / count * 1e6)
+            del run
+    print(*(statistics.median(times[count]) for count in (10_000, 100_000)))
+asyncio.run(main())
+"""
+MEMORY = """
+import asyncio, sys
+sys.path.insert(0, {folder!r})
+import psutil
+from core import Runner, Wide, X
+async def main():
+    runner, graph = Runner(), Wide()
+    await runner.run(graph, [X(v=1)])
+    items = [X(v=i) for i in range(100_000)]
+    before = psutil.Process().memory_info().rss
+    run = await runner.run(graph, items)
+    assert len(run.output) == 100_000
+    print((psutil.Process().memory_info().rss - before) / 1e6)
+asyncio.run(main())
+"""
+
+
+def scaled() -> tuple[float, float, float]:
+    """Microseconds an item at 10,000 and at 100,000, and the megabytes of the latter, in fresh processes."""
+    folder = __file__.rpartition("/")[0]
+    times = subprocess.run(
+        [sys.executable, "-c", SCALED.format(folder=folder)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    memory = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(folder=folder)], capture_output=True, text=True, check=True
+    ).stdout
+    return float(times[0]), float(times[1]), float(memory)
+
+
+@dataclass
+class Anti:
+    """50 items that are slow where others are fast."""
+
+    first: list[float] = field(default_factory=lambda: [0.01 + 0.19 * i / 49 for i in range(50)])
+    second: list[float] = field(default_factory=lambda: [0.01 + 0.19 * (49 - i) / 49 for i in range(50)])
+
+    @property
+    def ideal(self) -> float:
+        return max(a + b for a, b in zip(self.first, self.second, strict=True))
+
+
+async def two_stages() -> list[Row]:
+    """50 items through two stages, slow in the first meaning fast in the second."""
+    anti = Anti()
+
+    @step
+    async def first(x: X) -> X:
+        await asyncio.sleep(anti.first[x.v])
+        return x
+
+    @step
+    async def second(x: X) -> X:
+        await asyncio.sleep(anti.second[x.v])
+        return x
+
+    class Two(Graph[list[X], list[X]]):
+        a = first
+        b = second
+
+        async def both(self, x: X) -> X:
+            return await self.b(await self.a(x))
+
+        async def flow(self, xs: list[X]) -> list[X]:
+            return await fan_out(self.both, xs)
+
+    items = [X(v=i) for i in range(50)]
+    runner, graph, other, third = Runner(), Two(), pydantic_two(anti), langgraph_two(anti)
+
+    async def ours() -> None:
+        check((await runner.run(graph, items)).output, items)
+
+    async def theirs() -> None:
+        check(len(await other.run(inputs=items)), 50)
+
+    async def langs() -> None:
+        check(len((await third.ainvoke({"items": items, "middle": [], "out": []}))["out"]), 50)
+
+    took = await interleaved({"ours": ours, "pydantic-graph": theirs, "langgraph": langs}, 5)
+    ratio = {name: value / anti.ideal for name, value in took.items()}
+    peers = f"{ratio['ours']:.2f} (pydantic-graph {ratio['pydantic-graph']:.2f}, LangGraph {ratio['langgraph']:.2f})"
+    return [Row("50 items, two stages: makespan / ideal", peers, "1.10", ratio["ours"] <= 1.10)]
+
+
+def pydantic_two(anti: Anti) -> Any:
+    builder = GraphBuilder(input_type=list[X], output_type=list[X], auto_instrument=False)
+
+    async def first(ctx: StepContext[None, None, X]) -> X:
+        await asyncio.sleep(anti.first[ctx.inputs.v])
+        return ctx.inputs
+
+    async def second(ctx: StepContext[None, None, X]) -> X:
+        await asyncio.sleep(anti.second[ctx.inputs.v])
+        return ctx.inputs
+
+    a, b = builder.step(first, node_id="a"), builder.step(second, node_id="b")
+    join = builder.join(reduce_list_append, initial_factory=list[X])
+    builder.add(
+        builder.edge_from(builder.start_node).map().to(a),
+        builder.edge_from(a).to(b),
+        builder.edge_from(b).to(join),
+        builder.edge_from(join).to(builder.end_node),
+    )
+    return builder.build()
+
+
+class TwoState(TypedDict):
+    """LangGraph's state for two stages."""
+
+    items: list[X]
+    middle: Annotated[list[X], operator.add]
+    out: Annotated[list[X], operator.add]
+
+
+def langgraph_two(anti: Anti) -> Any:
+    builder = StateGraph(TwoState)
+
+    async def first(state: dict[str, X]) -> dict[str, list[X]]:
+        await asyncio.sleep(anti.first[state["x"].v])
+        return {"middle": [state["x"]]}
+
+    async def second(state: dict[str, X]) -> dict[str, list[X]]:
+        await asyncio.sleep(anti.second[state["x"].v])
+        return {"out": [state["x"]]}
+
+    builder.add_node("a", first)
+    builder.add_node("between", lambda _: {})
+    builder.add_node("b", second)
+    builder.add_conditional_edges(START, lambda state: [Send("a", {"x": x}) for x in state["items"]], ["a"])
+    builder.add_edge("a", "between")
+    builder.add_conditional_edges("between", lambda state: [Send("b", {"x": x}) for x in state["middle"]], ["b"])
+    builder.add_edge("b", END)
+    return builder.compile()
+
+
+def imports() -> list[Row]:
+    """How long it takes to import us, and what that loads."""
+
+    def seconds(code: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - began
+
+    empty = statistics.median(seconds("pass") for _ in range(5))
+    pairs = [(seconds("import stagegraph"), seconds("import pydantic_ai")) for _ in range(11)]
+    ours, theirs = (statistics.median(column) - empty for column in zip(*pairs, strict=True))
+    heavy = "dspy", "langfuse", "fastapi", "xllamacpp"
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"import stagegraph, sys; print(*[m for m in {heavy} if m in sys.modules])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    ratio = ours / theirs
+    what = f"{ratio:.2f} x ({ours * 1e3:.0f} ms), loading {loaded or 'none of ' + ', '.join(heavy)}"
+    return [Row("import stagegraph against import pydantic_ai", what, "1.15 x", ratio <= 1.15 and not loaded)]
+
+
+async def rows() -> list[Row]:
+    """Everything about the core."""
+    gc.collect()
+    return [*await chain(), *await wide(), *await two_stages(), *imports()]
