@@ -7,7 +7,7 @@ import inspect
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, Generic, TypeVar, cast, get_args, get_origin
 
 from typing_extensions import TypeVar as TypeVarWithDefault
@@ -66,11 +66,11 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     @cached_property
     def takes(self) -> Schema:
-        return Schema(_graph_types(type(self))[0])
+        return _schemas(type(self))[0]
 
     @cached_property
     def gives(self) -> Schema:
-        return Schema(_graph_types(type(self))[1])
+        return _schemas(type(self))[1]
 
     @property
     def label(self) -> str:
@@ -137,6 +137,13 @@ def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
     if name in _RESERVED:
         msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
         raise DeclarationError(msg)
+
+
+@cache
+def _schemas(cls: type) -> tuple[Schema, Schema]:
+    """The types of a graph class, worked out once: graphs may be made for every request."""
+    takes, gives = _graph_types(cls)
+    return Schema(takes), Schema(gives)
 
 
 def _graph_types(cls: Any) -> tuple[Any, Any]:

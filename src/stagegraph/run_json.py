@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_ai.usage import RunUsage
+from pydantic_core import to_jsonable_python
 
-from .call import Call, CallError
+from .call import Call, CallError, Pending, Status
 from .errors import ReplayError, RunError
+from .score import Feedback
 from .structure import Structure
 
 if TYPE_CHECKING:
@@ -30,11 +32,16 @@ def dump(run: Run[Any, Any]) -> str:
         "format": FORMAT,
         "id": run.id,
         "graph": run.graph,
+        "status": run.status,
+        "error": _error_data(run.error),
         "metadata": dict(run.metadata),
         "tags": list(run.tags),
         "session_id": run.session_id,
         "user_id": run.user_id,
         "prompts_digest": run.prompts_digest,
+        "pending": to_jsonable_python(run.pending),
+        "feedback": to_jsonable_python(run.feedback),
+        "rerun": dict(run.rerun),
         "edges": run.edges(),
         "root": _call_data(run.root, run.structure),
     }
@@ -45,8 +52,9 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
     node = structure.nodes[call.path]
     try:
         given, output = node.takes.dump(call.input), None if call.output is None else node.gives.dump(call.output)
-    except (ValueError, TypeError) as error:
-        msg = f"call `{call.key}`: a value cannot be written as JSON: {error}; give the field a serializer"
+        json.dumps([given, output], ensure_ascii=False).encode()  # what no file or request could hold is found here
+    except (ValueError, TypeError, PydanticUserError) as error:
+        msg = f"call `{call.key or node.label}`: a value cannot be written as JSON: {error}; give the field a serializer"
         raise RunError(msg) from error
     return {
         "path": call.path,
@@ -54,7 +62,7 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
         "status": call.status,
         "input": given,
         "output": output,
-        "error": None if call.error is None else {"type": call.error.type, "message": call.error.message},
+        "error": _error_data(call.error),
         "usage": _USAGE.dump_python(call.usage, mode="json", exclude_defaults=True),
         "cost": None if call.cost is None else str(call.cost),
         "started": call.started.isoformat(),
@@ -66,6 +74,52 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
     }
 
 
+def _error_data(error: CallError | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    return {"type": error.type, "message": error.message.encode(errors="backslashreplace").decode()}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(defer_build=True)
+
+
+class _CallRecord(_Record):
+    """One call as it was written; its values are plain data until the graph says what they are."""
+
+    path: str
+    key: str
+    status: Status
+    input: Any
+    output: Any
+    error: CallError | None
+    usage: RunUsage
+    cost: Decimal | None
+    started: AwareDatetime
+    duration: float
+    attempts: int
+    replayed: bool
+    messages: list[dict[str, Any]]
+    children: list[_CallRecord]
+
+
+class _RunRecord(_Record):
+    id: str
+    graph: str
+    status: Status
+    error: CallError | None
+    metadata: dict[str, Any]
+    tags: tuple[str, ...]
+    session_id: str | None
+    user_id: str | None
+    prompts_digest: str
+    pending: tuple[Pending, ...]
+    feedback: tuple[Feedback, ...]
+    rerun: dict[str, str]
+    edges: list[tuple[str, str]]
+    root: _CallRecord
+
+
 def load(text: str | bytes, graph: Node[Any, Any], run_type: type[Run[Any, Any]]) -> Run[Any, Any]:
     structure = Structure.of(graph)
     try:
@@ -73,64 +127,79 @@ def load(text: str | bytes, graph: Node[Any, Any], run_type: type[Run[Any, Any]]
         if data["format"] != FORMAT:
             msg = f"the record is in format {data['format']!r}, and this version of stagegraph reads format {FORMAT}"
             raise ReplayError(msg)
-        root = _call(data["root"], structure, graph.label)
-        edges = [(str(a), str(b)) for a, b in data["edges"]]
-        return run_type(
-            id=data["id"],
-            graph=data["graph"],
-            status=root.status,
-            input=root.input,
-            output=root.output,
-            error=root.error,
-            started=root.started,
-            duration=root.duration,
-            metadata=data["metadata"],
-            tags=tuple(data["tags"]),
-            session_id=data["session_id"],
-            user_id=data["user_id"],
-            prompts_digest=data["prompts_digest"],
-            structure=structure,
-            read_root=lambda: root,
-            read_edges=lambda: edges,
-        )
+        record = _RunRecord.model_validate(data)
+        root = _call(record.root, structure, graph.label)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        msg = f"this is no record of a run that can be read: {type(error).__name__}: {error}"
+        msg = f"this is no record of a run that can be read: {_reason(error)}"
         raise ReplayError(msg) from error
+    return run_type(
+        id=record.id,
+        graph=record.graph,
+        status=record.status,
+        input=root.input,
+        output=root.output,
+        error=record.error,
+        started=root.started,
+        duration=root.duration,
+        metadata=MappingProxyType(record.metadata),
+        tags=record.tags,
+        session_id=record.session_id,
+        user_id=record.user_id,
+        prompts_digest=record.prompts_digest,
+        pending=record.pending,
+        feedback=record.feedback,
+        rerun=record.rerun,
+        structure=structure,
+        read_root=lambda: root,
+        read_edges=lambda: record.edges,
+    )
 
 
-def _call(data: dict[str, Any], structure: Structure, label: str) -> Call:
-    path, key = data["path"], data["key"]
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _call(record: _CallRecord, structure: Structure, label: str) -> Call:
+    path, key = record.path, record.key
     node = structure.nodes.get(path)
     if node is None:
         msg = f"the record has a call `{key}` of `{path}`, which {label} does not declare"
         raise ReplayError(msg)
-    given, output = data["input"], data["output"]
-    succeeded = data["status"] == "succeeded"
+    given, output = record.input, None
+    succeeded = record.status == "succeeded"
     try:
         given = node.takes.load(given)
     except ValidationError as error:
         if succeeded:  # a call may have failed for the very reason that its input was wrong
-            msg = f"the record does not fit {label}: the input of `{key}` is no {node.takes.name}: {error}"
+            msg = f"the record does not fit {label}: the input of `{key or label}` is no {node.takes.name}: {_reason(error)}"
             raise ReplayError(msg) from error
     try:
-        output = node.gives.load(output) if succeeded else None
+        output = node.gives.load(record.output) if succeeded else None
     except ValidationError as error:
-        msg = f"the record does not fit {label}: the output of `{key}` is no {node.gives.name}: {error}"
+        msg = f"the record does not fit {label}: the output of `{key or label}` is no {node.gives.name}: {_reason(error)}"
+        raise ReplayError(msg) from error
+    try:
+        messages = ModelMessagesTypeAdapter.validate_python(record.messages)
+    except ValidationError as error:
+        msg = f"the record does not fit {label}: the messages of `{key}` cannot be read: {_reason(error)}"
         raise ReplayError(msg) from error
     return Call(
         path=path,
         key=key,
         kind=node.kind,
-        status=data["status"],
+        status=record.status,
         input=given,
         output=output,
-        error=None if data["error"] is None else CallError(**data["error"]),
-        usage=_USAGE.validate_python(data["usage"]),
-        cost=None if data["cost"] is None else Decimal(data["cost"]),
-        started=datetime.fromisoformat(data["started"]),
-        duration=data["duration"],
-        attempts=data["attempts"],
-        messages=tuple(ModelMessagesTypeAdapter.validate_python(data["messages"])),
-        children=tuple(_call(child, structure, label) for child in data["children"]),
-        replayed=data["replayed"],
+        error=record.error,
+        usage=record.usage,
+        cost=record.cost,
+        started=record.started,
+        duration=record.duration,
+        attempts=record.attempts,
+        messages=tuple(messages),
+        children=tuple(_call(child, structure, label) for child in record.children),
+        replayed=record.replayed,
     )

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import types
 from functools import cached_property
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter
@@ -39,6 +40,15 @@ class Schema:
             return TypeAdapter(self.type, config=_BYTES)
         except PydanticUserError:  # a model brings a configuration of its own
             return TypeAdapter(self.type)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The type's JSON schema as a hash; a type without one is known by its name."""
+        try:
+            text = json.dumps(self.adapter.json_schema(), sort_keys=True, default=str)
+        except Exception:  # noqa: BLE001 - a user's type may fail in any way here
+            text = self.name
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
     @cached_property
     def serializer(self) -> SchemaSerializer:

@@ -15,7 +15,6 @@ from pydantic_ai.toolsets import FunctionToolset
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.node import Node
     from stagegraph.prompts import Prompt
     from stagegraph.stage import Stage
     from stagegraph.step import Step
@@ -50,7 +49,7 @@ def hashed(*texts: str) -> str:
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:
-    return {"the output type": _schema_hash(step), "the version": hashed(str(step.version))}
+    return {"the output type": step.gives.fingerprint, "the version": hashed(str(step.version))}
 
 
 def stage_parts(stage: Stage[Any, Any], prompt: Prompt | None, model: Model[Any] | None) -> dict[str, str]:
@@ -60,7 +59,7 @@ def stage_parts(stage: Stage[Any, Any], prompt: Prompt | None, model: Model[Any]
     return {
         "the prompt": hashed(text.strip(), json.dumps(extras, sort_keys=True)),
         "the model": hashed(model.model_id if model is not None else "", _settings_text(stage)),
-        "the output type": _schema_hash(stage),
+        "the output type": stage.gives.fingerprint,
         "the tools": hashed(*sorted(_tool_names(stage))),
         "the version": hashed(str(stage.version)),
     }
@@ -81,11 +80,3 @@ def _tool_names(stage: Stage[Any, Any]) -> set[str]:
     for toolset in stage.agent.toolsets:
         toolset.apply(lambda leaf: names.update(leaf.tools if isinstance(leaf, FunctionToolset) else {leaf.id or ""}))
     return names
-
-
-def _schema_hash(node: Node[Any, Any]) -> str:
-    try:
-        schema = node.gives.adapter.json_schema()
-    except Exception:  # noqa: BLE001 - a type without a JSON schema is known by its name
-        return hashed(node.gives.name)
-    return hashed(json.dumps(schema, sort_keys=True, default=str))
