@@ -75,9 +75,10 @@ async def test_a_live_run_shows_its_record_while_it_goes_on():
         so_far = live.run
         assert (so_far.status, so_far.output) == ("running", None)
         assert {call.key: call.status for call in so_far.calls()} == {"write[0]": "running", "write[1]": "running"}
+        unread = live.run
         gate.open()
         await live.result()
-    assert so_far.call("write[0]").status == "running"
+    assert so_far.call("write[0]").status == unread.call("write[0]").status == "running"
     assert live.run.call("write[0]").output == "a"
 
 

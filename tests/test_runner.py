@@ -7,6 +7,7 @@ import threading
 
 import anyio
 import pytest
+from pydantic import ValidationError
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -218,6 +219,7 @@ async def test_data_is_validated_at_the_outer_door():
         await Runner().run(double, "many")
     assert [call.status for call in caught.value.run.root.walk()] == ["failed"]
     assert caught.value.run.input == "many"
+    assert isinstance(caught.value.__cause__, ValidationError)
     assert (await Runner().run(double, "4")).output == 8
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from graph import FeedbackDigest, Rating, Sentiment
-
 from stagegraph import Graph, Runner, fan_out, gather
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
-from spec_review_sandbox import run_tests as run_in_sandbox
 
+from spec_review_sandbox import run_tests as run_in_sandbox
 from stagegraph import Graph, Stage, fan_out, step
 
 

@@ -6,6 +6,7 @@ candidates can run at once on one agent that is never modified.
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +47,8 @@ __all__ = ["Injection", "RequestGate"]
 
 _OWN = InstructionId(AgentInstructionSource())
 
-Rendered = tuple["str | Sequence[UserContent]", str]
+Rendered = tuple["str | Sequence[UserContent]", object]
+"""A demo's input as the stage renders it, and its output as a typed value."""
 
 
 class RequestGate:
@@ -102,7 +104,8 @@ class Injection(AbstractCapability[Any]):
                 parts.insert(own, InstructionPart(text, id=_OWN))
         if self.prompt.demos and self.stage.demos == "examples":
             after = own + 1 if any(part.id == _OWN for part in parts) else own
-            parts.insert(after, InstructionPart(demo_block(self._rendered())))
+            demos = [(given, render_output(output, self.stage.gives.dump)) for given, output in self._rendered()]
+            parts.insert(after, InstructionPart(demo_block(demos)))
         return replace(request_context, model_request_parameters=replace(parameters, instruction_parts=parts))
 
     async def prepare_model_request(
@@ -113,7 +116,8 @@ class Injection(AbstractCapability[Any]):
         # `prepare_request` resolves the output mode, and with it the shape that this model answers in.
         settings, parameters = request_context.model_settings, request_context.model_request_parameters
         _, parameters = request_context.model.prepare_request(settings, parameters)
-        messages = _with_demos(request_context.messages, self._rendered(), parameters)
+        turns = _turns(self._rendered(), self.stage.gives.dump, parameters)
+        messages = _after_system_prompt(turns, request_context.messages)
         return replace(request_context, messages=messages)
 
     async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
@@ -152,26 +156,52 @@ class Injection(AbstractCapability[Any]):
     def _rendered(self) -> list[Rendered]:
         stage = self.stage
         demos = self.prompt.demos if self.prompt is not None else ()
-        return [
-            (stage.render(stage.takes.load(demo.input)), render_output(stage.gives.load(demo.output), stage.gives.dump))
-            for demo in demos
-        ]
+        return [(stage.render(stage.takes.load(demo.input)), stage.gives.load(demo.output)) for demo in demos]
 
 
-def _with_demos(
-    messages: list[ModelMessage], demos: Sequence[Rendered], parameters: ModelRequestParameters
+def _turns(
+    demos: Sequence[Rendered], dump: Callable[[object], Any], parameters: ModelRequestParameters
 ) -> list[ModelMessage]:
-    """Demos as earlier turns in the shape the model answers in; a leading system prompt stays first."""
+    """Demos as earlier turns, in the shape the model answers in."""
     turns: list[ModelMessage] = []
-    tool = parameters.output_tools[0].name if parameters.output_mode == "tool" and parameters.output_tools else None
-    for number, (given, answer) in enumerate(demos):
+    for number, (given, output) in enumerate(demos):
         prompt = UserPromptPart(given if isinstance(given, str) else list(given))
-        if tool is None:
-            turns += [ModelRequest([prompt]), ModelResponse([TextPart(answer)])]
-        else:
-            call = ToolCallPart(tool, answer, tool_call_id=f"demo_{number}")
-            done = ToolReturnPart(tool, "Final result processed.", tool_call_id=call.tool_call_id)
-            turns += [ModelRequest([prompt]), ModelResponse([call]), ModelRequest([done])]
+        tools = parameters.output_tools if parameters.output_mode == "tool" else []
+        if not tools or (isinstance(output, str) and parameters.allow_text_output):
+            turns += [ModelRequest([prompt]), ModelResponse([TextPart(_text_answer(output, dump, parameters))])]
+            continue
+        tool = _tool_for(output, tools)
+        key = tool.outer_typed_dict_key
+        args = dump(output) if key is None else {key: dump(output)}
+        call = ToolCallPart(tool.name, args, tool_call_id=f"demo_{number}")
+        done = ToolReturnPart(tool.name, "Final result processed.", tool_call_id=call.tool_call_id)
+        turns += [ModelRequest([prompt]), ModelResponse([call]), ModelRequest([done])]
+    return turns
+
+
+def _tool_for(output: object, tools: Sequence[ToolDefinition]) -> ToolDefinition:
+    """Of several output types, each has a tool; a model's bears its name, what is no model stands in an envelope."""
+    named = [tool for tool in tools if tool.parameters_json_schema.get("title") == type(output).__name__]
+    return next(iter(named or [tool for tool in tools if tool.outer_typed_dict_key] or tools))
+
+
+def _text_answer(output: object, dump: Callable[[object], Any], parameters: ModelRequestParameters) -> str:
+    """The text of a model that was asked for JSON, with the envelope that Pydantic AI asks for around some types."""
+    if parameters.output_object is None:
+        return render_output(output, dump)
+    data, schema = dump(output), parameters.output_object.json_schema
+    properties: dict[str, Any] = schema.get("properties", {})
+    if list(properties) == ["result"] and "anyOf" in properties["result"]:
+        kinds = [option["properties"]["kind"]["const"] for option in properties["result"]["anyOf"]]
+        name = type(output).__name__
+        data = {"result": {"kind": name if name in kinds else kinds[0], "data": data}}
+    elif list(properties) == ["response"] and "title" not in schema:
+        data = {"response": data}
+    return json.dumps(data, ensure_ascii=False)
+
+
+def _after_system_prompt(turns: Sequence[ModelMessage], messages: Sequence[ModelMessage]) -> list[ModelMessage]:
+    """The turns before all messages; a leading system prompt stays first."""
     first, rest = messages[0], messages[1:]
     system = [part for part in first.parts if isinstance(part, SystemPromptPart)]
     if not system or not isinstance(first, ModelRequest):

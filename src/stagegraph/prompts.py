@@ -98,6 +98,12 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: a text cannot be written as UTF-8, or the file system refuses.
         """
+        for stage, prompt in self._prompts.items():
+            try:
+                json.dumps([stage, prompt.data()], ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                msg = f"{path}: the prompts could not be saved: a text of {stage!r} is no valid Unicode: {error}"
+                raise PromptError(msg) from error
         _files().write(path, self.to_yaml())
 
     def to_yaml(self) -> str:
@@ -199,7 +205,7 @@ class Prompts(Mapping[str, Prompt]):
         return len(self._prompts)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prompts) and self._prompts == other._prompts
+        return isinstance(other, Prompts) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -234,13 +240,17 @@ class _Entry(BaseModel):
 def _prompt(path: str, data: object, file: str) -> Prompt:
     try:
         entry = _Entry.model_validate({} if data is None else data)
-    except ValidationError as error:
-        msg = f"{file}: `{path}`: {_first(error)}; a prompt has `instructions`, `demos` and `tools`"
+        prompt = Prompt(entry.instructions, tuple(Demo(demo.input, demo.output) for demo in entry.demos), entry.tools)
+        json.dumps(prompt.data(), ensure_ascii=False).encode()  # no request could carry a text that is no Unicode
+    except (ValueError, RecursionError) as error:
+        reason = _first(error) if isinstance(error, ValidationError) else error
+        msg = f"{file}: `{path}`: {reason}; a prompt has `instructions`, `demos` and `tools`"
         raise PromptError(msg) from error
-    return Prompt(entry.instructions, tuple(Demo(demo.input, demo.output) for demo in entry.demos), entry.tools)
+    return prompt
 
 
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    reason = "Input should be a mapping" if first["type"] == "model_type" else first["msg"]
+    return f"{place}: {reason}" if place else reason

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
@@ -36,6 +37,9 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             msg = "aliases are not allowed"
             raise ComposerError(None, None, msg, mark)
+        if (event := self.peek_event()).tag is not None:
+            msg = "tags are not allowed"
+            raise ComposerError(None, None, msg, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -51,16 +55,6 @@ class _Loader(yaml.SafeLoader):
         return cast("dict[Any, Any]", super().construct_mapping(node, deep=deep))
 
 
-_Loader.yaml_implicit_resolvers = {}  # YAML 1.1 turns `no`, `12:30` and dates into something else; JSON does not
-for _tag, _pattern, _first_characters in (
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("bool", r"true|false", ["t", "f"]),
-    ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
-    ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
-
-
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         del data
@@ -69,6 +63,17 @@ class _Dumper(yaml.SafeDumper):
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         del indentless
         super().increase_indent(flow, False)
+
+
+_Loader.yaml_implicit_resolvers = {}  # YAML 1.1 turns `no`, `12:30` and dates into something else; JSON does not
+for _tag, _pattern, _first_characters in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
+    ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
+):
+    for _side in (_Loader, _Dumper):  # the dumper keeps YAML 1.1's as well: it quotes whatever any reader may misread
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
 
 
 _BLOCK = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]*")
@@ -85,7 +90,12 @@ def _represent_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="|" if fits else '"')
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return _represent_block(dumper, text) if "\n" in text else dumper.represent_str(text)
+
+
 _Dumper.add_representer(_Block, _represent_block)
+_Dumper.add_representer(str, _represent_text)
 
 
 def dump(graph: str | None, prompts: Mapping[str, Mapping[str, Any]]) -> str:
@@ -126,8 +136,9 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     try:
         with Path(path).open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        msg = f"{path}: the prompts file cannot be read: {error.strerror or error}"
+    except (OSError, ValueError) as error:  # a path may hold what no file's name can
+        reason = getattr(error, "strerror", None) or error
+        msg = f"{path}: the prompts file cannot be read: {reason}"
         raise PromptError(msg) from error
     if len(raw) > MAX_BYTES:
         msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is no prompts file"
@@ -155,8 +166,9 @@ def _checked(path: str | os.PathLike[str], data: object) -> _File:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
+        reason = "Input should be a mapping" if first["type"] == "model_type" else first["msg"]
         msg = (
-            f"{path}: this is no prompts file, at {place}: {first['msg']}; it begins with `format: {FORMAT}` "
+            f"{path}: this is no prompts file, at {place}: {reason}; it begins with `format: {FORMAT}` "
             "and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
         )
         raise PromptError(msg) from error
@@ -177,12 +189,16 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     """Replace the file at once: readers see the old text or the new one, never a part.
 
     Raises:
-        PromptError: the text is no UTF-8, or the file system refuses; the old file is as it was.
+        PromptError: the file system refuses; the old file is as it was.
     """
     target = Path(path)
     temporary: str | None = None
     try:
         data = text.encode()
+        target = target.resolve()  # a link stays a link, and its file is replaced
+        if target.exists() and not target.is_file():
+            reason = "it is no regular file"
+            raise OSError(errno.EINVAL, reason)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -190,10 +206,10 @@ def write(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
         Path(temporary).replace(target)
-    except (OSError, UnicodeEncodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the latter two for paths that no file can have
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else "a text in it is no valid Unicode"
+        reason = getattr(error, "strerror", None) or error
         msg = f"{target}: the prompts could not be saved: {reason}"
         raise PromptError(msg) from error
     except BaseException:

@@ -139,14 +139,14 @@ class Run(Generic[In, Out]):
         return run_json.dump(cast("Run[Any, Any]", self))
 
     @classmethod
-    def from_json(cls, text: str | bytes, graph: Node[In, Out] | type[Node[In, Out]]) -> Run[In, Out]:
+    def from_json(cls, text: str | bytes, graph: Node[I, O] | type[Node[I, O]]) -> Run[I, O]:
         """Read a record back, each value as the type that *graph* declares for it.
 
         Raises:
             ReplayError: the text is no record, or does not fit *graph*; it names the call.
         """
         node = cast("Node[Any, Any]", graph() if isinstance(graph, type) else graph)
-        return cast("Run[In, Out]", run_json.load(text, node, Run[Any, Any]))
+        return cast("Run[I, O]", run_json.load(text, node, Run[Any, Any]))
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.graph}: {self.status}>"

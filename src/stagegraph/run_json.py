@@ -54,7 +54,8 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
         given, output = node.takes.dump(call.input), None if call.output is None else node.gives.dump(call.output)
         json.dumps([given, output], ensure_ascii=False).encode()  # what no file or request could hold is found here
     except (ValueError, TypeError, PydanticUserError) as error:
-        msg = f"call `{call.key or node.label}`: a value cannot be written as JSON: {error}; give the field a serializer"
+        reason = str(error).splitlines()[0]
+        msg = f"call `{call.key or node.label}`: a value cannot be written as JSON: {reason}; give it a serializer"
         raise RunError(msg) from error
     return {
         "path": call.path,
@@ -162,6 +163,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _misfit(record: _CallRecord, label: str, what: str, problem: str, error: ValidationError) -> ReplayError:
+    place = record.key or label
+    return ReplayError(f"the record does not fit {label}: {what} of `{place}` {problem}: {_reason(error)}")
+
+
 def _call(record: _CallRecord, structure: Structure, label: str) -> Call:
     path, key = record.path, record.key
     node = structure.nodes.get(path)
@@ -174,18 +180,15 @@ def _call(record: _CallRecord, structure: Structure, label: str) -> Call:
         given = node.takes.load(given)
     except ValidationError as error:
         if succeeded:  # a call may have failed for the very reason that its input was wrong
-            msg = f"the record does not fit {label}: the input of `{key or label}` is no {node.takes.name}: {_reason(error)}"
-            raise ReplayError(msg) from error
+            raise _misfit(record, label, "input", f"is no {node.takes.name}", error) from error
     try:
         output = node.gives.load(record.output) if succeeded else None
     except ValidationError as error:
-        msg = f"the record does not fit {label}: the output of `{key or label}` is no {node.gives.name}: {_reason(error)}"
-        raise ReplayError(msg) from error
+        raise _misfit(record, label, "output", f"is no {node.gives.name}", error) from error
     try:
         messages = ModelMessagesTypeAdapter.validate_python(record.messages)
     except ValidationError as error:
-        msg = f"the record does not fit {label}: the messages of `{key}` cannot be read: {_reason(error)}"
-        raise ReplayError(msg) from error
+        raise _misfit(record, label, "messages", "cannot be read", error) from error
     return Call(
         path=path,
         key=key,

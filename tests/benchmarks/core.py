@@ -18,9 +18,9 @@ from langgraph.types import Send
 from pydantic import BaseModel
 from pydantic_graph import GraphBuilder, StepContext
 from pydantic_graph.join import reduce_list_append
-from table import Row, interleaved
 
 from stagegraph import Graph, Runner, fan_out, step
+from table import Row, interleaved
 
 
 class X(BaseModel):
@@ -168,7 +168,12 @@ async def chain() -> list[Row]:
     ratios = {name: us[name] / us["ours"] for name in ("pydantic-graph", "langgraph")}
     return [
         Row("chain of 100 steps, beyond a bare await", f"{beyond:.1f} us a step", "6 us", beyond <= 6),
-        Row("the same, faster than pydantic-graph", f"{ratios['pydantic-graph']:.0f} x", "10 x", ratios["pydantic-graph"] >= 10),
+        Row(
+            "the same, faster than pydantic-graph",
+            f"{ratios['pydantic-graph']:.0f} x",
+            "10 x",
+            ratios["pydantic-graph"] >= 10,
+        ),
         Row("the same, faster than LangGraph", f"{ratios['langgraph']:.0f} x", "25 x", ratios["langgraph"] >= 25),
     ]
 
@@ -207,9 +212,19 @@ async def wide() -> list[Row]:
     return [
         Row("fan-out of 10,000 items, limit 64", f"{item:.1f} us an item", "10 us", item <= 10),
         Row("the same, against one anyio task an item", f"{item / task:.2f} of its time", "below 1", item < task),
-        Row("the same, faster than pydantic-graph", f"{ratios['pydantic-graph']:.0f} x", "25 x", ratios["pydantic-graph"] >= 25),
+        Row(
+            "the same, faster than pydantic-graph",
+            f"{ratios['pydantic-graph']:.0f} x",
+            "25 x",
+            ratios["pydantic-graph"] >= 25,
+        ),
         Row("the same, faster than LangGraph", f"{ratios['langgraph']:.0f} x", "25 x", ratios["langgraph"] >= 25),
-        Row("an item of 100,000 against one of 10,000", f"{grown / dear:.2f} x ({grown:.1f} us)", "1.00 x", grown <= dear * 1.005),
+        Row(
+            "an item of 100,000 against one of 10,000",
+            f"{grown / dear:.2f} x ({grown:.1f} us)",
+            "1.00 x",
+            grown <= dear * 1.005,
+        ),
         Row("memory of 100,000 items with their records", f"{megabytes:.0f} MB", "150 MB", megabytes < 150),
     ]
 

@@ -11,13 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from core import Chain, Wide, X, check
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
-from table import Row, interleaved
 
+from core import Chain, Wide, X, check
 from stagegraph import Graph, Runner, Stage
 from stagegraph.journal import SqliteJournal
+from table import Row, interleaved
 
 DBOS = """
 import asyncio, json, logging, statistics, sys, time
@@ -110,7 +110,12 @@ async def rows() -> list[Row]:
     return [
         Row("recorded step, one after the other", f"{step:.0f} us", "150 us", step <= 150),
         Row("recorded step, fan-out of 1,000", f"{item:.0f} us", "25 us", item <= 25),
-        Row("the same, faster than DBOS on SQLite", f"{peers['chain'] / step:.0f} x in a row, {peers['wide'] / item:.0f} x side by side", "15 x", min(peers["chain"] / step, peers["wide"] / item) >= 15),
+        Row(
+            "the same, faster than DBOS on SQLite",
+            f"{peers['chain'] / step:.0f} x in a row, {peers['wide'] / item:.0f} x side by side",
+            "15 x",
+            min(peers["chain"] / step, peers["wide"] / item) >= 15,
+        ),
         Row("a durable agent run, dearer by", f"{dearer:.1f} ms", "2 ms", dearer <= 2),
         Row("replaying 1,000 recorded calls", f"{replayed * 1e3:.0f} ms", "1 s", replayed < 1),
         Row("`stagegraph show` of 10,000 calls", f"{shown:.1f} s", "2 s", shown <= 2),

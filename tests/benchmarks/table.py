@@ -47,7 +47,9 @@ def machine() -> str:
         ),
         platform.processor(),
     )
-    packages = ", ".join(f"{name} {version(name)}" for name in ("pydantic-ai-slim", "pydantic-graph", "langgraph", "dbos"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("pydantic-ai-slim", "pydantic-graph", "langgraph", "dbos")
+    )
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     python = ".".join(map(str, sys.version_info[:3]))
     return f"{day}, {os.cpu_count()} cores ({cpu}), Python {python}, {packages}, load {os.getloadavg()[0]:.1f}"

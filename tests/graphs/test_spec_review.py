@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loading import GRAPHS, graph_module
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from loading import GRAPHS, graph_module
 from stagegraph import Prompts, Run, Runner
 from stagegraph.journal import MemoryJournal
 

@@ -1,0 +1,50 @@
+"""Types are tested like behaviour: a real type checker runs on files that must pass and on lines that must not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "typing"
+pytestmark = pytest.mark.types
+
+
+def errors(path: Path) -> set[int]:
+    """The numbers of the lines that the checker refuses."""
+    checker = Path(sys.executable).with_name("basedpyright")
+    done = subprocess.run(
+        [str(checker), "--outputjson", "--level", "error", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=FOLDER.parents[1],
+    )
+    report = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1, done.stdout + done.stderr
+    ignored = {
+        "reportUnusedExpression",
+        "reportUnusedCoroutine",
+        "reportUnknownMemberType",
+        "reportUnknownVariableType",
+    }
+    return {
+        diagnostic["range"]["start"]["line"] + 1
+        for diagnostic in report["generalDiagnostics"]
+        if diagnostic["severity"] == "error" and diagnostic.get("rule") not in ignored
+    }
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("ok_*.py")), ids=lambda path: path.stem)
+def test_good_code_type_checks(path: Path) -> None:
+    """No error in code that users should be able to write."""
+    assert errors(path) == set()
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("must_fail_*.py")), ids=lambda path: path.stem)
+def test_wrong_code_does_not(path: Path) -> None:
+    """Exactly the marked lines are refused, before anything runs."""
+    marked = {number for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.endswith("# error")}
+    assert marked
+    assert errors(path) == marked
