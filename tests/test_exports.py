@@ -43,4 +43,4 @@ def test_public_things_say_what_they_are(module: str, name: str) -> None:
 
 def _is_said(thing: object) -> bool:
     first = (inspect.getdoc(thing) or "").split("\n\n")[0].strip()
-    return first.endswith((".", ".)", ":")) or first.endswith("`.")
+    return first.endswith((".", ".)", ":", "`."))

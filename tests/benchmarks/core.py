@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import operator
 import statistics
 import subprocess
@@ -77,7 +78,7 @@ def pydantic_chain() -> Any:
 
         steps.append(builder.step(one, node_id=f"s{number}"))
     builder.add(builder.edge_from(builder.start_node).to(steps[0]))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         builder.add(builder.edge_from(before).to(after))
     builder.add(builder.edge_from(steps[-1]).to(builder.end_node))
     return builder.build()
