@@ -130,6 +130,51 @@ async def test_within_an_amount_requests_still_run_side_by_side():
     assert len(gate.seen) == 20
 
 
+async def test_a_first_request_that_is_answered_lets_the_others_go():
+    """They wait for the first request of a stage, not for what its call does next."""
+    second_asked = anyio.Event()
+    agent = Agent(output_type=str)
+
+    @agent.tool_plain
+    async def wait_for_the_other() -> str:
+        await second_asked.wait()
+        return "it came"
+
+    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        if asked(messages) == "second":
+            second_asked.set()
+        elif len(messages) == 1:
+            return ModelResponse([ToolCallPart("wait_for_the_other", {})])
+        return ModelResponse([TextPart("x")])
+
+    class Both(Graph[str, list[str]]):
+        write = Stage(str, agent)
+
+        async def flow(self, text: str) -> list[str]:
+            return await fan_out(self.write, ["first", "second"])
+
+    with anyio.fail_after(30):
+        run = await Runner(model=FunctionModel(answer)).run(Both(), "x", limits=Limits(tokens=10**6))
+    assert run.output == ["x", "x"]
+
+
+async def test_one_wide_stage_after_another_fits():
+    """What waited in an earlier fan-out does not count in a later one."""
+    model, prompts = priced()
+
+    class Stages(Graph[int, int]):
+        one = Stage(str, Agent(output_type=str))
+        two = Stage(str, Agent(output_type=str))
+
+        async def flow(self, width: int) -> int:
+            names = [str(number) for number in range(width)]
+            return len(await fan_out(self.one, names)) + len(await fan_out(self.two, names))
+
+    with anyio.fail_after(30):
+        assert (await Runner(model=model).run(Stages(), 10, limits=Limits(usd=1))).output == 20
+    assert len(prompts) == 20
+
+
 async def test_a_dearer_stage_is_estimated_by_itself():
     """What one stage costs says nothing about another: the first request of each goes alone."""
     inside = most = 0
@@ -178,8 +223,9 @@ async def test_what_is_on_its_way_when_a_limit_is_reached_is_answered_first():
 async def test_a_limit_does_not_wait_for_a_provider_that_asked_for_patience():
     """A call that waits an hour before its next attempt does not keep a run alive that has reached its limit."""
 
-    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
         if asked(messages) == "0":
+            await anyio.wait_all_tasks_blocked()  # the others have come to the limit
             raise ModelHTTPError(429, "m", headers={"retry-after": "3600"})
         return ModelResponse([TextPart("x")])
 

@@ -130,7 +130,8 @@ def _counted(chart: _Chart, calls: Iterable[Call], edges: Sequence[tuple[str, st
     kinds = {call.path: call.kind for call in by_key.values()}
     for path, count in counts.items():
         trouble = f", {failed[path]} failed" if failed[path] else ""
-        chart.node(0, path, f"{_escaped(path)}<br/>{count} calls{trouble}", kinds[path])
+        number = "1 call" if count == 1 else f"{count} calls"
+        chart.node(0, path, f"{_escaped(path)}<br/>{number}{trouble}", kinds[path])
         classes.setdefault("failed" if failed[path] else kinds[path], []).append(path)
     flows = Counter((by_key[a].path, by_key[b].path) for a, b in edges)
     for (before, after), count in flows.items():

@@ -91,16 +91,13 @@ def _represent_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return _represent_block(dumper, text) if "\n" in text else dumper.represent_str(text)
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    if "\n" in text:
+        return _represent_block(dumper, text)
     # Left to itself, PyYAML writes some line breaks of Unicode plainly and reads them back as spaces.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _BLOCK.fullmatch(text) else '"')
 
 
 _Dumper.add_representer(_Block, _represent_block)
-_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(str, _represent_text)
 
 

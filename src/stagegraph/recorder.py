@@ -125,8 +125,8 @@ class Recorder:
 
     def memory(self, entry: Entry, found: Recorded | None) -> OpMemory:
         """Where the requests and tool calls of one stage call are kept; its row is written before the first of them."""
-        if found is None or found.row.status != "suspended":  # what was asked must not be lost before it is answered
-            self.journal.put_soon(self._row(entry))
+        if (found is None or found.row.status != "suspended") and self._may_write(entry):
+            self.journal.put_soon(self._row(entry))  # but what was asked must not be lost before it is answered
         ops = {} if found is None else found.ops
         identity = entry.memo.identity if entry.memo is not None else ""
         return OpMemory(self.journal, self._run_id, entry, identity, ops)
@@ -142,9 +142,14 @@ class Recorder:
 
     def ended(self, entry: Entry) -> None:
         """A graph has ended, or a leaf call without an output."""
-        if entry.node.kind == "graph" or entry.status != "succeeded":
+        if entry.node.kind == "graph" or (entry.status != "succeeded" and self._may_write(entry)):
             self.journal.put_soon(self._row(entry))
-            entry.memo = None
+        entry.memo = None
+
+    def _may_write(self, entry: Entry) -> bool:
+        """An unfinished call does not take the place of a finished one that was recorded there before."""
+        identity = entry.memo.identity if entry.memo is not None else ""
+        return not self.recall_from.continues or not self.recall_from.bag.holds(entry.key, identity)
 
     def _row(self, entry: Entry) -> CallRow:
         node, error, memo = entry.node, entry.error, entry.memo

@@ -6,17 +6,19 @@ import collections.abc
 import dataclasses
 import json
 import types
-from functools import cached_property
+import typing
+from functools import cache, cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Literal, NewType, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NewType, NotRequired, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import SchemaSerializer, to_jsonable_python
-from typing_extensions import TypeAliasType, is_typeddict
+from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
 __all__ = ["Schema", "named_models"]
 
-_BYTES = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+_ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
+_BYTES = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 Check = collections.abc.Callable[[object], bool]
 
@@ -55,8 +57,15 @@ class Schema:
         return self.adapter.serializer  # pyright: ignore[reportReturnType] - a mock only until the type is complete
 
     def validate(self, raw: object) -> Any:
-        """Turn outside data into the type; a value that fits already passes as it is."""
-        return raw if self.accepts(raw) else self.adapter.validate_python(raw)
+        """Turn outside data into the type; a value that fits already passes as it is.
+
+        What stands in `Annotated` is known to validation alone, so such a type is always validated.
+        """
+        return raw if self.accepts(raw) and not self._annotated else self.adapter.validate_python(raw)
+
+    @cached_property
+    def _annotated(self) -> bool:
+        return _mentions_annotated(self.type)
 
     def load(self, data: object) -> Any:
         """Read back what `dump` wrote."""
@@ -103,8 +112,8 @@ def _check(type_: Any) -> Check:
 def _check_plain(type_: Any) -> Check:
     if type_ is None:
         return lambda value: value is None
-    if isinstance(type_, TypeAliasType):
-        return _check(type_.__value__)
+    if isinstance(type_, _ALIASES):
+        return _check_alias(type_)
     if isinstance(type_, NewType):
         return _check(type_.__supertype__)
     if isinstance(type_, TypeVar):
@@ -112,10 +121,46 @@ def _check_plain(type_: Any) -> Check:
     if type_ is float:  # PEP 484: an int is acceptable where a float is asked for
         return lambda value: isinstance(value, (float, int))
     if is_typeddict(type_):
-        return lambda value: isinstance(value, dict)
-    if not isinstance(type_, type) or getattr(type_, "_is_protocol", False) or type_ is object:
+        return _check_typeddict(type_)
+    if type_ is Any or not isinstance(type_, type) or getattr(type_, "_is_protocol", False):
         return lambda _: True
     return lambda value: isinstance(value, type_)
+
+
+def _check_alias(alias: Any) -> Check:
+    @cache
+    def check() -> Check:  # made when it is needed, since an alias may stand for a type that contains it
+        return _check(alias.__value__)
+
+    def accepts(value: object) -> bool:
+        return check()(value)
+
+    return accepts
+
+
+def _check_typeddict(type_: Any) -> Check:
+    @cache
+    def entries() -> tuple[frozenset[str], dict[str, Check]]:
+        required: frozenset[str] = type_.__required_keys__
+        try:
+            marked, hints = get_type_hints(type_, include_extras=True), get_type_hints(type_)
+        except NameError:  # a type that is local to a function
+            return frozenset(), {}
+        optional = {name for name, hint in marked.items() if get_origin(hint) is NotRequired}
+        return required - optional, {name: _check(hint) for name, hint in hints.items()}
+
+    def accepts(value: object) -> bool:
+        if not isinstance(value, dict):
+            return False
+        given = cast("dict[object, object]", value)
+        required, checks = entries()
+        return required <= given.keys() and all(fits(given[name]) for name, fits in checks.items() if name in given)
+
+    return accepts
+
+
+def _mentions_annotated(type_: Any) -> bool:
+    return get_origin(type_) is Annotated or any(map(_mentions_annotated, get_args(type_)))
 
 
 def _check_tuple(args: tuple[Any, ...]) -> Check:

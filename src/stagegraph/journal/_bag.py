@@ -40,11 +40,13 @@ class Bag:
                 # A call that failed is tried again from its beginning: its answers are what made it fail.
                 if row.identity and row.status != "failed":
                     self._by_identity.setdefault(row.identity, {})[row.key] = Recorded(row)
-        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
         for op in ops:
-            recorded = self._by_identity.get(op.identity, {}).get(op.key)
-            if recorded is not None:
-                recorded.ops[op.op] = op
+            before = self._at.get(op.key)
+            if before is not None and before.identity == op.identity and before.status == "failed":
+                continue
+            same = self._by_identity.setdefault(op.identity, {})
+            same.setdefault(op.key, Recorded(_begun(op))).ops[op.op] = op
+        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
 
     def __bool__(self) -> bool:
         return bool(self._at)
@@ -70,6 +72,11 @@ class Bag:
         """What stood at this place before."""
         return self._at.get(key)
 
+    def holds(self, key: str, identity: str) -> bool:
+        """Whether a finished record of other content stands here, which only a finished call may replace."""
+        row = self._at.get(key)
+        return row is not None and row.status == "succeeded" and row.identity != identity
+
     def changed(self, key: str, input_json: str, parts: Mapping[str, str]) -> str | None:
         """How a call differs from what stood at its place before, in words; `None` when nothing stood there."""
         row = self._at.get(key)
@@ -79,3 +86,19 @@ class Bag:
         names = ["the input"] if row.input != input_json else []
         names += [name for name in parts if before.get(name) != parts[name]]
         return " and ".join(names) if names else "nothing"
+
+
+def _begun(op: OpRow) -> CallRow:
+    """A call of which only the inside was recorded."""
+    return CallRow(
+        run_id=op.run_id,
+        key=op.key,
+        path="",
+        kind="stage",
+        parent=None,
+        position=0,
+        status="running",
+        identity=op.identity,
+        input="",
+        started=0.0,
+    )

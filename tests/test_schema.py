@@ -1,0 +1,336 @@
+"""The declared types of nodes: what fits, what is validated, and what comes back from JSON as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Generic, Literal, NewType, NotRequired, Optional, Protocol, TypeVar, Union
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic_ai import BinaryContent, ImageUrl
+from typing_extensions import TypeAliasType, TypedDict
+
+from scripted import echo
+from stagegraph import Graph, InputError, Run, RunError, Runner, step
+from stagegraph.schema import Schema
+
+
+class Model(BaseModel):
+    number: int = 1
+
+
+class Child(Model):
+    pass
+
+
+T = TypeVar("T")
+Bound = TypeVar("Bound", bound=Model)
+
+
+class Box(BaseModel, Generic[T]):
+    inside: T
+
+
+@dataclass
+class Data:
+    text: str
+
+
+class Row(TypedDict):
+    name: str
+    age: NotRequired[int]
+
+
+class Tree(TypedDict):
+    children: list[Tree]
+
+
+class Named(Protocol):
+    name: str
+
+
+class Mood(Enum):
+    GOOD = "good"
+
+
+class Strict(BaseModel, strict=True):
+    when: datetime
+    tags: frozenset[str]
+    pair: tuple[int, str]
+    mood: Mood
+    price: Decimal
+
+
+Id = NewType("Id", int)
+Names = TypeAliasType("Names", list[str])
+
+
+FITS = [
+    (str, "a"),
+    (int, 1),
+    (float, 1.5),
+    (float, 1),
+    (None, None),
+    (type(None), None),
+    (Any, object()),
+    (object, 3),
+    (Model, Model()),
+    (Model, Child()),
+    (Data, Data("x")),
+    (Mood, Mood.GOOD),
+    (list[Model], [Model(), Child()]),
+    (list[Model], []),
+    (list, [1, "a"]),
+    (set[int], {1}),
+    (frozenset[str], frozenset({"a"})),
+    (Sequence[int], (1, 2)),
+    (dict[str, Model], {"a": Model()}),
+    (Mapping[str, int], {"a": 1}),
+    (tuple[int, str], (1, "a")),
+    (tuple[int, ...], (1, 2, 3)),
+    (tuple[int, ...], ()),
+    (tuple[()], ()),
+    (int | None, None),
+    (Optional[Model], Model()),  # noqa: UP045
+    (Union[int, str], "a"),  # noqa: UP007
+    (Literal["a", 1], 1),
+    (Annotated[int, Field(gt=0)], 1),
+    (Id, 3),
+    (Names, ["a"]),
+    (JsonValue, {"a": [1, None, {"b": True}]}),
+    (T, object()),
+    (Bound, Child()),
+    (Named, Model()),
+    (Row, {"name": "a"}),
+    (Row, {"name": "a", "age": 3}),
+    (Tree, {"children": [{"children": []}]}),
+    (Box[int], Box[int](inside=1)),
+    (list[list[int]], [[1], []]),
+    (type, int),
+]
+
+DOES_NOT_FIT = [
+    (str, 1),
+    (str, None),
+    (int, "1"),
+    (int, 1.0),
+    (float, "1"),
+    (None, 0),
+    (Model, {"number": 1}),
+    (Child, Model()),
+    (Data, {"text": "x"}),
+    (Mood, "good"),
+    (list[Model], [Model(), 1]),
+    (list[Model], (Model(),)),
+    (set[int], {"a"}),
+    (Sequence[int], ["a"]),
+    (dict[str, Model], {1: Model()}),
+    (dict[str, Model], {"a": 1}),
+    (tuple[int, str], (1,)),
+    (tuple[int, str], (1, "a", 2)),
+    (tuple[int, str], ("a", 1)),
+    (tuple[int, ...], (1, "a")),
+    (tuple[int, ...], [1]),
+    (int | None, "a"),
+    (Literal["a", 1], "b"),
+    (Literal[1], True),
+    (Annotated[int, Field(gt=0)], "a"),
+    (Id, "a"),
+    (Names, [1]),
+    (Bound, Data("x")),
+    (Row, {}),
+    (Row, {"name": 1}),
+    (Row, {"name": "a", "age": "old"}),
+    (Row, [("name", "a")]),
+    (Tree, {"children": [{"children": 1}]}),
+    (list[list[int]], [[1], ["a"]]),
+]
+
+
+@pytest.mark.parametrize(("type_", "value"), FITS, ids=str)
+def test_a_value_of_the_type_fits(type_: Any, value: object) -> None:
+    """An instance check accepts what a type checker would accept."""
+    assert Schema(type_).accepts(value)
+
+
+@pytest.mark.parametrize(("type_", "value"), DOES_NOT_FIT, ids=str)
+def test_a_value_of_another_type_does_not_fit(type_: Any, value: object) -> None:
+    """An instance check coerces nothing, however close a value looks."""
+    assert not Schema(type_).accepts(value)
+
+
+@pytest.mark.parametrize(("type_", "value"), FITS, ids=str)
+def test_what_fits_already_passes_the_outer_door_as_it_is(type_: Any, value: object) -> None:
+    """Validation neither copies nor changes a value that has the type."""
+    result = Schema(type_).validate(value)
+    assert result is value
+
+
+@pytest.mark.parametrize(
+    ("type_", "value"),
+    [
+        ("no number", Strict(when=datetime(2026, 1, 2, tzinfo=UTC), tags=frozenset({"a"}), pair=(1, "b"),
+                             mood=Mood.GOOD, price=Decimal("1.10"))),
+        (None, None),
+        (Model | Data, Data("x")),
+        (Data | Model, Model(number=3)),
+        (Row, {"name": "a", "age": 3}),
+        (list[Model], [Model(), Model(number=2)]),
+        (dict[str, tuple[int, str]], {"a": (1, "b")}),
+        (bytes, bytes(range(256))),
+        (list[bytes], [b"\xff", b""]),
+        (dict[str, bytes | None], {"a": b"\x80", "b": None}),
+        (BinaryContent, BinaryContent(b"\x89PNG\xff", media_type="image/png")),
+        (list[ImageUrl | BinaryContent], [ImageUrl(url="https://x/y.png"), BinaryContent(b"\xfe", media_type="a/b")]),
+        (float, math.inf),
+        (Box[int], Box[int](inside=4)),
+        (set[int], {3, 1}),
+        (datetime, datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)),
+        (Decimal, Decimal("0.10")),
+        (Id, 5),
+        (Names, ["ä", "\u2028", ""]),
+        (Mood, Mood.GOOD),
+        (JsonValue, {"a": [1, 2.5, None, {"b": True}]}),
+        (Literal["a", 1], 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_json_brings_a_value_back_as_it_was(type_: Any, value: object) -> None:
+    """What is dumped, written as JSON and loaded is equal and of the same type, for strict models and bytes as well."""
+    schema = Schema(type(value) if type_ == "no number" else type_)
+    again = schema.load(json.loads(json.dumps(schema.dump(value))))
+    assert again == value
+    assert type(again) is type(value)
+
+
+def test_not_a_number_survives_json() -> None:
+    """A metric that came out as NaN is no reason to lose a record."""
+    schema = Schema(list[float])
+    assert math.isnan(schema.load(json.loads(json.dumps(schema.dump([math.nan]))))[0])
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)))  # fmt: skip
+def test_any_json_survives(value: Any) -> None:
+    """`JsonValue` takes whatever JSON can say, and gives it back."""
+    schema = Schema(JsonValue)
+    assert schema.load(json.loads(json.dumps(schema.dump(value)))) == value
+
+
+def test_what_does_not_fit_its_type_is_dumped_as_it_can_be() -> None:
+    """A failed call may hold a wrong value; its record still shows it."""
+    assert Schema(Model).dump({"x": Data("a")}) == {"x": {"text": "a"}}
+    assert "object" in Schema(Model).dump(object())
+
+
+def test_types_have_the_names_that_people_write() -> None:
+    """Messages name a type as it stands in the code."""
+    names = [Schema(type_).name for type_ in (Model, int, None, list[Model], int | None, Literal["a"], Box[int])]
+    assert names[1:3] == ["int", "None"]
+    assert names[0] == "Model"
+    assert names[4:6] == ["int | None", "Literal['a']"]
+    assert names[6] == "Box[int]"
+
+
+@step
+async def older(row: Row) -> int:
+    return row.get("age", 0) + 1
+
+
+class Ages(Graph[Row, int]):
+    older = older
+
+    async def flow(self, row: Row) -> int:
+        return await self.older(row)
+
+
+@pytest.mark.anyio
+async def test_a_typed_dict_is_validated_at_the_outer_door() -> None:
+    """A dict that lacks a key or holds a wrong value does not get in; one that can be coerced is."""
+    async with Runner() as runner:
+        assert (await runner.run(Ages(), {"name": "a", "age": "3"})).output == 4
+        for bad in ({}, {"name": 1}, {"name": "a", "age": "old"}):
+            with pytest.raises(InputError, match="the input does not fit Row"):
+                await runner.run(Ages(), bad)
+
+
+@step
+async def positive(number: Annotated[int, Field(gt=0)]) -> int:
+    return number
+
+
+@pytest.mark.anyio
+async def test_constraints_hold_at_the_outer_door() -> None:
+    """What stands in `Annotated` is checked where data comes in."""
+    async with Runner() as runner:
+        assert (await runner.run(positive, 1)).output == 1
+        with pytest.raises(InputError, match="greater than 0"):
+            await runner.run(positive, -1)
+
+
+@step
+async def half(number: float) -> float:
+    return number / 2
+
+
+@pytest.mark.anyio
+async def test_an_int_is_a_float() -> None:
+    """A whole number is accepted where a float is declared, as in Python itself."""
+    async with Runner() as runner:
+        assert (await runner.run(half, 3)).output == 1.5
+        with pytest.raises(InputError):
+            await runner.run(half, "much")
+
+
+class Plain:
+    """A class that Pydantic knows nothing of."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+@step
+async def wrap(text: str) -> Plain:
+    return Plain(text)
+
+
+@step
+async def unwrap(plain: Plain) -> str:
+    return plain.text
+
+
+class ThroughPlain(Graph[str, str]):
+    wrap = wrap
+    unwrap = unwrap
+
+    async def flow(self, text: str) -> str:
+        return await self.unwrap(await self.wrap(text))
+
+
+@pytest.mark.anyio
+async def test_any_class_may_pass_between_nodes() -> None:
+    """A value that has no JSON passes as it is; only writing the record as JSON needs one, and says where."""
+    async with Runner(echo()) as runner:
+        run: Run[str, str] = await runner.run(ThroughPlain(), "x")
+    assert run.output == "x"
+    assert run.edges() == [("wrap", "unwrap")]
+    with pytest.raises(RunError, match="call `wrap`: a value cannot be written as JSON") as caught:
+        run.to_json()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_validation_error_is_pydantics_own() -> None:
+    """Loading what does not fit says which field, as Pydantic does."""
+    with pytest.raises(ValidationError, match="number"):
+        Schema(Model).load({"number": "x"})
+    with pytest.raises(ValidationError):
+        Schema(dataclasses.make_dataclass("Other", [("x", int)])).load({})
