@@ -53,7 +53,9 @@ def test_whatever_is_saved_is_loaded(
     assert again.to_yaml() == Prompts(entries, graph=graph).to_yaml()
 
 
-@pytest.mark.parametrize("word", ["1e5", "1E5", "1e+5", "5e-3", "no", "on", "null", "~", "", "12:30", "0o7", ".nan", "<<"])
+@pytest.mark.parametrize(
+    "word", ["1e5", "1E5", "1e+5", "5e-3", "no", "on", "null", "~", "", "12:30", "0o7", ".nan", "<<"]
+)
 def test_a_word_that_yaml_reads_otherwise_stays_a_text(tmp_path: Path, word: str) -> None:
     """A demo's answer `1e5` is a text after loading, too, and so is a graph or tool of that name."""
     before = Prompts({word: Prompt(word, (Demo(word, {word: [word]}),), {word: word})}, graph=word or None)
@@ -101,14 +103,14 @@ def test_the_file_reads_like_text(tmp_path: Path) -> None:
         "          text: |-\n"
         "            Two lines,\n"
         "            in a demo.\n"
-        "        output: yes\n"
+        "        output: 'yes'\n"
         "    tools:\n"
         "      search: |-\n"
         "        Finds a page.\n"
         "  code:\n"
         "    instructions: |-\n"
         "      Write code. # really\n"
-    ).replace("output: yes", "output: 'yes'")
+    )
 
 
 @given(st.lists(st.text("abc xyz.", min_size=1).map(lambda t: t.strip() or "a"), min_size=2, max_size=9), st.data())
@@ -167,7 +169,7 @@ HEAD = "format: 1\nprompts:\n"
         (HEAD + "  a: {demos: [{input: {!!merge x: {a: 1}}, output: x}]}\n", "tags are not allowed (line 3"),
         (HEAD + "  a: {demos: [{input: " + "[" * 290 + "]" * 290 + ", output: x}]}\n", "`a`: "),
         (HEAD + "  a: " + "{a: " * 2000, "recursion"),
-        (HEAD + "  a: {instructions: \"\\ud800\"}\n", "`a`: "),
+        (HEAD + '  a: {instructions: "\\ud800"}\n', "`a`: "),
         (HEAD + "  ? [a, b]\n  : {}\n", "a key must be a plain word (line 3"),
         (HEAD + "  1: {}\n", "prompts.1"),
         (HEAD + "  a: hello\n", "`a`: Input should be a mapping"),

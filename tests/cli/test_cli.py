@@ -1,0 +1,249 @@
+"""The command line as a shell user meets it: real processes, exit codes, standard output and error."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GRAPH = """
+from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.messages import ModelResponse, TextPart
+from stagegraph import Graph, Stage, fan_out, step
+
+class Words(BaseModel):
+    text: str
+    shout: bool = False
+
+def answer(messages, info):
+    text = str(messages[0].parts[0].content)
+    if "wait" in text:
+        import sys, time
+        print("WAITING", file=sys.stderr, flush=True)
+        time.sleep(60)
+    if "bad" in text:
+        raise ValueError("no \\x1b[31m[bold]answer[/bold]")
+    return ModelResponse([TextPart(text.upper())])
+
+class Inner(Graph[str, str]):
+    say = Stage(str, Agent(instructions="Say it."), model=FunctionModel(answer))
+    async def flow(self, text: str) -> str:
+        return await self.say(text)
+
+class Outer(Graph[Words, list[str]]):
+    inner = Inner()
+    async def flow(self, words: Words) -> list[str]:
+        return await fan_out(self.inner, words.text.split())
+"""
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "graph" / "graph.py").write_text(GRAPH, encoding="utf-8")
+    return tmp_path
+
+
+def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
+    command = [sys.executable, "-m", "stagegraph", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "stdin"),
+    [
+        ('{"text": "a b"}', ""),
+        ("text: a b", ""),
+        ("a b", ""),
+        ("-", "a b"),
+        ("in.json", ""),
+        ("in.yaml", ""),
+        ("in.txt", ""),
+    ],
+)
+def test_an_input_is_json_yaml_text_a_file_or_standard_input(folder: Path, given: str, stdin: str) -> None:
+    """Whatever form it comes in, the graph gets its typed input, and standard output holds only the result."""
+    (folder / "in.json").write_text('{"text": "a b"}', encoding="utf-8")
+    (folder / "in.yaml").write_text("text: a b\nshout: true\n", encoding="utf-8")
+    (folder / "in.txt").write_text("a b", encoding="utf-8")
+    done = cli(folder, "run", "graph", given, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["A", "B"]
+    assert "succeeded: 2 calls, 2 requests" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["graph", "graph/graph.py", "graph/graph.py:Outer"])
+def test_a_graph_is_a_folder_a_file_or_a_class(folder: Path, name: str) -> None:
+    """The one graph that is no part of another is found; a class can be named."""
+    done = cli(folder, "run", name, "x", "--json")
+    assert json.loads(done.stdout)["output"] == ["X"]
+    assert set(json.loads(done.stdout)) == {"run_id", "status", "output", "error", "usage", "cost"}
+
+
+def test_a_part_of_a_graph_can_be_run(folder: Path) -> None:
+    """A stage or an inner graph by its name, with a suggestion when it is mistyped."""
+    assert json.loads(cli(folder, "run", "graph/graph.py:Inner.say", "x", "--json").stdout)["output"] == "X"
+    done = cli(folder, "run", "graph/graph.py:Iner", "x")
+    assert done.returncode == 1
+    assert "did you mean `Inner`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "nowhere", "x"], 1, "no folder, file or module"),
+        (["run", "graph", "none.txt"], 1, "there is no such file"),
+        (["run", "graph", "x", "--model", "nope:x"], 1, "cannot be used"),
+        (["run", "graph", "x", "--set", "iner.say=test"], 2, "did you mean `inner.say`"),
+        (["run", "graph", "x", "--prompts", "none.yaml"], 1, "No such file"),
+        (["run", "graph", '{"txt": 1}'], 1, "text: Field required"),
+        (["run", "graph", "bad"], 1, "inner[0].say"),
+        (["run"], 2, "Missing argument"),
+        (["show", "x"], 1, "no journal"),
+        (["runs", "--status", "odd"], 2, "is no status"),
+        (["draw", "broken.py"], 1, "line 2"),
+    ],
+)
+def test_a_mistake_is_explained_without_a_traceback(folder: Path, words: list[str], code: int, said: str) -> None:
+    """Exit code 1 for what failed and 2 for how it was asked; the message says what to do, on standard error."""
+    (folder / "broken.py").write_text("x = 1\nraise RuntimeError('mine')\n", encoding="utf-8")
+    done = cli(folder, *words)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_failed_run_is_json_too(folder: Path) -> None:
+    """With `--json`, standard output holds one JSON object whatever happened."""
+    done = cli(folder, "run", "graph", "bad", "--json")
+    assert done.returncode == 1
+    data = json.loads(done.stdout)
+    assert (data["status"], data["output"]) == ("failed", None)
+    assert "inner[0].say" in data["error"]
+
+
+def test_recorded_runs_can_be_listed_shown_compared_and_scored(folder: Path) -> None:
+    """The journal is the local trace."""
+    cli(folder, "run", "graph", "a b")
+    cli(folder, "run", "graph", "bad")
+    listed = [json.loads(line) for line in cli(folder, "runs", "--json").stdout.splitlines()]
+    assert [run["status"] for run in listed] == ["failed", "succeeded"]
+    first = listed[1]["run_id"]
+    assert "inner[1].say" in cli(folder, "show", first[:8]).stdout
+    shown = cli(folder, "show", "last", "--call", "inner[0].say").stdout
+    assert "no \N{REPLACEMENT CHARACTER}[31m[bold]answer[/bold]" in shown
+    assert cli(folder, "diff", first, first).returncode == 0
+    differs = cli(folder, "diff", first, "last")
+    assert differs.returncode == 1
+    assert "only in the first run" in differs.stdout
+    assert cli(folder, "feedback", first, "helpful", "0.5", "--call", "inner[0].say").returncode == 0
+    assert cli(folder, "feedback", first, "good", "true", "--comment", "yes").returncode == 0
+    assert "good=True" in cli(folder, "runs", "--score", "good").stdout
+    assert "helpful=0.5 for inner[0].say" in cli(folder, "show", first).stdout
+    page = cli(folder, "show", first, "--html", "out.html")
+    assert page.returncode == 0
+    assert "<!doctype html>" in (folder / "out.html").read_text("utf-8")
+    assert cli(folder, "show", first, "--call", "inner[9].say").returncode == 1
+
+
+def test_prompts_are_shown_compared_and_checked(folder: Path) -> None:
+    """What a graph says is YAML; a file is compared and checked like any other source."""
+    shown = cli(folder, "prompts", "show", "graph")
+    assert "inner.say:" in shown.stdout
+    (folder / "p.yaml").write_text(shown.stdout, encoding="utf-8")
+    assert cli(folder, "prompts", "check", "graph", "p.yaml").returncode == 0
+    assert cli(folder, "prompts", "diff", "graph", "p.yaml").returncode == 0
+    (folder / "q.yaml").write_text(shown.stdout.replace("Say it.", "Sing it."), encoding="utf-8")
+    differs = cli(folder, "prompts", "diff", "p.yaml", "q.yaml")
+    assert differs.returncode == 1
+    assert "+      Sing it." in differs.stdout
+    (folder / "r.yaml").write_text(shown.stdout.replace("inner.say", "inner.sing"), encoding="utf-8")
+    assert "there is no stage `inner.sing`" in cli(folder, "prompts", "check", "graph", "r.yaml").stderr
+
+
+def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
+    """`resume` finds the graph that the run was started with, and finishes it."""
+    environment = {**os.environ, "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
+    command = [sys.executable, "-m", "stagegraph", "run", "graph", "a wait"]
+    run = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    while "WAITING" not in run.stderr.readline():
+        pass
+    run.kill()
+    run.communicate()
+    (folder / "graph" / "graph.py").write_text(GRAPH.replace("time.sleep(60)", "time.sleep(0)"), encoding="utf-8")
+    done = cli(folder, "resume", "last", "--json")
+    assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr
+
+
+def test_an_interrupted_run_ends_with_130(folder: Path) -> None:
+    """Ctrl-C cancels the run; the exit code is what shells expect, and the run is in the journal as cancelled."""
+    code = GRAPH.replace("time.sleep(60)", "pass").replace(
+        "return await self.say(text)",
+        "import asyncio, sys; print('WAITING', file=sys.stderr, flush=True); await asyncio.sleep(60); return ''",
+    )
+    (folder / "graph" / "graph.py").write_text(code, encoding="utf-8")
+    environment = {**os.environ, "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
+    command = [sys.executable, "-m", "stagegraph", "run", "graph", "x"]
+    run = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    while "WAITING" not in run.stderr.readline():
+        pass
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in said
+    assert json.loads(cli(folder, "runs", "--json").stdout)["status"] == "cancelled"
+
+
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    """`stagegraph draw ... | head -1` prints no traceback."""
+    shell = f"{sys.executable} -m stagegraph draw graph | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "flowchart TD\n"
+    assert done.stderr == ""
+
+
+def test_a_terminal_shows_a_tree(folder: Path) -> None:
+    """On a terminal the calls are a tree that is drawn while they go on, with what they used below."""
+    main, side = pty.openpty()
+    environment = {
+        **os.environ,
+        "TERM": "xterm",
+        "COLUMNS": "100",
+        "LINES": "40",
+        "STAGEGRAPH_JOURNAL": str(folder / "j.db"),
+    }
+    command = [sys.executable, "-m", "stagegraph", "run", "graph", "a b"]
+    run = subprocess.Popen(command, cwd=folder, env=environment, stdout=side, stderr=side, stdin=subprocess.DEVNULL)
+    os.close(side)
+    seen = b""
+    try:
+        while chunk := os.read(main, 4096):
+            seen += chunk
+    except OSError:
+        pass  # the other end was closed
+    assert run.wait(timeout=60) == 0
+    text = seen.decode()
+    assert "inner" in text
+    assert "2/2" in text
+    assert "succeeded" in text
+
+
+def test_help_is_quick_and_complete() -> None:
+    """`--help` and `--version` answer without loading the library."""
+    code = "import sys; sys.argv = ['stagegraph', '--version']\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "0.1.0"
