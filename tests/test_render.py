@@ -85,7 +85,9 @@ def test_no_text_is_changed(text: str) -> None:
 @pytest.mark.anyio
 async def test_a_model_is_sent_as_xml() -> None:
     """Fields are tags, lists are items, and the root is the type's name."""
-    ticket = Ticket(title="It <broke> & burns", lines=[Line(text="a"), Line(text="b")], mood=Mood.GOOD, due=date(2026, 1, 2))
+    ticket = Ticket(
+        title="It <broke> & burns", lines=[Line(text="a"), Line(text="b")], mood=Mood.GOOD, due=date(2026, 1, 2)
+    )
     content = await sent(stage_of(Ticket), ticket)
     assert isinstance(content, str)
     assert content.startswith("<Ticket>")

@@ -133,7 +133,10 @@ async def _opening(
 ) -> tuple[str | list[UserContent] | None, list[ModelMessage] | None, DeferredToolResults | None]:
     """What the agent is told first: its input, or the answers to what it asked when its run was suspended."""
     if memory is None or found is None or found.row.status != "suspended":
-        content = stage.render(entry.input)
+        try:
+            content = stage.render(entry.input)
+        except Exception as error:
+            raise _stage_error(error, stage, entry, []) from error
         return (content if isinstance(content, str) else list(content)), None, None
     use = entry.use
     use.usage = USAGE.validate_json(found.row.usage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -34,6 +35,9 @@ def _without_media(value: Any, media: list[UserContent]) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
         parts = {name: _without_media(getattr(value, name), media) for name, field in fields if not field.exclude}
+        return parts if len(media) > before else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _without_media(getattr(value, field.name), media) for field in dataclasses.fields(value)}
         return parts if len(media) > before else value
     if isinstance(value, (list, tuple)):
         items = [_without_media(item, media) for item in cast("Sequence[Any]", value)]
