@@ -15,7 +15,7 @@ from pydantic_ai import Agent, BinaryContent, ImageUrl
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Runner, Stage
+from stagegraph import RunError, Runner, Stage
 
 PNG = BinaryContent(b"\x89PNG\xff", media_type="image/png")
 PAGE = ImageUrl(url="https://example.com/page.png")
@@ -40,7 +40,7 @@ class Scan(BaseModel):
     name: str
     pages: list[ImageUrl | BinaryContent] = []
     notes: dict[str, Any] = {}
-    secret: str = Field("", exclude=True)
+    private: str = Field("", exclude=True)
 
 
 @dataclass
@@ -135,7 +135,7 @@ async def test_media_alone_is_a_content_part() -> None:
 @pytest.mark.anyio
 async def test_media_in_models_stand_after_the_text_that_names_them() -> None:
     """Lists, dicts and fields: each medium is a part, and the XML says which one stands where."""
-    scan = Scan(name="S", pages=[PAGE, PNG], notes={"back": {"photo": PNG}}, secret="hidden")
+    scan = Scan(name="S", pages=[PAGE, PNG], notes={"back": {"photo": PNG}}, private="hidden")
     content = await sent(stage_of(Scan), scan)
     assert content[1:] == [PAGE, PNG, PNG]
     text = content[0]
@@ -168,9 +168,7 @@ async def test_media_in_dataclasses_are_content_parts() -> None:
 @pytest.mark.anyio
 async def test_a_renderer_that_fails_is_named_with_its_stage() -> None:
     """The error says which stage's renderer it was, and the run fails as a run."""
-    from stagegraph import RunError
-
     stage = stage_of(Ticket, render=lambda ticket: ticket.nothing)
-    with pytest.raises(RunError, match="renderer of the stage") as caught:
+    with pytest.raises(RunError, match=r"stage `stage` failed: AttributeError.*renderer of the stage") as caught:
         await sent(stage, Ticket(title="x"))
     assert isinstance(caught.value.__cause__.__cause__, AttributeError)  # type: ignore[union-attr]

@@ -232,7 +232,7 @@ async def test_a_renderer_that_fails_is_named():
     def render(_text: str) -> str:
         raise KeyError("title")
 
-    with pytest.raises(RunError, match=r"write failed at `write`: .*KeyError: 'title'"):
+    with pytest.raises(RunError, match=r"stage `write` failed: KeyError: 'title'; .*renderer"):
         await Runner(model=echo()).run(text_stage(render=render), "x")
 
 

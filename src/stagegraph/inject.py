@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import (
-    AgentInstructionSource,
-    InstructionId,
     InstructionPart,
     ModelMessage,
     ModelRequest,
@@ -29,6 +27,7 @@ from pydantic_ai.messages import (
 )
 
 from .render import demo_block, render_output
+from .stage import OWN_INSTRUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 __all__ = ["Injection", "RequestGate"]
-
-_OWN = InstructionId(AgentInstructionSource())
 
 Rendered = tuple["str | Sequence[UserContent]", object]
 """A demo's input as the stage renders it, and its output as a typed value."""
@@ -97,13 +94,13 @@ class Injection(AbstractCapability[Any]):
             return request_context
         parameters = request_context.model_request_parameters
         parts = list(parameters.instruction_parts or [])
-        own = next((index for index, part in enumerate(parts) if part.id == _OWN), 0)
+        own = next((index for index, part in enumerate(parts) if part.id == OWN_INSTRUCTIONS), 0)
         if self.prompt.instructions is not None:
-            parts = [part for part in parts if part.id != _OWN]
+            parts = [part for part in parts if part.id != OWN_INSTRUCTIONS]
             if text := self.prompt.instructions.strip():
-                parts.insert(own, InstructionPart(text, id=_OWN))
+                parts.insert(own, InstructionPart(text, id=OWN_INSTRUCTIONS))
         if self.prompt.demos and self.stage.demos == "examples":
-            after = own + 1 if any(part.id == _OWN for part in parts) else own
+            after = own + 1 if any(part.id == OWN_INSTRUCTIONS for part in parts) else own
             demos = [(given, render_output(output, self.stage.gives.dump)) for given, output in self._rendered()]
             parts.insert(after, InstructionPart(demo_block(demos)))
         return replace(request_context, model_request_parameters=replace(parameters, instruction_parts=parts))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Union, cast
 from pydantic_ai import DeferredToolRequests
 from pydantic_ai._output import types_from_output_spec  # the only way from an output spec to its types
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
+from pydantic_ai.messages import AgentInstructionSource, InstructionId, InstructionPart
 from typing_extensions import TypeForm, TypeVar
 
 from .errors import DeclarationError
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
     from .call import Kind
 
-__all__ = ["Stage"]
+__all__ = ["OWN_INSTRUCTIONS", "Stage"]
+
+OWN_INSTRUCTIONS = InstructionId(AgentInstructionSource())
+"""What Pydantic AI calls an agent's own literal instructions in a request."""
 
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
@@ -81,6 +85,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         self.demos: Literal["examples", "messages"] = demos
         self._input = input
         self._name: str | None = None
+        self._fallback_name = agent.name or "stage"  # Pydantic AI may rename an agent when it is used elsewhere
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self._name is None:
@@ -97,7 +102,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     @property
     def label(self) -> str:
-        return self._name or self.agent.name or "stage"
+        return self._name or self._fallback_name
 
     @property
     def instructions(self) -> str:
@@ -105,8 +110,9 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         # Pydantic AI has no public reader for them: `agent.instructions` is a decorator. A test compares this
         # with what a model is really sent.
         sourced = cast("list[Any]", getattr(_unwrapped(self.agent), "_instructions", []))
-        literals = [s.instruction.strip() for s in sourced if isinstance(s.instruction, str) and s.id is not None]
-        return "\n\n".join(text for text in literals if text)
+        own = [s.instruction for s in sourced if s.id == OWN_INSTRUCTIONS]
+        texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
+        return "\n\n".join(text for text in texts if text)
 
     def __repr__(self) -> str:
         return f"<stage {self.label}: {self.takes.name} -> {self.gives.name}>"

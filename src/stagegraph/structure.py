@@ -92,6 +92,9 @@ def _collect(
             )
             raise DeclarationError(msg)
         below = f"{path}.{name}" if path else name
+        if below in nodes:
+            msg = f"{graph.label} declares two nodes at `{below}`: give them keys that differ as text"
+            raise DeclarationError(msg)
         own[node] = (name, below)
         if isinstance(node, Graph):
             _collect(node, below, (*above, graph), nodes, names)
