@@ -35,7 +35,7 @@ types: $(VENV)/.installed
 check: $(VENV)/.installed
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "chromium and chromedriver are not installed: the tests of the page are skipped (Debian: apt-get install chromium chromium-driver)"
-	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest
+	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 others: $(VENV)/.installed
 	@for version in $(OTHERS); do BIN=$(BIN) WEIGHTS=$(WEIGHTS) sh tests/on_python.sh $$version || exit 1; done

@@ -22,4 +22,4 @@ if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; the
     touch "$venv/.installed"
 fi
 echo "Python $version:"
-exec "$venv/bin/python" -m pytest -m "not types and not local and not browser"
+exec "$venv/bin/python" -m pytest -n auto --dist loadfile -m "not types and not local and not browser"

@@ -24,7 +24,7 @@ from .journal._rows import Journal, OpRow
 if TYPE_CHECKING:
     from .record import Entry
 
-__all__ = ["OpMemory"]
+__all__ = ["OpMemory", "encodable", "json_of"]
 
 _PASSING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
@@ -78,7 +78,7 @@ class OpMemory:
             self._entry.use.unpriced |= response.usage.cost is None
             return response
         response = await ask()
-        await self._keep(op, digest, _responses().dump_json(response).decode())
+        await self._keep(op, digest, json_of(_responses(), response))
         record_durable_unit(executed=True)
         return response
 
@@ -104,7 +104,7 @@ class OpMemory:
 
     async def _keep_outcome(self, op: str, digest: str, outcome: dict[str, Any]) -> None:
         try:
-            payload = _tool_results().dump_json(_tool_results().validate_python(outcome)).decode()
+            payload = json_of(_tool_results(), _tool_results().validate_python(outcome))
         except (PydanticSerializationError, ValueError):
             return  # a result that cannot be written down is computed again after a crash
         await self._keep(op, digest, payload)
@@ -114,6 +114,22 @@ class OpMemory:
             run_id=self._run_id, key=self._entry.key, identity=self._identity, op=op, digest=digest, payload=payload
         )
         await self._journal.put(row)
+
+
+def json_of(adapter: TypeAdapter[Any], value: object) -> str:
+    """A value as JSON text; half a surrogate pair, which a model may well send, is replaced.
+
+    Raises:
+        PydanticSerializationError: there is something in it that cannot be written down.
+    """
+    try:
+        return adapter.dump_json(value).decode()
+    except PydanticSerializationError:
+        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
+
+
+def encodable(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _recalled(payload: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -156,6 +157,8 @@ def total(entries: Iterable[Entry]) -> tuple[RunUsage, Decimal | None]:
 
 def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
     usage, cost = entry.use.usage, entry.use.cost
+    if entry.status == "running":
+        usage = copy(usage)  # it still counts
     if children:
         usage, cost = summed(children)
     return Call(

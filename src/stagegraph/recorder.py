@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .errors import ReplayError
 from .journal._bag import Bag, Recorded
 from .journal._identity import Fixed
 from .journal._rows import CallRow, Journal
-from .ops import OpMemory
+from .ops import OpMemory, encodable, json_of
 from .record import USAGE, Clock, Entry, Memo, ModelUse
 from .structure import closest
 
@@ -70,7 +70,7 @@ class Recorder:
             self.overridden.add(key)
             return entry.node.gives.validate(recall.overrides[key]), None
         try:
-            given = entry.node.takes.serializer.to_json(entry.input, warnings=False)
+            given = entry.node.takes.to_json(entry.input)
         except (PydanticSerializationError, ValueError):
             return MISSING, None  # what cannot be written down cannot be recognised either
         identity = fixed.identity(given)
@@ -176,7 +176,7 @@ class Recorder:
             row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
-            row.messages = ModelMessagesTypeAdapter.dump_json(list(use.messages)).decode()
+            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
             row.prompt = self._prompts.get(entry.path)
             row.pending = use.pending
         return row
@@ -187,4 +187,9 @@ def as_json(schema: Schema, value: object) -> str:
     try:
         return schema.serializer.to_json(value, warnings=False).decode()
     except (PydanticSerializationError, ValueError, TypeError):
-        return to_json(value, fallback=repr, serialize_unknown=True, inf_nan_mode="strings").decode(errors="replace")
+        pass
+    try:
+        data = to_jsonable_python(value, fallback=repr, serialize_unknown=True, inf_nan_mode="strings")
+        return encodable(json.dumps(data, ensure_ascii=False))
+    except (PydanticSerializationError, ValueError, TypeError):
+        return json.dumps(f"<{type(value).__name__}>")

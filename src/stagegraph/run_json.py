@@ -34,6 +34,8 @@ def dump(run: Run[Any, Any]) -> str:
         "graph": run.graph,
         "status": run.status,
         "error": _error_data(run.error),
+        "started": run.started.isoformat(),
+        "duration": run.duration,
         "metadata": dict(run.metadata),
         "tags": list(run.tags),
         "session_id": run.session_id,
@@ -109,6 +111,8 @@ class _RunRecord(_Record):
     graph: str
     status: Status
     error: CallError | None
+    started: AwareDatetime
+    duration: float
     metadata: dict[str, Any]
     tags: tuple[str, ...]
     session_id: str | None
@@ -140,8 +144,8 @@ def load(text: str | bytes, graph: Node[Any, Any], run_type: type[Run[Any, Any]]
         input=root.input,
         output=root.output,
         error=record.error,
-        started=root.started,
-        duration=root.duration,
+        started=record.started,
+        duration=record.duration,
         metadata=MappingProxyType(record.metadata),
         tags=record.tags,
         session_id=record.session_id,

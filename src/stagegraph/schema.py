@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Annotated, Any, Literal, NewType, NotRequired, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter
-from pydantic_core import SchemaSerializer, to_jsonable_python
+from pydantic_core import SchemaSerializer, to_json, to_jsonable_python
 from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
 __all__ = ["Schema", "named_models"]
@@ -46,11 +46,32 @@ class Schema:
     @cached_property
     def fingerprint(self) -> str:
         """The type's JSON schema as a hash; a type without one is known by its name."""
+        return blake2b(self._described.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+    @cached_property
+    def _described(self) -> str:
         try:
-            text = json.dumps(self.adapter.json_schema(), sort_keys=True, default=str)
+            return json.dumps(self.adapter.json_schema(), sort_keys=True, default=str)
         except Exception:  # noqa: BLE001 - a user's type may fail in any way here
-            text = self.name
-        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+            return self.name
+
+    def to_json(self, value: object) -> bytes:
+        """JSON of a value that fits, the same in every process: a set comes in another order in each.
+
+        Raises:
+            PydanticSerializationError: the value, or something in it, cannot be written down.
+        """
+        if self._holds_sets:
+            try:
+                data = _ordered(self.serializer.to_python(value, warnings=False))
+            except TypeError:  # a set of models: as plain data they are in no set
+                return self.serializer.to_json(value, warnings=False)
+            return to_json(data, bytes_mode="base64")
+        return self.serializer.to_json(value, warnings=False)
+
+    @cached_property
+    def _holds_sets(self) -> bool:
+        return '"uniqueItems"' in self._described
 
     @cached_property
     def serializer(self) -> SchemaSerializer:
@@ -76,6 +97,17 @@ class Schema:
         if self.accepts(value):
             return self.adapter.dump_python(value, mode="json", warnings=False)
         return to_jsonable_python(value, fallback=repr, serialize_unknown=True)
+
+
+def _ordered(data: Any) -> Any:
+    """Plain data with each set as a list that is sorted by how its items are written."""
+    if isinstance(data, (set, frozenset)):
+        return sorted(map(_ordered, cast("set[Any]", data)), key=to_json)
+    if isinstance(data, dict):
+        return {key: _ordered(value) for key, value in cast("dict[Any, Any]", data).items()}
+    if isinstance(data, (list, tuple)):
+        return [_ordered(item) for item in cast("list[Any]", data)]
+    return data
 
 
 def type_name(type_: Any) -> str:
