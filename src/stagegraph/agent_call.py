@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Generator, Mapping
+from collections.abc import AsyncIterable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -46,6 +46,7 @@ from .record import USAGE, Entry, ModelUse
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
+    from pydantic_ai.capabilities import AbstractCapability
     from pydantic_ai.models import Model
 
     from .journal._bag import Recorded
@@ -73,6 +74,8 @@ class Setting:
     on_retry: Callable[[int, Exception, float], None]
     answers: Mapping[str, object]
     """Tool call id -> answer, for a call that was suspended."""
+    watching: Sequence[AbstractCapability[Any]] = ()
+    """Who looks on; they change nothing."""
 
 
 async def call_agent(
@@ -103,7 +106,7 @@ async def call_agent(
                         deps=setting.deps,
                         model_settings=stage.model_settings,
                         usage=usage,
-                        capabilities=[injection],
+                        capabilities=[*setting.watching, injection],
                         event_stream_handler=_listener(setting.on_text),
                         infer_name=False,
                     )

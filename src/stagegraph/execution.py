@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .stage import Stage
     from .step import Step
     from .structure import Structure
+    from .trace import Trace, Tracing
 
 __all__ = ["Execution", "Terms"]
 
@@ -47,6 +48,7 @@ class Terms:
     ledger: Ledger | None
     log: EventLog | None
     deltas: bool
+    tracing: Tracing | None
     answers: Mapping[str, Mapping[str, object]]
     """Key of a suspended call -> tool call id -> answer."""
 
@@ -66,6 +68,7 @@ class Execution:
         "stopped",
         "structure",
         "terms",
+        "trace",
     )
 
     def __init__(self, structure: Structure, terms: Terms) -> None:
@@ -83,6 +86,7 @@ class Execution:
         self.over = False
         """Whether the flow has ended; a task that got away from it can call nothing any more."""
         self.recorder: Recorder | None = None
+        self.trace: Trace | None = None
         self.fixed: dict[str, Fixed] = {}
         """Path -> what the identities of all its calls in this run have in common."""
 
@@ -118,6 +122,8 @@ class Execution:
             self.terms.ledger.call_ended()
         if self.recorder is not None:
             self.recorder.ended(entry)
+        if self.trace is not None and entry.parent is not None:
+            self.trace.ended(entry)
         if self.log is not None:
             usage = entry.use.usage
             self.log.put(
@@ -170,6 +176,7 @@ class Execution:
                 on_text=on_text if log is not None and terms.deltas else None,
                 on_retry=on_retry,
                 answers=terms.answers.get(entry.key, {}),
+                watching=self.trace.agent(entry, stage) if self.trace is not None else (),
             )
             recorder = self.recorder
             if recorder is None:
@@ -181,7 +188,11 @@ class Execution:
             output, found = recorder.recalled(entry, fixed, setting.prompt)
             if output is not MISSING:
                 return output
-            return await call_agent(stage, entry, setting, recorder.memory(entry, found), found)
+            memory = recorder.memory(entry, found)
+            if self.trace is None:
+                return await call_agent(stage, entry, setting, memory, found)
+            with self.trace.replaying():
+                return await call_agent(stage, entry, setting, memory, found)
         except DeclarationError as error:
             msg = f"stage `{entry.key}`: {error}"
             raise StageError(msg, key=entry.key, path=entry.path) from error

@@ -242,8 +242,9 @@ class _Branches(Generic[In, Out]):
         else:
             msg = f"a fan-out runs over items, and {items!r} cannot be iterated"
             raise DeclarationError(msg)
-        if self.frame is not None and isinstance(items, Sized):
-            self.frame.fanned_out(node, len(items))
+        self._size = len(items) if isinstance(items, Sized) else None
+        if self.frame is not None and self._size is not None:
+            self.frame.fanned_out(node, self._size)
         self._count = 0
 
     async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
@@ -265,7 +266,7 @@ class _Branches(Generic[In, Out]):
                     index, item = pulled
                     label = str(index) if self.key is None else _label(self.key(item))
                     if frame is not None:
-                        current.set(frame.branch(label))
+                        current.set(frame.branch(label, index, self._size))
                     try:
                         await one(index, label, item)
                     except Suspended as suspended:

@@ -42,8 +42,8 @@ class Frame(Protocol):
         """Run a node in here and give its output."""
         ...
 
-    def branch(self, label: str) -> Frame:
-        """The frame of one item of a fan-out; calls made in it carry `[label]` in their key."""
+    def branch(self, label: str, index: int, size: int | None) -> Frame:
+        """The frame of item *index* of a fan-out of *size*; calls made in it carry `[label]` in their key."""
         ...
 
     def branch_key(self, target: object, label: str) -> str:

@@ -49,7 +49,7 @@ class LeafFrame:
     def fan_out_limit(self) -> int:
         return self.execution.terms.fan_out_limit
 
-    def branch(self, label: str) -> LeafFrame:
+    def branch(self, label: str, index: int, size: int | None) -> LeafFrame:
         return self
 
     def branch_key(self, target: object, label: str) -> str:
@@ -70,21 +70,23 @@ class LeafFrame:
 class GraphFrame:
     """Where the flow of a graph runs, or one branch of a fan-out in it; see `frame.Frame`."""
 
-    __slots__ = ("entry", "execution", "names", "prefix", "scope")
+    __slots__ = ("entry", "execution", "fan", "names", "prefix", "scope")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made for every branch
         self,
         execution: Execution,
         entry: Entry | None,
         names: Mapping[Node[Any, Any], tuple[str, str]],
         prefix: str,
         scope: str = "",
+        fan: tuple[int, int | None] | None = None,
     ) -> None:
         self.execution = execution
         self.entry = entry
         self.names = names
         self.prefix = prefix
         self.scope = scope
+        self.fan = fan
 
     @property
     def info(self) -> CallInfo:
@@ -96,8 +98,9 @@ class GraphFrame:
     def fan_out_limit(self) -> int:
         return self.execution.terms.fan_out_limit
 
-    def branch(self, label: str) -> GraphFrame:
-        return GraphFrame(self.execution, self.entry, self.names, self.prefix, f"{self.scope}[{label}]")
+    def branch(self, label: str, index: int, size: int | None) -> GraphFrame:
+        fan = None if self.execution.trace is None else (index, size)
+        return GraphFrame(self.execution, self.entry, self.names, self.prefix, f"{self.scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
         return f"{self._target_key(target)}[{label}]"
@@ -118,6 +121,8 @@ class GraphFrame:
         name, path = known
         execution = self.execution
         entry = execution.open(node, path, f"{self.prefix}{name}{self.scope}", self.entry, value)
+        if self.fan is not None:
+            entry.fan = self.fan
         kind = node.kind
         frame = LeafFrame(execution, entry) if kind != "graph" else self._inside(entry)
         token = current.set(frame)
@@ -156,7 +161,7 @@ class GraphFrame:
 
     def _inside(self, entry: Entry) -> GraphFrame:
         names = self.execution.structure.names[entry.path]
-        return GraphFrame(self.execution, entry, names, f"{entry.key}." if entry.key else "")
+        return GraphFrame(self.execution, entry, names, f"{entry.key}." if entry.key else "", fan=entry.fan)
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         structure = self.execution.structure

@@ -16,6 +16,7 @@ from .record import total
 from .recorder import Recall, Recorder, as_json
 
 if TYPE_CHECKING:
+    from .prompts import Prompts
     from .record import Clock, Entry
     from .run import Run
 
@@ -35,6 +36,15 @@ class RunPage:
     strict: bool = False
     overrides: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    @property
+    def segment(self) -> int:
+        """How often the run was resumed."""
+        return len(json.loads(self.row.labels).get("resumed", ()))
+
+    def deploy(self, prompts: Prompts) -> None:
+        """Keep the texts that are in force for this run, so that it goes on with the same when it is resumed."""
+        self.row = replace(self.row, prompts=prompts.to_json(), prompts_digest=prompts.digest)
+
     async def open(self, clock: Clock) -> Recorder:
         """Take the run for this process and begin to write.
 
@@ -43,6 +53,10 @@ class RunPage:
         """
         continues = self.replays == self.row.run_id
         self.row = replace(self.row, status="running", owner=this_process(), error=None, error_type=None)
+        if continues:
+            labels = json.loads(self.row.labels)
+            labels["resumed"] = [*labels.get("resumed", ()), time.time()]
+            self.row = replace(self.row, labels=json.dumps(labels, ensure_ascii=False))
         if self.claims:
             await self.journal.claim(self.row, fresh=not continues)
         else:

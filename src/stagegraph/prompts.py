@@ -6,61 +6,20 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic import ValidationError
 
 from .errors import PromptError
+from .prompt import Demo, Origin, Prompt, first_problem, parsed
 
 if TYPE_CHECKING:
     import os
 
     from .node import Node
 
-__all__ = ["Demo", "Prompt", "Prompts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """One worked example of a stage: typed data, turned into text by the stage's own renderer when it is used."""
-
-    input: Any
-    """A value of the stage's input type, or its JSON data; kept as JSON data."""
-    output: Any
-
-    def __post_init__(self) -> None:
-        for name in ("input", "output"):
-            object.__setattr__(self, name, to_jsonable_python(getattr(self, name)))
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What one stage says to its model."""
-
-    instructions: str | None = None
-    """Takes the place of the agent's own literal instructions; `None` leaves them as the code has them."""
-    demos: tuple[Demo, ...] = ()
-    tools: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Tool name -> description; a tool that is not named keeps its own."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "demos", tuple(self.demos))
-        object.__setattr__(self, "tools", MappingProxyType(dict(self.tools)))
-
-    def data(self) -> dict[str, JsonValue]:
-        """The prompt as plain data; what is empty is left out."""
-        demos: list[JsonValue] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
-        parts: dict[str, JsonValue] = {}
-        if self.instructions is not None:
-            parts["instructions"] = self.instructions
-        if demos:
-            parts["demos"] = demos
-        if self.tools:
-            parts["tools"] = dict(self.tools)
-        return parts
+__all__ = ["Demo", "Origin", "Prompt", "Prompts"]
 
 
 class Prompts(Mapping[str, Prompt]):
@@ -69,10 +28,22 @@ class Prompts(Mapping[str, Prompt]):
     A stage that is not in here keeps the text of the code. Equal content is equal, whatever the order.
     """
 
-    def __init__(self, prompts: Mapping[str, Prompt] | None = None, *, graph: str | None = None) -> None:
+    def __init__(
+        self,
+        prompts: Mapping[str, Prompt] | None = None,
+        *,
+        graph: str | None = None,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> None:
         self._prompts = dict(prompts or {})
         self.graph = graph
         """The name of the graph they were made for; for people, it decides nothing."""
+        self.origins: Mapping[str, Origin] = dict(origins or {})
+        """Stage path -> where its prompt was deployed; empty for those of a file or of the code."""
+
+    async def resolved(self) -> Prompts:
+        """What is in force now: these themselves, unless they live on a server."""
+        return self
 
     @classmethod
     def of(cls, graph: Node[Any, Any]) -> Prompts:
@@ -90,7 +61,7 @@ class Prompts(Mapping[str, Prompt]):
             PromptError: no such file, too large, not YAML, another format, or a wrong value; it names the place.
         """
         name, entries = _files().read(path)
-        return cls({stage: _prompt(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
+        return cls({stage: parsed(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all; an unchanged prompt is an unchanged line.
@@ -126,7 +97,7 @@ class Prompts(Mapping[str, Prompt]):
         except (ValueError, AttributeError) as error:
             msg = f"these are no prompts: {error}"
             raise PromptError(msg) from error
-        return cls({path: _prompt(path, data, "the recorded prompts") for path, data in entries})
+        return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries})
 
     def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
         """The same prompts with some changed; a `str` changes the instructions and keeps demos and tools."""
@@ -134,7 +105,8 @@ class Prompts(Mapping[str, Prompt]):
         for path, change in changes.items():
             before = changed.get(path, Prompt())
             changed[path] = Prompt(change, before.demos, before.tools) if isinstance(change, str) else change
-        return Prompts(changed, graph=self.graph)
+        kept = {path: origin for path, origin in self.origins.items() if changed.get(path) == self.get(path)}
+        return Prompts(changed, graph=self.graph, origins=kept)
 
     def diff(self, other: Prompts) -> str:
         """What changes from these to *other*, as a unified diff; empty when they say the same."""
@@ -163,7 +135,9 @@ class Prompts(Mapping[str, Prompt]):
                     try:
                         schema.load(value)
                     except ValidationError as error:
-                        problems.append(f"`{path}`, {what} of demo {number} is no {schema.name}: {_first(error)}")
+                        problems.append(
+                            f"`{path}`, {what} of demo {number} is no {schema.name}: {first_problem(error)}"
+                        )
         if problems:
             msg = f"the prompts do not fit {graph.label}: " + "; ".join(problems)
             raise PromptError(msg)
@@ -218,39 +192,3 @@ def _files() -> ModuleType:
     from . import prompts_file  # noqa: PLC0415 - most programs that import us read no YAML
 
     return prompts_file
-
-
-class _DemoEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    input: Any
-    output: Any
-
-
-class _Entry(BaseModel):
-    """What may stand under a stage's path in a prompts file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    instructions: str | None = None
-    demos: list[_DemoEntry] = []
-    tools: dict[str, str] = {}
-
-
-def _prompt(path: str, data: object, file: str) -> Prompt:
-    try:
-        entry = _Entry.model_validate({} if data is None else data)
-        prompt = Prompt(entry.instructions, tuple(Demo(demo.input, demo.output) for demo in entry.demos), entry.tools)
-        json.dumps(prompt.data(), ensure_ascii=False).encode()  # no request could carry a text that is no Unicode
-    except (ValueError, RecursionError) as error:
-        reason = _first(error) if isinstance(error, ValidationError) else error
-        msg = f"{file}: `{path}`: {reason}; a prompt has `instructions`, `demos` and `tools`"
-        raise PromptError(msg) from error
-    return prompt
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    reason = "Input should be a mapping" if first["type"] == "model_type" else first["msg"]
-    return f"{place}: {reason}" if place else reason

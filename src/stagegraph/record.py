@@ -81,6 +81,7 @@ class Entry:
         "began",
         "ended",
         "error",
+        "fan",
         "input",
         "key",
         "memo",
@@ -109,6 +110,8 @@ class Entry:
         self.use = NO_MODEL
         self.replayed = False
         self.memo: Memo | None = None
+        self.fan: tuple[int, int | None] | None = None
+        """Which item of a fan-out it was made for, from 0, and of how many; kept for a trace alone."""
         self.ended = 0.0
         self.began = perf_counter()
 

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, cast
 
 import anyio
 from typing_extensions import Unpack
@@ -30,6 +30,7 @@ from .run import Run
 from .running import Labels, Running
 from .stored import stored_run
 from .structure import Structure
+from .trace import Tracing, by_environment
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -73,6 +74,7 @@ class Runner:
             nested fan-outs cannot block each other.
         limits: What each run may spend.
         journal: Where runs are recorded, for `resume`, `replay` and looking into them.
+        tracing: Where runs are shown; `"auto"` is Langfuse when its keys are in the environment, `None` nowhere.
         fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
 
     Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
@@ -88,6 +90,7 @@ class Runner:
         max_concurrency: int | None = None,
         limits: Limits | None = None,
         journal: Journal | None = None,
+        tracing: Tracing | Literal["auto"] | None = "auto",
         fan_out_limit: int = DEFAULT_LIMIT,
     ) -> None:
         for name, value in (("max_concurrency", max_concurrency), ("fan_out_limit", fan_out_limit)):
@@ -101,6 +104,7 @@ class Runner:
         self._limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
+        self.tracing = by_environment() if tracing == "auto" else tracing
         self._known: dict[str, Node[Any, Any]] = {}
         """The graphs that ran here by name, so that `resume` finds them."""
         self._models = Models()
@@ -315,6 +319,7 @@ class Runner:
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
             log=log,
             deltas=deltas,
+            tracing=self.tracing,
             answers=answers or {},
         )
         labels = Labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,15 @@ from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, ReplayError, RunError, StagegraphError, leaves
+from .errors import InputError, JournalError, LimitError, ReplayError, RunError, leaves
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
+from .failure import failure_in, is_about, only_leaf, problems_of, said
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
 from .run import Run
+from .trace import TraceStart
 
 if TYPE_CHECKING:
     from .limits import Limits
@@ -73,8 +75,11 @@ class Running:
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
         log, page = self.terms.log, self._page
+        await self._deploy()
         if page is not None:
             self.execution.recorder = await page.open(self.clock)
+        if self.terms.tracing is not None:
+            self.execution.trace = self.terms.tracing.open(self._trace_start())
         if log is not None:
             log.put(RunStarted, graph=self.structure.root.label)
         try:
@@ -91,6 +96,28 @@ class Running:
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
+    async def _deploy(self) -> None:
+        """Settle which prompts this run uses, once: those that live elsewhere may change while it runs."""
+        prompts = await self.terms.prompts.resolved()
+        if prompts is not self.terms.prompts:
+            self.terms = self.execution.terms = replace(self.terms, prompts=prompts)
+            if self._page is not None:
+                self._page.deploy(prompts)
+
+    def _trace_start(self) -> TraceStart:
+        labels, terms = self.labels, self.terms
+        return TraceStart(
+            run_id=terms.run_id,
+            graph=self.structure.root.label,
+            segment=self._page.segment if self._page is not None else 0,
+            prompts=terms.prompts,
+            clock=self.clock,
+            session_id=labels.session_id,
+            user_id=labels.user_id,
+            tags=labels.tags,
+            metadata=labels.metadata,
+        )
+
     def give_up(self, error: CallError | None) -> None:
         """End a run that never began: by this error, or else by a cancellation."""
         self._end = ("failed" if error is not None else "cancelled", error)
@@ -100,6 +127,9 @@ class Running:
         """Fix how the run ended, in the record, the events and the journal."""
         self.execution.over = True
         self._end = (status, error)
+        if self.execution.trace is not None:
+            root = self._root_entry()
+            self.execution.trace.finished(root, status, error)
         run = self.record()
         try:
             if self._page is not None:
@@ -120,7 +150,7 @@ class Running:
             value = root.takes.validate(self._raw)
         except ValidationError as error:
             self._reject(error)
-            msg = f"the input does not fit {root.takes.name}, which {root.label} takes: {_problems(error)}"
+            msg = f"the input does not fit {root.takes.name}, which {root.label} takes: {problems_of(error)}"
             failure = InputError(msg)
             failure.__cause__ = error
             return failure
@@ -130,9 +160,9 @@ class Running:
             try:
                 await root_frame(execution).call(root, value)
             except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
-                failure = _only_leaf(error)
+                failure = only_leaf(error)
             except BaseExceptionGroup as group:
-                failure = _failure_in(group)
+                failure = failure_in(group)
         if failure is None and execution.recorder is not None:
             failure = execution.recorder.unused_override()
         if execution.limit is None and scope.cancelled_caught:
@@ -155,9 +185,9 @@ class Running:
             return cause
         causes = leaves(cause)
         label, failures = self.structure.root.label, self.record().failures()
-        text = "; ".join(_said(leaf) for leaf in causes[:3])
+        text = "; ".join(said(leaf) for leaf in causes[:3])
         # A flow may have caught other failures; the place is that of the one that ended the run.
-        found = next((call for call in failures if any(_is_about(call, leaf) for leaf in causes)), None)
+        found = next((call for call in failures if any(is_about(call, leaf) for leaf in causes)), None)
         place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
         others = len(failures) - (found is not None)
         calls = "call" if others == 1 else "calls"
@@ -215,40 +245,3 @@ class Running:
     def _pending(self) -> tuple[Pending, ...]:
         waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
         return tuple(one for text in waiting if text is not None for one in asking.load(text))
-
-
-def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
-    """The failure in what a user's own task group raised; a question alone, or a cancellation, goes on its way."""
-    found = leaves(group)
-    for leaf in found:
-        if not isinstance(leaf, (Suspended, Exception)):
-            raise group
-    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
-    if failures:
-        return failures[0]
-    raise Suspended from group
-
-
-def _only_leaf(error: Exception) -> Exception:
-    """The error itself, or the one error in the groups around it."""
-    found = leaves(error)
-    return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
-
-
-def _said(error: BaseException) -> str:
-    """An error as it reads in the message of a run: our own texts say all there is."""
-    own = isinstance(error, StagegraphError) and str(error)
-    return str(error) if own else str(CallError(type(error).__name__, str(error)))
-
-
-def _is_about(call: Call, error: BaseException) -> bool:
-    """Whether a failed call is what *error* tells of: it raised it, or the flow raised it about the call."""
-    if call.error is None:
-        return False
-    text = call.error.message
-    return (call.error.type, text) == (type(error).__name__, str(error)) or bool(text and text in str(error))
-
-
-def _problems(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors(include_url=False)]
-    return "; ".join(problems[:5])

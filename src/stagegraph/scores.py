@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from .errors import DeclarationError, JournalError
 from .journal._identity import hashed
-from .journal._rows import FeedbackRow
-from .score import Scored
+from .journal._rows import FeedbackRow, Journal
+from .score import Feedback, Scored
 from .structure import closest
+from .trace import by_environment
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -20,7 +22,13 @@ __all__ = ["feedback"]
 
 
 async def feedback(
-    run_id: str, name: str, value: Scored, *, key: str | None = None, comment: str | None = None, runner: Runner
+    run_id: str,
+    name: str,
+    value: Scored,
+    *,
+    key: str | None = None,
+    comment: str | None = None,
+    runner: Runner | None = None,
 ) -> None:
     """Score a run, or one call of it; the same name on the same call replaces the score that was there.
 
@@ -30,15 +38,20 @@ async def feedback(
         value: A number, a yes or no, a category or a text.
         key: The call the score is for: `build[2].code`.
         comment: Why.
-        runner: Whose journal keeps it.
+        runner: Whose journal keeps it, and whose tracing shows it; without one, it goes to Langfuse alone.
+
+    It is stored first and sent then; sending neither waits nor fails.
 
     Raises:
-        DeclarationError: the runner has no journal, or the value is none of these.
+        DeclarationError: there is neither a journal nor tracing, or the value is none of these.
         JournalError: the journal has no such run or call.
     """
-    if runner.journal is None:
+    journal = runner.journal if runner is not None else None
+    tracing = runner.tracing if runner is not None else by_environment()
+    if journal is None and tracing is None:
         msg = (
-            "feedback is stored with the run: give the runner a journal, as in Runner(journal=SqliteJournal('runs.db'))"
+            "feedback is stored with the run: give the runner a journal, as in "
+            "Runner(journal=SqliteJournal('runs.db')), or set the keys of Langfuse"
         )
         raise DeclarationError(msg)
     if not name.strip():
@@ -47,15 +60,32 @@ async def feedback(
     if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"feedback `{name}` is a finite number, a boolean or a text, not {value!r}"
         raise DeclarationError(msg)
-    journal = runner.journal
-    if await journal.run(run_id) is None:
+    now = time.time()
+    segment, begun = 0, now
+    if journal is not None:
+        segment, begun = await _store(journal, run_id, name, value, key, comment, now)
+    if tracing is not None:
+        moment = datetime.fromtimestamp(now, UTC)
+        given = Feedback(name=name, value=value, key=key, comment=comment, time=moment)
+        tracing.score(run_id, given, segment, datetime.fromtimestamp(begun, UTC))
+
+
+async def _store(  # noqa: PLR0917
+    journal: Journal, run_id: str, name: str, value: Scored, key: str | None, comment: str | None, now: float
+) -> tuple[int, float]:
+    """Keep a score; gives in which segment of its run the call was made last, and when the run began."""
+    run = await journal.run(run_id)
+    if run is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
+    resumed: list[float] = json.loads(run.labels).get("resumed", [])
+    segment = len(resumed)
     if key is not None:
-        keys = [row.key for row in await journal.calls(run_id)]
-        if key not in keys:
-            msg = f"run {run_id!r} has no call `{key}`{closest(key, keys)}"
+        rows = {row.key: row for row in await journal.calls(run_id)}
+        if key not in rows:
+            msg = f"run {run_id!r} has no call `{key}`{closest(key, list(rows))}"
             raise JournalError(msg)
+        segment = sum(moment <= rows[key].started for moment in resumed)
     row = FeedbackRow(
         id=hashed(run_id, key or "", name),
         run_id=run_id,
@@ -63,6 +93,7 @@ async def feedback(
         name=name,
         value=json.dumps(value),
         comment=comment,
-        time=time.time(),
+        time=now,
     )
     await journal.put(row)
+    return segment, run.started

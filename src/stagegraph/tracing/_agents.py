@@ -1,0 +1,146 @@
+"""How Pydantic AI's own spans come to stand under the right call, and nobody else's do.
+
+Its instrumentation makes every span the current one, which would turn the host's spans (of its HTTP client, say) into
+children of spans that the host's tracing backend never gets. So our spans are transparent: to the host they look like
+the span that was current when the agent was called, and only our own tracer sees through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import Attributes, AttributeValue
+
+__all__ = ["CallTracer"]
+
+
+class Transparent(Span):
+    """A span that others look through: its context is that of the host's own span."""
+
+    def __init__(self, real: Span, host: SpanContext, owner: CallTracer) -> None:
+        self.real = real
+        self.owner = owner
+        self._host = host
+
+    def get_span_context(self) -> SpanContext:
+        return self._host
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        return getattr(self.real, "attributes", None) or {}
+
+    def end(self, end_time: int | None = None) -> None:
+        self.real.end(end_time)
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        self.real.set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        self.real.set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        self.real.add_event(name, attributes, timestamp)
+
+    def update_name(self, name: str) -> None:
+        self.real.update_name(name)
+
+    def is_recording(self) -> bool:
+        return self.real.is_recording()
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        self.real.set_status(status, description)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        self.real.record_exception(exception, attributes, timestamp, escaped)
+
+
+class CallTracer(Tracer):
+    """Makes the spans of one stage call's agent, below the call's own observation.
+
+    Args:
+        real: Makes and exports the spans.
+        call: The call's observation.
+        common: Attributes of every span of the run.
+        generation: Attributes of the model requests alone.
+    """
+
+    def __init__(
+        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
+    ) -> None:
+        self._real = real
+        self._call = NonRecordingSpan(call)
+        self._common = common
+        self._generation = generation
+
+    def start_span(  # noqa: PLR0917 - the signatures are OpenTelemetry's
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+    ) -> Span:
+        around = get_current_span(context)
+        inside = isinstance(around, Transparent)
+        # A tool may run another graph, whose agents' spans belong below their own calls.
+        parent = around.real if inside and around.owner is self else self._call
+        own: dict[str, Any] = {**(attributes or {}), **self._common}
+        if own.get("gen_ai.operation.name") == "chat":
+            own |= self._generation
+        real = self._real.start_span(
+            name,
+            set_span_in_context(parent, Context()),
+            kind,
+            own,
+            links,
+            start_time,
+            record_exception,
+            set_status_on_exception,
+        )
+        return Transparent(real, around.get_span_context(), self)
+
+    @contextmanager
+    def start_as_current_span(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        start_time: int | None = None,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+    ) -> Generator[Span]:
+        span = self.start_span(
+            name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
+        )
+        with use_span(span, end_on_exit, record_exception, set_status_on_exception):
+            yield span

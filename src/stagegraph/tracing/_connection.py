@@ -1,0 +1,87 @@
+"""Where the Langfuse server is and how to speak to it; what is not said comes from Langfuse's own variables."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from stagegraph.errors import DeclarationError
+
+__all__ = ["Connection"]
+
+_CLOUD = "https://cloud.langfuse.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One Langfuse project."""
+
+    public_key: str
+    secret_key: str = field(repr=False)
+    base_url: str
+    environment: str
+    release: str | None
+    timeout: float
+    """Seconds that one request may take."""
+
+    @classmethod
+    def of(
+        cls,
+        public_key: str | None = None,
+        secret_key: str | None = None,
+        base_url: str | None = None,
+        environment: str | None = None,
+        release: str | None = None,
+    ) -> Connection:
+        """What is given, and the environment for what is not.
+
+        Raises:
+            DeclarationError: there are no keys, or the address is none.
+        """
+        env = os.environ
+        public, secret = public_key or env.get("LANGFUSE_PUBLIC_KEY"), secret_key or env.get("LANGFUSE_SECRET_KEY")
+        if not public or not secret:
+            msg = (
+                "Langfuse needs two keys: set LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY, "
+                "or pass `public_key=` and `secret_key=`"
+            )
+            raise DeclarationError(msg)
+        url = (base_url or env.get("LANGFUSE_BASE_URL") or env.get("LANGFUSE_HOST") or _CLOUD).rstrip("/")
+        if not url.startswith(("http://", "https://")):
+            msg = f"the address of Langfuse begins with http:// or https://, and {url!r} does not"
+            raise DeclarationError(msg)
+        try:
+            timeout = float(env.get("LANGFUSE_TIMEOUT") or 5)
+        except ValueError:
+            timeout = 5.0
+        return cls(
+            public,
+            secret,
+            url,
+            environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default",
+            release or env.get("LANGFUSE_RELEASE") or None,
+            timeout,
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request to the ingestion endpoints carries."""
+        token = base64.b64encode(f"{self.public_key}:{self.secret_key}".encode()).decode("ascii")
+        return {
+            "Authorization": f"Basic {token}",
+            "x-langfuse-sdk-name": "python",
+            "x-langfuse-sdk-version": _sdk_version(),
+            "x-langfuse-public-key": self.public_key,
+            "x-langfuse-ingestion-version": "4",
+        }
+
+
+@cache
+def _sdk_version() -> str:
+    try:
+        return version("langfuse")
+    except PackageNotFoundError:
+        return "5.0.4"  # the version whose wire format this was written for

@@ -1,0 +1,189 @@
+"""Runs as Langfuse traces: the tracing that a runner takes, and how it sends."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from pydantic_ai.models.instrumented import InstrumentationSettings
+
+from stagegraph.errors import DeclarationError
+
+from ._connection import Connection
+from ._content import Capture, Redact, known_secrets, redacted_text, scrubbed
+from ._ids import observation_id, score_id, trace_id, trace_number
+from ._outbox import Outbox
+from ._spans import Policy
+from ._trace import LangfuseTrace
+from ._wire import Wire
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from stagegraph.score import Feedback
+    from stagegraph.trace import TraceStart
+
+__all__ = ["LangfuseTracing", "shared"]
+
+MAX_CONTENT = 256_000
+"""Bytes of one input or output; what is longer is cut and flagged."""
+
+
+class LangfuseTracing:
+    """Shows runs in Langfuse: what `Runner(tracing=)` takes, and has by itself when the keys are in the environment.
+
+    Runs never wait for the server, and never fail because of it. What it does not take is counted (`lost`) and logged
+    once. The host's OpenTelemetry is left alone: the spans are made by a tracer provider of their own.
+
+    Args:
+        public_key: Like everything that is `None`, from Langfuse's own variable: `LANGFUSE_PUBLIC_KEY`.
+        secret_key: `LANGFUSE_SECRET_KEY`.
+        base_url: `LANGFUSE_BASE_URL`; Langfuse's cloud without it.
+        environment: `LANGFUSE_TRACING_ENVIRONMENT`: `production`, `staging`.
+        release: `LANGFUSE_RELEASE`: the version of the program.
+        sample_rate: The share of runs that is shown, from 0 to 1; a run is shown whole or not at all.
+        redact: Gets every JSON value and text that was written by a user or a model, and gives what may be sent.
+        capture: `all`; `shape` shows types and sizes in place of contents; `none` shows neither.
+        max_content: Bytes of one input or output, or of the messages of one request.
+        exit_seconds: How long the end of the process may be held up for what was not sent yet.
+
+    Raises:
+        DeclarationError: there are no keys, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        public_key: str | None = None,
+        secret_key: str | None = None,
+        base_url: str | None = None,
+        environment: str | None = None,
+        release: str | None = None,
+        sample_rate: float = 1.0,
+        redact: Redact | None = None,
+        capture: Capture = "all",
+        max_content: int = MAX_CONTENT,
+        exit_seconds: float = 2.0,
+    ) -> None:
+        if not 0 <= sample_rate <= 1:
+            msg = f"LangfuseTracing(sample_rate={sample_rate}): a share is between 0 and 1"
+            raise DeclarationError(msg)
+        if capture not in {"all", "shape", "none"}:
+            msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
+            raise DeclarationError(msg)
+        self.connection = Connection.of(public_key, secret_key, base_url, environment, release)
+        self.capture: Capture = capture
+        self.redact = redact
+        self._sample_rate = sample_rate
+        self._policy = Policy(capture, redact, max_content)
+        self._wires = Wire(self.connection), Wire(self.connection)
+        self._spans: Outbox[ReadableSpan] = Outbox(
+            self._send_spans, what="observations", on_fork=self._wires[0].reset, exit_seconds=exit_seconds
+        )
+        self._scores: Outbox[dict[str, Any]] = Outbox(
+            self._wires[1].send_scores, what="scores", on_fork=self._wires[1].reset, exit_seconds=exit_seconds
+        )
+        labels = {"langfuse.environment": self.connection.environment, "service.name": "stagegraph"}
+        if self.connection.release:
+            labels["langfuse.release"] = self.connection.release
+        self.resource = Resource.create(labels)
+        provider = TracerProvider(sampler=ALWAYS_ON, resource=self.resource, shutdown_on_exit=False)
+        provider.add_span_processor(_Collect(self))
+        self.tracer = provider.get_tracer("pydantic-ai")
+        self.settings = InstrumentationSettings(
+            tracer_provider=provider, meter_provider=NoOpMeterProvider(), include_content=capture == "all"
+        )
+
+    @property
+    def lost(self) -> int:
+        """Observations and scores that the server did not take."""
+        return self._spans.lost + self._scores.lost
+
+    def open(self, start: TraceStart) -> LangfuseTrace | None:
+        """Begin the trace of a run, unless it is not in the sample."""
+        number = trace_number(start.run_id)
+        if (number >> 64) >= self._sample_rate * 2**64:
+            return None
+        return LangfuseTrace(self, start, number)
+
+    def put(self, span: ReadableSpan, size: int) -> None:
+        """Let one span wait to be sent."""
+        self._spans.put(span, size)
+
+    def miss(self, problem: Exception) -> None:
+        """Count an observation that could not be made."""
+        self._spans.lose(1, f"one could not be made: {type(problem).__name__}: {problem}")
+
+    def _send_spans(self, spans: list[ReadableSpan]) -> None:
+        policy = replace(self._policy, secrets=(self.connection.secret_key, *known_secrets()))
+        self._wires[0].send_spans([policy.apply(span) for span in spans])
+
+    def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
+        """Send a score to the run's trace, or to the observation of one call.
+
+        The server replaces a score only by one with the same id and time, so all of a run's carry the time it began.
+        """
+        value, kind = feedback.value, "TEXT"
+        if isinstance(value, bool):
+            value, kind = int(value), "BOOLEAN"
+        elif isinstance(value, (int, float)):
+            kind = "NUMERIC"
+        elif len(value) <= 100 and "\n" not in value:  # noqa: PLR2004
+            kind = "CATEGORICAL"
+        body: dict[str, Any] = {
+            "id": score_id(run_id, feedback.key, feedback.name),
+            "traceId": trace_id(run_id),
+            "name": feedback.name,
+            "value": self._text(value) if isinstance(value, str) else value,
+            "dataType": kind,
+            "environment": self.connection.environment,
+        }
+        if feedback.key is not None:
+            body["observationId"] = observation_id(run_id, feedback.key, segment)
+        if feedback.comment is not None:
+            body["comment"] = self._text(feedback.comment)
+        body["timestamp"] = begun.isoformat(timespec="milliseconds")
+        body["metadata"] = {"given": feedback.time.isoformat(timespec="milliseconds")}
+        self._scores.put(body, 300 + len(feedback.comment or ""))
+
+    def _text(self, text: str) -> str:
+        said = text if self.redact is None else redacted_text(text, self.redact)
+        return scrubbed(said, (self.connection.secret_key, *known_secrets()))
+
+    async def flush(self, seconds: float = 2.0) -> bool:
+        """Send what waits, for so long at most; whether everything is on its way."""
+        done = await asyncio.gather(
+            asyncio.to_thread(self._spans.flush, seconds), asyncio.to_thread(self._scores.flush, seconds)
+        )
+        return all(done)
+
+    def close(self, seconds: float | None = None) -> None:
+        """Send what waits and take nothing more; the end of the process does it, too."""
+        for box in (self._spans, self._scores):
+            box.close(seconds)
+
+    def __repr__(self) -> str:
+        return f"<LangfuseTracing {self.connection.base_url} {self.connection.environment}>"
+
+
+@cache
+def shared() -> LangfuseTracing:
+    """The tracing of runners that were given none: one for the process, made when the first of them runs."""
+    return LangfuseTracing()
+
+
+class _Collect(SpanProcessor):
+    """Takes the finished spans of Pydantic AI."""
+
+    def __init__(self, tracing: LangfuseTracing) -> None:
+        self._tracing = tracing
+
+    def on_end(self, span: ReadableSpan) -> None:
+        size = 1_000 + sum(len(value) for value in (span.attributes or {}).values() if isinstance(value, str))
+        self._tracing.put(span, size)

@@ -1,0 +1,197 @@
+"""The contract server, asked by the real SDK: each answer has to fit the SDK's own types."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from langfuse import Langfuse
+from langfuse.api import LangfuseAPI, UnauthorizedError
+from langfuse.api.core import ApiError
+from langfuse_fixtures import the_client, the_server, traced
+from langfuse_server import LangfuseServer, close_async, outline
+from pydantic_ai import Agent
+from pydantic_ai.capabilities import Instrumentation
+from pydantic_ai.models.instrumented import InstrumentationSettings
+from pydantic_ai.models.test import TestModel
+
+ALL = "core,basic,time,io,metadata,model,usage,prompt,metrics,trace_context"
+EARLY = datetime(2020, 1, 1, tzinfo=UTC)
+ONCE: Any = {"max_retries": 0}
+
+
+__all__ = ["the_client", "the_server"]
+
+
+def test_a_run_comes_back_as_it_was_traced(server: LangfuseServer, client: Langfuse) -> None:
+    """Spans are decoded, and read again as typed observations."""
+    trace_id = traced(client)
+    server.wait_for(lambda: len(server.trace(trace_id)) == 4)
+    assert server.tree(trace_id) == [("graph", [("stage:writer", ["chat"]), "stage:critic"])]
+    assert outline(server.tree(trace_id)) == "graph\n  stage:writer\n    chat\n  stage:critic"
+    assert server.trace(trace_id)[1].attributes["langfuse.observation.metadata.index"] == "0"
+    rows = client.api.observations.get_many(trace_id=trace_id, fields=ALL, expand_metadata="long").data
+    by_name = {row.name: row for row in rows}
+    root, stage, chat, critic = (by_name[name] for name in ("graph", "stage:writer", "chat", "stage:critic"))
+    assert [row.start_time for row in rows] == sorted((row.start_time for row in rows), reverse=True)
+    assert (root.type, root.is_root_observation, root.input, root.output) == ("CHAIN", True, '{"q": 1}', '{"a": 2}')
+    assert root.parent_observation_id
+    assert (root.user_id, root.session_id, root.tags, root.trace_name) == ("u", "s", ["a", "b"], "graph")
+    assert (root.environment, root.release, root.version) == ("dev", "r1", "v1")
+    assert (stage.type, stage.is_root_observation, stage.input, stage.output) == ("AGENT", False, "in", "out")
+    assert stage.metadata
+    assert (stage.metadata["stage"], stage.metadata["index"], stage.metadata["long"]) == ("writer", 0, "x" * 300)
+    assert (chat.type, chat.model, chat.prompt_name, chat.prompt_version) == ("GENERATION", "m", "graph/writer", 1)
+    assert (chat.usage_details, chat.total_cost) == ({"input": 3, "output": 2, "total": 5}, 0.5)
+    assert stage.prompt_name is None
+    assert (critic.level, critic.status_message) == ("ERROR", "broke")
+    assert client.get_trace_url(trace_id=trace_id) == f"{server.url}/project/project-test/traces/{trace_id}"
+
+
+def test_rows_can_be_chosen(server: LangfuseServer, client: Langfuse) -> None:
+    """Parameters and the JSON filter choose rows; groups choose fields."""
+    trace_id = traced(client)
+    get = client.api.observations.get_many
+
+    def names(**chosen: Any) -> list[str]:
+        return sorted(row.name or "" for row in get(**chosen).data)
+
+    def filtered(*conditions: tuple[str, str, str, Any]) -> list[str]:
+        keys = ("type", "column", "operator", "value")
+        return names(filter=json.dumps([dict(zip(keys, one, strict=True)) for one in conditions]))
+
+    everything = ["chat", "graph", "stage:critic", "stage:writer"]
+    assert names(name="stage:writer") == names(type="AGENT", level="DEFAULT") == ["stage:writer"]
+    assert names(is_root_observation=True) == ["graph"]
+    assert names(parent_observation_id="") == []
+    assert names(environment=["dev", "x"]) == names(user_id="u", session_id="s", version="v1") == everything
+    assert names(from_start_time=EARLY, to_start_time=datetime.now(UTC) + timedelta(1)) == everything
+    assert names(to_start_time=EARLY) == []
+    assert (
+        filtered(("string", "traceName", "=", "graph"), ("string", "name", "starts with", "stage:")) == everything[2:]
+    )
+    assert filtered(("stringOptions", "type", "any of", ["CHAIN"])) == ["graph"]
+    assert filtered(("arrayOptions", "tags", "all of", ["a", "c"])) == []
+    assert filtered(("boolean", "isRootObservation", "<>", True), ("number", "totalCost", ">", 0)) == ["chat"]
+    assert filtered(("datetime", "startTime", "<", "2020-01-01T00:00:00Z")) == []
+    metadata = [{"type": "stringObject", "column": "metadata", "key": "stage", "operator": "=", "value": "writer"}]
+    assert names(filter=json.dumps(metadata)) == ["stage:writer"]
+    with pytest.raises(ApiError):
+        filtered(("string", "output", "contains", "o"))
+    with pytest.raises(ApiError):
+        get(fields="nothing")
+    row = get(name="stage:writer", trace_id=trace_id, fields="metadata").data[0]
+    assert (row.name, row.metadata and len(row.metadata["long"])) == (None, 200)
+    server.omit = {"isRootObservation"}
+    assert get(trace_id=trace_id).data[0].is_root_observation is None
+
+
+def test_pages_and_lag(server: LangfuseServer, client: Langfuse) -> None:
+    """A cursor leads through all rows once; spans are late when the server lags."""
+    server.lag = 2
+    traced(client)
+    get = client.api.observations.get_many
+    assert [len(get().data) for _ in range(3)] == [0, 0, 4]
+    seen: list[str] = []
+    cursor = None
+    for _ in range(4):
+        page = get(limit=1, cursor=cursor)
+        seen += [row.id for row in page.data]
+        cursor = page.meta.cursor
+    assert cursor is None
+    assert len(set(seen)) == 4
+
+
+@pytest.mark.anyio
+async def test_the_asynchronous_api(server: LangfuseServer, client: Langfuse) -> None:
+    """The other half of the SDK gets the same answers."""
+    trace_id = traced(client)
+    api = client.async_api
+    assert (await api.health.health()).status == "OK"
+    assert (await api.projects.get()).data[0].id == "project-test"
+    assert len((await api.observations.get_many(trace_id=trace_id, fields=ALL)).data) == 4
+    assert (await api.prompts.get("graph%2Fwriter")).version == 1
+    assert (await api.prompt_version.update("graph%2Fwriter", 1, new_labels=["x"])).labels[-1] == "x"
+    assert len((await api.prompts.list()).data) == 1
+    await api.datasets.create(name="d")
+    await api.dataset_items.create(dataset_name="d", id="i", input=1)
+    assert (await api.datasets.get("d")).name == (await api.datasets.list()).data[0].name
+    assert (await api.dataset_items.get("i")).id == (await api.dataset_items.list(dataset_name="d")).data[0].id
+    score: Any = {"name": "n", "value": 1, "traceId": trace_id}
+    await api.scores.create(request=[score])
+    assert (await api.scores.get_many(trace_id=trace_id)).data[0].name == "n"
+    assert (await api.experiments.list(from_start_time=EARLY)).data == []
+    assert (await api.experiments.list_items(from_start_time=EARLY)).data == []
+    await close_async(client)
+
+
+@pytest.mark.anyio
+async def test_spans_of_pydantic_ai(server: LangfuseServer, client: Langfuse) -> None:
+    """Agents, requests and tool calls of Pydantic AI get their types, texts and usage."""
+    agent = Agent(TestModel(), name="writer", instructions="Write.")
+
+    @agent.tool_plain
+    def look(what: str) -> str:
+        """Look it up."""
+        return f"seen {what}"
+
+    assert client._resources is not None  # pyright: ignore[reportPrivateUsage]
+    settings = InstrumentationSettings(tracer_provider=client._resources.tracer_provider)  # pyright: ignore[reportPrivateUsage]
+    await agent.run("go", capabilities=[Instrumentation(settings=settings)])
+    client.flush()
+    server.wait_for(lambda: len(server.spans) == 4)
+    assert server.tree(server.spans[0].trace_id) == [
+        ("invoke_agent writer", ["chat test", "execute_tool look", "chat test"])
+    ]
+    rows = client.api.observations.get_many(fields=ALL).data[::-1]
+    assert [row.type for row in rows] == ["AGENT", "GENERATION", "TOOL", "GENERATION"]
+    run, chat, tool, _ = rows
+    assert (run.is_root_observation, run.usage_details, run.environment) == (True, {}, "dev")
+    assert run.output == '{"look":"seen a"}'
+    assert (chat.model, set(chat.usage_details or {})) == ("test", {"input", "output", "total"})
+    assert (tool.name, tool.input, tool.output) == ("look", '{"what":"a"}', "seen a")
+    assert look
+
+
+def test_failures_on_demand(server: LangfuseServer, client: Langfuse) -> None:
+    """Answers are forced, counted, replaced and delayed; nothing of a refused request is kept."""
+    get = client.api.observations.get_many
+    server.fail_next(1, 429, retry_after=3, path="observations")
+    with pytest.raises(ApiError) as caught:
+        get(request_options=ONCE)
+    assert (caught.value.status_code, (caught.value.headers or {}).get("retry-after")) == (429, "3")
+    assert get().data == []
+    server.status, server.failing = 500, "projects"
+    with pytest.raises(ApiError):
+        client.api.projects.get(request_options=ONCE)
+    assert client.api.health.health().status == "OK"
+    server.status, server.nonsense = None, b"<html>"
+    with pytest.raises(ApiError):
+        get()
+    server.nonsense, server.delay, server.delayed_paths = None, 30, ["projects"]
+    assert get().data == []
+    with pytest.raises(AssertionError, match="GET /api/public/v2/observations"):
+        server.wait_for(lambda: server.spans, timeout=0)
+    server.status, server.failing = 413, "otel"
+    with client.start_as_current_observation(name="lost"):
+        pass
+    client.flush()
+    assert server.asked("otel", "POST")
+    assert server.spans == []
+
+
+def test_wrong_keys_and_a_closed_port(server: LangfuseServer) -> None:
+    """Keys are checked, and a closed server refuses."""
+    with httpx.Client() as http:
+        api = LangfuseAPI(base_url=server.url, username="pk-lf-test", password="wrong", httpx_client=http)
+        with pytest.raises(UnauthorizedError):
+            api.projects.get()
+    assert httpx.get(f"{server.url}/api/public/nothing").status_code == 401
+    keys = (server.public_key, server.secret_key)
+    assert httpx.get(f"{server.url}/api/public/nothing", auth=keys).status_code == 404
+    server.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/api/public/health")
