@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
-FACTS = {"errors", "score", "call", "events", "schema", "render", "prompt", "prompts", "prompts_file"}
+FACTS = {"errors", "score", "call", "events", "example", "schema", "render", "prompt", "prompts", "prompts_file"}
 DECLARE = {"frame", "node", "step", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
     "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "limits", "live",

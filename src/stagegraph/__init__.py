@@ -12,9 +12,11 @@ from .errors import (
     RunError,
     StageError,
     StagegraphError,
+    TracingError,
     TuningError,
 )
 from .events import Event, parse_event
+from .example import Example, load_examples, save_examples, split_examples
 from .flow import Outcome, as_completed, fan_out, gather, settle
 from .frame import current_call
 from .graph import Graph
@@ -36,6 +38,7 @@ __all__ = [
     "DeclarationError",
     "Demo",
     "Event",
+    "Example",
     "Feedback",
     "Graph",
     "InputError",
@@ -59,14 +62,18 @@ __all__ = [
     "StageError",
     "StagegraphError",
     "Step",
+    "TracingError",
     "TuningError",
     "as_completed",
     "current_call",
     "fan_out",
     "feedback",
     "gather",
+    "load_examples",
     "note",
     "parse_event",
+    "save_examples",
     "settle",
+    "split_examples",
     "step",
 ]

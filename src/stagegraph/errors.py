@@ -37,6 +37,7 @@ __all__ = [
     "RunError",
     "StageError",
     "StagegraphError",
+    "TracingError",
     "TuningError",
 ]
 
@@ -67,6 +68,10 @@ class PromptError(StagegraphError):
 
 class JournalError(StagegraphError):
     """A journal cannot be opened, read or written; what it had recorded before is as it was."""
+
+
+class TracingError(StagegraphError):
+    """A tracing server could not be read or written when that was asked for; a run never raises it."""
 
 
 class TuningError(StagegraphError):

@@ -43,7 +43,11 @@ class RunPage:
 
     def deploy(self, prompts: Prompts) -> None:
         """Keep the texts that are in force for this run, so that it goes on with the same when it is resumed."""
-        self.row = replace(self.row, prompts=prompts.to_json(), prompts_digest=prompts.digest)
+        labels = json.loads(self.row.labels)
+        labels["origins"] = {path: [origin.name, origin.version] for path, origin in prompts.origins.items()}
+        self.row = replace(
+            self.row, prompts=prompts.to_json(), prompts_digest=prompts.digest, labels=json.dumps(labels)
+        )
 
     async def open(self, clock: Clock) -> Recorder:
         """Take the run for this process and begin to write.

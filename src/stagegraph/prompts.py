@@ -38,8 +38,15 @@ class Prompts(Mapping[str, Prompt]):
         self._prompts = dict(prompts or {})
         self.graph = graph
         """The name of the graph they were made for; for people, it decides nothing."""
-        self.origins: Mapping[str, Origin] = dict(origins or {})
+        self._origins = dict(origins or {})
+
+    @property
+    def origins(self) -> Mapping[str, Origin]:
         """Stage path -> where its prompt was deployed; empty for those of a file or of the code."""
+        return self._origins
+
+    settled = True
+    """Whether what they say is fixed; prompts that live on a server are settled anew for each run."""
 
     async def resolved(self) -> Prompts:
         """What is in force now: these themselves, unless they live on a server."""
@@ -63,13 +70,51 @@ class Prompts(Mapping[str, Prompt]):
         name, entries = _files().read(path)
         return cls({stage: parsed(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
 
+    @classmethod
+    def from_langfuse(
+        cls, graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
+    ) -> Prompts:
+        """What carries *label* in Langfuse: give it to a runner, and each run uses what is deployed when it begins.
+
+        The keys come from Langfuse's own environment variables. Prompts are fetched off the event loop and kept for
+        *ttl* seconds; the first run waits *wait* seconds at most. A stage that the server has no usable text for, or
+        a server that does not answer, leaves the code's text in force.
+
+        Raises:
+            DeclarationError: the keys are not set.
+        """
+        from .tracing.prompts import LangfusePrompts  # noqa: PLC0415 - only who deploys with Langfuse loads it
+
+        return LangfusePrompts(graph, label=label, ttl=ttl, wait=wait)
+
+    def to_langfuse(
+        self,
+        graph: Node[Any, Any],
+        label: str = "candidate",
+        *,
+        provenance: Mapping[str, object] | None = None,
+        message: str | None = None,
+    ) -> dict[str, int]:
+        """Make a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and give it *label*.
+
+        Gives stage path -> version. What says the same as the newest version makes no new one. *provenance* (where
+        they come from, as plain data) and the digest stand in each version's config, *message* beside it.
+
+        Raises:
+            PromptError: these prompts and *graph* name different stages.
+            TracingError: the server does not take them.
+        """
+        from .tracing.deploy import push  # noqa: PLC0415
+
+        return push(self, graph, label=label, provenance=provenance, message=message)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole or not at all; an unchanged prompt is an unchanged line.
 
         Raises:
             PromptError: a text cannot be written as UTF-8, or the file system refuses.
         """
-        for stage, prompt in self._prompts.items():
+        for stage, prompt in self.items():
             try:
                 json.dumps([stage, prompt.data()], ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
@@ -79,14 +124,14 @@ class Prompts(Mapping[str, Prompt]):
 
     def to_yaml(self) -> str:
         """What `save` writes."""
-        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self._prompts.items()})
+        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self.items()})
 
     def to_json(self) -> str:
         """The same as one line of JSON, for storing beside a run."""
-        return json.dumps({path: prompt.data() for path, prompt in self._prompts.items()}, ensure_ascii=False)
+        return json.dumps({path: prompt.data() for path, prompt in self.items()}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Prompts:
+    def from_json(cls, text: str, origins: Mapping[str, Origin] | None = None) -> Prompts:
         """Read back what `to_json` wrote.
 
         Raises:
@@ -97,11 +142,11 @@ class Prompts(Mapping[str, Prompt]):
         except (ValueError, AttributeError) as error:
             msg = f"these are no prompts: {error}"
             raise PromptError(msg) from error
-        return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries})
+        return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries}, origins=origins)
 
     def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
         """The same prompts with some changed; a `str` changes the instructions and keeps demos and tools."""
-        changed = dict(self._prompts)
+        changed = dict(self)
         for path, change in changes.items():
             before = changed.get(path, Prompt())
             changed[path] = Prompt(change, before.demos, before.tools) if isinstance(change, str) else change
@@ -165,7 +210,7 @@ class Prompts(Mapping[str, Prompt]):
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that are equal exactly when the content is."""
-        data = {path: prompt.data() for path, prompt in self._prompts.items()}
+        data = {path: prompt.data() for path, prompt in self.items()}
         text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

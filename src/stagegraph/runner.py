@@ -24,6 +24,7 @@ from .live import LiveRun
 from .models import Models
 from .node import Node
 from .page import RunPage, labels_json
+from .prompt import Origin
 from .prompts import Prompts
 from .recorder import as_json
 from .run import Run
@@ -264,7 +265,7 @@ class Runner:
             "tags": tuple(labels["tags"]),
             "metadata": labels["metadata"],
         }
-        given = prompts or (Prompts.from_json(row.prompts) if row.prompts is not None else None)
+        given = prompts if prompts is not None else self._recorded_prompts(row, labels)
         page = RunPage(journal, row, claims=True, replays=run_id, strict=strict)
         return self._open(
             node,
@@ -278,6 +279,13 @@ class Runner:
             page=page,
             answers=by_call(recorded.pending, answers or {}),
         )
+
+    @staticmethod
+    def _recorded_prompts(row: RunRow, labels: dict[str, Any]) -> Prompts | None:
+        """What the run began with, if it was chosen for it alone or came from a server."""
+        if row.prompts is None:
+            return None
+        return Prompts.from_json(row.prompts, {path: Origin(*told) for path, told in labels.get("origins", {}).items()})
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
@@ -349,8 +357,8 @@ class Runner:
             status="running",
             started=time.time(),
             input=as_json(structure.root.takes, raw),
-            prompts_digest=terms.prompts.digest,
-            prompts=prompts.to_json() if prompts is not None else None,
+            prompts_digest=terms.prompts.digest if terms.prompts.settled else "",
+            prompts=prompts.to_json() if prompts is not None and prompts.settled else None,
             model=model if isinstance(model, str) else None,
             labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id),
         )

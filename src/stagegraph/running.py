@@ -109,6 +109,7 @@ class Running:
         return TraceStart(
             run_id=terms.run_id,
             graph=self.structure.root.label,
+            root_key=self.execution.root_name,
             segment=self._page.segment if self._page is not None else 0,
             prompts=terms.prompts,
             clock=self.clock,

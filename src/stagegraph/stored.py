@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from .node import Node
     from .schema import Schema
 
-__all__ = ["feedback_of", "stored_run", "tree"]
+__all__ = ["feedback_of", "run_of", "stored_run", "tree"]
 
 
 async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Run[Any, Any]:
     """The run as it stands in the journal; a value that no longer fits its type is given as plain data."""
+    return run_of(row, await journal.calls(row.run_id), await journal.feedback(row.run_id), graph)
+
+
+def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: Node[Any, Any]) -> Run[Any, Any]:
+    """The same from rows that are at hand."""
     structure = Structure.of(graph)
-    calls = await journal.calls(row.run_id)
     root = tree(calls, structure) or _bare_root(row, structure)
     labels = json.loads(row.labels)
     return Run(
@@ -47,7 +51,7 @@ async def stored_run(journal: Journal, row: RunRow, graph: Node[Any, Any]) -> Ru
         session_id=labels["session_id"],
         user_id=labels["user_id"],
         pending=tuple(one for call in calls if call.pending is not None for one in asking.load(call.pending)),
-        feedback=tuple(map(feedback_of, await journal.feedback(row.run_id))),
+        feedback=tuple(map(feedback_of, scores)),
         prompts_digest=row.prompts_digest,
         structure=structure,
         read_root=lambda: root,

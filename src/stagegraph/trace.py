@@ -28,6 +28,8 @@ class TraceStart:
 
     run_id: str
     graph: str
+    root_key: str
+    """The key of the whole run: nothing for a graph, the name of a stage or step that is run by itself."""
     segment: int
     """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
     prompts: Prompts

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from ._export import export
 from ._graphs import draw, prompts_app
 from ._resume import resume
 from ._run import run
@@ -22,7 +23,7 @@ __all__ = ["main"]
 INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (run, resume, runs, show, diff, feedback, draw):
+for command in (run, resume, runs, show, diff, feedback, export, draw):
     app.command()(command)
 app.add_typer(prompts_app, name="prompts", help="Look at prompts, compare them, check them.")
 

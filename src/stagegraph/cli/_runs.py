@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ._langfuse import LangfuseOption, runs_from_langfuse
 from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, moment, open_journal
 from ._text import console, plain, styled_status, took
 
@@ -30,6 +31,7 @@ def runs(
     max_score: Annotated[float | None, typer.Option(help="Only runs with a score of at most this.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    langfuse: LangfuseOption = False,
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
@@ -51,6 +53,8 @@ def runs(
     )
 
     async def read() -> list[tuple[RunRow, list[FeedbackRow]]]:
+        if langfuse:
+            return [(row, scores) for row, _, scores in await runs_from_langfuse(wanted)]
         store = open_journal(journal)
         try:
             return [(row, await store.feedback(row.run_id)) for row in await store.runs(wanted)]

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
+from ._langfuse import LangfuseOption, page_from_langfuse
 from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, open_journal
 from ._text import console, mark, plain, print_json, styled_status, took
 
@@ -31,11 +32,14 @@ def show(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every call of a wide fan-out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    langfuse: LangfuseOption = False,
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """Look into a recorded run."""
 
     async def read() -> tuple[RunRow, list[CallRow], list[FeedbackRow]]:
+        if langfuse:
+            return await page_from_langfuse(run)
         store = open_journal(journal)
         try:
             row = await find_run(store, run)

@@ -7,12 +7,15 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from urllib.parse import urlsplit
 
 from stagegraph.errors import DeclarationError
 
 __all__ = ["Connection"]
 
 _CLOUD = "https://cloud.langfuse.com"
+_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +45,28 @@ class Connection:
             DeclarationError: there are no keys, or the address is none.
         """
         env = os.environ
-        public, secret = public_key or env.get("LANGFUSE_PUBLIC_KEY"), secret_key or env.get("LANGFUSE_SECRET_KEY")
+        public = (public_key or env.get("LANGFUSE_PUBLIC_KEY") or "").strip()
+        secret = (secret_key or env.get("LANGFUSE_SECRET_KEY") or "").strip()
         if not public or not secret:
             msg = (
                 "Langfuse needs two keys: set LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY, "
                 "or pass `public_key=` and `secret_key=`"
             )
             raise DeclarationError(msg)
-        url = (base_url or env.get("LANGFUSE_BASE_URL") or env.get("LANGFUSE_HOST") or _CLOUD).rstrip("/")
-        if not url.startswith(("http://", "https://")):
-            msg = f"the address of Langfuse begins with http:// or https://, and {url!r} does not"
+        url = (base_url or env.get("LANGFUSE_BASE_URL") or env.get("LANGFUSE_HOST") or _CLOUD).strip().rstrip("/")
+        if not _is_address(url):
+            msg = (
+                f"{url!r} is not an address: write `base_url=` or LANGFUSE_BASE_URL with http:// or https:// "
+                f"and a host, like {_CLOUD}"
+            )
             raise DeclarationError(msg)
-        try:
-            timeout = float(env.get("LANGFUSE_TIMEOUT") or 5)
-        except ValueError:
-            timeout = 5.0
         return cls(
             public,
             secret,
             url,
             environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default",
             release or env.get("LANGFUSE_RELEASE") or None,
-            timeout,
+            _timeout(env.get("LANGFUSE_TIMEOUT")),
         )
 
     @property
@@ -77,6 +80,22 @@ class Connection:
             "x-langfuse-public-key": self.public_key,
             "x-langfuse-ingestion-version": "4",
         }
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port, or an address in brackets
+        return False
+
+
+def _timeout(text: str | None) -> float:
+    try:
+        seconds = float(text or _TIMEOUT)
+    except ValueError:
+        return _TIMEOUT
+    return seconds if isfinite(seconds) and seconds > 0 else _TIMEOUT
 
 
 @cache

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
-import time
-import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 from typing import Generic, TypeVar
+
+from ._process import close_at_exit, empty_in_children
 
 __all__ = ["Outbox", "Refused", "Unreachable"]
 
@@ -24,7 +24,7 @@ _LONGEST_WAIT = 30.0
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not what it is
-    """The server did not take it now, and may later."""
+    """The server did not take it now, and may later: *retry_after* seconds from now, if it says so."""
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
@@ -32,11 +32,19 @@ class Unreachable(Exception):  # noqa: N818 - what happened, not what it is
 
 
 class Refused(Exception):  # noqa: N818
-    """The server will not take it."""
+    """The server will not take *count* of the items (`None`: all); *as_a_whole*: but it may take parts of the batch."""
+
+    def __init__(self, reason: str, *, count: int | None = None, as_a_whole: bool = False) -> None:
+        super().__init__(reason)
+        self.count = count
+        self.as_a_whole = as_a_whole
 
 
 class Outbox(Generic[T]):
     """Items on their way to a server. Putting one in never waits and never fails.
+
+    A batch is tried four times, and once while the server seems to be down. A server that says when to come back is
+    believed any number of times: its batch is kept, and what does not fit behind it is lost.
 
     Args:
         send: Sends one batch in the outbox's own thread; raises `Unreachable` or `Refused`.
@@ -46,6 +54,7 @@ class Outbox(Generic[T]):
         delay: Seconds that an item waits for company.
         exit_seconds: How long the process may be held up at its end.
         on_fork: Called in a forked child.
+        on_end: Called by the thread when it has nothing more to send.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Outbox(Generic[T]):
         delay: float = 1.0,
         exit_seconds: float = 2.0,
         on_fork: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._send = send
         self._what = what
@@ -67,91 +77,129 @@ class Outbox(Generic[T]):
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._delay = delay
         self._exit_seconds = exit_seconds
-        self.lost = 0
-        """Items that could not be sent."""
+        self._on_fork, self._on_end = on_fork, on_end
         self._told = False
-        self._on_fork = on_fork
-        self._reset()
-        alive = weakref.WeakMethod(self._forked)
-        os.register_at_fork(after_in_child=lambda: (forked := alive()) and forked())
+        self._until: float | None = None
+        """When closed: until when what waits may still be sent."""
+        self._begin()
+        empty_in_children(self)
 
-    def _forked(self) -> None:
-        self._reset()
-        self._on_fork()
-
-    def _reset(self) -> None:
-        """Begin empty: also in a forked child, whose parent sends what it had and whose threads are gone."""
+    def _begin(self) -> None:
+        self.lost = 0
+        """Items that could not be sent, in this process."""
         self._changed = threading.Condition()
         self._queue: deque[tuple[T, int]] = deque()
         self._bytes = 0
-        self._in_flight = 0
+        self._entered = 0
+        self._settled = 0
+        """How many of those that entered were sent or lost; between the two are those that wait or are being sent."""
         self._hurry = 0
-        self._closed = False
         self._down = False
         self._thread: threading.Thread | None = None
+
+    def forked(self) -> None:
+        """Begin empty in a forked child: the parent sends what it had, and its threads are not here."""
+        self._begin()
+        self._on_fork()
 
     def put(self, item: T, size: int) -> None:
         """Let an item of about *size* bytes wait for its turn."""
         with self._changed:
-            full = len(self._queue) >= self._max_items or self._bytes + size > self._max_bytes
-            if full or self._closed:
-                self.lose(1, "too many wait already" if full else "the program is ending")
-                return
-            self._queue.append((item, size))
-            self._bytes += size
-            if self._thread is None:
-                self._start()
-            elif len(self._queue) == 1 or len(self._queue) >= self._batch_items or self._bytes >= self._batch_bytes:
-                self._changed.notify_all()
+            obstacle = self._obstacle(size)
+            if obstacle is None:
+                self._queue.append((item, size))
+                self._bytes += size
+                self._entered += 1
+                if len(self._queue) == 1 or self._full_batch():
+                    self._changed.notify_all()
+        if obstacle is not None:
+            self.lose(1, obstacle)
 
-    def _start(self) -> None:
-        alive = weakref.WeakMethod(self.close)
-        atexit.register(lambda: (close := alive()) and close())
-        self._thread = threading.Thread(target=self._work, name=f"stagegraph-{self._what}", daemon=True)
-        self._thread.start()
+    def _obstacle(self, size: int) -> str | None:
+        """Why an item cannot wait; `None` when it can, and there is a thread to send it."""
+        if self._until is not None:
+            return "tracing is closed"
+        if len(self._queue) >= self._max_items or self._bytes + size > self._max_bytes:
+            return "too many wait already"
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=f"stagegraph-{self._what}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # too many threads, or the interpreter is about to end
+                return str(error)
+            self._thread = thread
+            close_at_exit()
+        return None
+
+    def lose(self, count: int, reason: str) -> None:
+        """Count what will not arrive; the first time, say so."""
+        with self._changed:
+            self.lost += count
+        self._tell(reason)
+
+    def _tell(self, reason: str) -> None:
+        """Warn once, without the lock held: handlers of the log are not ours, and may wait for other threads."""
+        with self._changed:
+            first, self._told = not self._told, True
+        if first:
+            with suppress(Exception):
+                log.warning("%s are not reaching Langfuse (%s); runs go on, and this is said once", self._what, reason)
 
     def flush(self, seconds: float) -> bool:
-        """Send what waits now, for so long at most; whether nothing waits any more."""
+        """Send what waits now, for so long at most; whether all of it went and nothing was lost meanwhile."""
         with self._changed:
+            goal, lost = self._entered, self.lost
             self._hurry += 1
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._queue and not self._in_flight, seconds)
-            self._hurry -= 1
-            return done
+            try:
+                done = self._changed.wait_for(lambda: self._settled >= goal, min(seconds, threading.TIMEOUT_MAX))
+            finally:
+                self._hurry -= 1
+            return done and self.lost == lost
 
     def close(self, seconds: float | None = None) -> None:
         """Send what waits, for so long at most (`exit_seconds`), and take nothing more."""
+        self.settle(self.end(seconds))
+
+    def end(self, seconds: float | None = None) -> float:
+        """Take nothing more; gives the moment until which what waits may still be sent."""
         with self._changed:
-            thread, self._closed = self._thread, True
+            self._until = monotonic() + (self._exit_seconds if seconds is None else seconds)
             self._changed.notify_all()
+            return self._until
+
+    def settle(self, until: float) -> None:
+        """Wait until all is sent or *until* has come; what is left then is lost."""
+        thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
-        thread.join(self._exit_seconds if seconds is None else seconds)
         with self._changed:
-            if left := len(self._queue) + self._in_flight:
-                self._queue.clear()
-                self._bytes = self._in_flight = 0
-                self.lose(left, "the program ended before they could be sent")
+            self._changed.wait_for(lambda: self._settled == self._entered, _left(until))
+            left = self._entered - self._settled
+            self.lost += left
+            self._queue.clear()
+            self._bytes = 0
+            self._settled = self._entered
+            self._changed.notify_all()
+        if left:
+            self._tell("the program ended before they could be sent")
+        else:
+            thread.join(_left(until))
 
     def _work(self) -> None:
-        mine = self._changed
         while batch := self._next():
-            try:
-                self._deliver(batch)
-            finally:
-                with mine:
-                    self._in_flight = 0
-                    mine.notify_all()
+            self._deliver(batch)
+        with suppress(Exception):
+            self._on_end()
 
     def _next(self) -> list[T]:
         """The next batch; empty when the outbox is closed and nothing waits."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            until = time.monotonic() + self._delay
-            while not (self._closed or self._hurry or self._full_batch()):
-                if (left := until - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: self._queue or self._until is not None)
+            due = monotonic() + self._delay
+            self._changed.wait_for(
+                lambda: self._until is not None or self._hurry or self._full_batch(), due - monotonic()
+            )
             batch: list[T] = []
             total = 0
             while self._queue and len(batch) < self._batch_items and (not batch or total < self._batch_bytes):
@@ -159,46 +207,70 @@ class Outbox(Generic[T]):
                 batch.append(item)
                 total += size
             self._bytes -= total
-            self._in_flight = len(batch)
             return batch
 
     def _full_batch(self) -> bool:
         return len(self._queue) >= self._batch_items or self._bytes >= self._batch_bytes
 
     def _deliver(self, batch: list[T]) -> None:
+        """Send a batch, in halves when it has to be, and count what was lost of it."""
+        lost, reason = len(batch), ""
+        try:
+            self._send_patiently(batch)
+        except Refused as error:
+            if error.as_a_whole and len(batch) > 1:
+                half = len(batch) // 2
+                self._deliver(batch[:half])
+                self._deliver(batch[half:])
+                return
+            lost, reason = len(batch) if error.count is None else error.count, str(error)
+        except Unreachable as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001 - the thread goes on; the text may quote what is in the batch
+            reason = type(error).__name__
+        else:
+            lost = 0
+        if lost:
+            self._tell(reason)
+        with self._changed:
+            if self._settled + len(batch) <= self._entered:  # otherwise `settle` has given it up, and counted it
+                self._settled += len(batch)
+                self.lost += lost
+                self._changed.notify_all()
+
+    def _send_patiently(self, batch: list[T]) -> None:
         attempts = 1 if self._down else _ATTEMPTS
-        reason = ""
-        for attempt in range(attempts):
+        failures = 0
+        while True:
             try:
                 self._send(batch)
             except Unreachable as error:
-                reason = str(error)
-                wait = error.retry_after if error.retry_after is not None else _BACKOFF * 2**attempt
-                if attempt + 1 < attempts and not self._rest(min(wait, _LONGEST_WAIT)):
-                    break
-            except Refused as error:
-                reason = str(error)
-                break
-            except Exception as error:  # noqa: BLE001 - whatever went wrong, the thread goes on
-                reason = f"{type(error).__name__}: {error}"
-                break
+                if error.retry_after is None:
+                    failures += 1
+                    wait = _BACKOFF * 2 ** (failures - 1)
+                else:
+                    wait = max(_BACKOFF, error.retry_after)
+                if failures >= attempts or not self._rest(min(wait, _LONGEST_WAIT)):
+                    self._down = True
+                    raise
+            except Refused:
+                self._down = False
+                raise
             else:
                 self._down = False
                 return
-        self._down = True
-        with self._changed:
-            if self._in_flight:
-                self.lose(len(batch), reason)
 
     def _rest(self, seconds: float) -> bool:
-        """Wait before the next attempt; `False` when the program ends meanwhile."""
+        """Wait before the next attempt, at most until the outbox is closed; `False` when it would come too late."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed, seconds)
-            return not self._closed
+            if self._until is None:
+                self._changed.wait_for(lambda: self._until is not None, seconds)
+                return self._until is None or monotonic() < self._until
+            if monotonic() + seconds > self._until:
+                return False
+            self._changed.wait_for(lambda: self._settled == self._entered, seconds)
+            return self._settled < self._entered
 
-    def lose(self, count: int, reason: str) -> None:
-        """Count what will not arrive."""
-        self.lost += count
-        if not self._told:
-            self._told = True
-            log.warning("%s are not reaching Langfuse (%s); runs go on, and this is said once", self._what, reason)
+
+def _left(until: float) -> float:
+    return min(max(0.0, until - monotonic()), threading.TIMEOUT_MAX)

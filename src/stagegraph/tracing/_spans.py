@@ -38,6 +38,8 @@ _USAGE = {
     "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
 }
 _OWN_WORDS = (f"{METADATA}.", "langfuse.trace.metadata.")
+EXPERIMENT = "experiment"
+"""The name in a run's metadata that says for which evaluation it was made."""
 _TEXT_LIMIT = 200
 """Langfuse drops a user, session or tag that is longer."""
 
@@ -68,6 +70,13 @@ def common(name: str, session: str | None, user: str | None, tags: Sequence[str]
     if tags:
         found["langfuse.trace.tags"] = tuple(tag[:_TEXT_LIMIT] for tag in tags)
     return found
+
+
+def experiment_attributes(about: Mapping[str, object], root: str) -> Attributes:
+    """What makes a run an item of an experiment; Langfuse keeps these apart by an environment of their own."""
+    found: Attributes = {"langfuse.environment": "sdk-experiment"}
+    found |= {f"langfuse.experiment.{name}": str(value) for name, value in about.items() if value is not None}
+    return {**found, "langfuse.experiment.item.root_observation_id": root}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -20,7 +20,20 @@ from stagegraph.recorder import as_json
 from ._agents import CallTracer
 from ._content import shape
 from ._ids import span_number
-from ._spans import INPUT, LEVEL, OUTPUT, STATUS, TYPE, Attributes, common, metadata, names, sampled
+from ._spans import (
+    EXPERIMENT,
+    INPUT,
+    LEVEL,
+    OUTPUT,
+    STATUS,
+    TYPE,
+    Attributes,
+    common,
+    experiment_attributes,
+    metadata,
+    names,
+    sampled,
+)
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
@@ -46,11 +59,16 @@ class LangfuseTrace:
         self._start = start
         self._number = number
         connection = tracing.connection
+        told = dict(start.metadata)
+        experiment = told.pop(EXPERIMENT, None)
         extra: Attributes = {
             "langfuse.environment": connection.environment,
             "langfuse.version": start.prompts.digest,
-            **metadata({**start.metadata, "run_id": start.run_id}, "langfuse.trace.metadata"),
+            **metadata({**told, "run_id": start.run_id}, "langfuse.trace.metadata"),
         }
+        if isinstance(experiment, dict):
+            root = span_number(start.run_id, start.root_key, start.segment)
+            extra |= experiment_attributes(cast("dict[str, object]", experiment), f"{root:016x}")
         if connection.release:
             extra["langfuse.release"] = connection.release
         self._common = common(start.graph, start.session_id, start.user_id, start.tags, extra)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Wire"]
 
-_SMALLEST_SPLIT = 1
+_LARGEST = 5_000_000
+"""Bytes of one request before compression; servers and proxies take a little more."""
 _LATER = {408, 425, 429}
 
 
@@ -34,23 +35,27 @@ class Wire:
         """Forget the connections: after a fork they belong to the parent."""
         self._client = None
 
+    def close(self) -> None:
+        """Close the connections; the next request makes new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
     def send_spans(self, spans: Sequence[ReadableSpan]) -> None:
-        """Send spans; a batch that the server finds too large goes in halves.
+        """Send spans.
 
         Raises:
             Unreachable: it may work later.
-            Refused: it will not.
+            Refused: it will not, or not in one request.
         """
-        body = gzip.compress(encode_spans(spans).SerializeToString(), 3)
-        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
         try:
-            self._post("/api/public/otel/v1/traces", body, headers)
-        except _TooLargeError:
-            if len(spans) <= _SMALLEST_SPLIT:
-                raise
-            half = len(spans) // 2
-            self.send_spans(spans[:half])
-            self.send_spans(spans[half:])
+            content = encode_spans(spans).SerializeToString()
+        except (TypeError, ValueError) as error:
+            msg = f"one could not be encoded: {type(error).__name__}"
+            raise Refused(msg, as_a_whole=True) from None
+        _check_size(content, len(spans))
+        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+        self._post("/api/public/otel/v1/traces", gzip.compress(content, 3), headers)
 
     def send_scores(self, scores: Sequence[dict[str, Any]]) -> None:
         """Send scores.
@@ -59,11 +64,11 @@ class Wire:
             Unreachable: it may work later.
             Refused: the server does not take them, or not all of them.
         """
-        body = json.dumps(list(scores), ensure_ascii=False).encode("utf-8", "replace")
-        answer = self._post("/api/public/scores", body, {"Content-Type": "application/json"})
+        content = json.dumps(list(scores), ensure_ascii=False).encode("utf-8", "replace")
+        _check_size(content, len(scores))
+        answer = self._post("/api/public/scores", content, {"Content-Type": "application/json"})
         if answer.status_code == 207:  # noqa: PLR2004
-            msg = f"the server took only a part of {len(scores)} scores"
-            raise Refused(msg)
+            raise _rejected(answer, len(scores))
 
     def _post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
         connection = self._connection
@@ -75,19 +80,32 @@ class Wire:
             msg = f"{connection.base_url} does not answer: {type(error).__name__}"
             raise Unreachable(msg) from None
         status = answer.status_code
-        if status < 300:  # noqa: PLR2004
-            return answer
         what = f"{connection.base_url} answered {status}"
+        if status < 300:  # noqa: PLR2004
+            if "html" in answer.headers.get("content-type", ""):
+                msg = f"{what} with a web page: check LANGFUSE_BASE_URL"
+                raise Refused(msg)
+            return answer
         if status in _LATER or status >= 500:  # noqa: PLR2004
             raise Unreachable(what, _seconds(answer.headers.get("retry-after")))
-        if status == 413:  # noqa: PLR2004
-            raise _TooLargeError(what)
         hint = ": check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY" if status in {401, 403} else ""
-        raise Refused(what + hint)
+        raise Refused(what + hint, as_a_whole=status == 413)  # noqa: PLR2004
 
 
-class _TooLargeError(Refused):
-    """The server does not take so much at once."""
+def _check_size(content: bytes, count: int) -> None:
+    if len(content) > _LARGEST and count > 1:
+        msg = f"{len(content)} bytes are too many for one request"
+        raise Refused(msg, as_a_whole=True)
+
+
+def _rejected(answer: httpx.Response, count: int) -> Refused:
+    """What a 207 says: how many of *count* scores were not taken."""
+    try:
+        rejected = int(answer.json()["rejected"])
+    except (KeyError, TypeError, ValueError):
+        rejected = count
+    rejected = min(max(rejected, 0), count)
+    return Refused(f"the server did not take {rejected} of {count} scores", count=rejected)
 
 
 def _seconds(text: str | None) -> float | None:

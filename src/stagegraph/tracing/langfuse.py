@@ -19,9 +19,11 @@ from ._connection import Connection
 from ._content import Capture, Redact, known_secrets, redacted_text, scrubbed
 from ._ids import observation_id, score_id, trace_id, trace_number
 from ._outbox import Outbox
+from ._process import close_all
 from ._spans import Policy
 from ._trace import LangfuseTrace
 from ._wire import Wire
+from .source import CORRECTION
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -84,10 +86,18 @@ class LangfuseTracing:
         self._policy = Policy(capture, redact, max_content)
         self._wires = Wire(self.connection), Wire(self.connection)
         self._spans: Outbox[ReadableSpan] = Outbox(
-            self._send_spans, what="observations", on_fork=self._wires[0].reset, exit_seconds=exit_seconds
+            self._send_spans,
+            what="observations",
+            exit_seconds=exit_seconds,
+            on_fork=self._wires[0].reset,
+            on_end=self._wires[0].close,
         )
         self._scores: Outbox[dict[str, Any]] = Outbox(
-            self._wires[1].send_scores, what="scores", on_fork=self._wires[1].reset, exit_seconds=exit_seconds
+            self._wires[1].send_scores,
+            what="scores",
+            exit_seconds=exit_seconds,
+            on_fork=self._wires[1].reset,
+            on_end=self._wires[1].close,
         )
         labels = {"langfuse.environment": self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
@@ -102,7 +112,7 @@ class LangfuseTracing:
 
     @property
     def lost(self) -> int:
-        """Observations and scores that the server did not take."""
+        """Observations and scores of this process that the server did not take."""
         return self._spans.lost + self._scores.lost
 
     def open(self, start: TraceStart) -> LangfuseTrace | None:
@@ -118,7 +128,7 @@ class LangfuseTracing:
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be made."""
-        self._spans.lose(1, f"one could not be made: {type(problem).__name__}: {problem}")
+        self._spans.lose(1, f"one could not be made: {type(problem).__name__}")
 
     def _send_spans(self, spans: list[ReadableSpan]) -> None:
         policy = replace(self._policy, secrets=(self.connection.secret_key, *known_secrets()))
@@ -130,7 +140,9 @@ class LangfuseTracing:
         The server replaces a score only by one with the same id and time, so all of a run's carry the time it began.
         """
         value, kind = feedback.value, "TEXT"
-        if isinstance(value, bool):
+        if feedback.name == CORRECTION and isinstance(value, str):
+            kind = "CORRECTION"
+        elif isinstance(value, bool):
             value, kind = int(value), "BOOLEAN"
         elif isinstance(value, (int, float)):
             kind = "NUMERIC"
@@ -150,14 +162,14 @@ class LangfuseTracing:
             body["comment"] = self._text(feedback.comment)
         body["timestamp"] = begun.isoformat(timespec="milliseconds")
         body["metadata"] = {"given": feedback.time.isoformat(timespec="milliseconds")}
-        self._scores.put(body, 300 + len(feedback.comment or ""))
+        self._scores.put(body, 300 + len(str(body["value"])) + len(body.get("comment", "")))
 
     def _text(self, text: str) -> str:
         said = text if self.redact is None else redacted_text(text, self.redact)
         return scrubbed(said, (self.connection.secret_key, *known_secrets()))
 
     async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what waits, for so long at most; whether everything is on its way."""
+        """Send what waits, for so long at most; whether the server took everything."""
         done = await asyncio.gather(
             asyncio.to_thread(self._spans.flush, seconds), asyncio.to_thread(self._scores.flush, seconds)
         )
@@ -165,8 +177,7 @@ class LangfuseTracing:
 
     def close(self, seconds: float | None = None) -> None:
         """Send what waits and take nothing more; the end of the process does it, too."""
-        for box in (self._spans, self._scores):
-            box.close(seconds)
+        close_all((self._spans, self._scores), seconds)
 
     def __repr__(self) -> str:
         return f"<LangfuseTracing {self.connection.base_url} {self.connection.environment}>"

@@ -1,0 +1,110 @@
+"""`stagegraph export`: recorded runs as a data set."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import typer
+from rich.text import Text
+
+from ._langfuse import LangfuseOption
+from ._stored import DEFAULT_JOURNAL, JournalOption, moment, open_journal
+from ._text import console, plain
+
+if TYPE_CHECKING:
+    from stagegraph.example import Example
+
+__all__ = ["export"]
+
+
+def export(
+    graph: Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the examples go, one JSON object a line.")],
+    stage: Annotated[str | None, typer.Option(metavar="PATH", help="Only the calls of this stage or step.")] = None,
+    since: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
+    until: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; may be given again.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
+    session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Only runs of this environment (Langfuse).")] = None,
+    score: Annotated[str | None, typer.Option(metavar="NAME", help="Only what has this score.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Only what has a score of at least this.")] = None,
+    limit: Annotated[int | None, typer.Option(help="How many.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME=SHARE,...", help="Deal them out: train=0.6,val=0.2,test=0.2.")
+    ] = None,
+    split_by: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Each part gets its share of every value of this field.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another number deals otherwise.")] = 0,
+    langfuse: LangfuseOption = False,
+    journal: JournalOption = DEFAULT_JOURNAL,
+) -> None:
+    """Write recorded runs as examples: what went in, and what came out or should have."""
+    from stagegraph.errors import DeclarationError  # noqa: PLC0415
+    from stagegraph.example import save_examples, split_examples  # noqa: PLC0415
+    from stagegraph.structure import Structure, closest  # noqa: PLC0415
+    from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
+
+    from ._load import load_graph  # noqa: PLC0415
+
+    shares = _shares(split)
+    root = load_graph(graph)
+    nodes = Structure.of(root).nodes
+    if stage is not None and stage not in nodes:
+        msg = f"{root.label} has no `{stage}`{closest(stage, [path for path in nodes if path])}"
+        raise DeclarationError(msg)
+
+    async def read() -> tuple[list[Example[Any]], dict[str, int]]:
+        store = None if langfuse else open_journal(journal)
+        try:
+            source = LangfuseRuns() if store is None else JournalRuns(store)
+            found = await source.examples(
+                root,
+                stage=nodes[stage] if stage is not None else None,
+                since=_moment(since),
+                until=_moment(until),
+                tags=tag or (),
+                user=user,
+                session=session,
+                environment=environment,
+                score=score,
+                min_score=min_score,
+                limit=limit,
+            )
+            return found, dict(source.skipped)
+        finally:
+            if store is not None:
+                await store.aclose()
+
+    examples, skipped = anyio.run(read)
+    told = console(stderr=True)
+    if not shares:
+        told.print(Text(plain(f"wrote {save_examples(examples, out)} examples to {out}")))
+    for name, part in split_examples(examples, shares, by=split_by, seed=seed).items() if shares else ():
+        file = out.with_name(f"{out.stem}.{name}{out.suffix}")
+        told.print(Text(plain(f"wrote {save_examples(part, file)} examples to {file}")))
+    for reason, count in skipped.items():
+        told.print(Text(plain(f"left out {count}: {reason}"), "dim"))
+
+
+def _shares(text: str | None) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for part in text.split(",") if text else ():
+        name, _, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError:
+            shares[name.strip()] = -1
+    if any(share <= 0 or not name.isidentifier() for name, share in shares.items()):
+        msg = f"{text!r} is no split: write train=0.6,val=0.2,test=0.2"
+        raise typer.BadParameter(msg)
+    return shares
+
+
+def _moment(text: str | None) -> datetime | None:
+    seconds = moment(text)
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,221 @@
+"""Langfuse data sets: examples written to them and read from them, and graphs evaluated on them as experiments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from inspect import isawaitable
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Generic, cast
+from urllib.parse import quote
+
+import anyio
+from pydantic import ValidationError
+from typing_extensions import TypeVar
+
+from stagegraph.errors import RunError, TracingError
+from stagegraph.example import Example
+from stagegraph.score import Feedback
+
+from ._connection import Connection
+from ._ids import observation_id, trace_id
+from ._rest import Rest
+from .langfuse import LangfuseTracing
+
+if TYPE_CHECKING:
+    from stagegraph.node import Node
+    from stagegraph.run import Run
+    from stagegraph.runner import Runner
+    from stagegraph.score import Scored
+
+__all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_dataset"]
+
+In = TypeVar("In", default=Any)
+Out = TypeVar("Out", default=Any)
+
+_SIDE_BY_SIDE = 8
+
+
+async def to_dataset(
+    examples: Iterable[Example[Any]],
+    name: str,
+    *,
+    description: str | None = None,
+    connection: Connection | None = None,
+) -> int:
+    """Put examples into a Langfuse data set, which is made if there is none; gives how many.
+
+    An example with the same id is replaced. Examples that came from recorded runs are linked to the run and the call.
+
+    Raises:
+        TracingError: the server does not take them; those before have been sent.
+    """
+    count = 0
+    async with Rest(connection or Connection.of()) as rest:
+        about = {"description": description} if description is not None else {}
+        await rest.post("v2/datasets", {"name": name, **about})
+        limiter = anyio.CapacityLimiter(_SIDE_BY_SIDE)
+
+        async def put(example: Example[Any]) -> None:
+            async with limiter:
+                await rest.post("dataset-items", _item(example, name))
+
+        async with anyio.create_task_group() as group:
+            for example in examples:
+                group.start_soon(put, example)
+                count += 1
+    return count
+
+
+def _item(example: Example[Any], dataset: str) -> dict[str, Any]:
+    data = example.data()
+    # Ids are unique in a whole project, and the same example may stand in several data sets.
+    item = {
+        "id": sha256(f"{dataset}\0{example.id}".encode()).hexdigest()[:32],
+        "datasetName": dataset,
+        "input": data["input"],
+        "expectedOutput": data.get("expected"),
+        "metadata": {**data.get("metadata", {}), "example_id": example.id},
+    }
+    run_id, key = example.metadata.get("run_id"), example.metadata.get("key")
+    if isinstance(run_id, str):
+        item["sourceTraceId"] = trace_id(run_id)
+        if isinstance(key, str):
+            item["sourceObservationId"] = observation_id(run_id, key, int(example.metadata.get("segment") or 0))
+    return item
+
+
+async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connection | None = None) -> list[Example[In]]:
+    """The active items of a Langfuse data set, with inputs of the graph's type, the oldest first.
+
+    Raises:
+        TracingError: there is no such data set, an input does not fit (it names the item), or nobody answers.
+    """
+    return [example for example, _ in await _items(name, graph, connection or Connection.of())]
+
+
+async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], dict[str, Any]]]:
+    found: list[tuple[Example[In], dict[str, Any]]] = []
+    async with Rest(connection) as rest:
+        async for item in rest.rows("dataset-items", datasetName=name, limit=100):
+            if item.get("status", "ACTIVE") != "ACTIVE":
+                continue
+            try:
+                given = graph.takes.load(item.get("input"))
+            except (ValidationError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                msg = f"item {item.get('id')} of data set {name!r} is no {graph.takes.name}: {reason}"
+                raise TracingError(msg) from error
+            told: Any = item.get("metadata")
+            metadata = dict(cast("dict[str, Any]", told)) if isinstance(told, dict) else {}
+            id_ = str(metadata.pop("example_id", None) or item.get("id"))
+            found.append((Example(given, item.get("expectedOutput"), id_, metadata), item))
+    found.reverse()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentRow(Generic[In, Out]):
+    """One item of an experiment."""
+
+    example: Example[In]
+    run: Run[In, Out]
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment(Generic[In, Out]):
+    """A graph evaluated on every item of a data set."""
+
+    name: str
+    id: str
+    dataset: str
+    rows: tuple[ExperimentRow[In, Out], ...]
+
+    def mean(self, score: str = "score") -> float:
+        """The mean of a score over all items that have it."""
+        return fmean([row.scores[score] for row in self.rows if score in row.scores])
+
+
+Metric = Callable[["Example[Any]", "Run[Any, Any]"], "float | Awaitable[float]"]
+
+
+async def run_experiment(
+    graph: Node[In, Out],
+    dataset: str,
+    *,
+    runner: Runner,
+    metrics: dict[str, Metric],
+    name: str | None = None,
+    description: str | None = None,
+    side_by_side: int = _SIDE_BY_SIDE,
+) -> Experiment[In, Out]:
+    """Run a graph on every item of a Langfuse data set, and record it there as an experiment.
+
+    Args:
+        graph: What to evaluate.
+        dataset: The data set's name.
+        runner: Runs it; its tracing is `LangfuseTracing`.
+        metrics: Name -> a function (also an async one) of the example and the whole run, which gives a number. A run
+            that failed is not scored.
+        name: Of the experiment; the graph's name and the time without it.
+        description: What a reader should know.
+        side_by_side: How many items run at once.
+
+    Raises:
+        TracingError: the runner does not trace to Langfuse, there is no such data set, or the server does not answer.
+    """
+    tracing = runner.tracing
+    if not isinstance(tracing, LangfuseTracing):
+        msg = "an experiment is recorded in Langfuse: give the runner `tracing=LangfuseTracing(...)`"
+        raise TracingError(msg)
+    connection = tracing.connection
+    label = name or f"{graph.label} - {datetime.now(UTC).isoformat(timespec='seconds')}"
+    items = await _items(dataset, graph, connection)
+    async with Rest(connection) as rest:
+        dataset_id = str((await rest.get(f"v2/datasets/{quote(dataset, safe='')}")).get("id"))
+        projects: Any = (await rest.get("projects")).get("data") or [{}]
+    experiment = _experiment_id(str(projects[0].get("id")), dataset_id, label)
+    rows: dict[str, ExperimentRow[In, Out]] = {}
+    limiter = anyio.CapacityLimiter(side_by_side)
+
+    async def one(example: Example[In], item: dict[str, Any]) -> None:
+        about = {
+            "id": experiment,
+            "name": label,
+            "description": description,
+            "dataset.id": dataset_id,
+            "item.id": str(item["id"]),
+            "item.expected_output": json.dumps(example.data().get("expected")),
+        }
+        async with limiter:
+            try:
+                run = await runner.run(graph, example.input, metadata={"experiment": about})
+            except RunError as error:
+                run = error.run
+            scores: dict[str, float] = {}
+            for metric, judge in metrics.items() if run.status == "succeeded" else ():
+                value = judge(example, run)
+                scores[metric] = float(await value if isawaitable(value) else value)
+                _send(tracing, run, metric, scores[metric])
+        rows[str(item["id"])] = ExperimentRow(example, run, scores)
+
+    async with anyio.create_task_group() as group:
+        for example, item in items:
+            group.start_soon(one, example, item)
+    await tracing.flush()
+    return Experiment(label, experiment, dataset, tuple(rows[str(item["id"])] for _, item in items))
+
+
+def _send(tracing: LangfuseTracing, run: Run[Any, Any], name: str, value: Scored) -> None:
+    now = datetime.now(UTC)
+    tracing.score(run.id, Feedback(name=name, value=value, time=now), 0, run.started)
+
+
+def _experiment_id(project: str, dataset: str, name: str) -> str:
+    """The id that the server works out for an experiment of this name on this data set."""
+    text = json.dumps(["langfuse-experiment-v1", project, dataset, name], separators=(",", ":"), ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,244 @@
+"""Recorded runs as data to learn from, wherever they were recorded."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from pydantic import ValidationError
+
+from stagegraph.errors import DeclarationError
+from stagegraph.example import Example, digest_of
+from stagegraph.stored import run_of
+from stagegraph.structure import Structure
+
+if TYPE_CHECKING:
+    from stagegraph.call import Call
+    from stagegraph.journal import CallRow, FeedbackRow, RunRow
+    from stagegraph.node import Node
+    from stagegraph.run import Run
+    from stagegraph.score import Feedback
+
+__all__ = ["CORRECTION", "Pages", "RunSource", "Wanted"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+StageIn = TypeVar("StageIn")
+
+CORRECTION = "correction"
+"""The name of a score whose text is what should have come out."""
+
+Pages = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
+"""One run as a journal keeps it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which runs; everything that is set must fit."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    tags: tuple[str, ...] = ()
+    user: str | None = None
+    session: str | None = None
+    environment: str | None = None
+    status: str | None = None
+    score: str | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    experiments: bool = False
+    limit: int | None = None
+
+    def scored(self, scores: Sequence[Feedback]) -> bool:
+        """Whether there is a score that fits."""
+        if self.score is None and self.min_score is None and self.max_score is None:
+            return True
+        return any(self._fits(one) for one in scores if self.score in {None, one.name} and one.name != CORRECTION)
+
+    def _fits(self, score: Feedback) -> bool:
+        if self.min_score is None and self.max_score is None:
+            return True
+        value = score.value
+        if not isinstance(value, (int, float)):
+            return False
+        return (self.min_score is None or value >= self.min_score) and (
+            self.max_score is None or value <= self.max_score
+        )
+
+
+class RunSource(ABC):
+    """Where recorded runs are read: `JournalRuns` from a local journal, `LangfuseRuns` from a server.
+
+    What cannot be used is never an error: it is counted in `skipped`, by reason, over all that was read so far.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    @abstractmethod
+    def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncIterator[Pages]:
+        """The recorded runs of a graph, the newest first."""
+
+    async def runs(
+        self,
+        graph: Node[In, Out],
+        *,
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        tags: Sequence[str] = (),
+        user: str | None = None,
+        session: str | None = None,
+        environment: str | None = None,
+        status: str | None = None,
+        score: str | None = None,
+        min_score: float | None = None,
+        max_score: float | None = None,
+        experiments: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Run[In, Out]]:
+        """Typed runs with their calls and scores, the newest first.
+
+        Args:
+            graph: Whose runs.
+            since: Only runs that began then or later: a moment, or how long ago.
+            until: Only runs that began before.
+            tags: Only runs that have all of these.
+            user: Only runs of this user.
+            session: Only runs of this session.
+            environment: Only runs of this environment; a local journal knows none.
+            status: Only runs that ended this way: `succeeded`, `failed`.
+            score: Only runs that have a score of this name.
+            min_score: Only runs with a numeric score (of that name, if one is given) of at least this.
+            max_score: The same for at most.
+            experiments: Also runs that were made to evaluate something.
+            limit: How many.
+
+        Raises:
+            TracingError: the server does not answer.
+        """
+        wanted = Wanted(
+            since=_moment(since),
+            until=_moment(until),
+            tags=tuple(tags),
+            user=user,
+            session=session,
+            environment=environment,
+            status=status,
+            score=score,
+            min_score=min_score,
+            max_score=max_score,
+            experiments=experiments,
+            limit=limit,
+        )
+        count = 0
+        async for row, calls, scores in self.pages(graph, wanted):
+            run = run_of(row, calls, scores, graph)
+            if not (graph.takes.accepts(run.input) and (run.status != "succeeded" or graph.gives.accepts(run.output))):
+                self.skipped["a run does not fit the graph's types any more"] += 1
+                continue
+            if not wanted.scored(run.feedback):
+                continue
+            yield run
+            count += 1
+            if count == limit:
+                return
+
+    @overload
+    async def examples(self, graph: Node[In, Out], *, stage: None = None, **which: Any) -> list[Example[In]]: ...
+    @overload
+    async def examples(
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any], **which: Any
+    ) -> list[Example[StageIn]]: ...
+    async def examples(
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any] | None = None, **which: Any
+    ) -> list[Example[In]] | list[Example[StageIn]]:
+        """Data for the whole graph, or for one of its stages: what went in, and what should come out.
+
+        A correction is the expected output; without one, it is what came out. Runs that failed give none unless
+        they were corrected. Of equal inputs the newest stays, and one that was corrected before all.
+
+        Args:
+            graph: Whose runs.
+            stage: Only the calls of this node: `Build.code`.
+            which: What `runs` takes; with a stage, `score`, `min_score` and `max_score` are about its calls.
+
+        Raises:
+            TracingError: the server does not answer.
+            DeclarationError: the graph has no such stage.
+        """
+        paths = {""} if stage is None else Structure.of(graph).paths(stage)
+        scores = {name: which.pop(name) for name in ("score", "min_score", "max_score") if name in which and stage}
+        wanted = Wanted(**scores)
+        limit: int | None = which.pop("limit", None)
+        found: dict[str, Example[Any]] = {}
+        async for run in self.runs(graph, **which):
+            calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
+            for call in calls:
+                about = [one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)]
+                if not wanted.scored(about):
+                    continue
+                example = self._example(run, call, about, run.structure.nodes[call.path])
+                if example is None:
+                    continue
+                digest = digest_of(call.input)
+                before = found.get(digest)
+                if before is not None:
+                    self.skipped["the same input again"] += 1
+                if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
+                    found[digest] = example
+            if limit is not None and len(found) >= limit:
+                break
+        return list(found.values())[:limit]
+
+    def _example(
+        self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], node: Node[Any, Any]
+    ) -> Example[Any] | None:
+        if not node.takes.accepts(call.input):
+            self.skipped["an input does not fit its type any more"] += 1
+            return None
+        corrections = [one for one in about if one.name == CORRECTION]
+        if corrections:
+            try:
+                expected = _corrected(corrections[-1].value, node)
+            except (ValidationError, ValueError):
+                self.skipped["a correction does not fit the output type"] += 1
+                return None
+        elif not call.ok:
+            self.skipped["it failed, and nobody corrected it"] += 1
+            return None
+        elif not node.gives.accepts(call.output):
+            self.skipped["an output does not fit its type any more"] += 1
+            return None
+        else:
+            expected = call.output
+        scores = {one.name: one.value for one in about if one.name != CORRECTION}
+        metadata = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
+        name = digest_of([run.id, call.key])
+        return Example(call.input, expected, name, metadata)
+
+
+def _corrected(value: object, node: Node[Any, Any]) -> Any:
+    if not isinstance(value, str):
+        return node.gives.load(value)
+    try:
+        data = json.loads(value)
+    except ValueError:
+        data = value  # a plain text, for a stage that gives one
+    try:
+        return node.gives.load(data)
+    except ValidationError:
+        return node.gives.load(value)
+
+
+def _moment(value: datetime | timedelta | None) -> datetime | None:
+    if isinstance(value, timedelta):
+        return datetime.now(UTC) - value
+    if value is not None and value.tzinfo is None:
+        msg = f"{value!r} has no time zone; write datetime(..., tzinfo=UTC), or how long ago as a timedelta"
+        raise DeclarationError(msg)
+    return value
