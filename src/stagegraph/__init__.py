@@ -26,7 +26,7 @@ from .node import Node
 from .prompts import Demo, Prompt, Prompts
 from .run import Run
 from .runner import Runner
-from .score import Feedback, Note, note
+from .score import Feedback, Note, Score, note
 from .scores import feedback
 from .stage import Stage
 from .step import Step, step
@@ -58,6 +58,7 @@ __all__ = [
     "Run",
     "RunError",
     "Runner",
+    "Score",
     "Stage",
     "StageError",
     "StagegraphError",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
-__all__ = ["Feedback", "Note", "Scored", "note"]
+__all__ = ["Feedback", "Note", "Score", "Scored", "note"]
 
 Scored = int | float | bool | str
 """What a score may be: a number, a yes or no, a category or a text."""
@@ -20,6 +22,27 @@ class Note:
     text: str
     weight: float = 1.0
     """How much this note counts beside others; 1.0 is an ordinary one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric's verdict on one run."""
+
+    value: float
+    """More is better; usually from 0 to 1."""
+    notes: Sequence[Note] = ()
+    """What went wrong (or right), each at the call or stage that earned it."""
+    objectives: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Further things to have more of: `{"cost": -0.02}`."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"": self.value, **self.objectives}.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):  # pyright: ignore[reportUnnecessaryIsInstance]
+                what = f"objective {name!r}" if name else "a score"
+                msg = f"{what} is a finite number, not {value!r}"
+                raise ValueError(msg)
+        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "notes", tuple(self.notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

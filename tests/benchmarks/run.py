@@ -7,11 +7,12 @@ import warnings
 
 import core
 import journal
+import tracing
 from table import Row, printed
 
 
 async def main() -> list[Row]:
-    return [*await core.rows(), *await journal.rows()]
+    return [*await core.rows(), *await journal.rows(), *await tracing.rows()]
 
 
 if __name__ == "__main__":
