@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
 FACTS = {"errors", "score", "call", "events", "example", "schema", "render", "prompt", "prompts", "prompts_file"}
-DECLARE = {"frame", "node", "step", "stage", "graph", "flow", "structure", "mermaid"}
+DECLARE = {"frame", "node", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
     "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "limits", "live",
     "models", "ops", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .prompts import Prompts
     from .stage import Stage
-    from .step import Step
+    from .steps import Step
     from .structure import Structure
     from .trace import Trace, Tracing
 

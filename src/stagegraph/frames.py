@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .graph import Graph
     from .record import Entry
     from .stage import Stage
-    from .step import Step
+    from .steps import Step
 
 __all__ = ["GraphFrame", "LeafFrame", "root_frame"]
 

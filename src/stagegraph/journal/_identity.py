@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stagegraph.prompts import Prompt
     from stagegraph.stage import Stage
-    from stagegraph.step import Step
+    from stagegraph.steps import Step
 
 __all__ = ["Fixed", "hashed", "stage_parts", "step_parts"]
 

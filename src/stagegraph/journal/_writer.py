@@ -35,6 +35,8 @@ class Writer:
         self._rows: list[Row] = []
         self._waiters: list[Waiter] = []
         self._flushing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that is to flush, until it begins to."""
         self._connection: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._since_checkpoint = 0
@@ -44,10 +46,11 @@ class Writer:
             self._rows += rows
             if waiter is not None:
                 self._waiters.append(waiter)
-            if self._flushing:
-                return
+            if self._flushing and (self._loop is None or not self._loop.is_closed()):
+                return  # a loop that was closed before it came to it never will
             self._flushing = True
-        asyncio.get_running_loop().call_soon(self._flush)
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._flush)
 
     def close(self) -> None:
         """Write what is there and let go of the file."""
@@ -61,7 +64,12 @@ class Writer:
         if connection is not None:
             connection.close()
 
+    def __del__(self) -> None:
+        if (connection := getattr(self, "_connection", None)) is not None:
+            connection.close()  # a program that forgets to close its journal hears no warning of it
+
     def _flush(self) -> None:
+        self._loop = None
         if not self._write(0):
             self._in_thread(self._wait_and_write)
         elif self._since_checkpoint >= _ROWS_PER_CHECKPOINT:
