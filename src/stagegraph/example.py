@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from hashlib import blake2b
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import SchemaSerializer, core_schema, to_jsonable_python
 from typing_extensions import TypeVar
 
-from .errors import InputError
+from .errors import DeclarationError, InputError
+from .prompt import first_problem
 
 if TYPE_CHECKING:
     import os
@@ -45,25 +50,66 @@ class Example(Generic[In]):
 
     def data(self) -> dict[str, Any]:
         """The row as plain data; what is empty is left out."""
-        row: dict[str, Any] = {"id": self.id, "input": to_jsonable_python(self.input)}
+        row: dict[str, Any] = {"id": self.id, "input": to_jsonable_python(self.input, bytes_mode="base64")}
         if self.expected is not None:
-            row["expected"] = to_jsonable_python(self.expected)
+            row["expected"] = to_jsonable_python(self.expected, bytes_mode="base64")
         if self.metadata:
             row["metadata"] = to_jsonable_python(dict(self.metadata))
         return row
 
 
+_PLAIN = SchemaSerializer(core_schema.any_schema())
+
+
 def digest_of(value: object) -> str:
-    """16 hexadecimal digits, equal for values that say the same."""
-    text = json.dumps(to_jsonable_python(value, fallback=repr), sort_keys=True)
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    """16 hexadecimal digits, equal for values that say the same, and in every process."""
+    return blake2b(_canonical(value).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    with suppress(TypeError, ValueError):  # a set of models: as plain data they are in no set
+        value = _ordered(_PLAIN.to_python(value, warnings=False))
+    data = to_jsonable_python(value, bytes_mode="base64", fallback=repr)
+    return json.dumps(data, sort_keys=True)
+
+
+def _ordered(data: Any) -> Any:
+    """Plain data with each set as a sorted list: a set comes in another order in each process."""
+    if isinstance(data, (set, frozenset)):
+        return sorted(map(_ordered, cast("set[Any]", data)), key=repr)
+    if isinstance(data, Mapping):
+        return {key: _ordered(item) for key, item in cast("Mapping[Any, Any]", data).items()}
+    if isinstance(data, (list, tuple)):
+        return [_ordered(item) for item in cast("list[Any]", data)]
+    return data
 
 
 def save_examples(examples: Iterable[Example[Any]], path: str | os.PathLike[str]) -> int:
-    """Write one JSON object a line; gives how many."""
-    rows = [json.dumps(example.data(), ensure_ascii=False) for example in examples]
-    Path(path).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8", errors="replace", newline="\n")
+    """Write one JSON object a line; gives how many.
+
+    Raises:
+        InputError: an example cannot be written as JSON, or the file cannot be written.
+    """
+    rows: list[bytes] = []
+    for number, example in enumerate(examples, 1):
+        try:
+            rows.append(_line(example.data()))
+        except ValueError as error:
+            msg = f"{path}: example {number} ({example.id}) cannot be written as JSON: {error}"
+            raise InputError(msg) from error
+    try:
+        Path(path).write_bytes(b"".join(rows))
+    except OSError as error:
+        msg = f"the examples could not be written: {error}"
+        raise InputError(msg) from error
     return len(rows)
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: only its escape is valid in a file
+        return f"{json.dumps(row)}\n".encode()
 
 
 def load_examples(
@@ -77,24 +123,46 @@ def load_examples(
         split: Only rows with this `split` (`train`, `test`).
 
     Raises:
-        InputError: a line is no such row, or its input does not fit; it names the line.
+        InputError: the file cannot be read, a line is no such row, or its input does not fit; it names the line.
     """
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: the examples could not be read: {error}"
+        raise InputError(msg) from error
     found: list[Example[Any]] = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` would also split at what may stand in a text
         if not line.strip():
             continue
         try:
-            row: Any = json.loads(line)
-            data = cast("dict[str, Any]", row)
-            given = data["input"] if takes is None else takes.load(data["input"])
-        except (ValidationError, ValueError, KeyError, TypeError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            msg = f"{path}, line {number}: this is no example: {reason}"
+            example = _example(json.loads(line), takes)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            msg = f"{path}, line {number}: this is no example: {_reason(error)}"
             raise InputError(msg) from error
-        if split is None or data.get("split") == split:
-            metadata = dict(data.get("metadata") or {}) | ({"split": data["split"]} if "split" in data else {})
-            found.append(Example(given, data.get("expected"), str(data.get("id") or ""), metadata))
+        if split is None or example.metadata.get("split") == split:
+            found.append(example)
     return found
+
+
+def _example(row: Any, takes: Schema | None) -> Example[Any]:
+    if not isinstance(row, dict):
+        msg = "it is no JSON object"
+        raise TypeError(msg)
+    data = cast("dict[str, Any]", row)
+    given = data["input"] if takes is None else takes.load(data["input"])
+    told: Any = data.get("metadata") or {}
+    if not isinstance(told, dict):
+        msg = "its metadata is no JSON object"
+        raise TypeError(msg)
+    metadata = cast("dict[str, Any]", told) | ({"split": data["split"]} if "split" in data else {})
+    name = data.get("id")
+    return Example(given, data.get("expected"), "" if name is None else str(name), metadata)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return first_problem(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
 
 
 def split_examples(
@@ -107,29 +175,43 @@ def split_examples(
         shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; they are taken relative to their sum.
         by: What makes a kind: a field of `expected` or a name in the metadata; the whole `expected` without it.
         seed: Another number deals otherwise.
+
+    Raises:
+        DeclarationError: a share is no positive number.
     """
+    if not shares or not all(isfinite(share) and share > 0 for share in shares.values()):
+        msg = f"split_examples(shares={dict(shares)!r}): each part needs a share above 0"
+        raise DeclarationError(msg)
     kinds: dict[str, list[Example[In]]] = {}
     for example in examples:
         kinds.setdefault(_kind(example, by), []).append(example)
-    total = sum(shares.values())
+    total = sum(map(Fraction, shares.values()))
     parts: dict[str, list[Example[In]]] = {name: [] for name in shares}
-    owed = dict.fromkeys(shares, 0.0)
-    for kind in sorted(kinds):
+    owed = dict.fromkeys(shares, Fraction(0))
+    order = sorted(kinds)
+    random.Random(str(seed)).shuffle(order)  # noqa: S311 - nothing secret
+    for kind in order:
         rows = sorted(kinds[kind], key=lambda example: example.id)
-        random.Random(f"{seed}:{kind}").shuffle(rows)  # noqa: S311 - nothing secret
-        for row in rows:
-            for name, share in shares.items():
-                owed[name] += share / total
-            name = max(owed, key=lambda one: owed[one])  # the part that is furthest behind its share
+        random.Random(f"{seed}:{kind}").shuffle(rows)  # noqa: S311
+        exact = {name: len(rows) * Fraction(share) / total for name, share in shares.items()}
+        counts = {name: int(share) for name, share in exact.items()}
+        for name, share in exact.items():
+            owed[name] += share - counts[name]
+        # What does not divide goes to the parts that are furthest behind over all kinds, one row each at most.
+        split = sorted((name for name in shares if exact[name] != counts[name]), key=lambda name: -owed[name])
+        for name in split[: len(rows) - sum(counts.values())]:
+            counts[name] += 1
             owed[name] -= 1
-            parts[name].append(row)
+        rest = iter(rows)
+        for name, count in counts.items():
+            parts[name] += islice(rest, count)
     return parts
 
 
 def _kind(example: Example[Any], by: str | None) -> str:
-    expected = to_jsonable_python(example.expected, fallback=repr)
     if by is None:
-        return json.dumps(expected, sort_keys=True)
+        return _canonical(example.expected)
+    expected: Any = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
     if isinstance(expected, dict) and by in expected:
-        return json.dumps(expected[by], sort_keys=True)
-    return json.dumps(to_jsonable_python(example.metadata.get(by), fallback=repr), sort_keys=True)
+        return _canonical(cast("dict[str, Any]", expected)[by])
+    return _canonical(example.metadata.get(by))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +10,8 @@ import anyio
 import typer
 from rich.text import Text
 
-from ._langfuse import LangfuseOption
-from ._stored import DEFAULT_JOURNAL, JournalOption, moment, open_journal
+from ._langfuse import LangfuseOption, time_of
+from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
 from ._text import console, plain
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def export(
     environment: Annotated[str | None, typer.Option(help="Only runs of this environment (Langfuse).")] = None,
     score: Annotated[str | None, typer.Option(metavar="NAME", help="Only what has this score.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Only what has a score of at least this.")] = None,
-    limit: Annotated[int | None, typer.Option(help="How many.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Only what has a score of at most this.")] = None,
+    limit: Annotated[int | None, typer.Option(help="How many.", min=0)] = None,
     split: Annotated[
         str | None, typer.Option(metavar="NAME=SHARE,...", help="Deal them out: train=0.6,val=0.2,test=0.2.")
     ] = None,
@@ -52,6 +53,10 @@ def export(
     from ._load import load_graph  # noqa: PLC0415
 
     shares = _shares(split)
+    begin, end = time_of(since), time_of(until)
+    if split_by is not None and not shares:
+        msg = "--split-by says how to deal out; --split NAME=SHARE,... says into what"
+        raise typer.BadParameter(msg)
     root = load_graph(graph)
     nodes = Structure.of(root).nodes
     if stage is not None and stage not in nodes:
@@ -65,14 +70,15 @@ def export(
             found = await source.examples(
                 root,
                 stage=nodes[stage] if stage is not None else None,
-                since=_moment(since),
-                until=_moment(until),
+                since=begin,
+                until=end,
                 tags=tag or (),
                 user=user,
                 session=session,
                 environment=environment,
                 score=score,
                 min_score=min_score,
+                max_score=max_score,
                 limit=limit,
             )
             return found, dict(source.skipped)
@@ -92,19 +98,16 @@ def export(
 
 
 def _shares(text: str | None) -> dict[str, float]:
+    if text is None:
+        return {}
     shares: dict[str, float] = {}
-    for part in text.split(",") if text else ():
-        name, _, share = part.partition("=")
+    for part in text.split(","):
+        name, _, share = (word.strip() for word in part.partition("="))
         try:
-            shares[name.strip()] = float(share)
+            shares[name] = float(share) if name.isidentifier() and name not in shares else 0
         except ValueError:
-            shares[name.strip()] = -1
-    if any(share <= 0 or not name.isidentifier() for name, share in shares.items()):
+            shares[name] = 0
+    if not all(isfinite(share) and share > 0 for share in shares.values()):
         msg = f"{text!r} is no split: write train=0.6,val=0.2,test=0.2"
         raise typer.BadParameter(msg)
     return shares
-
-
-def _moment(text: str | None) -> datetime | None:
-    seconds = moment(text)
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

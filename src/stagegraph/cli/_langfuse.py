@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._stored import moment
+
 if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
     from stagegraph.tracing.source import Pages
 
-__all__ = ["LangfuseOption", "page_from_langfuse", "runs_from_langfuse"]
+__all__ = ["LangfuseOption", "page_from_langfuse", "runs_from_langfuse", "time_of"]
 
 LangfuseOption = Annotated[
     bool, typer.Option("--langfuse", help="Read from Langfuse (its keys are in the environment), not from a journal.")
@@ -25,8 +28,8 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     from stagegraph.tracing.source import Wanted  # noqa: PLC0415
 
     which = Wanted(
-        since=_moment(wanted.since),
-        until=_moment(wanted.until),
+        since=None if wanted.since is None else _time(wanted.since, wanted.since),
+        until=None if wanted.until is None else _time(wanted.until, wanted.until),
         status=wanted.status,
         score=wanted.feedback,
         min_score=wanted.min_score,
@@ -34,11 +37,14 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
         experiments=True,
     )
     found: list[Pages] = []
-    async for row, calls, scores in LangfuseRuns().listed(wanted.graph, which):
-        if which.scored([feedback_of(score) for score in scores]):
-            found.append((row, calls, scores))
-        if len(found) >= wanted.limit:
-            break
+    if wanted.limit <= 0:
+        return found
+    async with aclosing(LangfuseRuns().listed(wanted.graph, which)) as pages:
+        async for row, calls, scores in pages:
+            if which.scored([feedback_of(score) for score in scores]):
+                found.append((row, calls, scores))
+            if len(found) >= wanted.limit:
+                break
     return found
 
 
@@ -56,5 +62,15 @@ async def page_from_langfuse(run: str) -> Pages:
     raise TracingError(msg)
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def time_of(text: str | None) -> datetime | None:
+    """A time as people write it, with a time zone."""
+    seconds = moment(text)
+    return None if seconds is None else _time(seconds, text)
+
+
+def _time(seconds: float, text: object) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        msg = f"{text!r} is no time that a calendar has"
+        raise typer.BadParameter(msg) from None

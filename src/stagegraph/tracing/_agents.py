@@ -95,6 +95,8 @@ class CallTracer(Tracer):
         self._call = NonRecordingSpan(call)
         self._common = common
         self._generation = generation
+        self._run: Span | None = None
+        """The newest run of the call's agent, below which everything stands that it does."""
 
     def start_span(  # noqa: PLR0917 - the signatures are OpenTelemetry's
         self,
@@ -108,15 +110,12 @@ class CallTracer(Tracer):
         set_status_on_exception: bool = True,
     ) -> Span:
         around = get_current_span(context)
-        inside = isinstance(around, Transparent)
-        # A tool may run another graph, whose agents' spans belong below their own calls.
-        parent = around.real if inside and around.owner is self else self._call
         own: dict[str, Any] = {**(attributes or {}), **self._common}
         if own.get("gen_ai.operation.name") == "chat":
             own |= self._generation
         real = self._real.start_span(
             name,
-            set_span_in_context(parent, Context()),
+            set_span_in_context(self._parent(around), Context()),
             kind,
             own,
             links,
@@ -124,7 +123,16 @@ class CallTracer(Tracer):
             record_exception,
             set_status_on_exception,
         )
+        if own.get("gen_ai.operation.name") == "invoke_agent":
+            self._run = real
         return Transparent(real, around.get_span_context(), self)
+
+    def _parent(self, around: Span) -> Span:
+        # A tool may run another graph, whose agents' spans belong below their own calls.
+        if isinstance(around, Transparent) and around.owner is self:
+            return around.real
+        # The host may have put a span of its own around what the agent does.
+        return self._run if self._run is not None and self._run.is_recording() else self._call
 
     @contextmanager
     def start_as_current_span(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]

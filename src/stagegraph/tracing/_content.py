@@ -1,9 +1,8 @@
-"""What of a value may leave the process: cut to size, freed of secrets, or only its shape."""
+"""What of a value may leave the process: changed by the user's function, cut to size, or only its shape."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields, is_dataclass
@@ -12,16 +11,13 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel
 
 __all__ = [
-    "HIDDEN",
     "Capture",
     "Redact",
     "cut",
-    "known_secrets",
     "redacted",
     "redacted_text",
-    "scrubbed",
     "shape",
-    "sounds_secret",
+    "without_files",
 ]
 
 Capture = Literal["all", "shape", "none"]
@@ -30,50 +26,8 @@ Capture = Literal["all", "shape", "none"]
 Redact = Callable[[Any], Any]
 """Gets a JSON value (an input, an output, messages, a text) and gives what may be sent."""
 
-HIDDEN = "[secret]"
 _DEEP = 5
-_LONG_ENOUGH = 8
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-_WORDS = (
-    r"pass(?:word|wd|phrase)|api[_-]?key|secret(?:[_-]?key)?|authorization|(?:access|auth|refresh|bearer)[_-]?token"
-    r"|private[_-]?key|client[_-]?secret|cookie"
-)
-_PATTERNS = (
-    re.compile(r"(?i)\b(?:bearer|basic)\s+[A-Za-z0-9+/=_.~-]{8,}"),
-    re.compile(r"\b(?:sk|pk|rk|xox[abp]|gh[pousr]|glpat|hf|AKIA)[-_A-Za-z0-9]{16,}"),
-    re.compile(r"\bAIza[-_A-Za-z0-9]{30,}"),
-    re.compile(r"(?<=://)[^/\s:@\"']+:[^/\s@\"']+(?=@)"),
-    re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"),
-)
-_IN_JSON = re.compile(rf'(?i)("[\w.-]*(?:{_WORDS})[\w-]*"\s*:\s*)"(?:[^"\\]|\\.)*"')
-_IN_NESTED_JSON = re.compile(rf'(?i)(\\"[\w.-]*(?:{_WORDS})[\w-]*\\"\s*:\s*)\\"(?:[^"\\]|\\\\.)*\\"')
-_IN_TEXT = re.compile(
-    rf"(?i)(\b[\w-]*(?:{_WORDS})\s*(?:=\s*|:\s*(?=\S*[\d_-])))(?!\[secret\])[^\s\"'\\,;&{{}}\[\])]{{3,}}"
-)
-
-
-def scrubbed(text: str, secrets: Sequence[str] = ()) -> str:
-    """A text without *secrets* and without what looks like a key, a password or a header that carries one."""
-    for secret in secrets:
-        if secret in text:
-            text = text.replace(secret, HIDDEN)
-    for pattern in _PATTERNS:
-        text = pattern.sub(HIDDEN, text)
-    text = _IN_JSON.sub(rf'\1"{HIDDEN}"', text)
-    text = _IN_NESTED_JSON.sub(rf'\1\\"{HIDDEN}\\"', text)
-    return _IN_TEXT.sub(rf"\1{HIDDEN}", text)
-
-
-def sounds_secret(name: str) -> bool:
-    """Whether a field of that name holds what nobody should see."""
-    return re.search(rf"(?i)({_WORDS})$", name) is not None
-
-
-def known_secrets() -> tuple[str, ...]:
-    """The values of this process's environment variables that are named like secrets, the longest first."""
-    variables = os.environ.items()
-    found = {value for name, value in variables if _SECRET_NAME.search(name) and len(value) >= _LONG_ENOUGH}
-    return tuple(sorted(found, key=len, reverse=True))
+_FILE = re.compile(r"(?<=\"data\":\")[A-Za-z0-9+/=_-]{100,}(?=\",\"media_type\":)")
 
 
 def redacted(text: str, redact: Redact) -> str:
@@ -98,6 +52,11 @@ def redacted_text(text: str, redact: Redact) -> str:
 
 def _failed(error: Exception) -> str:
     return f"[not sent: `redact` raised {type(error).__name__}]"
+
+
+def without_files(text: str) -> str:
+    """JSON without the bytes of the files (`BinaryContent`) in it."""
+    return _FILE.sub(lambda found: f"[{len(found[0])} characters of base64]", text)
 
 
 def cut(text: str, limit: int) -> tuple[str, int | None]:

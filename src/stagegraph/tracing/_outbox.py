@@ -10,41 +10,18 @@ from contextlib import suppress
 from time import monotonic
 from typing import Generic, TypeVar
 
+from ._delivery import Delivery
 from ._process import close_at_exit, empty_in_children
 
-__all__ = ["Outbox", "Refused", "Unreachable"]
+__all__ = ["Outbox"]
 
 T = TypeVar("T")
 
 log = logging.getLogger("stagegraph.tracing")
 
-_ATTEMPTS = 4
-_BACKOFF = 0.5
-_LONGEST_WAIT = 30.0
-
-
-class Unreachable(Exception):  # noqa: N818 - what happened, not what it is
-    """The server did not take it now, and may later: *retry_after* seconds from now, if it says so."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
-
-
-class Refused(Exception):  # noqa: N818
-    """The server will not take *count* of the items (`None`: all); *as_a_whole*: but it may take parts of the batch."""
-
-    def __init__(self, reason: str, *, count: int | None = None, as_a_whole: bool = False) -> None:
-        super().__init__(reason)
-        self.count = count
-        self.as_a_whole = as_a_whole
-
 
 class Outbox(Generic[T]):
     """Items on their way to a server. Putting one in never waits and never fails.
-
-    A batch is tried four times, and once while the server seems to be down. A server that says when to come back is
-    believed any number of times: its batch is kept, and what does not fit behind it is lost.
 
     Args:
         send: Sends one batch in the outbox's own thread; raises `Unreachable` or `Refused`.
@@ -94,7 +71,7 @@ class Outbox(Generic[T]):
         self._settled = 0
         """How many of those that entered were sent or lost; between the two are those that wait or are being sent."""
         self._hurry = 0
-        self._down = False
+        self._delivery = Delivery(self._send, rest=self._rest, done=self._done)
         self._thread: threading.Thread | None = None
 
     def forked(self) -> None:
@@ -181,6 +158,8 @@ class Outbox(Generic[T]):
             self._bytes = 0
             self._settled = self._entered
             self._changed.notify_all()
+            if left:
+                self._thread = None  # it may hang for as long as it likes
         if left:
             self._tell("the program ended before they could be sent")
         else:
@@ -188,7 +167,7 @@ class Outbox(Generic[T]):
 
     def _work(self) -> None:
         while batch := self._next():
-            self._deliver(batch)
+            self._delivery.deliver(batch)
         with suppress(Exception):
             self._on_end()
 
@@ -212,53 +191,15 @@ class Outbox(Generic[T]):
     def _full_batch(self) -> bool:
         return len(self._queue) >= self._batch_items or self._bytes >= self._batch_bytes
 
-    def _deliver(self, batch: list[T]) -> None:
-        """Send a batch, in halves when it has to be, and count what was lost of it."""
-        lost, reason = len(batch), ""
-        try:
-            self._send_patiently(batch)
-        except Refused as error:
-            if error.as_a_whole and len(batch) > 1:
-                half = len(batch) // 2
-                self._deliver(batch[:half])
-                self._deliver(batch[half:])
-                return
-            lost, reason = len(batch) if error.count is None else error.count, str(error)
-        except Unreachable as error:
-            reason = str(error)
-        except Exception as error:  # noqa: BLE001 - the thread goes on; the text may quote what is in the batch
-            reason = type(error).__name__
-        else:
-            lost = 0
+    def _done(self, count: int, lost: int, reason: str) -> None:
+        """Account for so many of a batch."""
         if lost:
             self._tell(reason)
         with self._changed:
-            if self._settled + len(batch) <= self._entered:  # otherwise `settle` has given it up, and counted it
-                self._settled += len(batch)
+            if self._settled + count <= self._entered:  # otherwise `settle` has given them up, and counted them
+                self._settled += count
                 self.lost += lost
                 self._changed.notify_all()
-
-    def _send_patiently(self, batch: list[T]) -> None:
-        attempts = 1 if self._down else _ATTEMPTS
-        failures = 0
-        while True:
-            try:
-                self._send(batch)
-            except Unreachable as error:
-                if error.retry_after is None:
-                    failures += 1
-                    wait = _BACKOFF * 2 ** (failures - 1)
-                else:
-                    wait = max(_BACKOFF, error.retry_after)
-                if failures >= attempts or not self._rest(min(wait, _LONGEST_WAIT)):
-                    self._down = True
-                    raise
-            except Refused:
-                self._down = False
-                raise
-            else:
-                self._down = False
-                return
 
     def _rest(self, seconds: float) -> bool:
         """Wait before the next attempt, at most until the outbox is closed; `False` when it would come too late."""

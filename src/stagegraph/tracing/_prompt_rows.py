@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import ValidationError
-
 from stagegraph.errors import PromptError
 from stagegraph.prompt import Prompt, parsed
 
@@ -56,12 +54,17 @@ def prompt_of(stage: Stage[Any, Any], row: Mapping[str, Any], name: str) -> tupl
     if row.get("type", "text") != "text" or not isinstance(text, str) or not isinstance(version, int):
         msg = f"{name} is no text prompt with a version"
         raise PromptError(msg)
-    prompt = parsed(name, {**_mapping(own_part(row).get("parts")), "instructions": text}, "Langfuse")
+    own = _mapping(row.get("config")).get(_CONFIG, {})
+    parts: object = cast("dict[str, object]", own).get("parts", {}) if isinstance(own, dict) else None
+    if not isinstance(parts, dict):
+        msg = f"{name}, version {version}: {_CONFIG!r} in its config holds no parts of a prompt"
+        raise PromptError(msg)
+    prompt = parsed(name, {**cast("dict[str, object]", parts), "instructions": text}, "Langfuse")
     for demo in prompt.demos:
         try:
             stage.takes.load(demo.input)
             stage.gives.load(demo.output)
-        except (ValidationError, ValueError) as error:
+        except Exception as error:
             msg = f"{name}, version {version}: a demo does not fit the stage"
             raise PromptError(msg) from error
     return prompt, version

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import json
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["NotFoundError", "Rest"]
 
 _LATER = {408, 425, 429}
+_JSON = {"Content-Type": "application/json"}
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -73,7 +75,7 @@ class Rest:
         """
         return await self._ask("PATCH", path, {}, body)
 
-    async def rows(self, path: str, **query: object) -> AsyncIterator[dict[str, Any]]:
+    async def rows(self, path: str, **query: object) -> AsyncGenerator[dict[str, Any]]:
         """All rows of a list, page after page, whether the server counts pages or gives a cursor.
 
         Raises:
@@ -96,7 +98,7 @@ class Rest:
             following: object = pages.get("cursor")
             if following and following != cursor:
                 cursor = following
-            elif data and cursor is None and page < int(pages.get("totalPages") or 0):
+            elif data and cursor is None and page < _count(pages.get("totalPages")):
                 page += 1
             else:
                 return
@@ -106,11 +108,18 @@ class Rest:
     ) -> dict[str, Any]:
         base = self._connection.base_url
         params = {name: value for name, value in query.items() if value is not None}
+        content = None if body is None else _content(body, path)
         until = anyio.current_time() + self._patience
         for attempt in range(100):
             wait = _BACKOFF[min(attempt, len(_BACKOFF) - 1)]
             try:
-                answer = await self._client.request(method, f"/api/public/{path}", params=params, json=body)  # pyright: ignore[reportArgumentType]
+                answer = await self._client.request(
+                    method,
+                    f"/api/public/{path}",
+                    params=params,  # pyright: ignore[reportArgumentType]
+                    content=content,
+                    headers=_JSON if content is not None else None,
+                )
             except httpx.HTTPError as error:
                 problem = f"{base} does not answer ({type(error).__name__})"
             else:
@@ -132,10 +141,23 @@ class Rest:
         raise AssertionError(msg)
 
 
+def _content(body: Mapping[str, object], path: str) -> bytes:
+    """JSON that any server can read; half of a surrogate pair, which no UTF-8 holds, becomes a question mark."""
+    try:
+        return json.dumps(body, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, TypeError) as error:
+        msg = f"what should go to {path} cannot be written as JSON: {error}"
+        raise TracingError(msg) from error
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _json(answer: httpx.Response, base: str) -> dict[str, Any]:
     try:
         data = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         msg = f"{base} answered something that is no JSON object; is it a Langfuse server?"

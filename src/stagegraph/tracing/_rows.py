@@ -7,24 +7,34 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any, cast
 
-from stagegraph.call import Status
+from stagegraph.call import Status, key_order
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
 from .source import CORRECTION, Pages
 
-__all__ = ["Row", "is_root", "meta", "pages_of"]
+__all__ = ["Row", "cut_metadata", "is_root", "label_of", "meta", "pages_of"]
 
 Row = Mapping[str, Any]
 
 _KINDS = {"stage", "step", "graph"}
 
 
+_OURS = {
+    "run_id", "key", "path", "kind", "status", "segment", "resumed", "replayed", "attempts", "prompt_source",
+    "fan_out_index", "fan_out_size", "resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated",
+}  # fmt: skip
+_CUT = 200
+"""Characters of a value of the metadata that a server shows without being asked for the whole."""
+
+
 def meta(row: Row, name: str) -> Any:
     """One value of an observation's metadata; older servers give it as the JSON that was sent."""
-    value = cast("dict[str, Any]", row.get("metadata") or {}).get(name)
-    if isinstance(value, str):
+    told = _told(row)
+    value = told.get(name)
+    if isinstance(value, str) and str(told.get("kind"))[:1] == '"':
         try:
             return json.loads(value)
         except ValueError:
@@ -32,9 +42,30 @@ def meta(row: Row, name: str) -> Any:
     return value
 
 
+def _told(row: Row) -> dict[str, Any]:
+    told: Any = row.get("metadata")
+    return cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+
+
 def is_root(row: Row) -> bool:
     """Whether an observation is a whole run."""
     return meta(row, "run_id") is not None and (row.get("parentObservationId") is None or meta(row, "path") == "")
+
+
+def label_of(root: Row) -> str:
+    """The name of what was run."""
+    name = str(root.get("name") or "")
+    return str(root.get("traceName") or (name if meta(root, "path") == "" else name.partition(":")[2]))
+
+
+def cut_metadata(rows: Iterable[Row]) -> list[str]:
+    """Names of what a caller told about the run and a server did not show whole."""
+    found = {name for row in rows if is_root(row) for name, value in _told(row).items() if _is_cut(value)}
+    return sorted(found - _OURS)
+
+
+def _is_cut(value: object) -> bool:
+    return isinstance(value, str) and len(value) >= _CUT
 
 
 def pages_of(observations: Iterable[Row], scores: Iterable[Row], skipped: Counter[str]) -> Pages | None:
@@ -42,27 +73,69 @@ def pages_of(observations: Iterable[Row], scores: Iterable[Row], skipped: Counte
     rows = [row for row in observations if row.get("id")]
     own = [row for row in rows if meta(row, "key") is not None and meta(row, "run_id") is not None]
     latest: dict[str, Row] = {}
-    for row in sorted(own, key=lambda one: (int(meta(one, "segment") or 0), str(one.get("startTime")))):
+    for row in sorted(own, key=lambda one: (_count(meta(one, "segment")), str(one.get("startTime")))):
         latest[str(meta(row, "key"))] = row  # a call that was resumed counts as it went the last time
-    root = next((row for row in latest.values() if is_root(row)), None)
+    root = latest.get("") or next((row for row in latest.values() if is_root(row)), None)
     if root is None:
         skipped["a trace has no run in it (yet)"] += 1
         return None
+    run_id, root_key = str(meta(root, "run_id")), str(meta(root, "key"))
     parents = _parents(rows, own)
     spent = _spent(rows, parents)
-    ordered = sorted(latest.values(), key=lambda row: (row is not root, str(row.get("startTime")), str(row.get("id"))))
-    run_id = str(meta(root, "run_id"))
-    calls: list[CallRow] = []
-    for position, row in enumerate(ordered):
-        call = _call(row, root, position, run_id, parents, spent)
-        if call is None:
-            skipped["an observation was cut, or has no input"] += 1
-            if row is root:
-                return None
+    usable: dict[str, CallRow] = {}
+    for key, row in latest.items():
+        call = _call(row, run_id, spent)
+        if call is not None:
+            usable[key] = call
             continue
-        calls.append(call)
+        skipped["an observation was cut, or has no input"] += 1
+        if row is root:
+            return None
+    above = {key: parents.get(str(latest[key].get("parentObservationId") or "")) for key in usable}
+    calls = _placed(usable, above, root_key)
     places = {str(row["id"]): str(meta(row, "key")) for row in own}
-    return _run(root, run_id, calls), calls, _feedback(scores, run_id, places, calls[0].key)
+    resumed = sorted({_seconds(row.get("startTime")) for row in own if meta(row, "segment") and is_root(row)})
+    return _run(root, run_id, calls, resumed), calls, _feedback(scores, run_id, places, root_key)
+
+
+def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: str) -> list[CallRow]:
+    """The calls with their parents and places: each after the one it was made in, siblings as they began.
+
+    Servers keep milliseconds, so times alone do not tell what began first.
+    """
+    inside: dict[str, list[CallRow]] = {}
+    for key, call in calls.items():
+        if key != root:
+            parent = above.get(key)
+            call.parent = parent if parent in calls and parent != key else _around(key, calls, root)
+            inside.setdefault(call.parent, []).append(call)
+    ordered: list[CallRow] = []
+    pending = [calls[root]]
+    while pending or inside:
+        if not pending:  # calls in a circle, which only nonsense can give
+            _, pending = inside.popitem()
+            for call in pending:
+                call.parent = root
+        call = pending.pop()
+        call.position = len(ordered)
+        ordered.append(call)
+        pending += reversed(_in_order(inside.pop(call.key, [])))
+    return ordered
+
+
+def _in_order(siblings: list[CallRow]) -> list[CallRow]:
+    """As they began; of those that began in the same millisecond, what ended first, a fan-out by its numbers."""
+    ends: dict[tuple[float, str], float] = {}
+    for call in siblings:
+        place, end = (call.started, call.path), call.started + call.duration
+        ends[place] = min(end, ends.get(place, end))
+    return sorted(siblings, key=lambda call: (call.started, ends[call.started, call.path], key_order(call.key)))
+
+
+def _around(key: str, calls: Mapping[str, CallRow], root: str) -> str:
+    """The call that a key says it was made in, as near as it was recorded."""
+    known = [other for other in calls if other and key.startswith(f"{other}.")]
+    return max(known, key=len, default=root)
 
 
 def _parents(rows: Iterable[Row], own: Iterable[Row]) -> dict[str, str]:
@@ -80,56 +153,65 @@ def _parents(rows: Iterable[Row], own: Iterable[Row]) -> dict[str, str]:
     return found
 
 
-def _spent(rows: Iterable[Row], parents: Mapping[str, str]) -> dict[str, tuple[dict[str, int], Decimal | None]]:
-    """Key -> usage and cost of its model requests; the cost is unknown as soon as one of theirs is."""
-    found: dict[str, tuple[dict[str, int], Decimal | None]] = {}
+_Spent = dict[str | None, tuple[dict[str, int], Decimal | None]]
+
+
+def _spent(rows: Iterable[Row], parents: Mapping[str, str]) -> _Spent:
+    """Key -> usage and cost of its model requests; the cost is unknown as soon as one of theirs is.
+
+    Under `None` stands what is said of all other calls: nothing is known of them when a request belongs to any.
+    """
+    found: _Spent = {None: ({}, Decimal(0))}
     for row in rows:
-        if row.get("type") != "GENERATION" or (key := parents.get(str(row["id"]))) is None:
+        told: Any = row.get("usageDetails")
+        details = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+        type_ = row.get("type")
+        request = type_ == "GENERATION" or (type_ is None and details)
+        if not details and not row.get("output"):
+            continue  # a request that was not answered costs nothing
+        if not request:
+            continue
+        key = parents.get(str(row["id"]))
+        if key is None:
+            found[None] = {}, None
             continue
         usage, cost = found.get(key, ({"requests": 0}, Decimal(0)))
-        details = cast("dict[str, Any]", row.get("usageDetails") or {})
         usage["requests"] += 1
-        cached = int(details.get("input_cached_tokens") or 0)
-        written = int(details.get("input_cache_creation") or 0)
+        cached, written = _count(details.get("input_cached_tokens")), _count(details.get("input_cache_creation"))
         for name, count in (
-            ("input_tokens", int(details.get("input") or 0) + cached + written),
-            ("output_tokens", int(details.get("output") or 0)),
+            ("input_tokens", _count(details.get("input")) + cached + written),
+            ("output_tokens", _count(details.get("output"))),
             ("cache_read_tokens", cached),
             ("cache_write_tokens", written),
         ):
             if count:
                 usage[name] = usage.get(name, 0) + count
         price = row.get("totalCost")
-        known = cost is not None and price is not None and (price or not details)
+        known = isinstance(price, (int, float)) and (price or not details)
         found[key] = usage, cost + Decimal(str(price)) if known and cost is not None else None
     return found
 
 
-def _call(  # noqa: PLR0917
-    row: Row,
-    root: Row,
-    position: int,
-    run_id: str,
-    parents: Mapping[str, str],
-    spent: Mapping[str, tuple[dict[str, int], Decimal | None]],
-) -> CallRow | None:
+def _call(row: Row, run_id: str, spent: _Spent) -> CallRow | None:
+    """One call, still without its place; `None` when its input or output is not whole."""
     given, output = _json(row.get("input")), _json(row.get("output"))
     status = _status(row)
     if given is None or (status == "succeeded" and output is None):
         return None
+    if meta(row, "input_truncated") is not None or meta(row, "output_truncated") is not None:
+        return None
     key, path = str(meta(row, "key")), str(meta(row, "path") or "")
-    usage, cost = spent.get(key, ({}, Decimal(0)))
-    above = parents.get(str(row.get("parentObservationId") or ""))
+    kind = meta(row, "kind")
+    usage, cost = spent.get(key) or (spent[None] if kind == "stage" else ({}, Decimal(0)))
     type_, _, message = str(row.get("statusMessage") or "").partition(": ")
     started, ended = _seconds(row.get("startTime")), _seconds(row.get("endTime"))
-    kind = meta(row, "kind")
     return CallRow(
         run_id=run_id,
         key=key,
         path=path,
         kind=kind if kind in _KINDS else "graph",
-        parent=None if row is root else above if above is not None else str(meta(root, "key")),
-        position=position,
+        parent=None,
+        position=0,
         status=status,
         input=given,
         output=output if status == "succeeded" else None,
@@ -139,29 +221,26 @@ def _call(  # noqa: PLR0917
         cost=None if cost is None else str(cost),
         started=started,
         duration=max(0.0, ended - started),
-        attempts=int(meta(row, "attempts") or 1),
+        attempts=_count(meta(row, "attempts")) or 1,
         replayed=bool(meta(row, "replayed")),
     )
 
 
-def _run(root: Row, run_id: str, calls: list[CallRow]) -> RunRow:
+def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float]) -> RunRow:
     first = calls[0]
-    told = cast("dict[str, Any]", root.get("metadata") or {})
-    ours = {
-        "run_id", "key", "path", "kind", "status", "segment", "resumed", "replayed", "attempts", "prompt_source",
-        "fan_out_index", "fan_out_size", "resourceAttributes", "scopeAttributes",
-    }  # fmt: skip
+    tags: Any = root.get("tags")
     labels = {
-        "metadata": {name: meta(root, name) for name in told if name not in ours},
-        "tags": list(root.get("tags") or ()),
+        "metadata": {name: meta(root, name) for name in _told(root) if name not in _OURS},
+        "tags": [str(tag) for tag in cast("list[Any]", tags)] if isinstance(tags, list) else [],
         "session_id": root.get("sessionId"),
         "user_id": root.get("userId"),
+        "resumed": resumed,
     }
     usages = [json.loads(call.usage) for call in calls]
     costs = [call.cost for call in calls]
     return RunRow(
         run_id=run_id,
-        graph=str(root.get("traceName") or root.get("name") or ""),
+        graph=label_of(root),
         status=first.status,
         started=first.started,
         duration=first.duration,
@@ -181,13 +260,14 @@ def _run(root: Row, run_id: str, calls: list[CallRow]) -> RunRow:
 def _feedback(scores: Iterable[Row], run_id: str, places: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
     found: list[FeedbackRow] = []
     for score in scores:
-        subject = cast("dict[str, Any]", score.get("subject") or {})
+        told: Any = score.get("subject")
+        subject = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
         about = subject.get("id") if subject.get("kind") == "observation" else score.get("observationId")
         key = places.get(str(about)) if about is not None else None
         if about is not None and key is None:
             continue  # of an observation that is none of our calls
         correction = score.get("dataType") == "CORRECTION"
-        given = cast("dict[str, Any]", score.get("metadata") or {}).get("given")
+        given = _told(score).get("given")
         found.append(
             FeedbackRow(
                 id=str(score.get("id")),
@@ -220,6 +300,10 @@ def _json(value: object) -> str | None:
     except ValueError:
         return None
     return value
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, (int, float)) and isfinite(value) else 0
 
 
 def _seconds(text: object) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from ._content import HIDDEN, Capture, Redact, cut, redacted, redacted_text, scrubbed, sounds_secret
+from stagegraph.ops import encodable
+
+from ._content import Capture, Redact, cut, redacted, redacted_text
+from ._secrets import HIDDEN, scrubbed, sounds_secret
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -37,6 +41,8 @@ _USAGE = {
     "gen_ai.usage.details.cache_read_tokens": "input_cached_tokens",
     "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
 }
+_CONVERSATION = "gen_ai.conversation.id"
+"""One for each agent run, which Langfuse would take for the session."""
 _OWN_WORDS = (f"{METADATA}.", "langfuse.trace.metadata.")
 EXPERIMENT = "experiment"
 """The name in a run's metadata that says for which evaluation it was made."""
@@ -53,22 +59,25 @@ def sampled(trace: int, span: int) -> SpanContext:
 
 def metadata(values: Mapping[str, object], prefix: str = METADATA) -> Attributes:
     """Each value as JSON of its own, which is how the server reads it; `None` is left out."""
-    return {
-        f"{prefix}.{name}": json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
-        for name, value in values.items()
-        if value is not None
-    }
+    return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except Exception:  # noqa: BLE001 - keys of any type, circles, a user's `__str__`
+        return json.dumps(f"<{type(value).__name__}>")
 
 
 def common(name: str, session: str | None, user: str | None, tags: Sequence[str], extra: Attributes) -> Attributes:
     """What every observation of a run carries, so that each can be found by it."""
     found: Attributes = {"langfuse.trace.name": name[:_TEXT_LIMIT], **extra}
     if session:
-        found["session.id"] = session[:_TEXT_LIMIT]
+        found["session.id"] = str(session)[:_TEXT_LIMIT]
     if user:
-        found["user.id"] = user[:_TEXT_LIMIT]
+        found["user.id"] = str(user)[:_TEXT_LIMIT]
     if tags:
-        found["langfuse.trace.tags"] = tuple(tag[:_TEXT_LIMIT] for tag in tags)
+        found["langfuse.trace.tags"] = tuple(str(tag)[:_TEXT_LIMIT] for tag in tags)
     return found
 
 
@@ -87,7 +96,7 @@ class Policy:
     redact: Redact | None
     limit: int
     """Bytes of one input, output or list of messages."""
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[re.Pattern[str], ...] = ()
     """Values that never leave, the longest first."""
 
     def apply(self, span: ReadableSpan) -> ReadableSpan:
@@ -96,12 +105,12 @@ class Policy:
         own = before.get(TYPE) is not None
         after: Attributes = {}
         for name, value in before.items():
-            if own or self.capture == "all" or self._technical(name):
+            if own or (name != _CONVERSATION and (self.capture == "all" or self._technical(name))):
                 after[name] = self._allowed(name, value, after)
         if not own:
             _bridge(after)
         return ReadableSpan(
-            name=scrubbed(span.name, self.secrets),
+            name=self._clean(span.name),
             context=span.context,
             parent=span.parent,
             resource=span.resource,
@@ -126,18 +135,21 @@ class Policy:
         return self._text(text)
 
     def _text(self, text: str) -> str:
-        return scrubbed(redacted_text(text, self.redact) if self.redact is not None else text, self.secrets)
+        return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
+
+    def _clean(self, text: str) -> str:
+        return scrubbed(encodable(text), self.secrets)  # half a surrogate pair would hold back all that is sent with it
 
     def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
         if isinstance(value, (tuple, list)):
-            return tuple(scrubbed(item, self.secrets) if isinstance(item, str) else item for item in value)  # pyright: ignore[reportReturnType]
+            return tuple(self._clean(item) if isinstance(item, str) else item for item in value)  # pyright: ignore[reportReturnType]
         if not isinstance(value, str):
             return value
         if name.startswith(_OWN_WORDS) and sounds_secret(name):
             return json.dumps(HIDDEN)
         if name in _CONTENT and self.redact is not None:
             value = redacted(value, self.redact)
-        value, size = cut(scrubbed(value, self.secrets), self.limit)
+        value, size = cut(self._clean(value), self.limit)
         if size is not None:
             others[f"{METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
         return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
@@ -18,7 +19,7 @@ from pydantic_ai.durable_exec import replay_scope
 from stagegraph.recorder import as_json
 
 from ._agents import CallTracer
-from ._content import shape
+from ._content import shape, without_files
 from ._ids import span_number
 from ._spans import (
     EXPERIMENT,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LangfuseTrace"]
 
+_NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
+"""In a key, what `fan_out(key=)` made of an item."""
 _SCOPE = InstrumentationScope("langfuse-sdk")
 
 
@@ -84,7 +87,7 @@ class LangfuseTrace:
         # has to stay, and there is no public way to ask for it.
         resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
         hosts = resolve() if resolve is not None else None
-        return [own] if hosts is None else [Instrumentation(settings=hosts), own]
+        return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
 
     def replaying(self) -> AbstractContextManager[None]:
         """Around an agent that recalls recorded requests."""
@@ -158,7 +161,7 @@ class LangfuseTrace:
         start, segment = self._start, self._start.segment
         told: dict[str, object] = {
             "path": entry.path,
-            "key": entry.key,
+            "key": entry.key if self._tracing.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
             "kind": entry.node.kind,
             "run_id": start.run_id,
         }
@@ -186,4 +189,5 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        return as_json(node.takes, entry.input), as_json(node.gives, entry.output) if status == "succeeded" else None
+        output = without_files(as_json(node.gives, entry.output)) if status == "succeeded" else None
+        return without_files(as_json(node.takes, entry.input)), output

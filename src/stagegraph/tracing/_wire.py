@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-from ._outbox import Refused, Unreachable
+from ._delivery import Refused, Unreachable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

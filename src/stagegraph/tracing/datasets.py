@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,8 +18,9 @@ import anyio
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from stagegraph.errors import RunError, TracingError
+from stagegraph.errors import RunError, TracingError, leaves
 from stagegraph.example import Example
+from stagegraph.prompt import first_problem
 from stagegraph.score import Feedback
 
 from ._connection import Connection
@@ -35,6 +38,8 @@ __all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
+
+log = logging.getLogger("stagegraph.tracing")
 
 _SIDE_BY_SIDE = 8
 
@@ -63,11 +68,22 @@ async def to_dataset(
             async with limiter:
                 await rest.post("dataset-items", _item(example, name))
 
-        async with anyio.create_task_group() as group:
-            for example in examples:
-                group.start_soon(put, example)
-                count += 1
+        with _ungrouped():
+            async with anyio.create_task_group() as group:
+                for example in examples:
+                    group.start_soon(put, example)
+                    count += 1
     return count
+
+
+@contextmanager
+def _ungrouped() -> Generator[None]:
+    """Raise the first error of a task group by itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        first = leaves(group)[0]
+        raise first from first.__cause__
 
 
 def _item(example: Example[Any], dataset: str) -> dict[str, Any]:
@@ -106,7 +122,7 @@ async def _items(name: str, graph: Node[In, Any], connection: Connection) -> lis
             try:
                 given = graph.takes.load(item.get("input"))
             except (ValidationError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
                 msg = f"item {item.get('id')} of data set {name!r} is no {graph.takes.name}: {reason}"
                 raise TracingError(msg) from error
             told: Any = item.get("metadata")
@@ -160,7 +176,7 @@ async def run_experiment(
         dataset: The data set's name.
         runner: Runs it; its tracing is `LangfuseTracing`.
         metrics: Name -> a function (also an async one) of the example and the whole run, which gives a number. A run
-            that failed is not scored.
+            that failed is not scored; a metric that fails is logged and gives no score.
         name: Of the experiment; the graph's name and the time without it.
         description: What a reader should know.
         side_by_side: How many items run at once.
@@ -198,14 +214,19 @@ async def run_experiment(
                 run = error.run
             scores: dict[str, float] = {}
             for metric, judge in metrics.items() if run.status == "succeeded" else ():
-                value = judge(example, run)
-                scores[metric] = float(await value if isawaitable(value) else value)
+                try:
+                    value = judge(example, run)
+                    scores[metric] = float(await value if isawaitable(value) else value)
+                except Exception:
+                    log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
+                    continue
                 _send(tracing, run, metric, scores[metric])
         rows[str(item["id"])] = ExperimentRow(example, run, scores)
 
-    async with anyio.create_task_group() as group:
-        for example, item in items:
-            group.start_soon(one, example, item)
+    with _ungrouped():
+        async with anyio.create_task_group() as group:
+            for example, item in items:
+                group.start_soon(one, example, item)
     await tracing.flush()
     return Experiment(label, experiment, dataset, tuple(rows[str(item["id"])] for _, item in items))
 

@@ -76,14 +76,14 @@ async def _push_one(rest: Rest, name: str, body: dict[str, Any], label: str, mes
         newest = await rest.get(where, label="latest")
     except NotFoundError:
         newest = {}
-    if newest.get("prompt") == body["prompt"] and own_part(newest).get("parts") == own_part(body)["parts"]:
-        version = int(newest["version"])
+    if newest.get("prompt") == body["prompt"] and (own_part(newest).get("parts") or {}) == own_part(body)["parts"]:
+        version = _number(newest, where)
         if label not in newest.get("labels", ()):
             await rest.patch(f"{where}/versions/{version}", {"newLabels": [label]})
         return version
     full = {"name": name, "type": "text", "labels": [label], "tags": ["stagegraph"], **body, "commitMessage": message}
     answer = await rest.post("v2/prompts", full)
-    return int(answer["version"])
+    return _number(answer, where)
 
 
 def promote_prompts(
@@ -101,7 +101,7 @@ def promote_prompts(
     Raises:
         TracingError: no stage has one, or the server refuses.
     """
-    return _relabel(graph, source, target, f"{target}-{_BEFORE}", connection)
+    return _relabel(graph, source, target, connection)
 
 
 def rollback_prompts(
@@ -109,43 +109,64 @@ def rollback_prompts(
 ) -> dict[str, int]:
     """Undo the last promotion to *label*: each stage goes back to the version that carried it before.
 
+    Rolling back once more undoes the rollback.
+
     Returns:
         Stage path -> version, of the stages that had another version before.
 
     Raises:
         TracingError: there is nothing to go back to, or the server refuses.
     """
-    return _relabel(graph, f"{label}-{_BEFORE}", label, f"{label}-{_BEFORE}", connection)
+    return _relabel(graph, None, label, connection)
 
 
-def _relabel(
-    graph: Node[Any, Any], source: str, target: str, before: str, connection: Connection | None
-) -> dict[str, int]:
+def _relabel(graph: Node[Any, Any], source: str | None, target: str, connection: Connection | None) -> dict[str, int]:
+    """Move *target* to what carries *source*, or back when there is no source, and remember where it was."""
+    before = f"{target}-{_BEFORE}"
+    wanted = source or before
+
     async def move() -> dict[str, int]:
-        versions: dict[str, int] = {}
+        new: dict[str, int] = {}
+        old: dict[str, int | None] = {}
         async with Rest(connection or Connection.of(), patience=20) as rest:
             for path in Structure.of(graph).stages:
-                where = f"v2/prompts/{quote(name_of(graph.label, path), safe='')}"
-                try:
-                    version = int((await rest.get(where, label=source))["version"])
-                except NotFoundError:
-                    continue
-                try:
-                    old = int((await rest.get(where, label=target))["version"])
-                except NotFoundError:
-                    old = version
-                if old != version:
-                    await rest.patch(f"{where}/versions/{version}", {"newLabels": [target]})
-                    await rest.patch(f"{where}/versions/{old}", {"newLabels": [before]})
-                else:
-                    await rest.patch(f"{where}/versions/{version}", {"newLabels": [target]})
-                versions[path] = version
-        if not versions:
-            msg = f"no prompt of {graph.label} carries the label {source!r} in Langfuse"
-            raise TracingError(msg)
-        return versions
+                version = await _version(rest, _where(graph, path), wanted)
+                if version is not None:
+                    new[path], old[path] = version, await _version(rest, _where(graph, path), target)
+            changed = [path for path in new if new[path] != old[path]]
+            if not new or (source is None and not changed):
+                msg = f"no prompt of {graph.label} carries the label {wanted!r} in Langfuse"
+                if new:
+                    msg = f"the prompts of {graph.label} with the label {target!r} are what they were before it"
+                raise TracingError(msg)
+            for path in changed:
+                await rest.patch(f"{_where(graph, path)}/versions/{new[path]}", {"newLabels": [target]})
+            # A stage that stays remembers its own version: a rollback undoes this promotion, none before it.
+            for path in new if changed else ():
+                if old[path] is not None:
+                    await rest.patch(f"{_where(graph, path)}/versions/{old[path]}", {"newLabels": [before]})
+        return new if source is not None else {path: new[path] for path in changed}
 
     return _now(move())
+
+
+def _where(graph: Node[Any, Any], path: str) -> str:
+    return f"v2/prompts/{quote(name_of(graph.label, path), safe='')}"
+
+
+async def _version(rest: Rest, where: str, label: str) -> int | None:
+    try:
+        return _number(await rest.get(where, label=label), where)
+    except NotFoundError:
+        return None
+
+
+def _number(row: Mapping[str, Any], where: str) -> int:
+    version = row.get("version")
+    if not isinstance(version, int):
+        msg = f"what the server has as {where} has no version"
+        raise TracingError(msg)
+    return version
 
 
 def _now(work: Coroutine[Any, Any, T]) -> T:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+from stagegraph.errors import DeclarationError
 from stagegraph.journal import RunFilter
 
 from ._spans import EXPERIMENT
@@ -27,8 +28,15 @@ class JournalRuns(RunSource):
         super().__init__()
         self._journal = journal
 
-    async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncIterator[Pages]:
-        """The recorded runs of a graph, the newest first."""
+    async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
+        """The recorded runs of a graph, the newest first.
+
+        Raises:
+            DeclarationError: an environment is asked for.
+        """
+        if wanted.environment is not None:
+            msg = f"environment={wanted.environment!r}: a journal does not know in which one a run was made"
+            raise DeclarationError(msg)
         rows = await self._journal.runs(
             RunFilter(
                 graph=graph.label,

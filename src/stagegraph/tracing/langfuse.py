@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from stagegraph.errors import DeclarationError
 
 from ._connection import Connection
-from ._content import Capture, Redact, known_secrets, redacted_text, scrubbed
+from ._content import Capture, Redact, redacted_text
 from ._ids import observation_id, score_id, trace_id, trace_number
 from ._outbox import Outbox
 from ._process import close_all
+from ._secrets import known_secrets, scrubbed
 from ._spans import Policy
 from ._trace import LangfuseTrace
 from ._wire import Wire
@@ -35,6 +35,15 @@ __all__ = ["LangfuseTracing", "shared"]
 
 MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
+
+
+_NO_LIMITS = SpanLimits(
+    **dict.fromkeys(
+        ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length"),
+        SpanLimits.UNSET,
+    )
+)
+"""What the host wrote in OpenTelemetry's variables is meant for its own spans."""
 
 
 class LangfuseTracing:
@@ -103,11 +112,14 @@ class LangfuseTracing:
         if self.connection.release:
             labels["langfuse.release"] = self.connection.release
         self.resource = Resource.create(labels)
-        provider = TracerProvider(sampler=ALWAYS_ON, resource=self.resource, shutdown_on_exit=False)
+        provider = TracerProvider(ALWAYS_ON, self.resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
         provider.add_span_processor(_Collect(self))
         self.tracer = provider.get_tracer("pydantic-ai")
         self.settings = InstrumentationSettings(
-            tracer_provider=provider, meter_provider=NoOpMeterProvider(), include_content=capture == "all"
+            tracer_provider=provider,
+            meter_provider=NoOpMeterProvider(),
+            include_content=capture == "all",
+            include_binary_content=False,
         )
 
     @property
@@ -117,10 +129,17 @@ class LangfuseTracing:
 
     def open(self, start: TraceStart) -> LangfuseTrace | None:
         """Begin the trace of a run, unless it is not in the sample."""
-        number = trace_number(start.run_id)
-        if (number >> 64) >= self._sample_rate * 2**64:
+        if not self._shows(start.run_id):
             return None
-        return LangfuseTrace(self, start, number)
+        try:
+            return LangfuseTrace(self, start, trace_number(start.run_id))
+        except Exception as problem:  # noqa: BLE001 - no run fails for being watched
+            self.miss(problem)
+            return None
+
+    def _shows(self, run_id: str) -> bool:
+        """Whether the run is in the sample: its id decides, in every process and whenever it is resumed."""
+        return (trace_number(run_id) >> 64) < self._sample_rate * 2**64
 
     def put(self, span: ReadableSpan, size: int) -> None:
         """Let one span wait to be sent."""
@@ -131,7 +150,7 @@ class LangfuseTracing:
         self._spans.lose(1, f"one could not be made: {type(problem).__name__}")
 
     def _send_spans(self, spans: list[ReadableSpan]) -> None:
-        policy = replace(self._policy, secrets=(self.connection.secret_key, *known_secrets()))
+        policy = replace(self._policy, secrets=known_secrets(self.connection.secret_key))
         self._wires[0].send_spans([policy.apply(span) for span in spans])
 
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
@@ -139,6 +158,8 @@ class LangfuseTracing:
 
         The server replaces a score only by one with the same id and time, so all of a run's carry the time it began.
         """
+        if not self._shows(run_id):
+            return
         value, kind = feedback.value, "TEXT"
         if feedback.name == CORRECTION and isinstance(value, str):
             kind = "CORRECTION"
@@ -166,7 +187,7 @@ class LangfuseTracing:
 
     def _text(self, text: str) -> str:
         said = text if self.redact is None else redacted_text(text, self.redact)
-        return scrubbed(said, (self.connection.secret_key, *known_secrets()))
+        return scrubbed(said, known_secrets(self.connection.secret_key))
 
     async def flush(self, seconds: float = 2.0) -> bool:
         """Send what waits, for so long at most; whether the server took everything."""
@@ -183,10 +204,12 @@ class LangfuseTracing:
         return f"<LangfuseTracing {self.connection.base_url} {self.connection.environment}>"
 
 
-@cache
+_of_process: dict[None, LangfuseTracing] = {}
+
+
 def shared() -> LangfuseTracing:
-    """The tracing of runners that were given none: one for the process, made when the first of them runs."""
-    return LangfuseTracing()
+    """The tracing of runners that were given none: one for the process, also when threads ask for it at once."""
+    return _of_process.get(None) or _of_process.setdefault(None, LangfuseTracing())
 
 
 class _Collect(SpanProcessor):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,10 +15,12 @@ from stagegraph.stored import run_of
 from ._connection import Connection
 from ._ids import trace_id
 from ._rest import Rest
-from ._rows import Row, is_root, meta, pages_of
+from ._rows import Row, cut_metadata, is_root, label_of, meta, pages_of
 from .source import Pages, RunSource, Wanted
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from stagegraph.node import Node
     from stagegraph.run import Run
 
@@ -26,6 +30,8 @@ EXPERIMENTS = "sdk-experiment"
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _LONG = "key,path,run_id"
 _PAGE = 200
+_PAUSE, _LONGEST = 0.25, 2.0
+"""Seconds between two looks for a run that is not there yet."""
 
 
 class LangfuseRuns(RunSource):
@@ -53,34 +59,46 @@ class LangfuseRuns(RunSource):
         self.connection = Connection.of(public_key, secret_key, base_url)
         self._patience = patience
 
-    async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncIterator[Pages]:
+    async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
         """The recorded runs of a graph, the newest first."""
         name = graph.label if graph.kind == "graph" else f"{graph.kind}:{graph.label}"
-        async for found in self.listed(name, wanted):
-            yield found
+        async with aclosing(self.listed(graph.label, wanted, name)) as pages:
+            async for found in pages:
+                yield found
 
-    async def listed(self, name: str | None, wanted: Wanted) -> AsyncIterator[Pages]:
-        """The runs whose root observation has that name (all of them without one), the newest first."""
+    async def listed(self, label: str | None, wanted: Wanted, name: str | None = None) -> AsyncGenerator[Pages]:
+        """The runs of what is called *label* (of everything without one), the newest first.
+
+        With the *name* of their root observations, the server has less to look through.
+        """
         seen: set[str] = set()
-        async with Rest(self.connection, patience=self._patience) as rest:
-            async for row in rest.rows(
-                "v2/observations",
-                name=name,
-                fields="core,basic,metadata,trace_context",
-                expandMetadata=_LONG,
-                isRootObservation=None if name is not None else "true",
-                userId=wanted.user,
-                sessionId=wanted.session,
-                environment=wanted.environment,
-                fromStartTime=wanted.since.isoformat() if wanted.since is not None else None,
-                toStartTime=wanted.until.isoformat() if wanted.until is not None else None,
-                limit=_PAGE,
-            ):
-                trace = str(row.get("traceId"))
-                if trace in seen or not is_root(row) or not _wanted(row, wanted):
+        async with (
+            Rest(self.connection, patience=self._patience) as rest,
+            aclosing(
+                rest.rows(
+                    "v2/observations",
+                    name=name,
+                    fields="core,basic,metadata,trace_context",
+                    expandMetadata=_LONG,
+                    isRootObservation="true",
+                    userId=wanted.user,
+                    sessionId=wanted.session,
+                    environment=wanted.environment,
+                    fromStartTime=_milliseconds(wanted.since),
+                    toStartTime=_milliseconds(wanted.until),
+                    limit=_PAGE,
+                )
+            ) as rows,
+        ):
+            async for row in rows:
+                if not is_root(row):
+                    self.skipped["an observation does not say of which run it is"] += 1
+                    continue
+                trace = str(row.get("traceId") or trace_id(str(meta(row, "run_id"))))
+                if trace in seen or not _wanted(row, wanted) or label not in {None, label_of(row)}:
                     continue
                 seen.add(trace)
-                found = await self._trace(rest, trace)
+                found = await self._trace(rest, trace, self.skipped)
                 if found is not None and wanted.status in {None, found[0].status}:
                     yield found
 
@@ -105,20 +123,30 @@ class LangfuseRuns(RunSource):
             TracingError: the server does not know it (yet), or does not answer.
         """
         until = anyio.current_time() + wait
+        pause = _PAUSE
         async with Rest(self.connection, patience=self._patience) as rest:
             while True:
-                found = await self._trace(rest, trace_id(run_id))
+                skipped: Counter[str] = Counter()
+                found = await self._trace(rest, trace_id(run_id), skipped)
+                late = anyio.current_time() >= until
+                if found is not None or late:
+                    self.skipped += skipped
                 if found is not None:
                     return found
-                if anyio.current_time() >= until:
+                if late:
+                    if reasons := "; ".join(reason for reason in skipped if "(yet)" not in reason):
+                        msg = f"run {run_id!r} cannot be read from {self.connection.base_url}: {reasons}"
+                        raise TracingError(msg)
                     msg = (
                         f"{self.connection.base_url} has no run {run_id!r}; "
                         "one that ended just now takes up to 30 seconds to be seen"
                     )
                     raise TracingError(msg)
-                await anyio.sleep(min(1.0, max(0.0, until - anyio.current_time())))
+                await anyio.sleep(min(pause, max(0.0, until - anyio.current_time())))
+                pause = min(2 * pause, _LONGEST)
 
-    async def _trace(self, rest: Rest, trace: str) -> Pages | None:
+    @staticmethod
+    async def _trace(rest: Rest, trace: str, skipped: Counter[str]) -> Pages | None:
         rows: list[Row] = [
             row
             async for row in rest.rows(
@@ -126,15 +154,30 @@ class LangfuseRuns(RunSource):
             )
         ]
         if not rows:
+            skipped["a trace has no run in it (yet)"] += 1
             return None
+        if cut := cut_metadata(rows):
+            whole = ",".join([_LONG, *cut])
+            rows = [
+                row
+                async for row in rest.rows(
+                    "v2/observations", traceId=trace, fields=_FIELDS, expandMetadata=whole, limit=_PAGE
+                )
+            ]
         scores: list[Row] = [
             row async for row in rest.rows("v3/scores", traceId=trace, fields="core,details,subject", limit=100)
         ]
-        return pages_of(rows, scores, self.skipped)
+        return pages_of(rows, scores, skipped)
 
 
 def _wanted(row: Row, wanted: Wanted) -> bool:
-    if not wanted.experiments and (row.get("environment") == EXPERIMENTS or meta(row, "experiment")):
+    asked = wanted.experiments or wanted.environment == EXPERIMENTS
+    if not asked and (row.get("environment") == EXPERIMENTS or meta(row, "experiment")):
         return False
     tags: Any = row.get("tags") or ()
     return set(wanted.tags) <= set(tags)
+
+
+def _milliseconds(moment: datetime | None) -> str | None:
+    """A moment as exact as a server keeps when a run began."""
+    return None if moment is None else moment.isoformat(timespec="milliseconds")

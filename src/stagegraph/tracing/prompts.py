@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -62,6 +63,9 @@ class LangfusePrompts(Prompts):
         self._state = Prompts(graph=graph.label)
         self._fetched = -float("inf")
         self._first = threading.Event()
+        self._until = float("inf")
+        """When the time is over that the first answer is waited for."""
+        self._waiting: list[Callable[[], object]] = []
         self._one = threading.Lock()
         self._told: set[str] = set()
         self._refresh()
@@ -71,10 +75,31 @@ class LangfusePrompts(Prompts):
     async def resolved(self) -> Prompts:
         """The state for one run."""
         if not self._first.is_set():
-            await asyncio.to_thread(self._first.wait, self._wait)
+            await self._answer()
         elif time.monotonic() - self._fetched > self._ttl:
             self._refresh()
         return self._state
+
+    async def _answer(self) -> None:
+        """Wait for the first answer, without a thread: many runs may begin at once."""
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop ended meanwhile
+                loop.call_soon_threadsafe(answered.set)
+
+        self._waiting.append(tell)
+        if self._first.is_set():  # between the question and the line above
+            answered.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._left()):
+                await answered.wait()
+
+    def _left(self) -> float:
+        """Seconds that are left of the time for the first answer, which begins when it is first waited for."""
+        now = time.monotonic()
+        self._until = min(self._until, now + self._wait)
+        return max(0.0, self._until - now)
 
     def check_known(self, stages: Mapping[str, object], label: str) -> None:
         """Make sure that they are for a graph with these stages, without waiting for them.
@@ -92,15 +117,19 @@ class LangfusePrompts(Prompts):
         try:
             self._state = asyncio.run(self._ask())
         except Exception as error:  # noqa: BLE001 - whatever a server does, runs go on with what there is
-            self._tell("", f"prompts could not be fetched, so runs use what there was before: {error}")
+            self._tell([("", f"prompts of {self.graph} could not be fetched: {error!r}")])
         finally:
             self._fetched = time.monotonic()
             self._one.release()
             self._first.set()
+            while self._waiting:
+                self._waiting.pop()()
 
     async def _ask(self) -> Prompts:
         found: dict[str, Prompt] = {}
         origins: dict[str, Origin] = {}
+        missing: list[str] = []
+        problems: list[tuple[str, str]] = []
         slots = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def one(path: str, stage: Stage[Any, Any]) -> None:
@@ -111,30 +140,55 @@ class LangfusePrompts(Prompts):
                 found[path], version = prompt_of(stage, row, name)
                 origins[path] = Origin(name, version)
             except NotFoundError:
-                pass  # nothing is deployed for it
+                missing.append(path)
             except (TracingError, PromptError) as error:
-                self._tell(path, f"the code's text is used for stage `{path}`: {error}")
+                problems.append((path, str(error)))
                 if path in self._state:
                     found[path] = self._state[path]
                     origins[path] = self._state.origins[path]
 
         async with Rest(self._connection, patience=0) as rest:
             await asyncio.gather(*(one(path, stage) for path, stage in self._stages.items()))
-        return Prompts(found, graph=self.graph, origins=origins)
+        if self._stages and len(missing) == len(self._stages):
+            where = self._connection.base_url
+            problems.append(("", f"no prompt of {self.graph} has the label {self.label!r} at {where}"))
+        self._tell(problems)
+        order = {path: found[path] for path in self._stages if path in found}
+        return Prompts(order, graph=self.graph, origins=origins)
 
-    def _tell(self, path: str, message: str) -> None:
-        if path not in self._told:
-            self._told.add(path)
-            log.warning("%s (said once)", message)
+    def _tell(self, problems: list[tuple[str, str]]) -> None:
+        """Say what is wrong, in one warning, and again only after it was right in between."""
+        new = [(path, problem) for path, problem in problems if path not in self._told]
+        self._told = {path for path, _ in problems}
+        if new:
+            reasons = "; ".join(dict.fromkeys(problem for _, problem in new))
+            stages = ", ".join(f"`{path}`" for path, _ in new if path)
+            log.warning(
+                "%s; until that changes, %s what it said before, or what the code says (said once)",
+                reasons,
+                f"the prompt of {stages} is" if stages else "every prompt is",
+            )
 
     def _now(self) -> Prompts:
-        self._first.wait(self._wait)
+        if not self._first.is_set():
+            self._first.wait(self._left())
         return self._state
 
     @property
     def origins(self) -> Mapping[str, Origin]:
         """Stage path -> its name and version in Langfuse."""
         return self._now().origins
+
+    def __bool__(self) -> bool:
+        return True  # there may be some the next time, and asking now would wait for the server
+
+    def items(self) -> ItemsView[str, Prompt]:
+        """Stage path -> prompt, all of one state."""
+        return self._now().items()
+
+    def values(self) -> ValuesView[Prompt]:
+        """The prompts, all of one state."""
+        return self._now().values()
 
     def __getitem__(self, path: str) -> Prompt:
         return self._now()[path]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -54,6 +55,22 @@ class Wanted:
     experiments: bool = False
     limit: int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        tags: Sequence[str] = (),
+        **others: Any,
+    ) -> Wanted:
+        """The same as `RunSource.runs` takes it.
+
+        Raises:
+            DeclarationError: a moment has no time zone.
+        """
+        return cls(since=_moment(since), until=_moment(until), tags=tuple(tags), **others)
+
     def scored(self, scores: Sequence[Feedback]) -> bool:
         """Whether there is a score that fits."""
         if self.score is None and self.min_score is None and self.max_score is None:
@@ -81,7 +98,7 @@ class RunSource(ABC):
         self.skipped: Counter[str] = Counter()
 
     @abstractmethod
-    def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncIterator[Pages]:
+    def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
         """The recorded runs of a graph, the newest first."""
 
     async def runs(
@@ -100,7 +117,7 @@ class RunSource(ABC):
         max_score: float | None = None,
         experiments: bool = False,
         limit: int | None = None,
-    ) -> AsyncIterator[Run[In, Out]]:
+    ) -> AsyncGenerator[Run[In, Out]]:
         """Typed runs with their calls and scores, the newest first.
 
         Args:
@@ -121,10 +138,10 @@ class RunSource(ABC):
         Raises:
             TracingError: the server does not answer.
         """
-        wanted = Wanted(
-            since=_moment(since),
-            until=_moment(until),
-            tags=tuple(tags),
+        wanted = Wanted.of(
+            since=since,
+            until=until,
+            tags=tags,
             user=user,
             session=session,
             environment=environment,
@@ -135,18 +152,28 @@ class RunSource(ABC):
             experiments=experiments,
             limit=limit,
         )
+        async with aclosing(self._read(graph, wanted)) as found:
+            async for run, _ in found:
+                yield run
+
+    async def _read(self, graph: Node[In, Out], wanted: Wanted) -> AsyncGenerator[tuple[Run[In, Out], list[float]]]:
+        """The runs, each with the moments when it was resumed."""
         count = 0
-        async for row, calls, scores in self.pages(graph, wanted):
-            run = run_of(row, calls, scores, graph)
-            if not (graph.takes.accepts(run.input) and (run.status != "succeeded" or graph.gives.accepts(run.output))):
-                self.skipped["a run does not fit the graph's types any more"] += 1
-                continue
-            if not wanted.scored(run.feedback):
-                continue
-            yield run
-            count += 1
-            if count == limit:
-                return
+        if wanted.limit is not None and wanted.limit <= 0:
+            return
+        async with aclosing(self.pages(graph, wanted)) as pages:
+            async for row, calls, scores in pages:
+                run = run_of(row, calls, scores, graph)
+                accepted = run.status != "succeeded" or graph.gives.accepts(run.output)
+                if not (graph.takes.accepts(run.input) and accepted):
+                    self.skipped["a run does not fit the graph's types any more"] += 1
+                    continue
+                if not wanted.scored(run.feedback):
+                    continue
+                yield run, json.loads(row.labels).get("resumed", [])
+                count += 1
+                if count == wanted.limit:
+                    return
 
     @overload
     async def examples(self, graph: Node[In, Out], *, stage: None = None, **which: Any) -> list[Example[In]]: ...
@@ -176,28 +203,34 @@ class RunSource(ABC):
         wanted = Wanted(**scores)
         limit: int | None = which.pop("limit", None)
         found: dict[str, Example[Any]] = {}
-        async for run in self.runs(graph, **which):
-            calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
-            for call in calls:
-                about = [one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)]
-                if not wanted.scored(about):
-                    continue
-                example = self._example(run, call, about, run.structure.nodes[call.path])
-                if example is None:
-                    continue
-                digest = digest_of(call.input)
-                before = found.get(digest)
-                if before is not None:
-                    self.skipped["the same input again"] += 1
-                if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
-                    found[digest] = example
-            if limit is not None and len(found) >= limit:
-                break
-        return list(found.values())[:limit]
+        async with aclosing(self._read(graph, Wanted.of(**which))) as runs:
+            async for run, resumed in runs:
+                calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
+                for call in calls:
+                    about = [
+                        one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
+                    ]
+                    if wanted.scored(about):
+                        self._add(self._example(run, call, about, resumed), call, found)
+                if limit is not None and len(found) >= limit:
+                    break
+        return list(found.values())[: max(0, limit) if limit is not None else None]
+
+    def _add(self, example: Example[Any] | None, call: Call, found: dict[str, Example[Any]]) -> None:
+        """Keep one example of each input: the newest, and before that one that was corrected."""
+        if example is None:
+            return
+        digest = digest_of(call.input)
+        before = found.get(digest)
+        if before is not None:
+            self.skipped["the same input again"] += 1
+        if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
+            found[digest] = example
 
     def _example(
-        self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], node: Node[Any, Any]
+        self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], resumed: Sequence[float]
     ) -> Example[Any] | None:
+        node = run.structure.nodes[call.path]
         if not node.takes.accepts(call.input):
             self.skipped["an input does not fit its type any more"] += 1
             return None
@@ -217,7 +250,14 @@ class RunSource(ABC):
         else:
             expected = call.output
         scores = {one.name: one.value for one in about if one.name != CORRECTION}
-        metadata = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
+        metadata: dict[str, Any] = {
+            "run_id": run.id,
+            "key": call.key,
+            "corrected": bool(corrections),
+            "scores": scores,
+        }
+        if segment := sum(moment <= call.started.timestamp() for moment in resumed):
+            metadata["segment"] = segment
         name = digest_of([run.id, call.key])
         return Example(call.input, expected, name, metadata)
 

@@ -1,0 +1,89 @@
+"""The smallest traced run, and tracings that are closed at the end of a test.
+
+Import `the_server`, `the_make` and `the_keys` in a test module to have the fixtures `server`, `make` and `keys` there.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from langfuse_fixtures import the_server
+from langfuse_server import LangfuseServer
+
+from stagegraph import Graph, Runner, step
+from stagegraph.tracing import LangfuseTracing
+from stagegraph.tracing._ids import trace_id
+from stagegraph.tracing.langfuse import _of_process
+
+__all__ = ["Echo", "Make", "closed_port", "once_each", "runs", "the_keys", "the_make", "the_server", "warned"]
+
+
+@step
+async def shout(text: str) -> str:
+    return text.upper()
+
+
+class Echo(Graph[str, str]):
+    """Two observations a run."""
+
+    shout = shout
+
+    async def flow(self, text: str) -> str:
+        return await self.shout(text)
+
+
+Make = Callable[..., LangfuseTracing]
+
+
+@pytest.fixture(name="make")
+def the_make(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Tracings that speak to the server, wait a short time for it and are closed at the end of the test."""
+    monkeypatch.setenv("LANGFUSE_TIMEOUT", "0.3")
+    made: list[LangfuseTracing] = []
+
+    def make(**options: Any) -> LangfuseTracing:
+        keys = {"public_key": server.public_key, "secret_key": server.secret_key, "base_url": server.url}
+        made.append(LangfuseTracing(**keys | options))
+        return made[-1]
+
+    yield make
+    for tracing in made:
+        tracing.close(0)
+
+
+@pytest.fixture(name="keys")
+def the_keys(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The keys of the server in the environment."""
+    _of_process.clear()
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", server.public_key)
+    monkeypatch.setenv("LANGFUSE_SECRET_KEY", server.secret_key)
+    monkeypatch.setenv("LANGFUSE_BASE_URL", server.url)
+    yield monkeypatch
+    for tracing in _of_process.values():
+        tracing.close(0)
+    _of_process.clear()
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def runs(tracing: LangfuseTracing, count: int = 3) -> list[str]:
+    """Trace ids of so many runs that went well."""
+    runner = Runner(tracing=tracing)
+    done = [await runner.run(Echo(), "a") for _ in range(count)]
+    assert [run.output for run in done] == ["A"] * count
+    return [trace_id(run.id) for run in done]
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def once_each(server: LangfuseServer, ids: list[str]) -> bool:
+    return all(server.tree(one) == [("Echo", ["step:shout"])] for one in ids)

@@ -1,0 +1,269 @@
+"""What tracing leaves alone: the host's OpenTelemetry, runs outside the sample, programs without keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic_ai import Agent
+from pydantic_ai.models.instrumented import InstrumentationSettings
+from pydantic_ai.models.test import TestModel
+from traced_runs import Watch, the_watch
+
+from scripted import echo
+from stagegraph import DeclarationError, Graph, Runner, Stage, fan_out, feedback, step
+from stagegraph.tracing import LangfuseTracing
+from stagegraph.tracing.langfuse import _of_process, shared
+
+__all__ = ["the_watch"]
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Host:
+    """An application with tracing of its own."""
+
+    provider: TracerProvider
+    exporter: InMemorySpanExporter
+
+    @property
+    def tracer(self) -> trace.Tracer:
+        return self.provider.get_tracer("host")
+
+    @property
+    def spans(self) -> dict[str, ReadableSpan]:
+        return {span.name: span for span in self.exporter.get_finished_spans()}
+
+    def tree(self) -> set[tuple[str, str | None]]:
+        """Name and parent's name of every span."""
+        names = {span.context.span_id: span.name for span in self.spans.values() if span.context}
+        return {(span.name, names[span.parent.span_id] if span.parent else None) for span in self.spans.values()}
+
+
+@pytest.fixture(name="host")
+def _host() -> Iterator[Host]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield Host(provider, exporter)
+    provider.shutdown()
+
+
+class Work(Graph[str, str]):
+    """A step and an agent with a tool, both of which the host watches."""
+
+    def __init__(self, host: Host) -> None:
+        async def fetch(text: str) -> str:
+            with host.tracer.start_as_current_span("host step"):
+                return text
+
+        async def look() -> str:
+            trace.get_current_span().set_attribute("asked", "politely")
+            with host.tracer.start_as_current_span("host tool"), host.tracer.start_as_current_span("host query"):
+                return "seen"
+
+        agent = Agent(name="worker")
+        agent.tool_plain(look)
+        self.fetch = step(fetch)
+        self.work = Stage(str, agent)
+
+    async def flow(self, text: str) -> str:
+        return await self.work(await self.fetch(text))
+
+
+TOOLS = ["chat test", "execute_tool look", "chat test"]
+OURS = [("Work", ["step:fetch", ("stage:work", [("invoke_agent worker", TOOLS)])])]
+
+
+async def test_the_hosts_spans_stay_the_hosts(watch: Watch, host: Host) -> None:
+    """Spans that the host opens around, in steps and in tools keep their trace and parent, and neither side gets more."""
+    before = trace.get_tracer_provider()
+    with host.tracer.start_as_current_span("host request") as request:
+        run = await Runner(TestModel(), tracing=watch.tracing()).run(Work(host), "x")
+        assert trace.get_current_span() is request
+    assert trace.get_tracer_provider() is before
+    assert host.tree() == {
+        ("host request", None),
+        ("host step", "host request"),
+        ("host tool", "host request"),
+        ("host query", "host tool"),
+    }
+    assert len({span.context.trace_id for span in host.spans.values() if span.context}) == 1
+    assert await watch.tree(run) == OURS
+    assert len(watch.server.spans) == 7
+
+
+async def test_a_host_without_an_open_span_gets_roots(watch: Watch, host: Host) -> None:
+    """Where the host has no span open, its spans begin traces of their own, and our trace has the run's id anyway."""
+    run = await Runner(TestModel(), tracing=watch.tracing()).run(Work(host), "x")
+    assert host.tree() == {("host step", None), ("host tool", None), ("host query", "host tool")}
+    assert await watch.tree(run) == OURS
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+async def test_what_the_host_asks_of_pydantic_ai_it_still_gets(watch: Watch, host: Host) -> None:
+    """With `Agent.instrument_all`, the host has every span of Pydantic AI, and Langfuse has its own in their places."""
+    Agent.instrument_all(InstrumentationSettings(tracer_provider=host.provider))
+    try:
+        with host.tracer.start_as_current_span("host request"):
+            run = await Runner(TestModel(), tracing=watch.tracing()).run(Work(host), "x")
+    finally:
+        Agent.instrument_all(False)
+    assert host.tree() == {
+        ("host request", None),
+        ("host step", "host request"),
+        ("invoke_agent worker", "host request"),
+        ("chat test", "invoke_agent worker"),
+        ("execute_tool look", "invoke_agent worker"),
+        ("host tool", "execute_tool look"),
+        ("host query", "host tool"),
+    }
+    assert len(host.exporter.get_finished_spans()) == 8
+    assert (host.spans["execute_tool look"].attributes or {})["asked"] == "politely"
+    assert not any(name.startswith("langfuse.") for span in host.spans.values() for name in span.attributes or {})
+    assert await watch.tree(run) == OURS
+
+
+async def test_an_agents_own_instrumentation_is_kept(watch: Watch, host: Host) -> None:
+    """An agent that was instrumented by itself reports to the host and to Langfuse."""
+    agent = Agent(name="own")
+    agent.instrument = InstrumentationSettings(tracer_provider=host.provider)
+    run = await Runner(echo(), tracing=watch.tracing()).run(Say(agent), "x")
+    assert host.tree() == {("invoke_agent own", None), ("chat function:answer:", "invoke_agent own")}
+    assert await watch.tree(run) == [("Say", [("stage:say", [("invoke_agent own", ["chat function:answer:"])])])]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "3"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3"),
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3"),
+        ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3"),
+    ],
+)
+async def test_limits_of_the_hosts_spans_are_not_ours(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """OpenTelemetry's own variables thin out the host's spans, never ours."""
+    monkeypatch.setenv(variable, value)
+    run = await Runner(echo(), tracing=watch.tracing()).run(Say(), "some words")
+    rows = await watch.rows(run)
+    assert [row["traceName"] for row in rows] == ["Say"] * 4
+    assert all("some words" in row["input"] for row in rows)
+
+
+class Say(Graph[str, list[str]]):
+    """One agent, three times."""
+
+    def __init__(self, agent: Agent[None, str] | None = None) -> None:
+        self.say = Stage(str, agent or Agent(name="sayer"))
+
+    async def flow(self, text: str) -> list[str]:
+        return await fan_out(self.say, [text])
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0, 0), (1, 40)])
+async def test_all_or_nothing_of_the_runs(watch: Watch, rate: float, expected: int) -> None:
+    """A sample of none shows no run, a sample of all shows each."""
+    runner = Runner(echo(), tracing=watch.tracing(sample_rate=rate))
+    for _ in range(40):
+        await runner.run(Say(), "x")
+    await watch.sent()
+    assert len({span.trace_id for span in watch.server.spans}) == expected
+    assert len(watch.server.spans) == 4 * expected
+
+
+async def test_a_run_is_in_the_sample_whole_or_not_at_all(watch: Watch) -> None:
+    """The run's id decides, for its spans and its scores alike, and a larger sample holds the smaller one."""
+    shown: list[set[str]] = []
+    for rate in (0.4, 0.6):
+        runner = Runner(echo(), tracing=watch.tracing(sample_rate=rate, environment=f"e{rate}"))
+        for number in range(60):
+            await runner.run(Say(), "x", run_id=f"run-{number}")
+            await feedback(f"run-{number}", "good", 1, runner=runner)
+        await watch.sent()
+        spans = [span for span in watch.server.spans if span.attributes["langfuse.environment"] == f"e{rate}"]
+        counts = Counter(span.trace_id for span in spans)
+        assert set(counts.values()) == {4}
+        assert {score["traceId"] for score in watch.server.scores if score["environment"] == f"e{rate}"} == set(counts)
+        shown.append(set(counts))
+    assert 0 < len(shown[0]) < len(shown[1]) < 60
+    assert shown[0] < shown[1]
+
+
+@pytest.fixture(name="variables")
+def _variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    for name in ("PUBLIC_KEY", "SECRET_KEY", "BASE_URL", "HOST", "TRACING_ENVIRONMENT", "RELEASE", "TRACING_ENABLED"):
+        monkeypatch.delenv(f"LANGFUSE_{name}", raising=False)
+    _of_process.clear()
+    yield monkeypatch
+    _of_process.clear()
+
+
+def in_environment(variables: pytest.MonkeyPatch, watch: Watch, **more: str) -> None:
+    server = watch.server
+    values = {"PUBLIC_KEY": server.public_key, "SECRET_KEY": server.secret_key, "BASE_URL": server.url}
+    for name, value in {**values, **more}.items():
+        variables.setenv(f"LANGFUSE_{name}", value)
+
+
+async def test_keys_in_the_environment_are_enough(watch: Watch, variables: pytest.MonkeyPatch) -> None:
+    """With Langfuse's own variables set, every runner traces, all through one connection; feedback needs no runner."""
+    in_environment(variables, watch, TRACING_ENVIRONMENT="qa", RELEASE="r9")
+    runners = Runner(echo()), Runner(echo())
+    assert runners[0].tracing is runners[1].tracing is shared()
+    watch.tracings.append(shared())
+    run = await runners[0].run(Say(), "x")
+    await feedback(run.id, "good", True)
+    rows = await watch.rows(run)
+    assert {(row["environment"], row["release"]) for row in rows} == {("qa", "r9")}
+    assert [score["environment"] for score in watch.server.scores] == ["qa"]
+
+
+@pytest.mark.parametrize("more", [{"TRACING_ENABLED": "false"}, {"PUBLIC_KEY": ""}, {"SECRET_KEY": ""}])
+async def test_without_keys_or_switched_off_nothing_is_traced(
+    watch: Watch, variables: pytest.MonkeyPatch, more: dict[str, str]
+) -> None:
+    """A key that is missing, or Langfuse's own switch, leaves runners without tracing."""
+    in_environment(variables, watch, **more)
+    assert Runner(echo()).tracing is None
+
+
+async def test_tracing_can_be_declined(watch: Watch, variables: pytest.MonkeyPatch) -> None:
+    """`tracing=None` sends nothing, whatever the environment says."""
+    in_environment(variables, watch)
+    await Runner(echo(), tracing=None).run(Say(), "x")
+    assert _of_process == {}
+    assert not watch.server.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "LANGFUSE_PUBLIC_KEY"),
+        ({"public_key": "a", "secret_key": "b", "base_url": "langfuse.example"}, "http://"),
+        ({"sample_rate": 1.5}, "between 0 and 1"),
+        ({"capture": "some"}, "'shape'"),
+    ],
+)
+def test_a_mistake_is_told_at_once(variables: pytest.MonkeyPatch, options: dict[str, Any], said: str) -> None:
+    """Missing keys and values out of their range are errors where they are written."""
+    with pytest.raises(DeclarationError, match=said):
+        LangfuseTracing(**options)
+
+
+async def test_a_tracing_does_not_show_its_key(watch: Watch) -> None:
+    """What is printed of a tracing is where it sends."""
+    tracing = watch.tracing(environment="qa")
+    assert repr(tracing) == f"<LangfuseTracing {watch.server.url} qa>"
+    assert watch.server.secret_key not in repr(tracing.connection)
