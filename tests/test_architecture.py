@@ -20,7 +20,13 @@ EXECUTE = {
 EDGES = {"agents", "draw", "local"}
 CLI = {"cli", "__main__"}
 LEVEL = {name: level for level, names in enumerate((FACTS, DECLARE, EXECUTE, EDGES, CLI)) for name in names}
-DOORS = {("prompts", "structure"), ("prompts", "tracing"), ("graph", "runner"), ("graph", "mermaid"), ("graph", "agents")}
+DOORS = {
+    ("prompts", "structure"),
+    ("prompts", "tracing"),
+    ("graph", "runner"),
+    ("graph", "mermaid"),
+    ("graph", "agents"),
+}
 """Calls from a lower layer to a higher one: each a method that users expect where it is, imported when it is called."""
 HOMES = {
     "xllamacpp": {"local"},

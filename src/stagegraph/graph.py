@@ -8,7 +8,19 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, Generic, TypeVar, cast, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    ForwardRef,
+    Generic,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
 
 from typing_extensions import TypeVar as TypeVarWithDefault
 from typing_extensions import Unpack
@@ -18,7 +30,7 @@ from .node import Node
 from .schema import Schema
 
 if TYPE_CHECKING:
-    from pydantic_ai import Agent, Tool
+    from pydantic_ai import Agent, DeferredToolRequests, Tool
     from pydantic_ai.models import Model
 
     from .call import Kind
@@ -128,7 +140,7 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         The fields of the input type are the tool's arguments; a type without fields is the one argument `input`. The
         run gets the calling agent's deps, what is left of its usage limits, and its model when *runner* has none; what
         it used is added to the agent's usage. Arguments that do not fit go back to the model; a failed run raises its
-        `RunError`.
+        `RunError`; one that waits for answers defers the call (`CallDeferred`, with the run's id in the metadata).
 
         Args:
             name: Of the tool; else the class name in snake case.
@@ -139,7 +151,17 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
         return graph_tool(self, name=name, description=description, runner=runner)
 
-    def as_agent(self, *, runner: Runner | None = None, name: str | None = None) -> Agent[Any, Out_co]:
+    @overload
+    def as_agent(
+        self, *, runner: Runner | None = None, name: str | None = None, asks: Literal[False] = False
+    ) -> Agent[Any, Out_co]: ...
+    @overload
+    def as_agent(
+        self, *, runner: Runner, name: str | None = None, asks: Literal[True]
+    ) -> Agent[Any, Out_co | DeferredToolRequests]: ...
+    def as_agent(
+        self, *, runner: Runner | None = None, name: str | None = None, asks: bool = False
+    ) -> Agent[Any, Out_co] | Agent[Any, Out_co | DeferredToolRequests]:
         """The graph as a Pydantic AI agent, for its AG-UI, Vercel AI, A2A, CLI and web front ends.
 
         The newest user prompt is the input: as it is for `str`; else read as JSON, or put into the only required field
@@ -152,10 +174,12 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         Args:
             runner: Runs the graph; else each agent run has a fresh one.
             name: Of the agent; else the class name in snake case.
+            asks: A run that needs an approval or an external result gives `DeferredToolRequests`, which front ends put
+                to a person, and goes on when they are answered; the runner needs a journal.
         """
         from .agents import graph_agent  # noqa: PLC0415
 
-        return graph_agent(self, runner=runner, name=name)
+        return graph_agent(self, runner=runner, name=name, asks=asks)
 
     def mermaid(self) -> str:
         """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""

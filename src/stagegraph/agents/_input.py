@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read_input"]
 
+_NO_JSON = object()
+
 
 def read_input(graph: Graph[Any, Any], messages: Sequence[ModelMessage]) -> Any:
     """The newest user prompt as the graph's input.
@@ -66,7 +68,7 @@ def _from_text(graph: Graph[Any, Any], text: str, before: Sequence[ModelMessage]
     field = text_field(object_schema(takes), without=history)
     problem: ValidationError | None = None
     data = _json_data(text)
-    if data is not None:
+    if data is not _NO_JSON:
         try:
             return takes.load({**told, **cast("dict[str, Any]", data)} if isinstance(data, dict) else data)
         except ValidationError as error:
@@ -83,7 +85,7 @@ def _json_data(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:
-        return None
+        return _NO_JSON
 
 
 def _history_field(type_: Any) -> str | None:

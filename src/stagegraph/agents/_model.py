@@ -10,9 +10,13 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 
+from stagegraph.stored import stored_run
+
 from ._input import read_input
+from ._questions import answers_in
+from ._spent import since
 from ._stream import PROVIDER, GraphStream
-from ._terms import model_of, options
+from ._terms import limits_left, model_of, options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -22,12 +26,13 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
     from stagegraph.graph import Graph
+    from stagegraph.live import LiveRun
     from stagegraph.run import Run
     from stagegraph.runner import Runner
 
 __all__ = ["GraphModel", "UnboundModel"]
 
-_PROFILE = ModelProfile(supports_tools=False, supported_native_tools=frozenset())
+_PROFILE = ModelProfile(supported_native_tools=frozenset())
 
 
 class UnboundModel(Model):
@@ -96,19 +101,46 @@ class GraphModel(UnboundModel):
         """Run the graph and tell what happens; leaving the context ends the run."""
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
         ctx = self._ctx
-        chosen = model_of(ctx)
-        live = self._runner.start(
-            self.graph,
-            read_input(self.graph, messages),
-            model=None if isinstance(chosen, UnboundModel) else chosen,
-            deps=ctx.deps,
-            **options(ctx, self._runner.limits),
-        )
+        answered = answers_in(messages)
+        if answered is None:
+            live, before = self._begin(messages), None
+        else:
+            live, before = await self._go_on(*answered)
         try:
-            yield GraphStream(parameters, self.graph, live, self._done)
+            yield GraphStream(parameters, self.graph, live, self._done, before, ctx.run_id or live.run_id)
         finally:
             with anyio.CancelScope(shield=True):
                 await live.cancel()
-            ctx.usage.incr(live.run.usage)
-            if live.run.status == "succeeded":
+            run = live.run
+            ctx.usage.incr(since(run.usage, before and before.usage))
+            if run.status in {"succeeded", "suspended"}:
                 ctx.usage.requests -= 1  # the agent counts the answer itself as a request
+
+    def _begin(self, messages: list[ModelMessage]) -> LiveRun[Any, Any]:
+        return self._runner.start(
+            self.graph,
+            read_input(self.graph, messages),
+            model=self._model,
+            deps=self._ctx.deps,
+            **options(self._ctx, self._runner.limits),
+        )
+
+    async def _go_on(self, run_id: str, answers: dict[str, object]) -> tuple[LiveRun[Any, Any], Run[Any, Any] | None]:
+        journal = self._runner.journal
+        row = None if journal is None else await journal.run(run_id)
+        before = None if journal is None or row is None else await stored_run(journal, row, self.graph)
+        live = await self._runner.start_resume(
+            run_id,
+            graph=self.graph,
+            answers=answers,
+            model=self._model,
+            deps=self._ctx.deps,
+            limits=limits_left(self._ctx, self._runner.limits),
+        )
+        return live, before
+
+    @property
+    def _model(self) -> Model | None:
+        """What the caller chose, if it is not the graph itself."""
+        chosen = model_of(self._ctx)
+        return None if isinstance(chosen, UnboundModel) else chosen

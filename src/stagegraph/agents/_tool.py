@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from pydantic_ai import ModelRetry, RunContext, Tool, ToolReturn
+from pydantic_ai import CallDeferred, ModelRetry, RunContext, Tool, ToolReturn
 
 from stagegraph.errors import RunError
 from stagegraph.failure import problems_of
@@ -58,12 +58,7 @@ async def _run(graph: Graph[Any, Any], value: Any, ctx: RunContext[Any], runner:
         raise
     ctx.usage.incr(run.usage)
     if run.status == "suspended":
-        asked = ", ".join(pending.id for pending in run.pending)
-        msg = (
-            f"{graph.label} waits for an answer to {asked}, and a tool call cannot wait: "
-            f"answer with `runner.resume({run.id!r}, answers=...)`, or inside the stage's agent"
-        )
-        raise RunError(msg, run=run)
+        raise CallDeferred({"run_id": run.id, "pending": [pending.id for pending in run.pending]})
     return run
 
 
