@@ -533,6 +533,12 @@ async def test_without_asks_a_question_is_a_clear_error():
         Tidy().as_agent(runner=Runner(), asks=True)
 
 
+def test_a_graph_inside_a_graph_is_a_node_and_no_agent():
+    """A stage around a graph's agent could wait for its own slot; the error says what to write."""
+    with pytest.raises(DeclarationError, match="declare the graph itself as a node"):
+        Stage(str, Echo().as_agent())
+
+
 def vercel_body(*messages: dict[str, object]) -> dict[str, object]:
     return {"trigger": "submit-message", "id": "chat", "messages": list(messages)}
 
