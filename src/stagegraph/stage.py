@@ -139,7 +139,7 @@ def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> 
         raise DeclarationError(msg)
     if getattr(inner.model, "system", None) == "stagegraph":
         msg = (
-            f"the agent {inner.name or ''!r} is a graph (`as_agent`), whose requests could wait for each other for ever: "
+            f"the agent {inner.name or ''!r} is a graph (`as_agent`), which could wait for its own requests for ever: "
             "declare the graph itself as a node, as in `build = Build()`"
         )
         raise DeclarationError(msg)
