@@ -17,10 +17,16 @@ EXECUTE = {
     "models", "ops", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
-EDGES = {"draw", "local"}
+EDGES = {"agents", "draw", "local"}
 CLI = {"cli", "__main__"}
 LEVEL = {name: level for level, names in enumerate((FACTS, DECLARE, EXECUTE, EDGES, CLI)) for name in names}
-DOORS = {("prompts", "structure"), ("prompts", "tracing"), ("graph", "runner"), ("graph", "mermaid")}
+DOORS = {
+    ("prompts", "structure"),
+    ("prompts", "tracing"),
+    ("graph", "runner"),
+    ("graph", "mermaid"),
+    ("graph", "agents"),
+}
 """Calls from a lower layer to a higher one: each a method that users expect where it is, imported when it is called."""
 HOMES = {
     "xllamacpp": {"local"},

@@ -8,7 +8,19 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, Generic, TypeVar, cast, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    ForwardRef,
+    Generic,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
 
 from typing_extensions import TypeVar as TypeVarWithDefault
 from typing_extensions import Unpack
@@ -18,12 +30,13 @@ from .node import Node
 from .schema import Schema
 
 if TYPE_CHECKING:
+    from pydantic_ai import Agent, DeferredToolRequests, Tool
     from pydantic_ai.models import Model
 
     from .call import Kind
     from .prompts import Prompts
     from .run import Run
-    from .runner import RunOptions
+    from .runner import Runner, RunOptions
 
 __all__ = ["Graph"]
 
@@ -118,6 +131,55 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
             f"write `await {self.label}().run(...)` instead"
         )
         raise NotRunningError(msg)
+
+    def as_tool(
+        self, *, name: str | None = None, description: str | None = None, runner: Runner | None = None
+    ) -> Tool[Any]:
+        """The graph as a tool of any Pydantic AI agent: `Agent(..., tools=[Support().as_tool()])`.
+
+        The fields of the input type are the tool's arguments; a type without fields is the one argument `input`. The
+        run gets the calling agent's deps, what is left of its usage limits, and its model when *runner* has none; what
+        it used is added to the agent's usage. Arguments that do not fit go back to the model; a failed run raises its
+        `RunError`; one that waits for answers defers the call (`CallDeferred`, with the run's id in the metadata).
+
+        Args:
+            name: Of the tool; else the class name in snake case.
+            description: For the model; else the docstring of the class.
+            runner: Runs the graph; else each call has a fresh one.
+        """
+        from .agents import graph_tool  # noqa: PLC0415 - an edge, loaded when it is asked for
+
+        return graph_tool(self, name=name, description=description, runner=runner)
+
+    @overload
+    def as_agent(
+        self, *, runner: Runner | None = None, name: str | None = None, asks: Literal[False] = False
+    ) -> Agent[Any, Out_co]: ...
+    @overload
+    def as_agent(
+        self, *, runner: Runner, name: str | None = None, asks: Literal[True]
+    ) -> Agent[Any, Out_co | DeferredToolRequests]: ...
+    def as_agent(
+        self, *, runner: Runner | None = None, name: str | None = None, asks: bool = False
+    ) -> Agent[Any, Out_co] | Agent[Any, Out_co | DeferredToolRequests]:
+        """The graph as a Pydantic AI agent, for its AG-UI, Vercel AI, A2A, CLI and web front ends.
+
+        The newest user prompt is the input: as it is for `str`; else read as JSON, or put into the only required field
+        if that is a text. What was said before is kept in the result's messages but not shown to the graph, unless its
+        input type has a field `list[ModelMessage]`. Every stage and step call is shown as a tool call while it runs,
+        without what goes in and out; the output is the answer's text (JSON where it is no `str`) and, typed,
+        `result.output`. A model given to the agent's run serves the stages that have none; instructions, tools and
+        model settings given to it are not used.
+
+        Args:
+            runner: Runs the graph; else each agent run has a fresh one.
+            name: Of the agent; else the class name in snake case.
+            asks: A run that needs an approval or an external result gives `DeferredToolRequests`, which front ends put
+                to a person, and goes on when they are answered; the runner needs a journal.
+        """
+        from .agents import graph_agent  # noqa: PLC0415
+
+        return graph_agent(self, runner=runner, name=name, asks=asks)
 
     def mermaid(self) -> str:
         """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""

@@ -98,11 +98,11 @@ class Runner:
             if value is not None and value < 1:
                 msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
                 raise DeclarationError(msg)
-        self._model = model
+        self.model = model
         self._models_by_path = dict(models or {})
         self._prompts = prompts or Prompts()
         self._max_concurrency = max_concurrency
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
         self.tracing = by_environment() if tracing == "auto" else tracing
@@ -314,8 +314,8 @@ class Runner:
         structure = Structure.of(node)
         deployed = prompts if prompts is not None else self._prompts
         deployed.check_known(structure.stages, node.label)
-        limits = options.get("limits") or self._limits
-        default = model if model is not None else self._model
+        limits = options.get("limits") or self.limits
+        default = model if model is not None else self.model
         self._known[node.label] = node
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,

@@ -137,6 +137,12 @@ def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> 
             "tuned or deployed: write the text as Agent(instructions=...)"
         )
         raise DeclarationError(msg)
+    if getattr(inner.model, "system", None) == "stagegraph":
+        msg = (
+            f"the agent {inner.name or ''!r} is a graph (`as_agent`), which could wait for its own requests for ever: "
+            "declare the graph itself as a node, as in `build = Build()`"
+        )
+        raise DeclarationError(msg)
     if timeout is not None and timeout <= 0:
         msg = f"Stage(timeout={timeout}): the seconds must be more than 0"
         raise DeclarationError(msg)

@@ -1,9 +1,9 @@
 """What a type checker must understand without help."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from pydantic import BaseModel
-from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai import Agent, DeferredToolRequests, Tool
 
 from stagegraph import (
     Call,
@@ -95,3 +95,7 @@ async def runs(runner: Runner) -> None:
     assert_type(runner.start(Whole(), "spec"), LiveRun[str, list[Built]])
     assert_type(Whole().run_sync("spec"), Run[str, list[Built]])
     assert_type(Run.from_json("", Whole()), Run[str, list[Built]])
+    assert_type(Whole().as_tool(), Tool[Any])
+    assert_type(Whole().as_agent(), Agent[Any, list[Built]])
+    assert_type(Whole().as_agent(runner=runner, asks=True), Agent[Any, list[Built] | DeferredToolRequests])
+    assert_type((await Whole().as_agent().run("spec")).output, list[Built])
