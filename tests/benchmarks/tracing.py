@@ -75,7 +75,7 @@ async def rows() -> list[Row]:
     ]
 
 
-async def _beyond(
+async def _beyond(  # noqa: PLR0917 - one measurement
     graph: Graph,
     value: object,
     watched: Runner,
