@@ -17,7 +17,7 @@ EXECUTE = {
     "models", "ops", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
-EDGES = {"draw", "local"}
+EDGES = {"draw", "local", "optimize"}
 CLI = {"cli", "__main__"}
 LEVEL = {name: level for level, names in enumerate((FACTS, DECLARE, EXECUTE, EDGES, CLI)) for name in names}
 DOORS = {("prompts", "structure"), ("prompts", "tracing"), ("graph", "runner"), ("graph", "mermaid")}
