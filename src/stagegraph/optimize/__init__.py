@@ -6,12 +6,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._credit import credited, stage_feedback
+    from .grading import Metric, graded, wants_failed_runs
     from ._lm import lm
+    from ._provider import TuningStopped
+    from .data import examples, from_dspy, stratified_split, to_dspy
+    from .metric import dspy_metric
     from .module import GraphModule
 
-__all__ = ["GraphModule", "lm"]
+__all__ = [
+    "GraphModule",
+    "Metric",
+    "TuningStopped",
+    "credited",
+    "dspy_metric",
+    "examples",
+    "from_dspy",
+    "graded",
+    "lm",
+    "stage_feedback",
+    "stratified_split",
+    "to_dspy",
+    "wants_failed_runs",
+]
 
-_HOMES = {"GraphModule": "module", "lm": "_lm"}
+_HOMES = {
+    "GraphModule": "module",
+    "Metric": "grading",
+    "TuningStopped": "_provider",
+    "credited": "_credit",
+    "dspy_metric": "metric",
+    "examples": "data",
+    "from_dspy": "data",
+    "graded": "grading",
+    "lm": "_lm",
+    "stage_feedback": "_credit",
+    "stratified_split": "data",
+    "to_dspy": "data",
+    "wants_failed_runs": "grading",
+}
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
 
 

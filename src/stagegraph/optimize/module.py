@@ -20,7 +20,8 @@ from stagegraph.structure import Structure
 from ._fields import Fields
 from ._loop import await_here, run_here
 from ._predict import Declared, StagePredict
-from ._provider import fault_in, is_lasting, raise_through_evaluation, wait_asked_for
+from ._faults import fault_in, is_lasting, wait_asked_for
+from ._provider import raise_through_evaluation
 from ._trace import RunPrediction, entries_of, record_usage, recorded
 from ._lm import lm as bridged
 from ._lm import model_behind
