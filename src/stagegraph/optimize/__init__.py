@@ -7,30 +7,63 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._credit import credited, stage_feedback
-    from .grading import Metric, graded, wants_failed_runs
     from ._lm import lm
     from ._provider import TuningStopped
+    from .budget import Budget
+    from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
+    from .evaluate import evaluate
+    from .gepa import GEPA
+    from .grading import Metric, graded, wants_failed_runs
     from .metric import dspy_metric
     from .module import GraphModule
+    from .proposers import Candidates, Proposal
+    from .report import Report, ReportRow
+    from .tune import Preview, Tuning, preview, tune
 
 __all__ = [
+    "GEPA",
+    "Budget",
+    "Candidates",
+    "Comparison",
     "GraphModule",
     "Metric",
+    "Preview",
+    "Proposal",
+    "Report",
+    "ReportRow",
+    "Tuning",
     "TuningStopped",
+    "compare",
     "credited",
     "dspy_metric",
+    "evaluate",
     "examples",
     "from_dspy",
     "graded",
     "lm",
+    "preview",
     "stage_feedback",
     "stratified_split",
     "to_dspy",
+    "tune",
     "wants_failed_runs",
 ]
 
 _HOMES = {
+    "tune": "tune",
+    "preview": "tune",
+    "evaluate": "evaluate",
+    "compare": "comparison",
+    "Tuning": "tune",
+    "ReportRow": "report",
+    "Report": "report",
+    "Proposal": "proposers",
+    "Preview": "tune",
+    "GEPA": "gepa",
+    "Comparison": "comparison",
+    "Candidates": "proposers",
+    "Budget": "budget",
     "GraphModule": "module",
     "Metric": "grading",
     "TuningStopped": "_provider",

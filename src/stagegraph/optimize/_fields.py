@@ -1,12 +1,11 @@
-"""A node's input or output as named fields, the way DSPy sees values: a model's own fields, or one field for the whole."""
+"""A node's input or output as named fields, as DSPy has them: a model's own fields, or one field for the whole."""
 
 from __future__ import annotations
 
 import types
-import typing
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_origin
 
 import dspy
 from pydantic import AliasChoices, BaseModel, ValidationError
@@ -18,14 +17,12 @@ from stagegraph.schema import Schema
 __all__ = ["STAGE_ID", "Fields", "reject_reserved", "signature_of"]
 
 STAGE_ID = "stage_id"
-"""Marks each field of a signature with its stage's path, so that DSPy never takes two equal signatures for one stage."""
+"""Marks each field of a signature with its stage's path, so that DSPy never takes two equal signatures for one."""
 
-_RESERVED = frozenset({
-    "signature", "instructions", "fields", "demos", "config", "lm", "new_signature", "prediction", "augmented", "callbacks",
-})  # fmt: skip
+_RESERVED = {"signature", "instructions", "fields", "demos", "config", "lm"} | {
+    "new_signature", "prediction", "augmented", "callbacks", "base", "self",
+}  # fmt: skip
 """What `dspy.Predict`, `dspy.Signature` and demos keep for themselves."""
-
-_FIELD_TYPES = (type, type(typing.List[int]), types.GenericAlias, typing._SpecialForm, types.UnionType)  # noqa: UP006, SLF001 # pyright: ignore
 
 
 class Fields:
@@ -75,7 +72,7 @@ class Fields:
     def infos(self) -> dict[str, tuple[Any, str | None]]:
         """Name in the signature -> its type and description."""
         if self.model is None:
-            return {name: (self.schema.type, None) for name in self.names}
+            return dict.fromkeys(self.names, (self.schema.type, None))
         fields = self.model.model_fields
         return {name: (fields[own].annotation, fields[own].description) for name, own in self.names.items()}
 
@@ -105,8 +102,8 @@ def reject_reserved(fields: Fields, what: str) -> None:
     for own in fields.names.values():
         if own in _RESERVED or own.startswith(("_", "dspy_")):
             msg = (
-                f"{what}: the field `{own}` of {fields.schema.name} cannot be a field of a DSPy signature, which keeps that "
-                f"name for itself: rename it (an alias keeps the JSON as it is), or wrap the value in another model"
+                f"{what}: the field `{own}` of {fields.schema.name} cannot be a field of a DSPy signature, which keeps "
+                "that name for itself: rename it (an alias keeps the JSON as it is), or wrap the value in another model"
             )
             raise DeclarationError(msg)
 
@@ -114,11 +111,13 @@ def reject_reserved(fields: Fields, what: str) -> None:
 def signature_of(path: str, takes: Fields, gives: Fields, instructions: str) -> type[dspy.Signature]:
     """A fresh signature of one stage: its fields marked with its path, its text as the instructions."""
     fields: dict[str, tuple[Any, FieldInfo]] = {}
-    for side, make in ((takes, dspy.InputField), (gives, dspy.OutputField)):
+    untyped = cast("Any", dspy)
+    for side, make in ((takes, untyped.InputField), (gives, untyped.OutputField)):
         for name, (type_, description) in side.infos().items():
             field = cast("FieldInfo", make(desc=description) if description else make())
             cast("dict[str, Any]", field.json_schema_extra)[STAGE_ID] = path
-            fields[name] = (type_ if isinstance(type_, _FIELD_TYPES) else Any, field)
+            known = isinstance(type_, (type, types.UnionType)) or get_origin(type_) is not None
+            fields[name] = (type_ if known else Any, field)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a field may be called `copy` or `schema`: nobody asks for those
         try:
@@ -128,5 +127,4 @@ def signature_of(path: str, takes: Fields, gives: Fields, instructions: str) -> 
 
 
 def _made(fields: dict[str, tuple[Any, FieldInfo]], instructions: str) -> type[dspy.Signature]:
-    make = cast("Any", dspy.Signature)
-    return make(fields, instructions)
+    return cast("Any", dspy.Signature)(fields, instructions)

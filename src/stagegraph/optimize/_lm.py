@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
 from pydantic_ai.direct import model_request
@@ -13,6 +13,7 @@ from pydantic_ai.settings import ModelSettings, merge_model_settings
 
 from stagegraph.errors import DeclarationError, TuningError
 from stagegraph.models import Models
+
 from ._loop import await_here, run_here
 from ._wire import cost_in, messages_of, parameters_of, response_of, settings_in, settings_of, translated
 
@@ -52,7 +53,7 @@ class BridgedLM(dspy.LM):
         """Keep a request, with its price where Pydantic AI knows it."""
         if entry.get("cost") is None:
             entry["cost"] = cost_in(entry.get("response"))
-        super().update_history(entry)
+        cast("Any", super()).update_history(entry)
 
 
 class PydanticEngine:
@@ -97,7 +98,7 @@ class PydanticEngine:
             TypeError: it is a model object, which no name brings back.
         """
         if not isinstance(self._model, str):
-            msg = f"the model {self.name!r} was given as an object and cannot be saved: give its name, as in lm('openai:gpt-5')"
+            msg = f"the model {self.name!r} is an object and cannot be saved: give its name, as in lm('openai:gpt-5')"
             raise TypeError(msg)
         return {"model": self._model}
 
@@ -158,11 +159,12 @@ def model_behind(lm: object, models: Models) -> Model[Any]:
     elif (
         isinstance(lm, dspy.LM) and isinstance(engine, str) and not kwargs.keys() & {"api_base", "api_key", "base_url"}
     ):
-        provider, _, rest = lm.model.partition("/")
+        provider, _, rest = cast("str", cast("Any", lm).model).partition("/")
         model = models.get(f"{_PROVIDERS.get(provider, provider)}:{rest}" if rest else f"openai:{provider}")
     else:
+        kind = getattr(lm, "model", "")
         msg = (
-            f"the stages of a graph run Pydantic AI models, and {type(lm).__name__} {getattr(lm, 'model', '')!r} is none: "
+            f"the stages of a graph run Pydantic AI models, and {type(lm).__name__} {kind!r} is none: "
             "write stagegraph.optimize.lm(model) instead, or GraphModule(graph, model=...)"
         )
         raise TuningError(msg)

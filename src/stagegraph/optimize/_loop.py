@@ -1,4 +1,4 @@
-"""One event loop in the background for all threads: provider clients belong to the loop that they were used on first."""
+"""One event loop in the background for all threads: a provider's client belongs to the loop that it was used on."""
 
 from __future__ import annotations
 

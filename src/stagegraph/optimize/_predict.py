@@ -13,9 +13,10 @@ from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import DeclarationError
 from stagegraph.prompt import Demo, Prompt
+
 from ._fields import Fields, reject_reserved, signature_of
-from ._loop import await_here, run_here
 from ._lm import PydanticEngine
+from ._loop import await_here, run_here
 
 if TYPE_CHECKING:
     from stagegraph.stage import Stage
@@ -57,7 +58,7 @@ class StagePredict(dspy.Predict):
         self._declared = declared
         self._seed = prompt
         text = prompt.instructions if prompt.instructions is not None else declared.stage.instructions
-        super().__init__(signature_of(declared.path, declared.takes, declared.gives, text))
+        cast("Any", super()).__init__(signature_of(declared.path, declared.takes, declared.gives, text))
         self.demos = [self._fields_of(demo) for demo in prompt.demos]
 
     @property
@@ -73,7 +74,8 @@ class StagePredict(dspy.Predict):
     def _fields_of(self, demo: Demo) -> dspy.Example:
         takes, gives = self._declared.takes, self._declared.gives
         given, answer = takes.schema.load(demo.input), gives.schema.load(demo.output)
-        return dspy.Example(**takes.split(given), **gives.split(answer)).with_inputs(*takes.names)
+        example = cast("Any", dspy.Example(**takes.split(given), **gives.split(answer)))
+        return example.with_inputs(*takes.names)
 
     def prompt(self) -> Prompt:
         """What the stage is to say to its model now; demos that do not fit its types are left out."""
@@ -126,7 +128,7 @@ class StagePredict(dspy.Predict):
     def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
         from ._trace import recorded  # noqa: PLC0415 - it reads predictors
 
-        prediction = dspy.Prediction.from_completions([self._declared.gives.split(output)])
+        prediction = cast("Any", dspy.Prediction).from_completions([self._declared.gives.split(output)])
         recorded([(self, dict(inputs), prediction)])
         return prediction
 
@@ -143,11 +145,9 @@ class StagePredict(dspy.Predict):
         """Take over instructions and demos; descriptions of fields stay those of the code."""
         own = cast("Any", self.signature).dump_state()["fields"]
         kept = {**state, "signature": {"instructions": state["signature"]["instructions"], "fields": own}}
-        super().load_state(kept, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        self.demos = [
-            dspy.Example(**demo) if isinstance(demo, dict) else demo
-            for demo in cast("list[dict[str, Any]]", self.demos)
-        ]
+        cast("Any", super()).load_state(kept, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        demos = cast("list[Any]", self.demos)
+        self.demos = [dspy.Example(cast("Any", demo)) if isinstance(demo, dict) else demo for demo in demos]
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -155,9 +155,8 @@ class StagePredict(dspy.Predict):
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         shared = {"_declared", "_seed", "lm", "callbacks"}
-        for name, value in vars(self).items():
-            new.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
-        new.__dict__["callbacks"] = list(self.callbacks)
+        state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
+        vars(new).update(state, callbacks=list(state["callbacks"]))
         # Some optimizers write into the signature class itself.
         new.signature = cast("Any", self.signature).with_instructions(self.text)
         return new

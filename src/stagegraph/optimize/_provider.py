@@ -1,4 +1,4 @@
-"""What happens when a provider, and not the program, is at fault: wait and try again, and never take it for a score."""
+"""How what is nobody's score gets out of DSPy's evaluations, which take every `Exception` for a 0."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["TuningStopped", "raise_through_evaluation"]
 
 
-class TuningStopped(BaseException):  # noqa: N818
+class TuningStopped(BaseException):
     """A provider failed for good, or the metric itself did, in the middle of an optimization; the cause says which.
 
-    DSPy scores an example 0 whenever an `Exception` is raised, which would blame a candidate for a rate limit. Only what
-    is no `Exception` ends the optimization instead; it is raised inside DSPy's evaluations and nowhere else.
+    DSPy scores an example 0 whenever an `Exception` is raised, which would blame a candidate for a rate limit. Only
+    what is no `Exception` ends the optimization instead; it is raised inside DSPy's evaluations and nowhere else.
     """
 
 
@@ -44,7 +44,7 @@ def raise_through_evaluation(error: Exception | None) -> None:
 
 def _evaluation() -> ParallelExecutor | None:
     """The evaluation that is calling, which DSPy passes along nowhere but on the stack."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_code.co_name == "safe_func":
             owner = frame.f_locals.get("self")

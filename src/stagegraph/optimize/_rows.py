@@ -24,13 +24,15 @@ def read_rows(text: str, suffix: str, name: str) -> Iterator[Row]:
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".yaml": _yaml, ".yml": _yaml, ".csv": _csv}
     read = readers.get(suffix.lower())
     if read is None:
-        msg = f"{name}: examples are read from {', '.join(sorted(readers))}, not from {suffix or 'a file without a suffix'}"
+        msg = f"{name}: examples are read from {', '.join(sorted(readers))} files, not from `{suffix}`"
         raise InputError(msg)
     for line, row in read(text, name):
-        if not isinstance(row, dict):
-            msg = f"{name}, line {line}: this is no example: a row is a mapping, not {type(row).__name__}"
+        if isinstance(row, dict):
+            yield line, cast("dict[str, Any]", row)
+        else:
+            kind = type(row).__name__
+            msg = f"{name}, line {line}: this is no example: a row is a mapping, not {kind}"
             raise InputError(msg)
-        yield line, cast("dict[str, Any]", row)
 
 
 def _jsonl(text: str, name: str) -> Iterator[tuple[int, object]]:
@@ -89,7 +91,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, object]]:
     """Rows under a header; an empty cell is a value that is not there."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         if len(set(header)) < len(header) or not all(header):
             msg = f"{name}, line 1: each column has a name of its own"
             raise InputError(msg)

@@ -14,6 +14,7 @@ from stagegraph.call import key_order
 if TYPE_CHECKING:
     from stagegraph.call import Call
     from stagegraph.run import Run
+
     from ._predict import StagePredict
 
 __all__ = ["RunPrediction", "entries_of", "record_usage", "recorded"]
@@ -25,7 +26,7 @@ class RunPrediction(dspy.Prediction):
     """What a graph gave, as DSPy sees it: the fields of its output, and the whole run behind them."""
 
     def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any], output: object, error: str | None) -> None:
-        super().__init__(**fields)
+        cast("Any", super()).__init__(**fields)
         self._run = run
         self._output = output
         self._error = error
@@ -53,7 +54,7 @@ class RunPrediction(dspy.Prediction):
 
     def _again(self) -> Self:
         new = type(self)(cast("dict[str, Any]", self._store), self._run, self._output, self._error)
-        new.set_lm_usage(self.get_lm_usage())
+        cast("Any", new).set_lm_usage(self.get_lm_usage())
         return new
 
 
@@ -68,17 +69,19 @@ def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> li
             calls[call.path].append(call)
     entries: list[Entry] = []
     for path, predictor in predictors.items():
-        for call in sorted(calls[path], key=lambda one: key_order(one.key)):
-            entries.append((predictor, predictor.declared.takes.split(call.input), _prediction(predictor, call)))
+        entries += [
+            (predictor, predictor.declared.takes.split(call.input), _prediction(predictor, call))
+            for call in sorted(calls[path], key=lambda one: key_order(one.key))
+        ]
     return entries
 
 
 def _prediction(predictor: StagePredict, call: Call) -> dspy.Prediction:
     if call.ok:
-        prediction = dspy.Prediction.from_completions([predictor.declared.gives.split(call.output)])
+        prediction = cast("Any", dspy.Prediction).from_completions([predictor.declared.gives.split(call.output)])
     else:
         prediction = dspy.Prediction(stage_error=str(call.error))
-    prediction._call = call  # noqa: SLF001 # pyright: ignore
+    prediction._call = call  # noqa: SLF001 # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     return prediction
 
 

@@ -27,11 +27,12 @@ from pydantic_ai.messages import (
     UserPromptPart,
     VideoUrl,
 )
-from pydantic_ai.models import Model, ModelRequestParameters, OutputObjectDefinition
+from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-__all__ = ["cost_in", "messages_of", "parameters_of", "response_of", "settings_of", "settings_in", "translated"]
+__all__ = ["cost_in", "messages_of", "parameters_of", "response_of", "settings_in", "settings_of", "translated"]
 
 _URLS = {"image": ImageUrl, "audio": AudioUrl, "video": VideoUrl, "document": DocumentUrl}
 _COST = "stagegraph_cost_usd"
@@ -123,15 +124,15 @@ def settings_in(kwargs: Mapping[str, Any]) -> ModelSettings:
 def parameters_of(request: Any, model: Model[Any]) -> ModelRequestParameters:
     """Tools and the form of the answer, as far as the model can promise it."""
     tools = [
-        ToolDefinition(tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters or {}))
+        ToolDefinition(name=tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters or {}))
         for tool in request.tools
         if isinstance(tool, lm15.FunctionTool)
     ]
-    wanted = cast("Mapping[str, Any]", request.config.response_format or {})
-    schema = wanted.get("schema") or (wanted.get("json_schema") or {}).get("schema")
+    wanted = cast("dict[str, Any]", request.config.response_format or {})
+    wanted = cast("dict[str, Any]", wanted.get("json_schema") or wanted)
+    schema = cast("dict[str, Any] | None", wanted.get("schema"))
     if schema and model.profile.get("supports_json_schema_output"):
-        name = wanted.get("name") or (wanted.get("json_schema") or {}).get("name")
-        answer = OutputObjectDefinition(json_schema=dict(schema), name=name)
+        answer = OutputObjectDefinition(json_schema=dict(schema), name=wanted.get("name"))
         return ModelRequestParameters(function_tools=tools, output_mode="native", output_object=answer)
     return ModelRequestParameters(function_tools=tools)
 
@@ -177,8 +178,8 @@ def _cost(response: ModelResponse) -> float | None:
 def cost_in(responses: object) -> float | None:
     """US dollars of one or more answers that `response_of` made; `None` when one of them is not known."""
     several = cast("Sequence[Any]", responses if isinstance(responses, (list, tuple)) else [responses])
-    costs = [(getattr(one, "provider_data", None) or {}).get(_COST) for one in several]
-    return None if not costs or None in costs else float(sum(costs))
+    told = [cast("Mapping[str, float]", getattr(one, "provider_data", None) or {}) for one in several]
+    return sum(one[_COST] for one in told) if told and all(_COST in one for one in told) else None
 
 
 def translated(error: Exception) -> Exception:
@@ -189,7 +190,7 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, pai.ModelRateLimitError) or status == 429:  # noqa: PLR2004
         return lm15.RateLimitError(text, status=status, retry_after=after)
     if isinstance(error, (pai.ModelTimeoutError, pai.ModelRequestTimeout)):
-        return lm15.RequestTimeoutError(text)
+        return lm15.TimeoutError(text)
     if isinstance(error, pai.ModelConnectionError):
         return lm15.TransportError(text)
     if isinstance(error, (pai.ModelServerError, pai.ModelUnavailableError)) or (status or 0) >= 500:  # noqa: PLR2004

@@ -178,14 +178,14 @@ def to_dspy(examples: Iterable[Example[Any]], graph: Node[Any, Any]) -> list[dsp
 def _to_dspy(example: Example[Any], takes: Fields) -> dspy.Example:
     inputs = takes.split(example.input)
     labels: dict[str, Any] = {} if example.expected is None else {"expected": example.expected}
-    if isinstance(example.expected, Mapping) and example.expected:
+    if isinstance(cast("object", example.expected), Mapping) and example.expected:
         expected = cast("Mapping[object, object]", example.expected)
         plain = all(isinstance(key, str) and key.isidentifier() and key[:1] != "_" for key in expected)
         if plain and not expected.keys() & (inputs.keys() | {"expected"}):
             labels = {str(key): value for key, value in expected.items()}
     # Names with `dspy_` are DSPy's own and show up nowhere, but they survive copying.
     about = {"dspy_id": example.id, "dspy_metadata": dict(example.metadata)}
-    return dspy.Example(**inputs, **labels, **about).with_inputs(*inputs)
+    return cast("Any", dspy.Example(**inputs, **labels, **about)).with_inputs(*inputs)
 
 
 @overload
@@ -205,7 +205,7 @@ def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any])
 
 
 def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Example[Any]:
-    fields = cast("dict[str, Any]", dict(given.items()))
+    fields = dict(cast("Any", given).items())
     try:
         value = takes.join(fields)
     except (ValidationError, KeyError) as error:
@@ -214,5 +214,5 @@ def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Exa
         raise InputError(msg) from error
     labels = {name: label for name, label in fields.items() if name not in takes.names}
     expected = labels["expected"] if labels.keys() == {"expected"} else (labels or None)
-    hidden = cast("dict[str, Any]", given.toDict()) if "dspy_id" in given else {}
+    hidden = cast("dict[str, Any]", cast("Any", given).toDict()) if "dspy_id" in given else {}
     return Example(value, expected, str(hidden.get("dspy_id") or ""), hidden.get("dspy_metadata") or {})

@@ -188,6 +188,6 @@ def stage_of(run: Run[Any, Any], target: str) -> str:
     if target in run.structure.nodes:
         return target
     try:
-        return cast("str", run.call(target).path)
+        return run.call(target).path
     except KeyError:
         return ""

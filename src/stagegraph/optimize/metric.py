@@ -1,4 +1,4 @@
-"""One metric for every optimizer: what a user writes about a typed run, with the faces that DSPy's optimizers ask for."""
+"""One metric for every optimizer: what a user writes about a typed run, as DSPy's optimizers call it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Metric", "dspy_metric", "wants_failed_runs"]
 def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     """A metric as DSPy's optimizers call theirs: with two, three or five arguments.
 
-    `(gold, prediction)` and `(gold, prediction, trace)` give a plain number, which is what most optimizers want; a score
-    with objectives is a `dspy.Prediction` that has them. With the name of a predictor, as `dspy.GEPA` asks for feedback,
-    it is a `dspy.Prediction(score, feedback)` whose feedback tells of all calls of that stage, worst first.
+    `(gold, prediction)` and `(gold, prediction, trace)` give a plain number, which is what most optimizers want; a
+    score with objectives is a `dspy.Prediction` that has them. With the name of a predictor, as `dspy.GEPA` asks for
+    feedback, it is a `dspy.Prediction(score, feedback)` whose feedback tells of all calls of that stage, worst first.
 
     Args:
         metric: `(example, run) -> Score | float | bool`, sync or async. It is asked once per run.
@@ -37,7 +37,6 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     Raises (when it is called):
         TuningError: the metric raised, gave what is no score, or was shown a prediction that is of no run.
     """
-
     grader = grader_of(metric)
 
     def face(

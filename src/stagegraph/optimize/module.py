@@ -17,14 +17,15 @@ from stagegraph.node import Node
 from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
-from ._fields import Fields
-from ._loop import await_here, run_here
-from ._predict import Declared, StagePredict
+
 from ._faults import fault_in, is_lasting, wait_asked_for
-from ._provider import raise_through_evaluation
-from ._trace import RunPrediction, entries_of, record_usage, recorded
+from ._fields import Fields
 from ._lm import lm as bridged
 from ._lm import model_behind
+from ._loop import await_here, run_here
+from ._predict import Declared, StagePredict
+from ._provider import raise_through_evaluation
+from ._trace import RunPrediction, entries_of, record_usage, recorded
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -86,7 +87,7 @@ class GraphModule(dspy.Module):
         prompts: Prompts | None = None,
         waits: Sequence[float] = WAITS,
     ) -> None:
-        super().__init__()
+        cast("Any", super()).__init__()
         if not isinstance(graph, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
             hint = f": write {graph.__name__}()" if isinstance(graph, type) else ""
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
@@ -108,6 +109,16 @@ class GraphModule(dspy.Module):
     def graph(self) -> Node[Any, Any]:
         """What it runs."""
         return self._program.graph
+
+    @property
+    def program(self) -> Program:
+        """How it is run: graph, model, runner; shared with its copies."""
+        return self._program
+
+    def with_prompts(self, prompts: Prompts) -> Self:
+        """A copy that says something else."""
+        made = type(self)(self._program.graph, prompts=prompts, model=self._program.model, runner=self._program.runner)
+        return made
 
     def prompts(self) -> Prompts:
         """What the predictors say now, as the file that people review and a runner deploys."""
@@ -197,23 +208,22 @@ class GraphModule(dspy.Module):
         Raises:
             PromptError: it was saved from a graph with other stages.
         """
-        own = dict(self.named_parameters())
+        own = dict(cast("list[tuple[str, Any]]", cast("Any", self).named_parameters()))
         missing = [name for name in own if name not in state]
         unknown = [name for name in state if name not in own and name != "metadata"]
         if missing or unknown:
             parts = [f"`{name}` is missing" for name in missing] + [f"there is no `{name}`" for name in unknown]
             msg = f"the saved program does not fit {self._program.graph.label}: {'; '.join(parts)}"
             raise PromptError(msg)
-        super().load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        cast("Any", super()).load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A module with predictors of its own that shares the graph and the runner."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         for name, value in vars(self).items():
-            if name == "forward":  # an evaluation patched it in; the copy would go on running this module
-                continue
-            new.__dict__[name] = list(value) if name in {"callbacks", "history"} else copy.deepcopy(value, memo)
+            if name != "forward":  # an evaluation patched it in; the copy would go on running this module
+                vars(new)[name] = list(value) if name in {"callbacks", "history"} else copy.deepcopy(value, memo)
         return new
 
 
