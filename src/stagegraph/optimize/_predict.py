@@ -90,8 +90,10 @@ class StagePredict(dspy.Predict):
 
     @property
     def text(self) -> str:
-        """The instructions, as they were set."""
-        return cast("str", cast("Any", self.signature).__doc__ or "")
+        """The instructions, as they were set; DSPy puts a sentence about the fields where there are none."""
+        signature = cast("Any", self.signature)
+        text = cast("str", signature.__doc__ or "")
+        return "" if text == signature.with_instructions("").__doc__ else text
 
     def _demo(self, raw: Mapping[str, Any]) -> Demo | None:
         fields = dict(raw.items())
@@ -139,6 +141,7 @@ class StagePredict(dspy.Predict):
             state = super().dump_state(json_mode=json_mode)
         finally:
             self.lm = lm
+        state["signature"]["instructions"] = self.text
         return to_jsonable_python(state, fallback=str) if json_mode else state
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Self:

@@ -117,8 +117,8 @@ class GraphModule(dspy.Module):
 
     def with_prompts(self, prompts: Prompts) -> Self:
         """A copy that says something else."""
-        made = type(self)(self._program.graph, prompts=prompts, model=self._program.model, runner=self._program.runner)
-        return made
+        program = self._program
+        return type(self)(program.graph, prompts=prompts, model=program.model, runner=program.runner)
 
     def prompts(self) -> Prompts:
         """What the predictors say now, as the file that people review and a runner deploys."""
