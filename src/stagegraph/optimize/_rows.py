@@ -30,7 +30,7 @@ def read_rows(text: str, suffix: str, name: str) -> Iterator[Row]:
         if isinstance(row, dict):
             yield line, cast("dict[str, Any]", row)
         else:
-            kind = type(cast("object", row)).__name__
+            kind = type(row).__name__
             msg = f"{name}, line {line}: this is no example: a row is a mapping, not {kind}"
             raise InputError(msg)
 
@@ -91,7 +91,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, object]]:
     """Rows under a header; an empty cell is a value that is not there."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
-        header: list[str] = next(reader, [])
+        header = next(reader, list[str]())
         if len(set(header)) < len(header) or not all(header):
             msg = f"{name}, line 1: each column has a name of its own"
             raise InputError(msg)
@@ -103,7 +103,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, object]]:
             if len(cells) != len(header):
                 msg = f"{name}, line {line}: {len(cells)} cells under {len(header)} columns"
                 raise InputError(msg)
-            yield line, {column: cell for column, cell in zip(header, cast("list[str]", cells), strict=True) if cell}
+            yield line, {column: cell for column, cell in zip(header, cells, strict=True) if cell}
     except csv.Error as error:
         msg = f"{name}, line {reader.line_num}: this is no CSV: {error}"
         raise InputError(msg) from error
