@@ -175,7 +175,10 @@ def test_stages_with_equal_signatures_are_told_apart() -> None:
         assert not renamed.equals(module.first.signature)
     with dspy.context(trace=[]):
         assert module(input="a").output == "a!"
-        assert [(entry[0].path, entry[1]["input"]) for entry in dspy.settings.trace] == [("first", "a"), ("second", "a!")]
+        assert [(entry[0].path, entry[1]["input"]) for entry in dspy.settings.trace] == [
+            ("first", "a"),
+            ("second", "a!"),
+        ]
 
 
 def test_a_copy_shares_graph_and_agents_but_no_prompt(module: GraphModule) -> None:
@@ -377,7 +380,9 @@ def test_a_busy_provider_is_asked_again() -> None:
     assert GraphModule(Words(), model=limited(2), waits=(0, 0))(text="abc").total == 3
 
 
-@pytest.mark.parametrize("error", [ModelHTTPError(429, "busy"), ModelConnectionError("m", "refused")], ids=["429", "connection"])
+@pytest.mark.parametrize(
+    "error", [ModelHTTPError(429, "busy"), ModelConnectionError("m", "refused")], ids=["429", "connection"]
+)
 def test_a_provider_that_stays_away_is_an_error(error: Exception) -> None:
     """The run's own error, with its record, for whoever called."""
     module = GraphModule(Words(), model=failing("abc", error=error), waits=(0,))
@@ -519,9 +524,7 @@ def test_a_field_on_both_sides_keeps_its_value_on_both() -> None:
         predictor, given, made = dspy.settings.trace[0]
     assert (given["text"], made.output_text) == ("old", "new")
     predictor.demos = [dspy.Example(**given, **made)]
-    assert module.prompts()["rewrite"].demos == (
-        Demo({"text": "old", "items": []}, {"text": "new", "items": ["x"]}),
-    )
+    assert module.prompts()["rewrite"].demos == (Demo({"text": "old", "items": []}, {"text": "new", "items": ["x"]}),)
 
 
 def test_a_stage_named_like_a_part_of_a_module_gets_another_attribute() -> None:

@@ -12,7 +12,7 @@ from pydantic_ai.usage import RequestUsage
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 
-__all__ = ["ROWS", "Doc", "Plan", "Rated", "Rating", "Rate", "Words", "asked", "grade", "says", "scripted", "told"]
+__all__ = ["ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "grade", "says", "scripted", "told"]
 
 
 class Doc(BaseModel):
@@ -85,7 +85,9 @@ def scripted(seen: Callable[[str, str], None] | None = None) -> FunctionModel:
     return FunctionModel(answer, model_name="scripted")
 
 
-ROWS = [Example(Doc(text=text), {"total": 2 * len(text.replace(" ", ""))}) for text in ("a bc", "def gh", "i jkl m", "no")]
+ROWS = [
+    Example(Doc(text=text), {"total": 2 * len(text.replace(" ", ""))}) for text in ("a bc", "def gh", "i jkl m", "no")
+]
 """What is expected is double of what the stage gives as it is written."""
 
 

@@ -57,6 +57,19 @@ class Fields:
         infos = self.model.model_fields
         return {_key(own, infos[own]): fields[name] for name, own in self.names.items() if name in fields}
 
+    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a row that are fields of this side, under their own or their model's name for them."""
+        found = {name: row[name] for name in self.names if name in row}
+        if self.model is not None:
+            keys = {name: _key(own, self.model.model_fields[own]) for name, own in self.names.items()}
+            found |= {name: row[key] for name, key in keys.items() if key in row}
+        return found
+
+    def known_as(self) -> set[str]:
+        """Every name that a row may have for one of the fields."""
+        infos = self.model.model_fields if self.model is not None else {}
+        return set(self.names) | {_key(own, infos[own]) for own in self.names.values() if own in infos}
+
     def join(self, fields: Mapping[str, Any]) -> Any:
         """The value that has these fields.
 

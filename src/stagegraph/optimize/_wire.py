@@ -195,6 +195,8 @@ def translated(error: Exception) -> Exception:
         return lm15.TransportError(text)
     if isinstance(error, (pai.ModelServerError, pai.ModelUnavailableError)) or (status or 0) >= 500:  # noqa: PLR2004
         return lm15.ServerError(text, status=status, retry_after=after)
+    if status in {401, 403}:
+        return lm15.AuthError(text, status=status)
     for kind, other in (
         (pai.ModelContextWindowExceededError, lm15.ContextLengthError),
         (pai.ModelAuthenticationError, lm15.AuthError),

@@ -90,12 +90,12 @@ def _example(row: dict[str, Any], takes: Fields | None, *, flat: bool) -> Exampl
         if takes is not None:
             given = _loaded(takes.schema, given, flat=flat)
     else:
-        own = set(takes.names)
-        fields = {name: _cell(value, flat=flat) for name, value in row.items() if name in own}
+        own = takes.known_as()
+        fields = takes.named(row)
         try:
-            given = takes.join(fields)
+            given = takes.join({name: _cell(value, flat=flat) for name, value in fields.items()})
         except ValidationError:
-            given = takes.join({name: row[name] for name in fields})  # a text may look like JSON
+            given = takes.join(fields)  # a text may look like JSON
     rest = {name: _cell(value, flat=flat) for name, value in row.items() if name not in own | _ABOUT}
     expected = _cell(row["expected"], flat=flat) if "expected" in row else (rest or None)
     metadata = dict(_cell(row.get("metadata"), flat=flat) or {})
