@@ -10,7 +10,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Example, Graph, Prompts, Run, Runner, Score, Stage, TuningError, fan_out, step
+from stagegraph import Example, Graph, Prompts, Run, Runner, Score, Stage, TuningError, fan_out, note, step
 from stagegraph.optimize import Budget, Candidates, Proposal
 from stagegraph.optimize.search import Options, search
 
@@ -21,6 +21,22 @@ pytestmark = pytest.mark.anyio
 
 TRAIN, VAL = rows("t", 4), rows("v", 3)
 POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
+
+
+@step
+async def together(parts: list[str]) -> str:
+    return "|".join(parts)
+
+
+class Joined(Graph[str, str]):
+    """A step between two stages."""
+
+    a = Stage(str, Agent(instructions="a: begin"))
+    join = together
+    c = Stage(str, Agent(instructions="c: end"))
+
+    async def flow(self, text: str) -> str:
+        return await self.c(await self.join(await fan_out(self.a, [text, text + "!"])))
 
 
 async def found(metric: Any = separate, *, runs: int = 120, graph: Any = None, **options: Any) -> Any:
@@ -158,24 +174,10 @@ async def test_a_verdict_alone_finds_its_way_back() -> None:
 async def test_a_note_on_a_step_goes_to_the_stages_before_it() -> None:
     """A step has no text, so what it got is what has to become better; by key and by path alike."""
 
-    @step
-    async def join(parts: list[str]) -> str:
-        return "|".join(parts)
-
-    class Joined(Graph[str, str]):
-        a = Stage(str, Agent(instructions="a: begin"))
-        join = join
-        c = Stage(str, Agent(instructions="c: end"))
-
-        async def flow(self, text: str) -> str:
-            return await self.c(await self.join(await fan_out(self.a, [text, text + "!"])))
-
     for target in ("join", "join#0"):
         paths: set[str] = set()
 
         def metric(_example: Example[str], run: Run[str, str]) -> Score:
-            from stagegraph import note
-
             key = next(call.key for call in run.calls() if call.path == "join")
             return Score(0.2, [note("join" if target == "join" else key, "too short")])  # noqa: B023
 

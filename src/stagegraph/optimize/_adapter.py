@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gepa.core.adapter import EvaluationBatch
 
+from stagegraph.errors import TuningError
 from stagegraph.prompts import Prompts
 
-from ._loop import run_here
+from ._loop import submit
 from .blame import Judged, blame, records
-from .evaluate import run_example
+from .evaluate import row_of, run_example
 from .proposers import Proposal, Proposer, ask, schema_text
 
 if TYPE_CHECKING:
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
     from ._store import Store
     from .budget import Spent
     from .grading import Grader
+    from .report import ReportRow
 
 __all__ = ["Adapter", "Finding", "prompts_of"]
+
+T = TypeVar("T")
 
 Texts = Mapping[str, str]
 """Component (a stage's path) -> text."""
@@ -42,6 +47,7 @@ class Finding:
     scores: list[float]
     blame: dict[str, float]
     objectives: list[dict[str, float]]
+    rows: list[ReportRow]
 
     @property
     def mean(self) -> float:
@@ -68,14 +74,33 @@ class Adapter:
     tell: Callable[[str, Mapping[str, Any]], None]
     propose_new_texts: Any = None
     findings: list[Finding] = field(default_factory=list[Finding])
+    problem: TuningError | None = None
+    """What ended the search where GEPA's engine would have gone on."""
     tried: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     _recent: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
     """Example -> its newest run with traces: what a child need not compute again."""
     _known: dict[tuple[str, str], Judged] = field(default_factory=dict[tuple[str, str], Judged])
+    _current: Future[Any] | None = None
+    _cancelled: bool = False
 
     def __post_init__(self) -> None:
         self._validation = {id(one) for one in self.validation}
         self.propose_new_texts = self._propose
+
+    def cancel(self) -> None:
+        """End what goes on, and begin nothing more."""
+        self._cancelled = True
+        if self._current is not None:
+            self._current.cancel()
+
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._cancelled:
+            work.close()
+            raise CancelledError
+        future = self._current = submit(work)
+        if self._cancelled:
+            future.cancel()
+        return future.result()
 
     def evaluate(
         self, batch: list[Example[Any]], candidate: dict[str, str], capture_traces: bool = False
@@ -86,7 +111,7 @@ class Adapter:
             TuningError: a provider or the metric failed for good.
         """
         validating = all(id(one) in self._validation for one in batch)  # the engine asks for traces there, too
-        judged = run_here(self._judge_all(batch, candidate, fresh=validating), "await tune(...)")
+        judged = self._wait_for(self._judge_all(batch, candidate, fresh=validating))
         blames = [blame(one, perfect=self.perfect) for one in judged]
         objectives = [
             {**one.score.objectives, "score": one.score.value}
@@ -94,12 +119,13 @@ class Adapter:
             for one, blamed in zip(judged, blames, strict=True)
         ]
         scores = [one.score.value for one in judged]
-        if validating and len(batch) == len(self.validation):
+        if validating and [one.id for one in batch] == [one.id for one in self.validation]:
             total: dict[str, float] = {}
             for blamed in blames:
                 for path, weight in blamed.items():
                     total[path] = total.get(path, 0.0) + weight
-            self.findings.append(Finding(dict(candidate), scores, total, objectives))
+            rows = [row_of(one.example, 0, one.run, one.score) for one in judged]
+            self.findings.append(Finding(dict(candidate), scores, total, objectives, rows))
             self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
         return EvaluationBatch([one.run.output for one in judged], scores, judged, objectives)
 
@@ -119,9 +145,12 @@ class Adapter:
         place = (name, example.id)
         if not fresh and (known := self._known.get(place)) is not None:
             return known
-        judged = await self.store.judged("fresh" if fresh else "trace", name, example, self.graph)
+        kind = "fresh" if fresh else "trace"
+        judged = await self.store.judged(kind, name, example, self.graph)
         if judged is None:
-            replay = None if fresh or self.runner.journal is None else self._recent.get(example.id)
+            recent = self._recent.get(example.id)
+            begun = self.store.begun(kind, name, example)
+            replay = await self._recorded(begun, None if fresh or recent is None else recent.id)
             run = await run_example(
                 self.runner,
                 self.graph,
@@ -130,15 +159,25 @@ class Adapter:
                 prompts=prompts_of(self.base, candidate, self.stages),
                 waits=self.waits,
                 replay=replay,
+                begin=lambda run_id: self.store.begin(kind, name, example, run_id),
             )
             judged = Judged(example, run, await self.grader(example, run))
-            self.store.keep("fresh" if fresh else "trace", name, judged)
+            self.store.keep(kind, name, judged)
         self.spent.add_run(judged.run)
         if not fresh:
             self._known[place] = judged
             self._recent[example.id] = judged.run
         self.tell("run", {"example": example.id, "score": judged.score.value})
         return judged
+
+    async def _recorded(self, *run_ids: str | None) -> str | None:
+        """The first of these runs that is in the journal."""
+        journal = self.runner.journal
+        if journal is not None:
+            for run_id in run_ids:
+                if run_id is not None and await journal.run(run_id) is not None:
+                    return run_id
+        return None
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Judged, Any], components_to_update: list[str]
@@ -165,7 +204,11 @@ class Adapter:
                 gives=schema_text(stage, "gives"),
                 tried=frozenset(tried),
             )
-            text = run_here(self.store.proposed(self.proposer, proposal, ask), "await tune(...)")
+            try:
+                text = self._wait_for(self.store.proposed(self.proposer, proposal, ask))
+            except TuningError as error:
+                self.problem = error  # the engine goes on after a failed proposal, so the stopper looks here
+                return {}
             if text is not None:
                 tried.add(text)
                 found[path] = text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .blame import Judged, blame
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gepa.core.state import GEPAState
     from gepa.proposer.base import CandidateProposal
 
+    from ._adapter import Adapter
     from .budget import Budget, Spent
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
@@ -38,7 +39,7 @@ class Selector:
         total: Counter[str] = Counter()
         for judged in trajectories:
             for path, weight in blame(judged, perfect=self._perfect).items():
-                if path in candidate:
+                if path in candidate and weight > 0:
                     total[path] += weight  # pyright: ignore[reportArgumentType]
         if not total:
             return []
@@ -81,22 +82,24 @@ class Stopper:
     """Stops before a step that the budget does not hold, and when nothing has got better for long."""
 
     def __init__(  # noqa: PLR0917 - made in one place
-        self, budget: Budget, spent: Spent, step: int, stagnation: int | None, best: Callable[[], float], perfect: float
+        self, budget: Budget, spent: Spent, step: int, stagnation: int | None, adapter: Adapter, perfect: float
     ) -> None:
         self._perfect = perfect
         self._budget, self._spent, self._step = budget, spent, step
-        self._stagnation, self._best = stagnation, best
+        self._stagnation, self._adapter = stagnation, adapter
         self._seen = float("-inf")
         self._since = 0
         self.reason = ""
 
     def __call__(self, gepa_state: GEPAState[Any, Any]) -> bool:
         """Whether to stop before the next iteration; `reason` says why."""
+        if self._adapter.problem is not None:
+            return True
         reached = self._spent.reached(self._budget, next_runs=self._step)
         if reached is not None:
             self.reason = reached
             return True
-        best = self._best()
+        best = max((finding.mean for finding in self._adapter.findings), default=float("-inf"))
         if best >= self._perfect - _SAME:
             self.reason = "every validation example scored as well as can be"
             return True

@@ -38,6 +38,7 @@ class Store:
         self._file = None if folder is None else folder / "paid.jsonl"
         self._spent = spent
         self._runs: dict[str, list[dict[str, Any]]] = {}
+        self._begun: dict[str, str] = {}
         self._texts: dict[str, dict[str, Any]] = {}
         if folder is None or self._file is None:
             return
@@ -58,6 +59,9 @@ class Store:
                 continue
             if "run" in row:
                 self._runs.setdefault(str(row["key"]), []).append(row)
+                self._begun.pop(str(row["key"]), None)
+            elif "begun" in row:
+                self._begun[str(row["key"])] = str(row["begun"])
             else:
                 self._texts[str(row["key"])] = row
 
@@ -75,6 +79,14 @@ class Store:
         return Judged(
             example, run, Score(score["value"], [Note(*note) for note in score["notes"]], score["objectives"])
         )
+
+    def begin(self, kind: str, candidate: str, example: Example[Any], run_id: str) -> None:
+        """Write down that a run begins: what it pays for is in the journal if the process ends in its middle."""
+        self._append({"key": f"{kind}:{candidate}:{example.id}", "begun": run_id})
+
+    def begun(self, kind: str, candidate: str, example: Example[Any]) -> str | None:
+        """The id of a run that an earlier process did not finish."""
+        return self._begun.pop(f"{kind}:{candidate}:{example.id}", None)
 
     def keep(self, kind: str, candidate: str, judged: Judged) -> None:
         """Write down a run that was made and judged."""

@@ -82,8 +82,8 @@ def _notes_for(judged: Judged, call: Call) -> list[Note]:
     own = [note for note in notes if note.target in {call.key, call.path} and note.target]
     if own:
         return own
-    downstream = _downstream(run, call.key)
-    further = [note for note in notes if not note.target or (stage_of(run, note.target) and note.target in downstream)]
+    reached = _downstream(run, call.key) | {call.key}
+    further = [note for note in notes if not note.target or reached & set(_keys(run, note.target))]
     return [Note(note.target, note.text, note.weight / 2) for note in further]
 
 
@@ -101,7 +101,7 @@ def _record(judged: Judged, call: Call, notes: list[Note]) -> dict[str, Any]:
         "score": judged.score.value,
         "input": _cut(render_output(call.input, node.takes.dump)),
         "output": output,
-        "feedback": "\n".join(dict.fromkeys(lines)) or "(nothing was said about this call)",
+        "feedback": _cut("\n".join(dict.fromkeys(lines)), 2 * _TEXT) or "(nothing was said about this call)",
     }
     if not judged.score.notes:  # only a verdict: show what became of the answer
         record["feedback"] = f"The final result scored {judged.score.value:g}."
@@ -120,7 +120,7 @@ def _upstream_stages(run: Run[Any, Any], key: str) -> list[str]:
     into: dict[str, list[str]] = {}
     for source, target in run.edges():
         into.setdefault(target, []).append(source)
-    starts = [key]
+    starts = _keys(run, key)
     if not key:
         outputs = {source for source, target in run.edges() if target == ""}
         starts = sorted(outputs) or [call.key for call in run.calls()]
@@ -130,7 +130,14 @@ def _upstream_stages(run: Run[Any, Any], key: str) -> list[str]:
             if source not in seen:
                 seen.add(source)
                 waiting.append(source)
-    return sorted({call.path for call in run.calls() if call.kind == "stage" and call.key in seen and call.key != key})
+    return sorted({call.path for call in run.calls() if call.kind == "stage" and call.key in seen})
+
+
+def _keys(run: Run[Any, Any], target: str) -> list[str]:
+    """The calls that a note is about: of a graph inside, those that it is made of."""
+    about = [call.key for call in run.root.walk() if target in {call.key, call.path} and target]
+    inner = [key for key in about for call in run.call(key).walk() if call.key == key or not call.children]
+    return list(dict.fromkeys(inner))
 
 
 def _downstream(run: Run[Any, Any], key: str) -> set[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import anyio
 from pydantic_core import to_jsonable_python
@@ -116,16 +117,22 @@ async def run_example(
     model: Model | str | None = None,
     prompts: Prompts | None = None,
     waits: Sequence[float] = _WAITS,
-    replay: Run[Any, Any] | str | None = None,
+    replay: str | None = None,
+    begin: Callable[[str], None] | None = None,
 ) -> Run[In, Out]:
     """One run of an example, also when it fails by itself: then its partial record.
+
+    With a journal, an attempt goes on from what the one before had paid for; *begin* is told the id of each.
 
     Raises:
         TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
     """
     for wait in (*waits, None):
+        run_id = uuid4().hex
+        if begin is not None:
+            begin(run_id)
         try:
-            return await runner.run(graph, example.input, model=model, prompts=prompts, replay=replay)
+            return await runner.run(graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id)
         except InputError as error:
             msg = f"example {example.id!r} does not fit: {error}"
             raise TuningError(msg) from error
@@ -137,6 +144,8 @@ async def run_example(
                 msg = f"example {example.id!r} could not be run, and that is no score: {error}"
                 raise TuningError(msg) from error
             await anyio.sleep(max(wait, wait_asked_for(fault)))
+            if runner.journal is not None:
+                replay = run_id
     raise AssertionError
 
 

@@ -9,9 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 from pydantic_ai import Agent
+from pydantic_ai.exceptions import AgentRunError
 
 from stagegraph.errors import TuningError
+
+from ._faults import fault_in, is_lasting, wait_asked_for
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -82,15 +87,30 @@ not mention the examples themselves. Answer with the new instructions alone, bet
 _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
-def reflective_proposer(model: Model[Any] | str, spent: Spent) -> Proposer:
-    """Ask a model to write better instructions from what went wrong (GEPA's reflective mutation, arXiv:2507.19457)."""
+def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[float]) -> Proposer:
+    """Ask a model to write better instructions from what went wrong (GEPA's reflective mutation, arXiv:2507.19457).
+
+    A provider in trouble is waited for; a model that gives no answer has no proposal.
+    """
     agent = Agent(model, instructions=_TASK)
 
     async def propose(proposal: Proposal) -> str | None:
-        result = await agent.run(_question(proposal), infer_name=False)
-        usage = result.usage
-        spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
-        return written(result.output)
+        for wait in (*waits, None):
+            try:
+                result = await agent.run(_question(proposal), infer_name=False)
+            except (AgentRunError, OSError) as error:
+                fault = fault_in(error)
+                if fault is None:
+                    return None
+                if wait is None or is_lasting(fault):
+                    msg = f"the reflection model could not be asked for stage `{proposal.path}`: {error}"
+                    raise TuningError(msg) from error
+                await anyio.sleep(max(wait, wait_asked_for(fault)))
+                continue
+            usage = result.usage
+            spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
+            return written(result.output)
+        raise AssertionError
 
     return propose
 
@@ -117,11 +137,20 @@ async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
     """A proposer's answer, if it is a text that is new.
 
     Raises:
-        TuningError: it gave something else.
+        TuningError: it raised, or gave something else.
     """
-    found = proposer(proposal)
-    if inspect.isawaitable(found):
-        found = await found
+    try:
+        if inspect.iscoroutinefunction(proposer) or inspect.iscoroutinefunction(type(proposer).__call__):
+            found = proposer(proposal)
+        else:  # it may wait for something, and must not keep this loop from its work meanwhile
+            found = await anyio.to_thread.run_sync(proposer, proposal)
+        if inspect.isawaitable(found):
+            found = await found
+    except TuningError:
+        raise
+    except Exception as error:
+        msg = f"the proposer raised {type(error).__name__} for stage `{proposal.path}`: {error}"
+        raise TuningError(msg) from error
     if found is not None and not isinstance(found, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"a proposer gives a text or None, not {found!r} (for stage `{proposal.path}`)"
         raise TuningError(msg)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
-from stagegraph.journal import MemoryJournal
+from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Found", "Options", "search"]
 
 _WAITS = (1.0, 4.0, 15.0, 60.0)
+_MERGE = 5
+"""Runs that GEPA tries a merge of two candidates on."""
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -99,7 +103,24 @@ async def search(
         TuningError: there is nothing to search for or with; what goes wrong later is `Found.error`.
     """
     work = _Work(graph, metric, train, val, budget, options, tell)
-    return await asyncio.to_thread(work.run)
+    try:
+        return await asyncio.to_thread(work.run)
+    except asyncio.CancelledError:
+        work.adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
+        raise
+
+
+def journaled(runner: Runner | None, run_dir: str | Path | None) -> Runner:
+    """A runner that records its runs, so that a child does not repeat what its change does not touch."""
+    if runner is not None and runner.journal is not None:
+        return runner
+    own = Runner() if runner is None else copy.copy(runner)
+    if run_dir is None:
+        own.journal = MemoryJournal()
+    else:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        own.journal = SqliteJournal(Path(run_dir) / "runs.db")
+    return own
 
 
 class _Work:
@@ -139,7 +160,7 @@ class _Work:
             stages=self.stages,
             base=self.base,
             grader=grader,
-            runner=options.runner or Runner(journal=MemoryJournal()),
+            runner=journaled(options.runner, folder),
             model=options.model,
             proposer=_proposer(options, self.spent),
             spent=self.spent,
@@ -158,16 +179,15 @@ class _Work:
         from ._rules import Acceptance, Selector, Stopper  # noqa: PLC0415
 
         options, adapter = self.options, self.adapter
-        step = 2 * options.minibatch + len(self.val)
+        step = max(2 * options.minibatch, _MERGE) + len(self.val)
         if self.budget.runs is not None and self.budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={self.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
                 f"examples; one step more takes up to {step}"
             )
             raise TuningError(msg)
-        stopper = Stopper(self.budget, self.spent, step, options.stagnation, self._best_mean, options.perfect)
+        stopper = Stopper(self.budget, self.spent, step, options.stagnation, adapter, options.perfect)
         error: TuningError | None = None
-        stopped = ""
         try:
             optimize(
                 seed_candidate=dict(self.seed),
@@ -187,13 +207,12 @@ class _Work:
                 seed=options.seed,
                 raise_on_exception=True,
             )
-        except* TuningError as group:
-            error = _first(group)
-            stopped = str(error)
-        return self._found(stopped or stopper.reason or "the search ended", error)
-
-    def _best_mean(self) -> float:
-        return max((finding.mean for finding in self.adapter.findings), default=float("-inf"))
+        except CancelledError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - what was found until now is worth more than where it broke
+            error = _as_tuning_error(raised)
+        error = error or adapter.problem
+        return self._found(str(error) if error else stopper.reason or "the search ended", error)
 
     def _found(self, stopped: str, error: TuningError | None) -> Found:
         findings = self.adapter.findings
@@ -234,9 +253,15 @@ class _Quiet:
         """GEPA's own log is for its developers."""
 
 
-def _first(group: BaseExceptionGroup[TuningError]) -> TuningError:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+def _as_tuning_error(error: BaseException) -> TuningError:
+    while isinstance(error, BaseExceptionGroup):
+        inner: Sequence[BaseException] = error.exceptions
+        error = next((one for one in inner if isinstance(one, TuningError)), inner[0])
+    if isinstance(error, TuningError):
+        return error
+    found = TuningError(f"the search broke off: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
 
 
 def _seed(base: Prompts, stages: Mapping[str, Any]) -> dict[str, str]:
@@ -257,12 +282,15 @@ def _proposer(options: Options, spent: Spent) -> Proposer:
     if isinstance(proposer, str):
         msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
         raise TuningError(msg)
+    if proposer is not None and not callable(proposer):
+        msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
+        raise TuningError(msg)
     if proposer is not None:
         return proposer
     if options.reflection_model is None:
         msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
         raise TuningError(msg)
-    return reflective_proposer(options.reflection_model, spent)
+    return reflective_proposer(options.reflection_model, spent, options.waits)
 
 
 def _check_overlap(train: Sequence[Example[Any]], val: Sequence[Example[Any]]) -> None:
@@ -295,8 +323,23 @@ def _manifest(  # noqa: PLR0917
         "the metric": [grader.name, _source(grader.metric)],
         "the seed": options.seed,
         "the minibatch": options.minibatch,
-        "the model": str(options.model),
+        "the model": name_of(options.model),
+        "the proposer": _who_writes(options),
     }
+
+
+def name_of(model: Model[Any] | str | None) -> str | None:
+    """A model in a line that another process writes the same way."""
+    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
+
+
+def _who_writes(options: Options) -> Any:
+    proposer = options.proposer
+    if isinstance(proposer, Candidates):
+        return {path: list(texts) for path, texts in proposer.texts.items()}
+    if proposer is None or isinstance(proposer, str):
+        return [proposer, name_of(options.reflection_model)]
+    return [getattr(proposer, "__qualname__", type(proposer).__name__), _source(proposer)]
 
 
 def _hash(value: object) -> str:
