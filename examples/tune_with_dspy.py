@@ -3,11 +3,12 @@
 import json
 import logging
 import re
+from typing import Any
 
 import dspy
 from pydantic import BaseModel
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
@@ -45,7 +46,8 @@ def grade(example: Example[Inbox], run: Run[Inbox, list[Ticket]]) -> Score:
 
 def student(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
     """Instead of a real model: it takes every mail for urgent until somebody tells it about outages."""
-    mail = str(messages[-1].parts[-1].content) if hasattr(messages[-1].parts[-1], "content") else ""
+    part = messages[-1].parts[-1]
+    mail = str(part.content) if isinstance(part, UserPromptPart) else ""
     urgent = "outage" in mail if "outage" in (info.instructions or "") else True
     return ModelResponse([ToolCallPart(info.output_tools[0].name, {"subject": mail[:20], "urgent": urgent})])
 
@@ -73,10 +75,12 @@ def main() -> None:
     rows = to_dspy(EXAMPLES, graph)
     metric = dspy_metric(grade)
 
-    gepa = dspy.GEPA(metric=metric, reflection_lm=lm(FunctionModel(reflection)), max_metric_calls=30, num_threads=4)
-    better = gepa.compile(module, trainset=rows[:2], valset=rows[2:])
+    optimizer: Any = dspy.GEPA(  # pyright: ignore[reportUnknownMemberType] - DSPy declares few types
+        metric=metric, reflection_lm=lm(FunctionModel(reflection)), max_metric_calls=30, num_threads=4
+    )
+    better: GraphModule = optimizer.compile(module, trainset=rows[:2], valset=rows[2:])
 
-    evaluate = dspy.Evaluate(devset=rows, metric=metric, num_threads=4)
+    evaluate: Any = dspy.Evaluate(devset=rows, metric=metric, num_threads=4)
     print("before:", evaluate(module).score, "after:", evaluate(better).score)
     print(better.prompts().to_yaml())  # what people review, and a runner deploys
 

@@ -34,6 +34,7 @@ from stagegraph import (
 )
 from stagegraph.optimize import GraphModule, TuningStopped, dspy_metric, lm, to_dspy
 from stagegraph.optimize._loop import await_here, submit
+from stagegraph.optimize._program import Flights
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_prompts_go_both_ways() -> None:
 
 def test_prompts_for_other_stages_are_refused() -> None:
     """A typing mistake is found before anything runs."""
-    with pytest.raises(PromptError, match="rate.judge"):
+    with pytest.raises(PromptError, match=r"rate\.judge"):
         GraphModule(Words(), prompts=Prompts({"rate.juge": Prompt("x")}))
 
 
@@ -229,7 +230,7 @@ def test_a_program_saved_from_another_graph_is_refused(module: GraphModule, tmp_
     """The error names the stages, and nothing is half loaded."""
     module.save(tmp_path / "program.json")
     other = GraphModule(Twins())
-    with pytest.raises(PromptError, match="`first` is missing.*no `plan`"):
+    with pytest.raises(PromptError, match=r"`first` is missing.*no `plan`"):
         other.load(tmp_path / "program.json")
 
 
@@ -497,7 +498,7 @@ def test_names_that_dspy_keeps_for_itself_are_refused() -> None:
         async def flow(self, text: str) -> str:
             return await self.sign(Reserved(signature=text))
 
-    with pytest.raises(DeclarationError, match="stage `sign`: the field `signature` of Reserved.*rename it"):
+    with pytest.raises(DeclarationError, match=r"stage `sign`: the field `signature` of Reserved.*rename it"):
         GraphModule(Bad())
 
 
@@ -532,7 +533,7 @@ def test_a_stage_named_like_a_part_of_a_module_gets_another_attribute() -> None:
 
     class Odd(Graph[str, str]):
         load = Stage(str, Agent(instructions="Load."))
-        crew = [Stage(str, Agent(instructions="One.")), Stage(str, Agent(instructions="Two."))]
+        crew = (Stage(str, Agent(instructions="One.")), Stage(str, Agent(instructions="Two.")))
 
         async def flow(self, text: str) -> str:
             return text
@@ -602,3 +603,42 @@ def test_told_is_what_the_model_saw() -> None:
     module.say.signature = module.say.signature.with_instructions("Say it.")
     module(input="a")
     assert seen == ["", "Say it."]
+
+
+def test_a_slow_call_is_joined_and_not_made_again() -> None:
+    """DSPy submits the last calls of an evaluation again when they take two minutes; they are paid for once."""
+    made: list[int] = []
+
+    def race(flights: Flights) -> list[Any]:
+        opened, entered = threading.Event(), threading.Event()
+
+        async def work() -> int:
+            made.append(1)
+            entered.set()
+            await asyncio.to_thread(opened.wait)
+            return len(made)
+
+        results: list[Any] = []
+        threads = [threading.Thread(target=lambda: results.append(flights.run("call", work, ""))) for _ in range(2)]
+        threads[0].start()
+        entered.wait()
+        entered.clear()
+        threads[1].start()
+        while len(made) == 1 and not flights.joined:
+            pass
+        opened.set()
+        for thread in threads:
+            thread.join()
+        return results
+
+    assert race(Flights(after=0)) == [1, 1]
+    made.clear()
+    race(Flights(after=1e9))
+    assert len(made) == 2
+
+
+def test_bad_rows_end_an_evaluation(module: GraphModule) -> None:
+    """They are no candidate's fault, so they are no score."""
+    rows = [dspy.Example(text=["not", "text"], total=1).with_inputs("text")]
+    with pytest.raises(TuningStopped, match="text"):
+        dspy.Evaluate(devset=rows, metric=dspy_metric(grade), num_threads=1)(module)

@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from .budget import Budget
     from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
-    from .evaluate import evaluate
+    from .evaluation import evaluate
     from .gepa import GEPA
     from .grading import Metric, graded, wants_failed_runs
     from .metric import dspy_metric
     from .module import GraphModule
     from .proposers import Candidates, Proposal
     from .report import Report, ReportRow
-    from .tune import Preview, Tuning, preview, tune
+    from .tuning import Preview, Tuning, preview, tune
 
-__all__ = [
-    "GEPA",
+__all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "Budget",
     "Candidates",
     "Comparison",
+    "GEPA",
     "GraphModule",
     "Metric",
     "Preview",
@@ -51,15 +51,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "tune": "tune",
-    "preview": "tune",
-    "evaluate": "evaluate",
+    "tune": "tuning",
+    "preview": "tuning",
+    "evaluate": "evaluation",
     "compare": "comparison",
-    "Tuning": "tune",
+    "Tuning": "tuning",
     "ReportRow": "report",
     "Report": "report",
     "Proposal": "proposers",
-    "Preview": "tune",
+    "Preview": "tuning",
     "GEPA": "gepa",
     "Comparison": "comparison",
     "Candidates": "proposers",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from stagegraph.errors import NotRunningError
 
-__all__ = ["await_here", "run_here", "submit"]
+__all__ = ["await_here", "run_here", "start_here", "submit"]
 
 T = TypeVar("T")
 
@@ -54,8 +54,8 @@ def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(work, _background.loop())
 
 
-def run_here(work: Coroutine[Any, Any, T], instead: str) -> T:
-    """Run work on the background loop and wait for it; an interrupted wait cancels the work.
+def start_here(work: Coroutine[Any, Any, T], instead: str) -> Future[T]:
+    """Start work on the background loop for somebody who is going to wait.
 
     Raises:
         NotRunningError: this is that very loop, which would wait for itself for ever; *instead* is what to write.
@@ -64,7 +64,16 @@ def run_here(work: Coroutine[Any, Any, T], instead: str) -> T:
         work.close()
         msg = f"a blocking call on the event loop that it would have to wait for: write `{instead}`"
         raise NotRunningError(msg)
-    future = submit(work)
+    return submit(work)
+
+
+def run_here(work: Coroutine[Any, Any, T], instead: str) -> T:
+    """Run work on the background loop and wait for it; an interrupted wait cancels the work.
+
+    Raises:
+        NotRunningError: this is that very loop; *instead* is what to write.
+    """
+    future = start_here(work, instead)
     try:
         return future.result()
     except BaseException:

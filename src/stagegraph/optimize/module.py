@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import re
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,15 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import dspy
 from dspy.dsp.utils.settings import main_thread_config
 
-from stagegraph.errors import DeclarationError, InputError, PromptError, ReplayError, RunError
-from stagegraph.models import Models
+from stagegraph.errors import DeclarationError, PromptError, RunError
 from stagegraph.node import Node
 from stagegraph.prompts import Prompts
-from stagegraph.runner import Runner
-from stagegraph.structure import Structure
 
-from ._faults import fault_in, is_lasting, wait_asked_for
-from ._fields import Fields
 from ._lm import lm as bridged
 from ._lm import model_behind
 from ._loop import await_here, run_here
 from ._predict import Declared, StagePredict
+from ._program import WAITS, Program, run_patiently
 from ._provider import raise_through_evaluation
 from ._trace import RunPrediction, entries_of, record_usage, recorded
 
@@ -32,31 +27,9 @@ if TYPE_CHECKING:
 
     from stagegraph.prompt import Prompt
     from stagegraph.run import Run
+    from stagegraph.runner import Runner
 
 __all__ = ["GraphModule"]
-
-WAITS = (1.0, 4.0, 15.0, 60.0)
-"""Seconds between the attempts at a run that a provider let down."""
-
-
-class Program:
-    """What a module shares with its copies, by reference: the graph, and how it is run."""
-
-    def __init__(
-        self, graph: Node[Any, Any], model: Model[Any] | str | None, runner: Runner | None, waits: Sequence[float]
-    ) -> None:
-        self.graph = graph
-        self.model = model
-        self.runner = runner if runner is not None else Runner()
-        self.waits = tuple(waits)
-        self.structure = Structure.of(graph)
-        self.takes = Fields(graph.takes, "input")
-        self.gives = Fields(graph.gives, "output")
-        self.models = Models()
-        self.attributes = _attributes(self.structure.stages)
-
-    def __deepcopy__(self, _memo: object) -> Self:
-        return self
 
 
 class GraphModule(dspy.Module):
@@ -93,6 +66,7 @@ class GraphModule(dspy.Module):
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
         program = self._program = Program(graph, model, runner, waits)
+        program.attributes.update(_attributes(program.structure.stages))
         if not program.structure.stages:
             msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
@@ -118,7 +92,9 @@ class GraphModule(dspy.Module):
     def with_prompts(self, prompts: Prompts) -> Self:
         """A copy that says something else."""
         program = self._program
-        return type(self)(program.graph, prompts=prompts, model=program.model, runner=program.runner)
+        return type(self)(
+            program.graph, prompts=prompts, model=program.model, runner=program.runner, waits=program.waits
+        )
 
     def prompts(self) -> Prompts:
         """What the predictors say now, as the file that people review and a runner deploys."""
@@ -140,10 +116,11 @@ class GraphModule(dspy.Module):
         """
         raise_through_evaluation(None)
         try:
-            run, error = run_here(self._run(self._input(inputs), self._chosen()), "await module.acall(...)")
-        except RunError as failure:
-            if fault_in(failure) is not None:
-                raise_through_evaluation(failure)
+            value, chosen = self._input(inputs), self._chosen()
+            call = (id(self), *((name, id(given)) for name, given in sorted(inputs.items())))
+            run, error = self._program.flights.run(call, lambda: self._run(value, chosen), "await module.acall(...)")
+        except Exception as failure:  # a failed stage raises nothing, so this is no candidate's fault
+            raise_through_evaluation(failure)
             raise
         return self._predicted(run, error)
 
@@ -225,33 +202,6 @@ class GraphModule(dspy.Module):
             if name != "forward":  # an evaluation patched it in; the copy would go on running this module
                 vars(new)[name] = list(value) if name in {"callbacks", "history"} else copy.deepcopy(value, memo)
         return new
-
-
-async def run_patiently(
-    program: Program, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any] | str]
-) -> tuple[Run[Any, Any], str | None]:
-    """A run and why it failed, if it did; one that a provider let down is repeated.
-
-    Raises:
-        RunError: the provider did not recover, or the input does not fit.
-    """
-    waits = list(program.waits)
-    while True:
-        try:
-            run = await program.runner.run(node, value, model=program.model, prompts=prompts, models=models)
-        except (InputError, ReplayError):
-            raise
-        except RunError as error:
-            fault = fault_in(error)
-            if fault is None:
-                if not error.attached:
-                    raise
-                return error.run, str(error)
-            if is_lasting(fault) or not waits:
-                raise
-            await asyncio.sleep(max(waits.pop(0), wait_asked_for(fault)))
-        else:
-            return run, None if run.status == "succeeded" else "the run waits for an answer (see `run.pending`)"
 
 
 def _attributes(paths: Mapping[str, object]) -> dict[str, str]:
