@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 from pydantic_ai import Agent
@@ -35,7 +36,7 @@ def rows(name: str, count: int) -> list[Example[str]]:
     return [Example(f"{name}{number}", id=f"{name}-{number}") for number in range(count)]
 
 
-def student(log: Path | None = None, *, cost: float | None = None) -> tuple[FunctionModel, Counter[str]]:
+def student(log: Path | None = None, *, cost: str | None = None) -> tuple[FunctionModel, Counter[str]]:
     """A stage answers right when its instructions hold its rule; the counter has the requests of each stage."""
     requests: Counter[str] = Counter()
 
@@ -47,7 +48,7 @@ def student(log: Path | None = None, *, cost: float | None = None) -> tuple[Func
             with log.open("a") as file:
                 file.write(f"{stage}\n")
         good = "ok" if f"RULE-{stage}" in text else "no"
-        usage = RequestUsage(input_tokens=10, output_tokens=5, cost=None if cost is None else cost)  # type: ignore[arg-type]
+        usage = RequestUsage(input_tokens=10, output_tokens=5, cost=None if cost is None else Decimal(cost))
         return ModelResponse([TextPart(f"{asked(messages)} {stage}{good}")], usage=usage)
 
     return FunctionModel(answer, model_name="student"), requests
@@ -86,5 +87,3 @@ def coupled(_example: Example[str], run: Run[str, str]) -> Score:
 def verdict(_example: Example[str], run: Run[str, str]) -> float:
     """The share of right stages, and not a word about whose fault it is."""
     return 1 - _faults(run).value / 3
-
-

@@ -16,7 +16,7 @@ from stagegraph.prompts import Prompts
 
 from ._loop import submit
 from .blame import Judged, blame, records
-from .evaluate import row_of, run_example
+from .evaluation import run_example
 from .proposers import Proposal, Proposer, ask, schema_text
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Adapter:
             TuningError: a provider or the metric failed for good.
         """
         validating = all(id(one) in self._validation for one in batch)  # the engine asks for traces there, too
-        judged = self._wait_for(self._judge_all(batch, candidate, fresh=validating))
+        judged = self._wait_for(self.judge_all(batch, candidate, "fresh" if validating else "trace"))
         blames = [blame(one, perfect=self.perfect) for one in judged]
         objectives = [
             {**one.score.objectives, "score": one.score.value}
@@ -124,33 +124,32 @@ class Adapter:
             for blamed in blames:
                 for path, weight in blamed.items():
                     total[path] = total.get(path, 0.0) + weight
-            rows = [row_of(one.example, 0, one.run, one.score) for one in judged]
-            self.findings.append(Finding(dict(candidate), scores, total, objectives, rows))
+            self.findings.append(Finding(dict(candidate), scores, total, objectives, [one.row for one in judged]))
             self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
         return EvaluationBatch([one.run.output for one in judged], scores, judged, objectives)
 
-    async def _judge_all(self, batch: list[Example[Any]], candidate: Texts, *, fresh: bool) -> list[Judged]:
+    async def judge_all(self, batch: Sequence[Example[Any]], candidate: Texts, kind: str) -> list[Judged]:
+        """Run a candidate on examples; only a `trace` may take from the run of another candidate."""
         slots = asyncio.Semaphore(self.side_by_side)
 
         async def one(example: Example[Any]) -> Judged:
             async with slots:
-                return await self._judge(example, candidate, fresh=fresh)
+                return await self._judge(example, candidate, kind)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(example)) for example in batch]
         return [task.result() for task in tasks]
 
-    async def _judge(self, example: Example[Any], candidate: Texts, *, fresh: bool) -> Judged:
+    async def _judge(self, example: Example[Any], candidate: Texts, kind: str) -> Judged:
         name = digest(candidate)
         place = (name, example.id)
-        if not fresh and (known := self._known.get(place)) is not None:
+        if kind == "trace" and (known := self._known.get(place)) is not None:
             return known
-        kind = "fresh" if fresh else "trace"
         judged = await self.store.judged(kind, name, example, self.graph)
         if judged is None:
             recent = self._recent.get(example.id)
             begun = self.store.begun(kind, name, example)
-            replay = await self._recorded(begun, None if fresh or recent is None else recent.id)
+            replay = await self._recorded(begun, recent.id if kind == "trace" and recent else None)
             run = await run_example(
                 self.runner,
                 self.graph,
@@ -163,8 +162,9 @@ class Adapter:
             )
             judged = Judged(example, run, await self.grader(example, run))
             self.store.keep(kind, name, judged)
-        self.spent.add_run(judged.run)
-        if not fresh:
+        if kind != "verdict":
+            self.spent.add_run(judged.run)
+        if kind == "trace":
             self._known[place] = judged
             self._recent[example.id] = judged.run
         self.tell("run", {"example": example.id, "score": judged.score.value})

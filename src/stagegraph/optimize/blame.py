@@ -10,6 +10,7 @@ from stagegraph.call import key_order
 from stagegraph.render import render_output
 from stagegraph.score import Note
 
+from .evaluation import row_of
 from .grading import stage_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.run import Run
     from stagegraph.score import Score
+
+    from .report import ReportRow
 
 __all__ = ["Judged", "blame", "records"]
 
@@ -33,6 +36,11 @@ class Judged:
     example: Example[Any]
     run: Run[Any, Any]
     score: Score
+
+    @property
+    def row(self) -> ReportRow:
+        """It as a report keeps it."""
+        return row_of(self.example, 0, self.run, self.score)
 
 
 def blame(judged: Judged, *, perfect: float = 1.0) -> dict[str, float]:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
+
 from ._statistics import bootstrap, needed
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ __all__ = ["Comparison", "compare"]
 
 _SMALL = 0.05
 """The difference that is worth looking for when none was seen."""
+_SHOWN = 20_000
+"""Characters of one value on the page."""
+_FEW = 6
+"""Below this many pairs even a win in each is no surprise: a sign test of 5 gives p = 0.06."""
 _SAME = 1e-9
 
 
@@ -50,13 +55,13 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether the whole interval lies above 0."""
-        return self.interval[0] > _SAME
+        """Whether the whole interval lies above 0; fewer than 6 examples cannot show that."""
+        return len(self.differences) >= _FEW and self.interval[0] > _SAME
 
     @property
     def worse(self) -> bool:
-        """Whether the whole interval lies below 0."""
-        return self.interval[1] < -_SAME
+        """Whether the whole interval lies below 0; fewer than 6 examples cannot show that."""
+        return len(self.differences) >= _FEW and self.interval[1] < -_SAME
 
     @property
     def wins(self) -> int:
@@ -76,8 +81,10 @@ class Comparison:
     def __str__(self) -> str:
         low, high = self.interval
         count = f"{self.wins} won, {self.losses} lost, {self.ties} the same of {len(self.differences)} examples"
-        if len(self.differences) < 2:  # noqa: PLR2004
-            return f"one example shows nothing; {count}"
+        if len(self.differences) < _FEW:
+            number = len(self.differences)
+            few = "1 example is" if number == 1 else f"{number} examples are"
+            return f"{few} too few to show anything ({self.difference:+.2f}); {count}"
         if self.better:
             return f"better by {low:.2f} to {high:.2f}; {count}"
         if self.worse:
@@ -145,7 +152,8 @@ def _example(change: float, before: ReportRow, after: ReportRow) -> str:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-    return html.escape(text[:20_000])
+    more = f"\n... ({len(text)} characters)" if len(text) > _SHOWN else ""
+    return html.escape(text[:_SHOWN]) + more
 
 
 def _table(markdown: str) -> str:

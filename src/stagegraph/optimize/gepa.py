@@ -13,6 +13,7 @@ from stagegraph.example import Example
 
 from ._loop import run_here
 from .data import from_dspy
+from .evaluation import WAITS
 from .module import GraphModule
 from .search import Found, Options, search
 
@@ -46,6 +47,7 @@ class GEPA(Teleprompter):
         side_by_side: Runs that go on at once.
         run_dir: Where every paid run and proposal is kept, to go on from after a crash.
         seed: Another number searches otherwise.
+        waits: Seconds between the attempts at what a provider did not do.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class GEPA(Teleprompter):
         side_by_side: int = 16,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
+        waits: Sequence[float] = WAITS,
     ) -> None:
         super().__init__()
         self.metric = metric
@@ -76,6 +79,7 @@ class GEPA(Teleprompter):
             "side_by_side": side_by_side,
             "run_dir": None if run_dir is None else Path(run_dir),
             "seed": seed,
+            "waits": tuple(waits),
         }
 
     def compile(self, student: GraphModule, *, trainset: Sequence[Any], valset: Sequence[Any]) -> GraphModule:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -80,9 +80,9 @@ def notes_proposer(proposal: Proposal) -> str | None:
 _TASK = """\
 An assistant follows the instructions below; they are one part of a larger program. Write better ones.
 
-Keep what works. From the feedback, work out which general rules the assistant has to follow, and write them down so that
-it needs no feedback next time; facts about the domain that the feedback tells belong into the instructions, too. Do
-not mention the examples themselves. Answer with the new instructions alone, between two lines of three backticks.
+Keep what works. From the feedback, work out which general rules the assistant has to follow, and write them down, so
+that it needs no feedback next time; facts about the domain that the feedback tells belong into the instructions, too.
+Do not mention the examples themselves. Answer with the new instructions alone, between two lines of three backticks.
 """
 _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 

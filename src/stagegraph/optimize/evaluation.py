@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from stagegraph.errors import InputError, RunError, TuningError
 from stagegraph.run import Run
 from stagegraph.runner import Runner
+
 from ._faults import fault_in, is_lasting, wait_asked_for
 from .grading import Grader, Metric, grader_of, stage_of
 from .report import Report, ReportRow
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from stagegraph.prompts import Prompts
     from stagegraph.score import Score
 
-__all__ = ["checked_examples", "evaluate", "run_example"]
+__all__ = ["SIDE_BY_SIDE", "WAITS", "checked_examples", "evaluate", "report_of", "row_of", "run_example"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 SIDE_BY_SIDE = 16
-_WAITS = (1.0, 4.0, 15.0, 60.0)
+WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds between the attempts at a run whose provider failed."""
 
 
@@ -46,7 +47,7 @@ async def evaluate(
     prompts: Prompts | None = None,
     repeats: int = 1,
     side_by_side: int = SIDE_BY_SIDE,
-    waits: Sequence[float] = _WAITS,
+    waits: Sequence[float] = WAITS,
     on_row: Callable[[ReportRow], None] | None = None,
 ) -> Report:
     """Run a graph on every example and judge it.
@@ -76,7 +77,6 @@ async def evaluate(
     found: dict[tuple[int, int], ReportRow] = {}
     limiter = anyio.CapacityLimiter(side_by_side)
     problem: list[TuningError] = []
-    digest = prompts.digest if prompts is not None else ""
 
     async def one(place: int, example: Example[In], repeat: int) -> None:
         async with limiter:
@@ -95,13 +95,7 @@ async def evaluate(
         for repeat in range(repeats):
             for place, example in enumerate(rows):
                 group.start_soon(one, place, example, repeat)
-    report = Report(
-        graph=graph.label,
-        metric=grader.name,
-        prompts_digest=digest,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows=tuple(found[key] for key in sorted(found)),
-    )
+    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
     if problem:
         error = problem[0]
         vars(error)["report"] = report if report.rows else None
@@ -116,7 +110,7 @@ async def run_example(
     *,
     model: Model | str | None = None,
     prompts: Prompts | None = None,
-    waits: Sequence[float] = _WAITS,
+    waits: Sequence[float] = WAITS,
     replay: str | None = None,
     begin: Callable[[str], None] | None = None,
 ) -> Run[In, Out]:
@@ -166,6 +160,17 @@ def checked_examples(examples: Sequence[Example[In]], what: str) -> list[Example
     return rows
 
 
+def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
+    """Rows as a report of now."""
+    return Report(
+        graph=graph.label,
+        metric=metric,
+        prompts_digest=prompts.digest if prompts is not None else "",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=tuple(rows),
+    )
+
+
 def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score) -> ReportRow:
     """One run and its verdict, as the report keeps it."""
     return ReportRow(
@@ -182,7 +187,15 @@ def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score)
         cost=None if run.cost is None else float(run.cost),
         requests=run.usage.requests,
         tokens=run.usage.total_tokens,
-        input=to_jsonable_python(run.input, fallback=repr),
-        output=to_jsonable_python(run.output, fallback=repr),
-        expected=to_jsonable_python(example.expected, fallback=repr),
+        input=_plain(run.input),
+        output=_plain(run.output),
+        expected=_plain(example.expected),
     )
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON data, or as what it looks like."""
+    try:
+        return to_jsonable_python(value, fallback=repr)
+    except ValueError:  # such as bytes that are no text
+        return repr(value)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
-from stagegraph.journal import MemoryJournal
 from stagegraph.runner import Runner
 
+from ._start import name_of
 from .comparison import Comparison, compare
-from .evaluate import SIDE_BY_SIDE, evaluate, run_example
+from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of, run_example
 from .grading import grader_of
-from .search import Found, Options, Tell, search
+from .search import Found, Options, Tell
 
 if TYPE_CHECKING:
     import os
@@ -80,6 +80,8 @@ class Tuning:
         return self.found.spent
 
     def __str__(self) -> str:
+        if self.found.best == 0:
+            return f"{self.graph}: nothing better than the start was found; stopped: {self.found.stopped}"
         kind = (
             "on held-out examples" if self.held_out else "on the validation examples, which also chose it (no `test=`)"
         )
@@ -122,6 +124,7 @@ async def tune(
     stagnation: int | None = 12,
     side_by_side: int = SIDE_BY_SIDE,
     seed: int = 0,
+    waits: Sequence[float] = WAITS,
     tell: Tell = lambda _name, _data: None,
 ) -> Tuning:
     """Find better texts for a graph's stages, and find out whether they are better.
@@ -147,6 +150,7 @@ async def tune(
         stagnation: Steps without a better candidate after which it stops.
         side_by_side: Runs that go on at once.
         seed: Another number searches otherwise.
+        waits: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
         tell: Told what happens, for a progress bar.
 
     Raises:
@@ -157,12 +161,14 @@ async def tune(
         msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
         raise TuningError(msg)
     grader = grader_of(metric)
-    own = runner or Runner(journal=MemoryJournal())
+    from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+
+    held_out = None if test is None else checked_examples(test, "test examples")
     options = Options(
         model=model,
         reflection_model=proposer_model or reflection_model,
         proposer=proposer,
-        runner=own,
+        runner=runner,
         prompts=prompts,
         minibatch=minibatch,
         merge=merge,
@@ -170,26 +176,40 @@ async def tune(
         side_by_side=side_by_side,
         run_dir=None if run_dir is None else Path(run_dir),
         seed=seed,
+        waits=waits,
     )
-    found = await search(graph, grader, train, val, budget, options, tell)
-    rows = list(test) if test else list(val)
-    reports = [
-        await evaluate(graph, grader, rows, model=model, runner=own, prompts=one, side_by_side=side_by_side)
-        for one in (found.seed, found.prompts)
-    ]
+    work = Work(graph, grader, train, val, budget, options, tell)
+    try:
+        found = await work.search()
+        reports: list[Report] = []
+        if found.error is None:
+            try:
+                reports = [
+                    await work.verdict(found.candidates[one].texts, held_out or val) for one in sorted({0, found.best})
+                ]
+            except TuningError as error:
+                found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+        if found.error is not None:  # what chose the candidate is all there is
+            held_out = None
+            reports = [
+                report_of(graph, grader.name, prompts, found.candidates[one].rows)
+                for one, prompts in ((0, found.seed), (found.best, found.prompts))
+            ]
+    finally:
+        await work.close()
     return Tuning(
         graph=graph.label,
         prompts=found.prompts,
         found=found,
-        comparison=compare(*reports),
-        held_out=bool(test),
+        comparison=compare(reports[0], reports[-1]),
+        held_out=held_out is not None,
         preview=_preview_of(found, budget, reports[0]),
         provenance={
             "graph": graph.label,
             "optimizer": "gepa",
             "metric": grader.name,
-            "model": str(model),
-            "reflection_model": str(proposer_model or reflection_model),
+            "model": name_of(model),
+            "reflection_model": name_of(proposer_model or reflection_model),
             "train": len(train),
             "val": len(val),
             "test": len(test or ()),
