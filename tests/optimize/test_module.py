@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import inspect
 import json
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.dsp.utils.settings import main_thread_config
+from dspy.propose.utils import get_dspy_source_code
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
@@ -29,6 +32,7 @@ from stagegraph import (
     RunError,
     Runner,
     Stage,
+    TuningError,
     fan_out,
     settle,
 )
@@ -568,6 +572,22 @@ def test_predictions_can_be_copied(module: GraphModule) -> None:
     prediction = module(text="a")
     for other in (copy.copy(prediction), copy.deepcopy(prediction)):
         assert (other.total, other.run, other.output) == (1, prediction.run, prediction.output)
+
+
+def test_a_prediction_can_be_stored_without_its_record(module: GraphModule) -> None:
+    """As GEPA stores the best outputs; the fields and the output are there again, the run is not."""
+    stored = pickle.loads(pickle.dumps(module(text="a")))  # noqa: S301 - our own
+    assert (stored.total, stored.output.total, stored.error) == (1, 1, None)
+    with pytest.raises(TuningError, match="record of its run"):
+        _ = stored.run
+
+
+def test_proposers_read_the_graphs_own_source(module: GraphModule) -> None:
+    """Some look up the source of a program's class: it is the user's graph and not this wrapper."""
+    assert "await fan_out(self.rate, plan.words)" in inspect.getsource(type(module))
+    assert isinstance(module.deepcopy(), GraphModule)
+    assert type(module.deepcopy()) is type(module)
+    assert get_dspy_source_code(module)
 
 
 def test_instructions_that_were_not_changed_are_as_they_were_written() -> None:

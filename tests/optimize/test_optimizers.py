@@ -5,7 +5,9 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -108,6 +110,31 @@ def test_gepa_is_stopped_by_a_provider_that_stays_away() -> None:
     optimizer = dspy.GEPA(metric=dspy_metric(grade), reflection_lm=lm(improver()), max_metric_calls=20, num_threads=2)
     with pytest.raises(TuningStopped, match="429"):
         optimizer.compile(module, trainset=DATA, valset=DATA)
+
+
+def test_gepa_goes_on_from_its_log(module: GraphModule, tmp_path: Path) -> None:
+    """What it keeps on disk (candidates, scores, best outputs) can be written and read back."""
+    for _ in range(2):
+        optimizer = dspy.GEPA(
+            metric=dspy_metric(grade), reflection_lm=lm(improver()), max_metric_calls=20, num_threads=2,
+            log_dir=str(tmp_path), track_stats=True, track_best_outputs=True,
+        )  # fmt: skip
+        better = optimizer.compile(module, trainset=DATA, valset=DATA)
+        assert better.detailed_results.val_aggregate_scores == [0.0, 1.0]
+        assert better.prompts()["rate.judge"].instructions == "DOUBLE it."
+
+
+def test_gepa_takes_objectives(module: GraphModule) -> None:
+    """A score's objectives are GEPA's frontier."""
+
+    def brief(example: Example[Any], run: Run[Any, Rated]) -> Score:
+        return replace(grade(example, run), objectives={"brevity": -float(len(run.calls()))})
+
+    optimizer = dspy.GEPA(
+        metric=dspy_metric(brief), reflection_lm=lm(improver()), max_metric_calls=20, num_threads=2,
+        gepa_kwargs={"frontier_type": "hybrid"},
+    )  # fmt: skip
+    assert score_of(optimizer.compile(module, trainset=DATA, valset=DATA)) == 100.0
 
 
 class Pair(BaseModel):
@@ -217,6 +244,32 @@ def test_copro(module: GraphModule) -> None:
     )
     better = optimizer.compile(module, trainset=DATA, eval_kwargs={"num_threads": 2, "display_progress": False})
     assert score_of(better) == 100.0
+
+
+def test_bootstrapping_with_random_search(module: GraphModule) -> None:
+    """Candidates with other demos, evaluated side by side."""
+    optimizer = dspy.BootstrapFewShotWithRandomSearch(
+        metric=dspy_metric(right),
+        max_bootstrapped_demos=1,
+        max_labeled_demos=0,
+        num_candidate_programs=2,
+        num_threads=2,
+    )
+    better = optimizer.compile(module, trainset=DATA, valset=DATA)
+    better.prompts().check(Words())
+    assert dspy.Evaluate(devset=DATA, metric=dspy_metric(right))(better).score == 100.0
+
+
+def test_inferred_rules(module: GraphModule) -> None:
+    """It writes into the signature class itself; the student stays as it was."""
+    dspy.configure(lm=lm(writer(lambda _: "DOUBLE it.")))  # the module's own model goes before what is configured
+    try:
+        optimizer = dspy.InferRules(metric=dspy_metric(right), num_candidates=1, num_rules=1, num_threads=2)
+        better = optimizer.compile(module, trainset=DATA, valset=DATA)
+    finally:
+        dspy.configure(lm=None)
+    better.prompts().check(Words())
+    assert "DOUBLE" not in module.prompts()["rate.judge"].instructions
 
 
 @pytest.mark.skipif(find_spec("numpy") is None, reason="SIMBA needs numpy")

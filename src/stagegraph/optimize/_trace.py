@@ -10,6 +10,7 @@ from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 
 from stagegraph.call import key_order
+from stagegraph.errors import TuningError
 
 if TYPE_CHECKING:
     from stagegraph.call import Call
@@ -25,7 +26,7 @@ Entry = tuple["StagePredict", dict[str, Any], dspy.Prediction]
 class RunPrediction(dspy.Prediction):
     """What a graph gave, as DSPy sees it: the fields of its output, and the whole run behind them."""
 
-    def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any], output: object, error: str | None) -> None:
+    def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any] | None, output: object, error: str | None) -> None:
         cast("Any", super()).__init__(**fields)
         self._run = run
         self._output = output
@@ -33,7 +34,14 @@ class RunPrediction(dspy.Prediction):
 
     @property
     def run(self) -> Run[Any, Any]:
-        """The run; of a failed one its partial record."""
+        """The run; of a failed one its partial record.
+
+        Raises:
+            TuningError: the prediction was stored and read back; the record stayed in the process that ran it.
+        """
+        if self._run is None:
+            msg = "this prediction was read back from a file, and the record of its run is not in it"
+            raise TuningError(msg)
         return self._run
 
     @property
@@ -45,6 +53,9 @@ class RunPrediction(dspy.Prediction):
     def error(self) -> str | None:
         """Why the run has no output."""
         return self._error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (cast("dict[str, Any]", self._store), None, self._output, self._error)
 
     def __copy__(self) -> Self:
         return self._again()

@@ -42,11 +42,11 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     def face(
         gold: dspy.Example, prediction: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
     ) -> Any:
-        run = _run_of(prediction, grader.name)
-        example = from_dspy(gold, run.structure.root)
         try:
+            run = _run_of(prediction, grader.name)
+            example = from_dspy(gold, run.structure.root)
             score = run_here(grader(example, run), "await graded(metric, example, run)")
-        except TuningError as error:
+        except Exception as error:  # DSPy would take it for a score of 0
             raise_through_evaluation(error)
             raise
         if pred_name is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
 from dspy.dsp.utils.settings import main_thread_config
 
 from stagegraph.errors import DeclarationError, PromptError, RunError
+from stagegraph.graph import Graph
 from stagegraph.node import Node
 from stagegraph.prompts import Prompts
 
@@ -50,6 +52,12 @@ class GraphModule(dspy.Module):
         DeclarationError: a field has a name that DSPy keeps for itself, or the graph has no stages.
         PromptError: *prompts* name stages that the graph does not have.
     """
+
+    def __new__(cls, graph: object = None, **_: object) -> Self:
+        """Make a module that shows the graph's source to proposers, which read that of a program's class."""
+        if isinstance(graph, Graph) and "graph_class" not in vars(cls):
+            return object.__new__(_shown_as(cls, type(cast("object", graph))))
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -202,6 +210,14 @@ class GraphModule(dspy.Module):
             if name != "forward":  # an evaluation patched it in; the copy would go on running this module
                 vars(new)[name] = list(value) if name in {"callbacks", "history"} else copy.deepcopy(value, memo)
         return new
+
+
+@cache
+def _shown_as(cls: Any, graph: type) -> Any:
+    """A class like *cls* whose source, for whoever looks it up, is that of the graph."""
+    names = ("__module__", "__qualname__", "__doc__", "__firstlineno__")
+    about = {name: getattr(graph, name) for name in names if hasattr(graph, name)}
+    return type(cls)(graph.__name__, (cls,), {**about, "graph_class": graph})
 
 
 def _attributes(paths: Mapping[str, object]) -> dict[str, str]:
