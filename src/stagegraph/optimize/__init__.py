@@ -1,0 +1,88 @@
+"""Optimization: a graph as a DSPy program, one metric for every optimizer, data from and to DSPy."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._credit import credited, stage_feedback
+    from ._lm import lm
+    from ._provider import TuningStopped
+    from .budget import Budget
+    from .comparison import Comparison, compare
+    from .data import examples, from_dspy, stratified_split, to_dspy
+    from .evaluation import evaluate
+    from .gepa import GEPA
+    from .grading import Metric, graded, wants_failed_runs
+    from .metric import dspy_metric
+    from .module import GraphModule
+    from .proposers import Candidates, Proposal
+    from .report import Report, ReportRow
+    from .tuning import Preview, Tuning, preview, tune
+
+__all__ = [  # noqa: RUF022 - plain order, as a test wants it
+    "Budget",
+    "Candidates",
+    "Comparison",
+    "GEPA",
+    "GraphModule",
+    "Metric",
+    "Preview",
+    "Proposal",
+    "Report",
+    "ReportRow",
+    "Tuning",
+    "TuningStopped",
+    "compare",
+    "credited",
+    "dspy_metric",
+    "evaluate",
+    "examples",
+    "from_dspy",
+    "graded",
+    "lm",
+    "preview",
+    "stage_feedback",
+    "stratified_split",
+    "to_dspy",
+    "tune",
+    "wants_failed_runs",
+]
+
+_HOMES = {
+    "tune": "tuning",
+    "preview": "tuning",
+    "evaluate": "evaluation",
+    "compare": "comparison",
+    "Tuning": "tuning",
+    "ReportRow": "report",
+    "Report": "report",
+    "Proposal": "proposers",
+    "Preview": "tuning",
+    "GEPA": "gepa",
+    "Comparison": "comparison",
+    "Candidates": "proposers",
+    "Budget": "budget",
+    "GraphModule": "module",
+    "Metric": "grading",
+    "TuningStopped": "_provider",
+    "credited": "_credit",
+    "dspy_metric": "metric",
+    "examples": "data",
+    "from_dspy": "data",
+    "graded": "grading",
+    "lm": "_lm",
+    "stage_feedback": "_credit",
+    "stratified_split": "data",
+    "to_dspy": "data",
+    "wants_failed_runs": "grading",
+}
+"""Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,65 @@
+"""Whether a run failed by itself or was let down by a provider, which says nothing about the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from pydantic_ai.exceptions import (
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelHTTPError,
+    ModelNotFoundError,
+    ModelQuotaExceededError,
+    ModelRequestRejectedError,
+    UserError,
+)
+
+__all__ = ["fault_in", "is_lasting", "wait_asked_for"]
+
+
+def fault_in(error: BaseException) -> Exception | None:
+    """The provider's error that ended a run (or a mistake in the agent's set-up), if one did; not a bad answer."""
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return cause
+        if isinstance(cause, ModelAPIError) and not _is_about_the_prompt(cause):
+            return cause
+        if isinstance(cause, OSError) and not isinstance(cause, (TimeoutError, FileNotFoundError, PermissionError)):
+            return cause
+    return None
+
+
+def _is_about_the_prompt(error: ModelAPIError) -> bool:
+    """A refusal of this very request: too long, or against the provider's rules."""
+    refused = isinstance(error, ModelRequestRejectedError) and not isinstance(
+        error, (ModelAuthenticationError, ModelNotFoundError, ModelQuotaExceededError)
+    )
+    return refused or (isinstance(error, ModelHTTPError) and error.status_code in {400, 413, 422})
+
+
+def is_lasting(fault: Exception) -> bool:
+    """Whether waiting cannot help: a bad key, an unknown model, a used-up account, an agent set up wrongly."""
+    if isinstance(fault, (UserError, ModelRequestRejectedError, ModelQuotaExceededError)):
+        return True
+    status = fault.status_code if isinstance(fault, ModelHTTPError) else None
+    return status is not None and status < 500 and status not in {408, 409, 425, 429}  # noqa: PLR2004
+
+
+def wait_asked_for(fault: Exception) -> float:
+    """Seconds that the provider asked for; 0 when it did not say."""
+    return (fault.retry_after or 0.0) if isinstance(fault, ModelAPIError) else 0.0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    pending, seen = [error], set[int]()
+    while pending:
+        current = pending.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, BaseExceptionGroup):
+            pending.extend(cast("BaseExceptionGroup[BaseException]", current).exceptions)
+        if current.__cause__ is not None:
+            pending.append(current.__cause__)

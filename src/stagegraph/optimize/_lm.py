@@ -1,0 +1,175 @@
+"""Any Pydantic AI model as a `dspy.LM`, so that one provider stack serves students, reflection and proposers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import dspy
+from pydantic_ai.direct import model_request
+from pydantic_ai.exceptions import ModelAPIError
+from pydantic_ai.models import Model
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings, merge_model_settings
+
+from stagegraph.errors import DeclarationError, TuningError
+from stagegraph.models import Models
+
+from ._loop import await_here, run_here
+from ._wire import cost_in, messages_of, parameters_of, response_of, settings_in, settings_of, translated
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import ModelRequestParameters
+
+__all__ = ["PydanticEngine", "lm", "model_behind"]
+
+
+def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -> dspy.LM:
+    """Any Pydantic AI model as a `dspy.LM`.
+
+    Args:
+        model: A model, or a name: `openai:gpt-5`, `local:smollm2`.
+        cache: Whether DSPy may answer an equal request from its cache on disk. The cache knows a model by its name
+            alone, so a model object is not cached unless you say so.
+        settings: What a `dspy.LM` takes: `temperature`, `max_tokens`, `n`, `num_retries`, `rollout_id`, ...
+
+    Raises:
+        DeclarationError: *model* is neither.
+    """
+    if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"lm(model) takes a Pydantic AI model or its name, not {model!r}"
+        raise DeclarationError(msg)
+    engine = PydanticEngine(model)
+    caches = isinstance(model, str) if cache is None else cache
+    return BridgedLM(
+        f"pydantic-ai/{engine.name}", engine=engine, async_engine=AsyncPydanticEngine(engine), cache=caches, **settings
+    )
+
+
+class BridgedLM(dspy.LM):
+    """A `dspy.LM` whose requests a Pydantic AI model answers; its history knows what they cost."""
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        """Keep a request, with its price where Pydantic AI knows it."""
+        if entry.get("cost") is None:
+            entry["cost"] = cost_in(entry.get("response"))
+        cast("Any", super()).update_history(entry)
+
+
+class PydanticEngine:
+    """Answers the requests of a `dspy.LM`; provider clients live on the background loop."""
+
+    def __init__(self, model: Model[Any] | str) -> None:
+        self._model = model
+        self._models = Models()
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self._model if isinstance(self._model, str) else self._model.model_name
+
+    @property
+    def model(self) -> Model[Any]:
+        """The model itself; one that was named is made when it is asked first."""
+        return self._models.get(self._model)
+
+    async def ask(self, request: Any) -> Any:
+        """One request, one answer."""
+        model = self.model
+        try:
+            response = await model_request(
+                model,
+                messages_of(request),
+                model_settings=settings_of(request),
+                model_request_parameters=parameters_of(request, model),
+            )
+        except ModelAPIError as error:
+            raise translated(error) from error
+        return response_of(response, self.name)
+
+    def complete(self, request: Any) -> Any:
+        """The same for callers that wait."""
+        return run_here(self.ask(request), "await lm.acall(...)")
+
+    def dump_state(self) -> dict[str, Any]:
+        """The model's name.
+
+        Raises:
+            TypeError: it is a model object, which no name brings back.
+        """
+        if not isinstance(self._model, str):
+            msg = f"the model {self.name!r} is an object and cannot be saved: give its name, as in lm('openai:gpt-5')"
+            raise TypeError(msg)
+        return {"model": self._model}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> Self:
+        """The engine of a saved name."""
+        return cls(state["model"])
+
+
+class AsyncPydanticEngine:
+    """The same for callers that await."""
+
+    def __init__(self, engine: PydanticEngine) -> None:
+        self._engine = engine
+
+    async def complete(self, request: Any) -> Any:
+        """One request, one answer."""
+        return await await_here(self._engine.ask(request))
+
+    def dump_state(self) -> dict[str, Any]:
+        """The model's name."""
+        return self._engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> Self:
+        """The engine of a saved name."""
+        return cls(PydanticEngine.load_state(state))
+
+
+class Sampled(WrapperModel):
+    """A model whose sampling an optimizer chose; its settings go before those of the agent."""
+
+    def __init__(self, wrapped: Model[Any], settings: ModelSettings) -> None:
+        super().__init__(wrapped)
+        self._chosen = settings
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Ask with the chosen settings."""
+        settings = merge_model_settings(model_settings, self._chosen)
+        return await self.wrapped.request(messages, settings, model_request_parameters)
+
+
+def model_behind(lm: object, models: Models) -> Model[Any]:
+    """The Pydantic AI model that a stage is to run with, when DSPy was told to use *lm*.
+
+    Raises:
+        TuningError: it is an LM that is no Pydantic AI model and names none.
+    """
+    engine = getattr(lm, "_engine_spec", None)
+    kwargs: dict[str, Any] = getattr(lm, "kwargs", {})
+    if isinstance(engine, PydanticEngine):
+        model = engine.model
+    elif (
+        isinstance(lm, dspy.LM) and isinstance(engine, str) and not kwargs.keys() & {"api_base", "api_key", "base_url"}
+    ):
+        provider, _, rest = cast("str", cast("Any", lm).model).partition("/")
+        model = models.get(f"{_PROVIDERS.get(provider, provider)}:{rest}" if rest else f"openai:{provider}")
+    else:
+        kind = getattr(lm, "model", "")
+        msg = (
+            f"the stages of a graph run Pydantic AI models, and {type(lm).__name__} {kind!r} is none: "
+            "write stagegraph.optimize.lm(model) instead, or GraphModule(graph, model=...)"
+        )
+        raise TuningError(msg)
+    settings = settings_in(kwargs)
+    return Sampled(model, settings) if settings else model
+
+
+_PROVIDERS = {"gemini": "google-gla", "vertex_ai": "google-vertex"}

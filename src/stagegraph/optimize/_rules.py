@@ -1,0 +1,111 @@
+"""How the search decides: which stage to change, what to keep, when to stop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .blame import Judged, blame
+
+if TYPE_CHECKING:
+    from gepa.core.state import GEPAState
+    from gepa.proposer.base import CandidateProposal
+
+    from ._adapter import Adapter
+    from .budget import Budget, Spent
+
+__all__ = ["Acceptance", "Selector", "Stopper"]
+
+_SAME = 1e-9
+
+
+class Selector:
+    """Change the stage that earned the most blame; one that was tried without success lets the next one have a turn."""
+
+    def __init__(self, perfect: float) -> None:
+        self._perfect = perfect
+        self._turns: Counter[tuple[int, str]] = Counter()
+
+    def __call__(
+        self,
+        state: GEPAState[Any, Any],
+        trajectories: Sequence[Judged],
+        subsample_scores: Sequence[float],
+        candidate_idx: int,
+        candidate: Mapping[str, str],
+    ) -> list[str]:
+        """The one component to change, or none when nobody is to blame."""
+        total: Counter[str] = Counter()
+        for judged in trajectories:
+            for path, weight in blame(judged, perfect=self._perfect).items():
+                if path in candidate and weight > 0:
+                    total[path] += weight  # pyright: ignore[reportArgumentType]
+        if not total:
+            return []
+        chosen = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
+        self._turns[candidate_idx, chosen] += 1
+        return [chosen]
+
+
+class Acceptance:
+    """Keep a child that scores better, and also one that scores no worse while the stage it changed earns less blame.
+
+    When two stages are at fault, repairing one alone often leaves the final score where it was: a strict improvement
+    would then reject every right step.
+    """
+
+    def __init__(self, perfect: float) -> None:
+        self._perfect = perfect
+
+    def should_accept(self, proposal: CandidateProposal[Any], state: GEPAState[Any, Any]) -> bool:
+        """Whether a child is worth a run on the whole validation set."""
+        before, after = sum(proposal.subsample_scores_before or []), sum(proposal.subsample_scores_after or [])
+        if after > before + _SAME:
+            return True
+        if after < before - _SAME or proposal.eval_before is None or proposal.eval_after is None:
+            return False
+        parent = state.program_candidates[proposal.parent_program_ids[0]]
+        changed = [path for path, text in proposal.candidate.items() if parent[path] != text]
+        earned = [
+            sum(
+                blame(judged, perfect=self._perfect).get(path, 0.0)
+                for judged in (found.trajectories or [])
+                for path in changed
+            )
+            for found in (proposal.eval_before, proposal.eval_after)
+        ]
+        return earned[1] < earned[0] - _SAME
+
+
+class Stopper:
+    """Stops before a step that the budget does not hold, and when nothing has got better for long."""
+
+    def __init__(  # noqa: PLR0917 - made in one place
+        self, budget: Budget, spent: Spent, step: int, stagnation: int | None, adapter: Adapter, perfect: float
+    ) -> None:
+        self._perfect = perfect
+        self._budget, self._spent, self._step = budget, spent, step
+        self._stagnation, self._adapter = stagnation, adapter
+        self._seen = float("-inf")
+        self._since = 0
+        self.reason = ""
+
+    def __call__(self, gepa_state: GEPAState[Any, Any]) -> bool:
+        """Whether to stop before the next iteration; `reason` says why."""
+        if self._adapter.problem is not None:
+            return True
+        reached = self._spent.reached(self._budget, next_runs=self._step)
+        if reached is not None:
+            self.reason = reached
+            return True
+        best = max((finding.mean for finding in self._adapter.findings), default=float("-inf"))
+        if best >= self._perfect - _SAME:
+            self.reason = "every validation example scored as well as can be"
+            return True
+        if best > self._seen + _SAME:
+            self._seen, self._since = best, gepa_state.i
+        elif self._stagnation is not None and gepa_state.i - self._since >= self._stagnation:
+            self.reason = f"nothing got better in {self._stagnation} iterations"
+            return True
+        return False

@@ -1,0 +1,117 @@
+"""What a search needs to begin and what a resumed one has to find unchanged: data, texts, and who writes new ones."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from stagegraph.errors import TuningError
+from stagegraph.example import digest_of
+from stagegraph.structure import Structure
+
+from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.example import Example
+    from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
+
+    from .budget import Spent
+    from .grading import Grader
+    from .search import Options
+
+__all__ = ["check_overlap", "manifest", "name_of", "proposer_of", "seed_texts"]
+
+
+def seed_texts(base: Prompts, stages: Mapping[str, Any]) -> dict[str, str]:
+    """Stage path -> its text now, of the stages that have one."""
+    found: dict[str, str] = {}
+    for path, stage in stages.items():
+        own = base[path].instructions if path in base else None
+        text = own if own is not None else stage.instructions
+        if text is not None and text.strip():
+            found[path] = text
+    return found
+
+
+def proposer_of(options: Options, spent: Spent) -> Proposer:
+    proposer = options.proposer
+    if proposer == "notes":
+        return notes_proposer
+    if isinstance(proposer, str):
+        msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
+        raise TuningError(msg)
+    if proposer is not None and not callable(proposer):
+        msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
+        raise TuningError(msg)
+    if proposer is not None:
+        return proposer
+    if options.reflection_model is None:
+        msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
+        raise TuningError(msg)
+    return reflective_proposer(options.reflection_model, spent, options.waits)
+
+
+def check_overlap(train: Sequence[Example[Any]], val: Sequence[Example[Any]]) -> None:
+    known = {digest_of(one.input): one.id for one in train}
+    both = [f"{one.id!r}" for one in val if digest_of(one.input) in known]
+    if both:
+        some = ", ".join(both[:5])
+        msg = f"{len(both)} validation examples are training examples, too ({some}): what was learnt by heart would win"
+        raise TuningError(msg)
+
+
+def manifest(  # noqa: PLR0917
+    graph: Node[Any, Any],
+    seed: Mapping[str, str],
+    grader: Grader,
+    train: Sequence[Example[Any]],
+    val: Sequence[Example[Any]],
+    options: Options,
+) -> dict[str, Any]:
+    """What a resumed search has to find unchanged."""
+    stages = Structure.of(graph).stages
+    return {
+        "the graph": graph.label,
+        "the stages": {path: [stages[path].takes.fingerprint, stages[path].gives.fingerprint] for path in stages},
+        "the texts to start from": _hash(dict(seed)),
+        "the training examples": _hash([one.data() for one in train]),
+        "the validation examples": _hash([one.data() for one in val]),
+        "the metric": [grader.name, _source(grader.metric)],
+        "the seed": options.seed,
+        "the minibatch": options.minibatch,
+        "the model": name_of(options.model),
+        "the proposer": _who_writes(options),
+    }
+
+
+def name_of(model: Model[Any] | str | None) -> str | None:
+    """A model in a line that another process writes the same way."""
+    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
+
+
+def _who_writes(options: Options) -> Any:
+    proposer = options.proposer
+    if isinstance(proposer, Candidates):
+        return {path: list(texts) for path, texts in proposer.texts.items()}
+    if proposer is None or isinstance(proposer, str):
+        return [proposer, name_of(options.reflection_model)]
+    return [getattr(proposer, "__qualname__", type(proposer).__name__), _source(proposer)]
+
+
+def _hash(value: object) -> str:
+    return blake2b(
+        json.dumps(value, sort_keys=True, default=repr).encode("utf-8", "replace"), digest_size=8
+    ).hexdigest()
+
+
+def _source(metric: object) -> str:
+    try:
+        return _hash(inspect.getsource(metric))  # pyright: ignore[reportArgumentType]
+    except (OSError, TypeError):
+        return ""

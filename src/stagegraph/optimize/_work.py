@@ -1,0 +1,214 @@
+"""One search at work: GEPA's engine in a thread of its own, told what to run, what to keep and when to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
+
+from stagegraph.errors import TuningError
+from stagegraph.journal import MemoryJournal, SqliteJournal
+from stagegraph.prompts import Prompts
+from stagegraph.runner import Runner
+from stagegraph.structure import Structure
+
+from ._adapter import Adapter, prompts_of
+from ._loop import await_here
+from ._rules import Acceptance, Selector, Stopper
+from ._start import check_overlap, manifest, proposer_of, seed_texts
+from ._store import Store
+from .budget import Budget, Spent
+from .evaluation import checked_examples, report_of
+from .grading import Grader, Metric, grader_of
+from .search import Found, Options, Tell
+
+if TYPE_CHECKING:
+    from stagegraph.example import Example
+    from stagegraph.node import Node
+
+    from .report import Report
+
+__all__ = ["Work"]
+
+_MERGE = 5
+"""Runs that GEPA tries a merge of two candidates on."""
+
+
+class Work:
+    """One search; making it checks everything that can be checked before anything is paid for."""
+
+    def __init__(  # noqa: PLR0917 - the search itself
+        self,
+        graph: Node[Any, Any],
+        metric: Metric | Grader,
+        train: Sequence[Example[Any]],
+        val: Sequence[Example[Any]],
+        budget: Budget,
+        options: Options,
+        tell: Tell,
+    ) -> None:
+        self.graph, self.budget, self.options, self.tell = graph, budget, options, tell
+        self.train, self.val = (
+            checked_examples(train, "training examples"),
+            checked_examples(val, "validation examples"),
+        )
+        check_overlap(self.train, self.val)
+        self.stages = Structure.of(graph).stages
+        grader = grader_of(metric)
+        self.base = options.prompts or Prompts(graph=graph.label)
+        self.base.check_known(self.stages, graph.label)
+        self.seed = seed_texts(self.base, self.stages)
+        if not self.seed:
+            msg = f"no stage of {graph.label} has instructions to tune"
+            raise TuningError(msg)
+        self.spent = Spent()
+        facts = manifest(graph, self.seed, grader, self.train, self.val, options)
+        folder = None if options.run_dir is None else Path(options.run_dir)
+        self.adapter = Adapter(
+            graph=graph,
+            stages=self.stages,
+            base=self.base,
+            grader=grader,
+            runner=_journaled(options.runner, folder),
+            model=options.model,
+            proposer=proposer_of(options, self.spent),
+            spent=self.spent,
+            store=Store(folder, facts, self.spent),
+            perfect=options.perfect,
+            side_by_side=options.side_by_side,
+            validation=self.val,
+            waits=options.waits,
+            tell=tell,
+        )
+
+    async def search(self) -> Found:
+        """Search, in a thread where GEPA's engine may block as it likes."""
+        try:
+            return await asyncio.to_thread(self._run)
+        except asyncio.CancelledError:
+            self.adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
+            raise
+
+    async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
+        """Texts evaluated on examples, each run anew; a resumed search finds what it had run already.
+
+        Raises:
+            TuningError: a provider or the metric failed for good.
+        """
+        try:
+            judged = await await_here(self.adapter.judge_all(rows, texts, "verdict"))
+        except Exception as error:
+            raise _as_tuning_error(error) from error
+        return report_of(
+            self.graph, self.adapter.grader.name, prompts_of(self.base, texts, self.stages), [one.row for one in judged]
+        )
+
+    async def close(self) -> None:
+        """Let go of the journal, if this search made it."""
+        journal = self.adapter.runner.journal
+        if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
+            await journal.aclose()
+
+    def _run(self) -> Found:
+        options, adapter = self.options, self.adapter
+        step = max(2 * options.minibatch, _MERGE) + len(self.val)
+        if self.budget.runs is not None and self.budget.runs < len(self.val):
+            msg = (
+                f"Budget(runs={self.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
+                f"examples; one step more takes up to {step}"
+            )
+            raise TuningError(msg)
+        stopper = Stopper(self.budget, self.spent, step, options.stagnation, adapter, options.perfect)
+        error: TuningError | None = None
+        try:
+            optimize(
+                seed_candidate=dict(self.seed),
+                trainset=list(self.train),
+                valset=list(self.val),
+                adapter=adapter,  # pyright: ignore[reportArgumentType]
+                frontier_type="hybrid",
+                skip_perfect_score=True,
+                perfect_score=options.perfect,
+                reflection_minibatch_size=options.minibatch,
+                module_selector=Selector(options.perfect),  # pyright: ignore[reportArgumentType]
+                acceptance_criterion=Acceptance(options.perfect),
+                use_merge=options.merge and len(self.seed) > 1,
+                stop_callbacks=stopper,
+                callbacks=[_Events(self.tell)],  # pyright: ignore[reportArgumentType]
+                logger=_Quiet(),
+                seed=options.seed,
+                raise_on_exception=True,
+            )
+        except CancelledError:
+            raise
+        except Exception as raised:  # noqa: BLE001 - what was found until now is worth more than where it broke
+            error = _as_tuning_error(raised)
+        error = error or adapter.problem
+        return self._found(str(error) if error else stopper.reason or "the search ended", error)
+
+    def _found(self, stopped: str, error: TuningError | None) -> Found:
+        findings = self.adapter.findings
+        if not findings:
+            if error is not None:
+                raise error
+            msg = f"the seed could not be evaluated: {stopped}"
+            raise TuningError(msg)
+        best = max(
+            range(len(findings)), key=lambda i: (round(findings[i].mean, 9), -sum(findings[i].blame.values()), -i)
+        )
+        return Found(
+            seed=prompts_of(self.base, self.seed, self.stages),
+            candidates=tuple(findings),
+            best=best,
+            stopped=stopped,
+            error=error,
+            spent=self.spent,
+            prompts=prompts_of(self.base, findings[best].texts, self.stages),
+        )
+
+
+class _Events:
+    """GEPA's callbacks as plain events."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
+        self._tell("accepted", {"iteration": event.get("iteration"), "candidate": event.get("new_candidate_idx")})
+
+    def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
+        self._tell("rejected", {"iteration": event.get("iteration")})
+
+
+class _Quiet:
+    def log(self, message: str) -> None:
+        """GEPA's own log is for its developers."""
+
+
+def _as_tuning_error(error: BaseException) -> TuningError:
+    while isinstance(error, BaseExceptionGroup):
+        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        error = next((one for one in inner if isinstance(one, TuningError)), inner[0])
+    if isinstance(error, TuningError):
+        return error
+    found = TuningError(f"the search broke off: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
+
+
+def _journaled(runner: Runner | None, run_dir: str | Path | None) -> Runner:
+    """A runner that records its runs, so that a child does not repeat what its change does not touch."""
+    if runner is not None and runner.journal is not None:
+        return runner
+    own = Runner() if runner is None else copy.copy(runner)
+    if run_dir is None:
+        own.journal = MemoryJournal()
+    else:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        own.journal = SqliteJournal(Path(run_dir) / "runs.db")
+    return own

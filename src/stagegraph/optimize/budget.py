@@ -1,0 +1,88 @@
+"""What a tuning may spend, and what it has spent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from stagegraph.errors import TuningError
+
+if TYPE_CHECKING:
+    from stagegraph.run import Run
+
+__all__ = ["Budget", "Spent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Limits of one tuning; at least one is set, and the first that is reached ends it."""
+
+    runs: int | None = None
+    """Runs of the graph, of train and validation examples together."""
+    usd: float | None = None
+    """US dollars, of the graph's models and of the reflection model."""
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = {name: getattr(self, name) for name in ("runs", "usd", "tokens", "seconds")}
+        if all(limit is None for limit in limits.values()):
+            msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
+            raise TuningError(msg)
+        for name, limit in limits.items():
+            if limit is not None and not limit > 0:
+                msg = f"Budget({name}={limit}): it has to be above 0"
+                raise TuningError(msg)
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a tuning has spent so far, also before it was interrupted."""
+
+    runs: int = 0
+    usd: float = 0.0
+    unpriced: int = 0
+    """Runs and proposals whose price is not known; they are not in `usd`."""
+    tokens: int = 0
+    proposals: int = 0
+    requests: int = 0
+    """Model requests of the graph's stages; what came from the journal made none."""
+    began: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_run(self, run: Run[Any, Any]) -> None:
+        with self.lock:
+            self.runs += 1
+            self.tokens += run.usage.total_tokens
+            self.requests += run.usage.requests
+            if run.cost is None:
+                self.unpriced += 1
+            else:
+                self.usd += float(run.cost)
+
+    def add_proposal(self, tokens: int, usd: float | None) -> None:
+        with self.lock:
+            self.proposals += 1
+            self.tokens += tokens
+            if usd is None:
+                self.unpriced += 1
+            else:
+                self.usd += usd
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def reached(self, budget: Budget, *, next_runs: int = 0) -> str | None:
+        """Which limit does not allow *next_runs* runs more, if one does not."""
+        if budget.runs is not None and self.runs + next_runs > budget.runs:
+            return f"the budget of {budget.runs} runs ({self.runs} made, the next step needs up to {next_runs})"
+        if budget.usd is not None and self.usd >= budget.usd:
+            return f"the budget of ${budget.usd:g}"
+        if budget.tokens is not None and self.tokens >= budget.tokens:
+            return f"the budget of {budget.tokens} tokens"
+        if budget.seconds is not None and self.seconds >= budget.seconds:
+            return f"the budget of {budget.seconds:g} seconds"
+        return None

@@ -1,0 +1,201 @@
+"""A graph run on examples and judged: the one way in which tuning, tests and people find out how good it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import anyio
+from pydantic_core import to_jsonable_python
+
+from stagegraph.errors import InputError, RunError, TuningError
+from stagegraph.run import Run
+from stagegraph.runner import Runner
+
+from ._faults import fault_in, is_lasting, wait_asked_for
+from .grading import Grader, Metric, grader_of, stage_of
+from .report import Report, ReportRow
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.example import Example
+    from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
+    from stagegraph.score import Score
+
+__all__ = ["SIDE_BY_SIDE", "WAITS", "checked_examples", "evaluate", "report_of", "row_of", "run_example"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+SIDE_BY_SIDE = 16
+WAITS = (1.0, 4.0, 15.0, 60.0)
+"""Seconds between the attempts at a run whose provider failed."""
+
+
+async def evaluate(
+    graph: Node[In, Out],
+    metric: Metric | Grader,
+    examples: Sequence[Example[In]],
+    *,
+    model: Model | str | None = None,
+    runner: Runner | None = None,
+    prompts: Prompts | None = None,
+    repeats: int = 1,
+    side_by_side: int = SIDE_BY_SIDE,
+    waits: Sequence[float] = WAITS,
+    on_row: Callable[[ReportRow], None] | None = None,
+) -> Report:
+    """Run a graph on every example and judge it.
+
+    Args:
+        graph: What to evaluate; also a single stage.
+        metric: `(example, run) -> Score | float | bool`, also async.
+        examples: With ids that differ.
+        model: The model of stages that have none of their own.
+        runner: Runs it; a fresh one without a journal otherwise.
+        prompts: What to try instead of the runner's.
+        repeats: How often each example is run: models answer differently from time to time.
+        side_by_side: How many runs go on at once; the runner's own limits hold besides.
+        waits: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection).
+        on_row: Told every run as it is judged.
+
+    Raises:
+        TuningError: there are no examples, two have one id, the metric failed, or a provider did for good;
+            `error.report` holds what was found until then, if anything was.
+    """
+    rows = checked_examples(examples, "examples")
+    if repeats < 1:
+        msg = f"evaluate(repeats={repeats}): at least 1 run of each example is needed"
+        raise TuningError(msg)
+    grader = grader_of(metric)
+    own = runner or Runner()
+    found: dict[tuple[int, int], ReportRow] = {}
+    limiter = anyio.CapacityLimiter(side_by_side)
+    problem: list[TuningError] = []
+
+    async def one(place: int, example: Example[In], repeat: int) -> None:
+        async with limiter:
+            try:
+                run = await run_example(own, graph, example, model=model, prompts=prompts, waits=waits)
+                row = row_of(example, repeat, run, await grader(example, run))
+            except TuningError as error:
+                problem.append(error)
+                group.cancel_scope.cancel()
+                return
+            found[place, repeat] = row
+            if on_row is not None:
+                on_row(row)
+
+    async with anyio.create_task_group() as group:
+        for repeat in range(repeats):
+            for place, example in enumerate(rows):
+                group.start_soon(one, place, example, repeat)
+    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
+    if problem:
+        error = problem[0]
+        vars(error)["report"] = report if report.rows else None
+        raise error
+    return report
+
+
+async def run_example(
+    runner: Runner,
+    graph: Node[In, Out],
+    example: Example[In],
+    *,
+    model: Model | str | None = None,
+    prompts: Prompts | None = None,
+    waits: Sequence[float] = WAITS,
+    replay: str | None = None,
+    begin: Callable[[str], None] | None = None,
+) -> Run[In, Out]:
+    """One run of an example, also when it fails by itself: then its partial record.
+
+    With a journal, an attempt goes on from what the one before had paid for; *begin* is told the id of each.
+
+    Raises:
+        TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
+    """
+    for wait in (*waits, None):
+        run_id = uuid4().hex
+        if begin is not None:
+            begin(run_id)
+        try:
+            return await runner.run(graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id)
+        except InputError as error:
+            msg = f"example {example.id!r} does not fit: {error}"
+            raise TuningError(msg) from error
+        except RunError as error:
+            fault = fault_in(error)
+            if fault is None:
+                return error.run
+            if wait is None or is_lasting(fault):
+                msg = f"example {example.id!r} could not be run, and that is no score: {error}"
+                raise TuningError(msg) from error
+            await anyio.sleep(max(wait, wait_asked_for(fault)))
+            if runner.journal is not None:
+                replay = run_id
+    raise AssertionError
+
+
+def checked_examples(examples: Sequence[Example[In]], what: str) -> list[Example[In]]:
+    """The examples, if they can be told apart.
+
+    Raises:
+        TuningError: there are none, or two have one id.
+    """
+    rows = list(examples)
+    if not rows:
+        msg = f"there are no {what}"
+        raise TuningError(msg)
+    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+    if twice:
+        msg = f"{what}: ids have to differ, and these do not: {', '.join(map(repr, twice[:5]))}"
+        raise TuningError(msg)
+    return rows
+
+
+def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
+    """Rows as a report of now."""
+    return Report(
+        graph=graph.label,
+        metric=metric,
+        prompts_digest=prompts.digest if prompts is not None else "",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=tuple(rows),
+    )
+
+
+def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score) -> ReportRow:
+    """One run and its verdict, as the report keeps it."""
+    return ReportRow(
+        example=example.id,
+        repeat=repeat,
+        score=score.value,
+        notes=tuple((note.target, note.text, note.weight) for note in score.notes),
+        stages=tuple(stage_of(run, note.target) for note in score.notes),
+        objectives=dict(score.objectives),
+        run_id=run.id,
+        status=run.status,
+        error=str(run.error) if run.error is not None else None,
+        seconds=run.duration,
+        cost=None if run.cost is None else float(run.cost),
+        requests=run.usage.requests,
+        tokens=run.usage.total_tokens,
+        input=_plain(run.input),
+        output=_plain(run.output),
+        expected=_plain(example.expected),
+    )
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON data, or as what it looks like."""
+    try:
+        return to_jsonable_python(value, fallback=repr)
+    except ValueError:  # such as bytes that are no text
+        return repr(value)

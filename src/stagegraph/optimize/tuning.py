@@ -1,0 +1,265 @@
+"""The front door to tuning: what it will cost, what it is doing, what it found, and whether that is really better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from stagegraph.errors import TuningError
+from stagegraph.runner import Runner
+
+from ._start import name_of
+from .comparison import Comparison, compare
+from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of, run_example
+from .grading import grader_of
+from .search import Found, Options, Tell
+
+if TYPE_CHECKING:
+    import os
+
+    from pydantic_ai.models import Model
+
+    from stagegraph.example import Example
+    from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
+
+    from .budget import Budget, Spent
+    from .grading import Grader, Metric
+    from .proposers import Candidates, Proposer
+    from .report import Report
+
+__all__ = ["Preview", "Tuning", "preview", "tune"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a tuning may cost, from a few runs that were really made."""
+
+    runs: int
+    """At most; the budget's, or what the given number of steps takes."""
+    requests_a_run: float
+    dollars_a_run: float | None
+    stage_calls: dict[str, float]
+    """Stage path -> calls in one run: how wide the fan-outs are."""
+
+    def __str__(self) -> str:
+        cost = "unknown" if self.dollars_a_run is None else f"${self.runs * self.dollars_a_run:.2f}"
+        calls = ", ".join(f"{path} {count:.1f}" for path, count in self.stage_calls.items())
+        requests = self.runs * self.requests_a_run
+        return f"up to {self.runs} runs, about {requests:.0f} model requests, {cost}; calls a run: {calls}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What came out of a tuning."""
+
+    graph: str
+    prompts: Prompts
+    """The best candidate; the seed itself when nothing was better."""
+    found: Found
+    comparison: Comparison
+    """The best candidate against the seed, on examples that decided nothing if there were any."""
+    held_out: bool
+    """Whether `comparison` is about held-out examples; otherwise it is about those that chose the candidate."""
+    preview: Preview
+    provenance: dict[str, Any]
+
+    @property
+    def report(self) -> Report:
+        """The evaluation of the best candidate."""
+        return self.comparison.after
+
+    @property
+    def spent(self) -> Spent:
+        """What the search spent."""
+        return self.found.spent
+
+    def __str__(self) -> str:
+        if self.found.best == 0:
+            return f"{self.graph}: nothing better than the start was found; stopped: {self.found.stopped}"
+        kind = (
+            "on held-out examples" if self.held_out else "on the validation examples, which also chose it (no `test=`)"
+        )
+        spent = self.spent
+        return (
+            f"{self.graph}: {self.comparison} {kind}; {len(self.found.candidates)} candidates, {spent.runs} runs, "
+            f"{spent.proposals} proposals, ${spent.usd:.4f}; stopped: {self.found.stopped}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the prompts file, and beside it (`.tuning.json`) where it comes from and what each candidate scored."""
+        self.prompts.save(path)
+        rows = [
+            {"texts": one.texts, "mean": one.mean, "scores": one.scores, "blame": one.blame}
+            for one in self.found.candidates
+        ]
+        data = {"provenance": self.provenance, "summary": str(self), "best": self.found.best, "candidates": rows}
+        beside = Path(path).with_suffix(".tuning.json")
+        beside.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
+
+
+async def tune(
+    graph: Node[Any, Any],
+    metric: Metric | Grader,
+    *,
+    train: Sequence[Example[Any]],
+    val: Sequence[Example[Any]],
+    budget: Budget,
+    model: Model[Any] | str | None = None,
+    reflection_model: Model[Any] | str | None = None,
+    proposer_model: Model[Any] | str | None = None,
+    proposer: Proposer | Candidates | str | None = None,
+    test: Sequence[Example[Any]] | None = None,
+    optimizer: str = "gepa",
+    runner: Runner | None = None,
+    prompts: Prompts | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    minibatch: int = 3,
+    merge: bool = True,
+    stagnation: int | None = 12,
+    side_by_side: int = SIDE_BY_SIDE,
+    seed: int = 0,
+    waits: Sequence[float] = WAITS,
+    tell: Tell = lambda _name, _data: None,
+) -> Tuning:
+    """Find better texts for a graph's stages, and find out whether they are better.
+
+    Args:
+        graph: What to tune; what runs is the graph itself, with its agents, tools and validators.
+        metric: `(example, run) -> Score | float | bool`; notes in the score say whose fault it was.
+        train: Examples to learn from.
+        val: Examples that choose the best candidate.
+        budget: When to stop; the verdict at the end (two evaluations) comes on top.
+        model: The model of stages that have none of their own.
+        reflection_model: Reads what went wrong and writes new instructions.
+        proposer_model: Writes them instead; the reflection model without it.
+        proposer: A function `Proposal -> text`, `"notes"` (no model: the notes go into the instruction) or
+            `Candidates({path: [texts]})` (no model: a pool to choose from).
+        test: Examples that nothing was chosen by, for the verdict; without them it is about *val*, and says so.
+        optimizer: `"gepa"`; other optimizers of DSPy take a `GraphModule`.
+        runner: Runs the graph; with a journal, a child does not repeat what its change does not touch.
+        prompts: Where to start; the code's texts without it.
+        run_dir: Where every paid run and proposal is kept: a tuning that was killed goes on from there for free.
+        minibatch: Training examples of one step.
+        merge: Whether good candidates of several stages may be put together.
+        stagnation: Steps without a better candidate after which it stops.
+        side_by_side: Runs that go on at once.
+        seed: Another number searches otherwise.
+        waits: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
+        tell: Told what happens, for a progress bar.
+
+    Raises:
+        TuningError: the data, the metric or the budget cannot work. When a provider or the metric fails later, the
+            best candidate until then is given, and `Tuning.found.error` says what happened.
+    """
+    if optimizer != "gepa":
+        msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
+        raise TuningError(msg)
+    grader = grader_of(metric)
+    from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+
+    held_out = None if test is None else checked_examples(test, "test examples")
+    options = Options(
+        model=model,
+        reflection_model=proposer_model or reflection_model,
+        proposer=proposer,
+        runner=runner,
+        prompts=prompts,
+        minibatch=minibatch,
+        merge=merge,
+        stagnation=stagnation,
+        side_by_side=side_by_side,
+        run_dir=None if run_dir is None else Path(run_dir),
+        seed=seed,
+        waits=waits,
+    )
+    work = Work(graph, grader, train, val, budget, options, tell)
+    try:
+        found = await work.search()
+        reports: list[Report] = []
+        if found.error is None:
+            try:
+                reports = [
+                    await work.verdict(found.candidates[one].texts, held_out or val) for one in sorted({0, found.best})
+                ]
+            except TuningError as error:
+                found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+        if found.error is not None:  # what chose the candidate is all there is
+            held_out = None
+            reports = [
+                report_of(graph, grader.name, prompts, found.candidates[one].rows)
+                for one, prompts in ((0, found.seed), (found.best, found.prompts))
+            ]
+    finally:
+        await work.close()
+    return Tuning(
+        graph=graph.label,
+        prompts=found.prompts,
+        found=found,
+        comparison=compare(reports[0], reports[-1]),
+        held_out=held_out is not None,
+        preview=_preview_of(found, budget, reports[0]),
+        provenance={
+            "graph": graph.label,
+            "optimizer": "gepa",
+            "metric": grader.name,
+            "model": name_of(model),
+            "reflection_model": name_of(proposer_model or reflection_model),
+            "train": len(train),
+            "val": len(val),
+            "test": len(test or ()),
+            "seed": seed,
+            "seed_prompts": found.seed.digest,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+async def preview(
+    graph: Node[Any, Any],
+    examples: Sequence[Example[Any]],
+    budget: Budget,
+    *,
+    steps: int = 30,
+    val: int = 20,
+    minibatch: int = 3,
+    model: Model[Any] | str | None = None,
+    runner: Runner | None = None,
+    samples: int = 3,
+) -> Preview:
+    """What a tuning may cost, measured on a few runs: the width of a fan-out is only known when it has happened.
+
+    Raises:
+        TuningError: there are no examples, or a provider failed.
+    """
+    if not examples:
+        msg = "there are no examples to measure on"
+        raise TuningError(msg)
+    own = runner or Runner()
+    runs = [await run_example(own, graph, example, model=model) for example in examples[:samples]]
+    calls: dict[str, list[int]] = {}
+    for run in runs:
+        for path in run.structure.stages:
+            calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
+    costs = [run.cost for run in runs]
+    return Preview(
+        runs=budget.runs or val + steps * (2 * minibatch + val),
+        requests_a_run=fmean(run.usage.requests for run in runs),
+        dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
+        stage_calls={path: fmean(counts) for path, counts in calls.items()},
+    )
+
+
+def _preview_of(found: Found, budget: Budget, report: Report) -> Preview:
+    spent = found.spent
+    return Preview(
+        runs=budget.runs or spent.runs,
+        requests_a_run=fmean(row.requests for row in report.rows),
+        dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
+        stage_calls={},
+    )

@@ -1,0 +1,191 @@
+"""Examples from files, dealt out, and in DSPy's form and back."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent
+from words import ROWS, Doc, Words
+
+from stagegraph import Example, Graph, InputError, Stage, TuningError
+from stagegraph.optimize import examples, from_dspy, stratified_split, to_dspy
+
+
+class Order(BaseModel):
+    day: date
+    items: list[str] = []
+    note: str = Field(default="", alias="remark")
+
+
+class Orders(Graph[Order, str]):
+    sum_up = Stage(Order, Agent(instructions="Sum up."))
+
+    async def flow(self, order: Order) -> str:
+        return await self.sum_up(order)
+
+
+class Upper(Graph[str, str]):
+    upper = Stage(str, Agent(instructions="Shout."))
+
+    async def flow(self, text: str) -> str:
+        return await self.upper(text)
+
+
+FILES = {
+    "rows.jsonl": '{"id": "a", "input": {"day": "2026-01-02", "items": ["x"]}, "expected": {"total": 3}}\n\n'
+    '{"day": "2026-01-03", "remark": "r", "total": 4, "split": "test"}\n',
+    "rows.json": '[\n  {"id": "a", "input": {"day": "2026-01-02", "items": ["x"]}, "expected": {"total": 3}},\n'
+    '  {"day": "2026-01-03", "remark": "r", "total": 4, "split": "test"}\n]\n',
+    "rows.yaml": "- id: a\n  input:\n    day: 2026-01-02\n    items: [x]\n  expected: {total: 3}\n"
+    "- day: 2026-01-03\n  remark: r\n  total: 4\n  split: test\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_of_every_format_are_typed(name: str, tmp_path: Path) -> None:
+    """With an `input`, or with the fields of the input beside each other; the rest is what is expected."""
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    first, second = examples(path, of=Orders())
+    assert first == Example(Order(day=date(2026, 1, 2), items=["x"]), {"total": 3}, "a")
+    assert second.input == Order(day=date(2026, 1, 3), remark="r")
+    assert second.expected == {"total": 4}
+    assert second.metadata == {"split": "test"}
+    assert second.id == examples(path, of=Order)[1].id
+
+
+def test_a_table(tmp_path: Path) -> None:
+    """Columns are fields; lists are written as JSON; an empty cell is nothing."""
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        'id,day,items,total,metadata\na,2026-01-02,"[""x"", ""y""]",3,"{""from"": ""web""}"\nb,2026-01-03,,,\n'
+    )
+    first, second = examples(path, of=Orders())
+    assert first.input == Order(day=date(2026, 1, 2), items=["x", "y"])
+    assert (first.expected, first.metadata) == ({"total": "3"}, {"from": "web"})
+    assert (second.input, second.expected) == (Order(day=date(2026, 1, 3)), None)
+    path.write_text("input,expected\nhello,HELLO\n[not json],X\n")
+    assert [(one.input, one.expected) for one in examples(path, of=Upper())] == [
+        ("hello", "HELLO"),
+        ("[not json]", "X"),
+    ]
+    assert examples(path)[0].input == "hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"input": {"text": "x"}}\n{"input": {"text": 1}}\n', "a.jsonl, line 2: .*text"),
+        ("a.jsonl", '{"input": {"text": "x"}}\n{oops\n', "a.jsonl, line 2: .*JSON"),
+        ("a.jsonl", '{"input": {"text": "x"}}\n{"other": 1}\n', "a.jsonl, line 2: .*text"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1: .*mapping"),
+        ("a.jsonl", '{"id": 1, "text": "x"}\n{"id": 1, "text": "y"}\n', "a.jsonl, line 2: the id '1' is that of line 1"),
+        ("a.jsonl", "\n", "no examples"),
+        ("a.json", '[\n{"text": "x"},\n{"text": 1}\n]', "a.json, line 3: .*text"),
+        ("a.json", '[\n{"text": "x"}\n{"text": "y"}\n]', "a.json, line 3: .*JSON"),
+        ("a.json", '{"text": "x"}', "a.json, line 1: .*list"),
+        ("a.json", '[\n{"text": \n', "a.json, line .*JSON"),
+        ("a.yaml", "- text: x\n- text: [1]\n", "a.yaml, line 2: .*text"),
+        ("a.yaml", "text: x\n", "a.yaml: .*no list"),
+        ("a.yaml", "- text: x\n- text: 'y\n", "a.yaml: .*line"),
+        ("a.csv", "text,total\nx,1\ny\n", "a.csv, line 3: 1 cells under 2"),
+        ("a.csv", "text,text\nx,1\n", "a.csv, line 1: .*name"),
+        ("a.csv", "total\n1\n", "a.csv, line 2: .*text"),
+        ("a.txt", "x", "read from"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    """The file, the line, and what is wrong there."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        examples(path, of=Words())
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Is an input error as well."""
+    with pytest.raises(InputError, match="No such file"):
+        examples(tmp_path / "none.jsonl", of=str)
+
+
+def test_there_and_back_through_dspy() -> None:
+    """Inputs are the fields of the input model; a mapping that is expected is one label for each entry."""
+    rows = [
+        Example(Doc(text="a"), {"total": 1}, "1", {"from": "web"}),
+        Example(Doc(text="b"), {"text": "clash"}, "2"),
+        Example(Doc(text="c"), "a text", "3"),
+        Example(Doc(text="d"), None, "4"),
+        Example(Doc(text="e"), [1, 2], "5"),
+        Example(Doc(text="f"), {}, "6"),
+    ]
+    made = to_dspy(rows, Words())
+    assert dict(made[0].inputs().items()) == {"text": "a"}
+    assert dict(made[0].labels().items()) == {"total": 1}
+    assert dict(made[1].labels().items()) == {"expected": {"text": "clash"}}
+    assert from_dspy(made, Words()) == rows
+    assert from_dspy(made[0].copy(), Words()) == rows[0]
+    assert to_dspy([Example("hi", "HI")], Upper())[0].inputs().toDict() == {"input": "hi"} | {}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(),
+            st.none() | st.integers() | st.text() | st.dictionaries(st.text(min_size=1), st.integers(), min_size=1),
+        )
+    )
+)
+def test_any_row_survives_the_way_there_and_back(rows: list[tuple[str, Any]]) -> None:
+    """Input, expected, id and metadata."""
+    made = [Example(text, expected) for text, expected in rows]
+    back = from_dspy(to_dspy(made, Upper()), Upper())
+    assert [(one.input, one.expected, one.id) for one in back] == [(one.input, one.expected, one.id) for one in made]
+
+
+def test_examples_that_were_written_for_dspy_are_taken() -> None:
+    """With the graph's inputs as fields; one without them is named."""
+    found = from_dspy(dspy.Example(text="a", total=1, mood="ok").with_inputs("text"), Words())
+    assert (found.input, found.expected) == (Doc(text="a"), {"total": 1, "mood": "ok"})
+    assert from_dspy(dspy.Example(text="a", expected=[1]).with_inputs("text"), Words()).expected == [1]
+    with pytest.raises(InputError, match="Words: text"):
+        from_dspy(dspy.Example(question="a").with_inputs("question"), Words())
+
+
+def test_a_split_has_every_kind_in_its_share() -> None:
+    """The same each time, disjoint, complete, and another with another seed."""
+    rows = [Example(number, {"mood": "good" if number % 4 else "bad"}) for number in range(40)]
+    train, val = stratified_split(rows, by="mood", val=0.25, seed=1)
+    assert (len(train), len(val)) == (30, 10)
+    assert sum(row.expected["mood"] == "bad" for row in val) in {2, 3}
+    assert {row.input for row in train} | {row.input for row in val} == set(range(40))
+    assert stratified_split(rows, by="mood", val=0.25, seed=1) == (train, val)
+    assert stratified_split(rows, by="mood", val=0.25, seed=2)[1] != val
+    odd, held = stratified_split(rows, by=lambda row: row.input % 2, val=0.5)
+    assert sum(row.input % 2 for row in held) == 10
+    assert len(odd) == 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "val", "message"),
+    [
+        ([], 0.3, "0 examples are too few"),
+        (ROWS[:1], 0.3, "1 examples are too few"),
+        ([*ROWS, ROWS[0]], 0.3, "two examples have the id"),
+        (ROWS, 1.0, "between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_split(rows: list[Example[Doc]], val: float, message: str) -> None:
+    """Is said before anything is paid for."""
+    with pytest.raises(TuningError, match=message):
+        stratified_split(rows, val=val)
+
+
+def test_two_rows_make_two_parts() -> None:
+    """However small the share."""
+    train, val = stratified_split(ROWS[:2], val=0.01)
+    assert (len(train), len(val)) == (1, 1)

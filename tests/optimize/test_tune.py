@@ -1,0 +1,268 @@
+"""Tuning from the front door: what it gives, what it refuses, and how it goes on after it was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from rules import Chain, coupled, learner, rows, separate, student, verdict
+
+from stagegraph import Example, Graph, Prompts, Run, Runner, Stage, TuningError
+from stagegraph.journal import MemoryJournal
+from stagegraph.optimize import Budget, Candidates, Proposal, preview, tune
+
+pytestmark = pytest.mark.anyio
+
+TRAIN, VAL, TEST = rows("t", 4), rows("v", 3), rows("test", 7)
+POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
+
+
+async def tuned(metric: Any = separate, graph: Any = None, **options: Any) -> Any:
+    known: dict[str, Any] = {
+        "train": TRAIN,
+        "val": VAL,
+        "budget": Budget(runs=100),
+        "model": student()[0],
+        "proposer": POOL,
+        "waits": (0, 0),
+    }
+    return await tune(graph or Chain(), metric, **known | options)
+
+
+async def test_a_tuning_ends_with_prompts_and_a_verdict_on_held_out_examples(tmp_path: Path) -> None:
+    """What comes out can be deployed, says where it comes from, and was judged on what decided nothing."""
+    result = await tuned(test=TEST)
+    assert result.held_out
+    assert str(result.comparison).startswith("better by 1.00 to 1.00; 7 won")
+    assert "held-out" in str(result)
+    assert {row.example for row in result.report.rows} == {row.id for row in TEST}
+    result.save(tmp_path / "best.yaml")
+    assert Prompts.load(tmp_path / "best.yaml")["a"].instructions == "a: RULE-a"
+    assert '"metric": "separate"' in (tmp_path / "best.tuning.json").read_text("utf-8")
+    assert result.provenance["model"] == "function:student"
+    assert len(result.found.candidates) == 4
+
+
+async def test_without_held_out_examples_it_says_so() -> None:
+    """The validation examples chose the candidate, which flatters it."""
+    result = await tuned()
+    assert not result.held_out
+    assert "which also chose it" in str(result)
+
+
+async def test_nothing_better_is_said_plainly() -> None:
+    """A pool without a better text leaves the seed, which is not run twice to be compared with itself."""
+    model, requests = student()
+    result = await tuned(proposer=Candidates({"a": ["a: worse"]}), stagnation=2, model=model)
+    assert result.prompts == result.found.seed
+    assert "nothing better than the start" in str(result)
+    assert requests["a"] <= 3 + 3 * 6 + 3
+
+
+@pytest.mark.parametrize("when", [30, 64, 70])
+async def test_a_provider_that_is_gone_costs_nothing_that_was_found(when: int) -> None:
+    """The best until then is given, with what chose it as the verdict, and the error says what happened."""
+    model, _ = student()
+    count = 0
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        nonlocal count
+        count += 1
+        if count > when:
+            raise ModelHTTPError(503, "student")
+        return model.function(messages, info)  # type: ignore[misc,return-value]
+
+    result = await tuned(model=FunctionModel(answer), test=TEST)
+    assert "503" in str(result.found.error)
+    assert not result.held_out
+    assert result.comparison.after.mean == result.found.candidates[result.found.best].mean
+
+
+async def test_it_is_the_same_for_the_same_seed() -> None:
+    """Deterministic models and one seed give one search."""
+    one, two = [await tuned(coupled, seed=5) for _ in range(2)]
+    assert [x.texts for x in one.found.candidates] == [x.texts for x in two.found.candidates]
+    assert one.prompts.digest == two.prompts.digest
+    assert (one.spent.runs, one.spent.requests) == (two.spent.runs, two.spent.requests)
+
+
+async def test_a_child_replays_what_its_change_does_not_touch() -> None:
+    """Changing the last stage asks only the last stage again; validation asks everything."""
+    model, requests = student()
+
+    def metric(_example: Example[str], run: Run[str, str]) -> Any:
+        return 1.0 if "cok" in run.output else 0.0
+
+    result = await tuned(metric, model=model, proposer=Candidates({"c": ["c: RULE-c"]}), stagnation=6)
+    traced = result.spent.runs - 2 * 3
+    assert result.found.candidates[result.found.best].mean == 1
+    assert requests["c"] > requests["a"]
+    assert requests["a"] < 4 * 3 + traced
+
+
+@pytest.mark.parametrize("runner", [None, Runner(), Runner(journal=MemoryJournal())])
+async def test_every_runner_will_do(runner: Runner | None) -> None:
+    """Without a journal of its own it is given one for the search, and is left as it was."""
+    journal = None if runner is None else runner.journal
+    result = await tuned(runner=runner)
+    assert result.found.candidates[result.found.best].mean == 1
+    assert runner is None or runner.journal is journal
+
+
+@pytest.mark.parametrize("limit", [{"runs": 3}, {"runs": 10}, {"runs": 25}, {"runs": 47}])
+@pytest.mark.parametrize("minibatch", [1, 3])
+async def test_the_runs_never_exceed_the_budget(limit: dict[str, int], minibatch: int) -> None:
+    """Whatever the step would take, with merges too."""
+    result = await tuned(verdict, budget=Budget(**limit), minibatch=minibatch)
+    assert result.spent.runs <= limit["runs"]
+    assert result.found.stopped
+
+
+@pytest.mark.parametrize("budget", [Budget(usd=0.3), Budget(tokens=400), Budget(seconds=0.001)])
+async def test_money_tokens_and_time_end_a_tuning(budget: Budget) -> None:
+    """The step that reaches the limit is the last."""
+    result = await tuned(budget=budget, model=student(cost="0.01")[0])
+    assert "the budget of" in result.found.stopped
+    assert len(result.found.candidates) <= 2
+
+
+class Mute(Graph[str, str]):
+    """A stage without instructions."""
+
+    a = Stage(str, Agent())
+
+    async def flow(self, text: str) -> str:
+        return await self.a(text)
+
+
+def raises(_example: Any, _run: Any) -> float:
+    raise KeyError("gold")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": []}, "there are no training examples"),
+        ({"val": []}, "there are no validation examples"),
+        ({"test": []}, "there are no test examples"),
+        ({"val": [*VAL, VAL[0]]}, "ids have to differ, and these do not: 'v-0'"),
+        ({"val": [*VAL, Example("t1", id="again")]}, "training examples, too .'again'"),
+        ({"graph": Mute()}, "no stage of Mute has instructions"),
+        ({"budget": Budget(runs=2)}, "does not even pay for the seed on 3"),
+        ({"proposer": None}, "say who writes new texts"),
+        ({"proposer": "magic"}, "it is a function"),
+        ({"proposer": 3}, "it is a function"),
+        ({"optimizer": "mipro"}, "only 'gepa' is built in"),
+        ({"metric": raises}, "raised KeyError"),
+        ({"metric": lambda *_: float("nan")}, "finite number"),
+        ({"metric": lambda *_: None}, "forget `return`"),
+        ({"metric": lambda *_: "good"}, "gave str 'good'"),
+        ({"metric": 3}, "a metric is a function"),
+    ],
+)
+async def test_what_cannot_work_is_refused_with_the_reason(options: dict[str, Any], message: str) -> None:
+    """Before anything is paid for, where that can be known."""
+    with pytest.raises(TuningError, match=message):
+        await tuned(**options)
+
+
+@pytest.mark.parametrize("limits", [{}, {"runs": 0}, {"usd": -1.0}, {"seconds": float("nan")}])
+def test_a_budget_has_a_limit_above_nothing(limits: dict[str, Any]) -> None:
+    """No limit is a mistake, and so is one that nothing fits in."""
+    with pytest.raises(TuningError, match=r"needs a limit|has to be above 0"):
+        Budget(**limits)
+
+
+async def test_proposers_are_functions_of_all_kinds() -> None:
+    """Sync, async, with wrong answers and with errors: the last two end the search with what it has."""
+
+    async def waits_first(proposal: Proposal) -> str:
+        return f"{proposal.path}: RULE-{proposal.path}"
+
+    assert (await tuned(proposer=waits_first)).found.error is None
+    assert "gives a text or None" in str((await tuned(proposer=lambda _: 3)).found.error)
+    assert "raised ZeroDivisionError" in str((await tuned(proposer=lambda _: 1 / 0)).found.error)
+
+
+async def test_the_preview_measures_the_width_of_a_fan_out() -> None:
+    """It counts the calls of a few real runs and multiplies."""
+    found = await preview(Chain(), TRAIN, Budget(runs=50), model=student(cost="0.01")[0])
+    assert found.stage_calls == {"a": 1, "b": 2, "c": 1}
+    assert (found.requests_a_run, found.dollars_a_run) == (4, pytest.approx(0.04))
+    assert "up to 50 runs, about 200 model requests, $2.00" in str(found)
+
+
+TUNING = """
+import asyncio, os, signal, sys
+sys.path.insert(0, {folder!r})
+from pathlib import Path
+from rules import Chain, rows, student, {metric} as metric
+from pydantic_ai.models.function import FunctionModel
+from stagegraph.optimize import Budget, tune
+log, kill = Path(sys.argv[2]), int(sys.argv[3])
+def propose(proposal):
+    with open(str(log) + ".proposed", "a") as file:
+        file.write(proposal.path + "\\n")
+    return f"{{proposal.path}}: RULE-{{proposal.path}}"
+model = student(log)[0]
+def answer(messages, info):
+    if kill and log.exists() and len(log.read_text().splitlines()) >= kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return model.function(messages, info)
+async def main():
+    found = await tune(Chain(), metric, train=rows("t", {train}), val=rows("v", 3), test=rows("test", 6), proposer=propose,
+        budget=Budget(runs=100), model=FunctionModel(answer), run_dir=sys.argv[1], side_by_side=1)
+    print(found.prompts.digest, [one.scores for one in found.found.candidates], found.spent.runs, found.comparison)
+asyncio.run(main())
+"""
+
+
+def in_a_process(folder: Path, name: str, kill: int = 0, train: int = 4, metric: str = "separate") -> Any:
+    code = TUNING.format(folder=str(Path(__file__).parent), train=train, metric=metric)
+    command = [sys.executable, "-c", code, str(folder / name), str(folder / f"{name}.log"), str(kill)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=os.environ)
+
+
+def test_a_killed_tuning_goes_on_without_asking_again(tmp_path: Path) -> None:
+    """Killed again and again with SIGKILL, it asks in all what an uninterrupted one asks, and ends like it.
+
+    Only the answer that was on its way to the disk when the process was killed may be asked again.
+    """
+    whole = in_a_process(tmp_path, "whole")
+    assert whole.returncode == 0, whole.stderr
+    requests = (tmp_path / "whole.log").read_text().splitlines()
+    for kill in (6, 33, len(requests) - 9):
+        assert in_a_process(tmp_path, "killed", kill).returncode == -signal.SIGKILL
+    done = in_a_process(tmp_path, "killed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == whole.stdout
+    asked = len((tmp_path / "killed.log").read_text().splitlines())
+    assert len(requests) <= asked <= len(requests) + 3
+    proposed = [(tmp_path / f"{name}.log.proposed").read_text() for name in ("killed", "whole")]
+    assert proposed[0] == proposed[1]
+    again = in_a_process(tmp_path, "killed")
+    assert again.stdout == whole.stdout
+    assert len((tmp_path / "killed.log").read_text().splitlines()) == asked
+
+
+async def test_a_run_dir_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Another metric, other data or other texts cannot go on, and the error names what changed."""
+    await tuned(run_dir=tmp_path)
+    for change, name in (
+        ({"metric": coupled}, "the metric"),
+        ({"train": rows("t", 5)}, "the training examples"),
+        ({"val": rows("v", 4)}, "the validation examples"),
+        ({"graph": Mute(), "prompts": Prompts().replace({"a": "a: say"})}, "the graph"),
+        ({"prompts": Prompts().replace({"a": "a: other"})}, "the texts to start from"),
+        ({"seed": 3}, "the seed"),
+        ({"proposer": None, "reflection_model": learner()}, "the proposer"),
+    ):
+        with pytest.raises(TuningError, match=f"cannot go on: since then.*{name}"):
+            await tuned(run_dir=tmp_path, **change)

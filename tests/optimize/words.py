@@ -1,0 +1,112 @@
+"""A graph with a fan-out and scripted models, small enough to say exactly what an optimizer should find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.usage import RequestUsage
+
+from stagegraph import Example, Graph, Run, Score, Stage, fan_out
+
+__all__ = ["ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "grade", "says", "scripted", "told"]
+
+
+class Doc(BaseModel):
+    text: str
+
+
+class Plan(BaseModel):
+    words: list[str]
+
+
+class Rating(BaseModel):
+    word: str
+    score: int
+
+
+class Rated(BaseModel):
+    total: int
+    ratings: list[Rating]
+
+
+class Rate(Graph[str, Rating]):
+    """One word, rated."""
+
+    judge = Stage(str, Agent(output_type=Rating, instructions="Rate the word."))
+
+    async def flow(self, word: str) -> Rating:
+        return await self.judge(word)
+
+
+class Words(Graph[Doc, Rated]):
+    """A text -> its words -> a rating for each."""
+
+    plan = Stage(Doc, Agent(output_type=Plan, instructions="List the words."))
+    rate = Rate()
+
+    async def flow(self, doc: Doc) -> Rated:
+        plan = await self.plan(doc)
+        ratings = await fan_out(self.rate, plan.words)
+        return Rated(total=sum(rating.score for rating in ratings), ratings=ratings)
+
+
+def asked(messages: list[ModelMessage]) -> str:
+    parts = [part for message in messages if isinstance(message, ModelRequest) for part in message.parts]
+    found = [part.content for part in parts if isinstance(part, UserPromptPart)][-1]
+    assert isinstance(found, str)
+    return found
+
+
+def told(info: AgentInfo) -> str:
+    """The instructions that a stage was run with."""
+    return info.instructions or ""
+
+
+def scripted(seen: Callable[[str, str], None] | None = None) -> FunctionModel:
+    """Plans the words of a text, and rates a word by its length: doubled only when it is told to DOUBLE."""
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        text, instructions = asked(messages), told(info)
+        if seen is not None:
+            seen(text, instructions)
+        tool = info.output_tools[0]
+        if "words" in tool.parameters_json_schema["properties"]:
+            words = text.split("<text>")[1].split("</text>")[0].split()
+            fields: dict[str, object] = {"words": words}
+        else:
+            fields = {"word": text, "score": len(text) * (2 if "DOUBLE" in instructions else 1)}
+        usage = RequestUsage(input_tokens=10, output_tokens=2)
+        return ModelResponse([ToolCallPart(tool.name, fields)], usage=usage, model_name="scripted")
+
+    return FunctionModel(answer, model_name="scripted")
+
+
+ROWS = [
+    Example(Doc(text=text), {"total": 2 * len(text.replace(" ", ""))}) for text in ("a bc", "def gh", "i jkl m", "no")
+]
+"""What is expected is double of what the stage gives as it is written."""
+
+
+def grade(example: Example[Doc], run: Run[Doc, Rated]) -> Score:
+    """Each word counts twice."""
+    calls = run.calls(Rate.judge)
+    notes = [
+        call.note(f"{call.input}: expected {2 * len(call.input)}; write DOUBLE")
+        for call in calls
+        if call.output.score != 2 * len(call.input)
+    ]
+    return Score(1 - len(notes) / len(calls), notes=notes)
+
+
+def says(*texts: str) -> FunctionModel:
+    """A model that gives these answers in turn, then the last one for ever."""
+    rest = list(texts)
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart(rest.pop(0) if len(rest) > 1 else rest[0])])
+
+    return FunctionModel(answer)
