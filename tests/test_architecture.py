@@ -13,11 +13,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
 FACTS = {"errors", "score", "call", "events", "example", "schema", "render", "prompt", "prompts", "prompts_file"}
 DECLARE = {"frame", "node", "step", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
-    "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "limits", "live",
+    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "lifetime", "limits", "live",
     "models", "ops", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
-EDGES = {"draw", "local"}
+EDGES = {"draw", "local", "service"}
 CLI = {"cli", "__main__"}
 LEVEL = {name: level for level, names in enumerate((FACTS, DECLARE, EXECUTE, EDGES, CLI)) for name in names}
 DOORS = {("prompts", "structure"), ("prompts", "tracing"), ("graph", "runner"), ("graph", "mermaid")}
@@ -30,6 +30,8 @@ HOMES = {
     "dspy": {"optimize"},
     "gepa": {"optimize"},
     "fastapi": {"service"},
+    "starlette": {"service"},
+    "uvicorn": {"cli"},
     "yaml": {"prompts_file"},
     "sqlite3": {"journal"},
     "typer": {"cli"},

@@ -2,6 +2,7 @@
 
 from .call import Call, CallError, CallInfo, Pending
 from .errors import (
+    BusyError,
     DeclarationError,
     InputError,
     JournalError,
@@ -32,6 +33,7 @@ from .stage import Stage
 from .step import Step, step
 
 __all__ = [
+    "BusyError",
     "Call",
     "CallError",
     "CallInfo",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from .run import Run
 from .trace import TraceStart
 
 if TYPE_CHECKING:
+    from .admission import Seat
     from .limits import Limits
     from .page import RunPage
     from .structure import Structure
@@ -62,9 +63,18 @@ class Running:
         self.labels = labels
         self.execution = Execution(structure, terms)
         self.clock = Clock.now()
+        self.seat: Seat | None = None
+        self._recorded = anyio.Event()
+        self.leaves: Callable[[], bool] = lambda: False
+        """Whether a cancellation now is a shutdown, which leaves the run to whoever takes it up."""
         self._raw = raw
         self._page = page
         self._end: tuple[Status, CallError | None] | None = None
+
+    @property
+    def segment(self) -> int:
+        """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
+        return self._page.segment if self._page is not None else 0
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.
@@ -74,10 +84,36 @@ class Running:
             JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
+        try:
+            return await self._seated()
+        finally:
+            self.leave()
+
+    async def written(self) -> None:
+        """Wait until the run is in its journal, or never will be."""
+        await self._recorded.wait()
+        if self._page is not None:
+            await self._page.journal.put()
+
+    def leave(self) -> None:
+        """Nothing more is going on: let the next run in."""
+        self._recorded.set()
+        if self.seat is not None:
+            self.seat.leave()
+
+    async def _seated(self) -> Run[Any, Any]:
         log, page = self.terms.log, self._page
         await self._deploy()
         if page is not None:
             self.execution.recorder = await page.open(self.clock)
+        self._recorded.set()
+        try:
+            if self.seat is not None:
+                await self.seat.taken()
+        except BaseException:
+            with anyio.move_on_after(_LAST_WORDS, shield=True):
+                await self._ended("cancelled")
+            raise
         if self.terms.tracing is not None:
             self.execution.trace = self.terms.tracing.open(self._trace_start())
         if log is not None:
@@ -110,7 +146,7 @@ class Running:
             run_id=terms.run_id,
             graph=self.structure.root.label,
             root_key=self.execution.root_name,
-            segment=self._page.segment if self._page is not None else 0,
+            segment=self.segment,
             prompts=terms.prompts,
             clock=self.clock,
             session_id=labels.session_id,
@@ -123,6 +159,7 @@ class Running:
         """End a run that never began: by this error, or else by a cancellation."""
         self._end = ("failed" if error is not None else "cancelled", error)
         self._announce(self.record())
+        self.leave()
 
     async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Fix how the run ended, in the record, the events and the journal."""
@@ -134,7 +171,8 @@ class Running:
         run = self.record()
         try:
             if self._page is not None:
-                await self._page.close(run, self.execution.entries.values())
+                left = status == "cancelled" and self.leaves()
+                await self._page.close(run, self.execution.entries.values(), left=left)
         except JournalError as failure:
             if status == "succeeded":
                 msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
@@ -171,6 +209,7 @@ class Running:
         if execution.limit is not None:
             text = f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
             limit = LimitError(text)
+            limit.timed_out = scope.cancelled_caught
             limit.__cause__ = failure or execution.stopped
             return limit
         return failure
