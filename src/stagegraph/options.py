@@ -1,0 +1,29 @@
+"""What a caller may say about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from .limits import Limits
+    from .run import Run
+
+__all__ = ["RunOptions"]
+
+
+class RunOptions(TypedDict, total=False):
+    """What a caller may say about one run besides its input, model, deps and prompts."""
+
+    run_id: str | None
+    """Chosen by the caller; a fresh one without it."""
+    limits: Limits | None
+    """Instead of the runner's."""
+    session_id: str | None
+    user_id: str | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, object] | None
+    replay: Run[Any, Any] | str | None
+    """A recorded run (or its id) whose unchanged calls are not made again."""
+    override: Mapping[str, object] | None
+    """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
