@@ -1,7 +1,8 @@
-"""How many runs go on at once, how many more may wait, and what everybody else is told."""
+"""How many runs and model requests go on at once, how many runs may wait, and what everybody else is told."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 
@@ -9,7 +10,7 @@ import anyio
 
 from .errors import BusyError, DeclarationError
 
-__all__ = ["Admission", "Seat"]
+__all__ = ["Admission", "Seat", "Slots"]
 
 _FIRST_GUESS = 1.0
 """Seconds that a run is taken to last before the first has ended."""
@@ -101,3 +102,20 @@ class Seat:
         if not self._left:
             self._left = True
             self._admission.left(self)
+
+
+class Slots:
+    """How many model requests may be in flight, of all runs of a runner together."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._made: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+
+    def here(self) -> anyio.Semaphore | None:
+        """The slots of the running event loop, to which a semaphore belongs."""
+        if self._most is None:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._made is None or self._made[0] is not loop:
+            self._made = (loop, anyio.Semaphore(self._most))
+        return self._made[1]

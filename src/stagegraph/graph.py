@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .call import Kind
+    from .options import RunOptions
     from .prompts import Prompts
     from .run import Run
-    from .runner import RunOptions
 
 __all__ = ["Graph"]
 

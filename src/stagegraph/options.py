@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from .limits import Limits
     from .run import Run
 
-__all__ = ["RunOptions"]
+__all__ = ["Labels", "RunOptions"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -27,3 +29,13 @@ class RunOptions(TypedDict, total=False):
     """A recorded run (or its id) whose unchanged calls are not made again."""
     override: Mapping[str, object] | None
     """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What the caller said about a run for those who look at it later."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))

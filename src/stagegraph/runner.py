@@ -9,12 +9,11 @@ import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
-import anyio
 from typing_extensions import Unpack
 
-from .admission import Admission
+from .admission import Admission, Slots
 from .asking import by_call
 from .errors import DeclarationError, JournalError, NotRunningError, ReplayError
 from .event_log import EventLog
@@ -26,12 +25,13 @@ from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
 from .node import Node
+from .options import Labels, RunOptions
 from .page import RunPage, labels_json
 from .prompt import Origin
 from .prompts import Prompts
 from .recorder import as_json
 from .run import Run
-from .running import Labels, Running
+from .running import Running
 from .stored import stored_run
 from .structure import Structure
 from .trace import Tracing, by_environment
@@ -41,29 +41,12 @@ if TYPE_CHECKING:
 
     from .stage import Stage
 
-__all__ = ["RunOptions", "Runner"]
+__all__ = ["Runner"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 _BUFFERED_EVENTS = 10_000
-
-
-class RunOptions(TypedDict, total=False):
-    """What a caller may say about one run besides its input, model, deps and prompts."""
-
-    run_id: str | None
-    """Chosen by the caller; a fresh one without it."""
-    limits: Limits | None
-    """Instead of the runner's."""
-    session_id: str | None
-    user_id: str | None
-    tags: tuple[str, ...]
-    metadata: Mapping[str, object] | None
-    replay: Run[Any, Any] | str | None
-    """A recorded run (or its id) whose unchanged calls are not made again."""
-    override: Mapping[str, object] | None
-    """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
 
 
 class Runner:
@@ -106,18 +89,14 @@ class Runner:
         drain_seconds: float = 30.0,
         resume_interrupted: bool = False,
     ) -> None:
-        for name, value in (
-            ("max_concurrency", max_concurrency),
-            ("fan_out_limit", fan_out_limit),
-            ("max_runs", max_runs),
-        ):
+        counts = {"max_concurrency": max_concurrency, "fan_out_limit": fan_out_limit, "max_runs": max_runs}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
                 raise DeclarationError(msg)
         self._model = model
         self._models_by_path = dict(models or {})
         self._prompts = prompts or Prompts()
-        self._max_concurrency = max_concurrency
         self._limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
@@ -127,7 +106,7 @@ class Runner:
         self._known: dict[str, tuple[Node[Any, Any], DepsOf | None]] = {}
         """The graphs that ran here by name, so that `resume` finds them."""
         self._models = Models()
-        self._slots: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+        self._slots = Slots(max_concurrency)
         self._admission = Admission(max_runs, max_queued)
         self._lifetime = Lifetime(drain_seconds, resume_interrupted=resume_interrupted)
 
@@ -382,7 +361,7 @@ class Runner:
             prompts=deployed,
             model_for=lambda path, stage: self._model_for(path, stage, default),
             fan_out_limit=self._fan_out_limit,
-            slots=self._shared_slots(),
+            slots=self._slots.here(),
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
             log=log,
             deltas=deltas,
@@ -438,14 +417,6 @@ class Runner:
             if choice is not None:
                 return self._models.get(choice)
         return None
-
-    def _shared_slots(self) -> anyio.Semaphore | None:
-        if self._max_concurrency is None:
-            return None
-        loop = asyncio.get_running_loop()
-        if self._slots is None or self._slots[0] is not loop:  # a semaphore belongs to one event loop
-            self._slots = (loop, anyio.Semaphore(self._max_concurrency))
-        return self._slots[1]
 
     async def __aenter__(self) -> Self:
         return self

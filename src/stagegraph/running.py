@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,10 +11,10 @@ from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, ReplayError, RunError, leaves
+from .errors import InputError, JournalError, LimitError, RunError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
-from .failure import failure_in, is_about, only_leaf, problems_of, said
+from .failure import failure_in, only_leaf, problems_of, run_error
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
@@ -25,24 +24,15 @@ from .trace import TraceStart
 if TYPE_CHECKING:
     from .admission import Seat
     from .limits import Limits
+    from .options import Labels
     from .page import RunPage
     from .structure import Structure
 
-__all__ = ["Labels", "Running"]
+__all__ = ["Running"]
 
 
 _LAST_WORDS = 5.0
 """Seconds that a cancelled run may take to write down how it ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """What the caller said about a run for those who look at it later."""
-
-    session_id: str | None = None
-    user_id: str | None = None
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Running:
@@ -110,15 +100,10 @@ class Running:
         try:
             if self.seat is not None:
                 await self.seat.taken()
-        except BaseException:
-            with anyio.move_on_after(_LAST_WORDS, shield=True):
-                await self._ended("cancelled")
-            raise
-        if self.terms.tracing is not None:
-            self.execution.trace = self.terms.tracing.open(self._trace_start())
-        if log is not None:
-            log.put(RunStarted, graph=self.structure.root.label)
-        try:
+            if self.terms.tracing is not None:
+                self.execution.trace = self.terms.tracing.open(self._trace_start())
+            if log is not None:
+                log.put(RunStarted, graph=self.structure.root.label)
             cause = await self._flow()
         except Suspended:
             return await self._ended("suspended")
@@ -128,7 +113,7 @@ class Running:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        error = self._run_error(cause)
+        error = run_error(cause, self.structure.root.label, self.record)
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
@@ -220,20 +205,6 @@ class Running:
         entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
         self.execution.close(entry)
 
-    def _run_error(self, cause: Exception) -> RunError:
-        if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
-            return cause
-        causes = leaves(cause)
-        label, failures = self.structure.root.label, self.record().failures()
-        text = "; ".join(said(leaf) for leaf in causes[:3])
-        # A flow may have caught other failures; the place is that of the one that ended the run.
-        found = next((call for call in failures if any(is_about(call, leaf) for leaf in causes)), None)
-        place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
-        others = len(failures) - (found is not None)
-        calls = "call" if others == 1 else "calls"
-        more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
-        return RunError(f"{label} failed{place}: {text}{more}")
-
     def _announce(self, run: Run[Any, Any]) -> None:
         log = self.terms.log
         if log is None:
@@ -244,8 +215,8 @@ class Running:
                 output = self.structure.root.gives.dump(run.output)
             except (ValueError, TypeError):
                 output = None  # the event is a notice; the output itself is in the run
-        text = run.error.message if run.error else None
-        log.put(RunFinished, status=run.status, error=text, output=output, duration=run.duration)
+        error = run.error.message if run.error else None
+        log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
         log.close()
 
     def _root_entry(self) -> Entry:
@@ -284,4 +255,4 @@ class Running:
 
     def _pending(self) -> tuple[Pending, ...]:
         waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
-        return tuple(one for text in waiting if text is not None for one in asking.load(text))
+        return tuple(one for text in filter(None, waiting) for one in asking.load(text))

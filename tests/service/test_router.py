@@ -53,7 +53,7 @@ class Gate:
     async def wait(self) -> None:
         self.entered.release()
         try:
-            while not self._open.is_set():
+            while not self._open.is_set():  # noqa: ASYNC110
                 await anyio.sleep(0.005)  # the test opens it from another thread
         except BaseException:
             self.cancelled.set()

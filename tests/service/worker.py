@@ -32,7 +32,7 @@ async def quick(number: int) -> int:
 @step
 async def gated(number: int) -> int:
     """Ends when the gate is open; it has an effect only then."""
-    while not (FOLDER / "gate").exists():  # another process opens it
+    while not (FOLDER / "gate").exists():  # noqa: ASYNC110 - another process opens it
         await anyio.sleep(0.01)
     did()
     return number * 2

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from stagegraph.journal._owner import this_process
+from stagegraph.stored import stored_run
 
 from ._problems import Problem
 
 if TYPE_CHECKING:
-    from stagegraph import LiveRun, Node, Runner
-    from stagegraph.journal import RunRow
+    from stagegraph import LiveRun, Node, Run, Runner
+    from stagegraph.journal import Journal, RunRow
 
 __all__ = ["Desk", "Policy", "RunRef", "only_its_user"]
 
@@ -33,7 +37,7 @@ Policy = Callable[[str | None, RunRef], bool | Awaitable[bool]]
 
 
 def only_its_user(user: str | None, run: RunRef) -> bool:
-    """A run belongs to the user who started it; one that nobody in particular started belongs to nobody in particular."""
+    """A run belongs to the user who started it; one without a user is for those who have no name here either."""
     return user == run.user_id
 
 
@@ -80,14 +84,33 @@ class Desk:
         Raises:
             Problem: it has nothing, or nothing for this user.
         """
-        journal = self.runner.journal
-        row = await journal.run(run_id) if journal is not None else None
+        row = None if self.runner.journal is None else await self.runner.journal.run(run_id)
         if row is None:
             raise _unknown(run_id)
         labels = json.loads(row.labels)
         user_id, session_id = labels["user_id"], labels["session_id"]
         await self._check(user, RunRef(run_id=run_id, graph=row.graph, user_id=user_id, session_id=session_id))
         return row
+
+    async def stored(self, row: RunRow) -> Run[Any, Any]:
+        """The run that the journal has."""
+        journal = cast("Journal", self.runner.journal)  # which the row came from
+        return await stored_run(journal, row, self.graph)
+
+    async def forget(self, row: RunRow) -> RunRow:
+        """Give up a run that nobody runs: it will not go on.
+
+        Raises:
+            JournalError: somebody has taken it up meanwhile.
+        """
+        journal = cast("Journal", self.runner.journal)
+        labels = json.loads(row.labels)
+        labels["resumed"] = [*labels.get("resumed", ()), time.time()]
+        mine = replace(row, labels=json.dumps(labels, ensure_ascii=False))
+        await journal.claim(replace(mine, status="running", owner=this_process()), fresh=False)
+        given_up = replace(mine, status="cancelled", owner=None)
+        await journal.put(given_up)
+        return given_up
 
     async def _check(self, user: str | None, run: RunRef) -> None:
         """Who may not see a run is told what somebody is told who made its id up."""

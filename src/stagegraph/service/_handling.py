@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,11 +16,10 @@ from starlette.responses import Response
 from stagegraph import BusyError, DeclarationError, JournalError, LiveRun, ReplayError, Run, RunError, feedback
 from stagegraph.asking import by_call
 from stagegraph.lifetime import is_interrupted
-from stagegraph.stored import stored_run
 
 from ._answer import Denied, state_json
 from ._problems import RETRY_AFTER, Problem, problem_of_run
-from ._stream import EventStream, after_id, at_last, live_chunks
+from ._stream import EventStream, after_id, last_chunk, live_chunks
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunRow
@@ -135,9 +133,8 @@ class Handling:
             await anyio.sleep(min(self._heartbeat, 1.0))
             yield b": still here\n\n"
             row = await self._desk.row(row.run_id, user)
-        run = await stored_run(self._runner.journal, row, self._graph)  # pyright: ignore[reportArgumentType]
-        output = self._graph.gives.dump(run.output) if run.status == "succeeded" else None
-        yield at_last(run.id, run.status, output, run.duration, after, 0)
+        run = await self._desk.stored(row)
+        yield last_chunk(self._graph, run, after)
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """A run as it stands."""
@@ -148,9 +145,7 @@ class Handling:
         return await self._stored(row)
 
     async def _stored(self, row: RunRow) -> Response:
-        journal = self._runner.journal
-        assert journal is not None  # the row came out of it
-        run = await stored_run(journal, row, self._graph)
+        run = await self._desk.stored(row)
         shown: RunStatus = "interrupted" if is_interrupted(row) else run.status
         return Response(state_json(self._graph, run, shown), 200, None, "application/json")
 
@@ -165,10 +160,10 @@ class Handling:
         if row.status == "running" and not is_interrupted(row):
             raise Problem(409, "elsewhere", "the run goes on in another process: cancel it there", run_id=run_id)
         if row.status in {"running", "suspended"}:
-            journal = self._runner.journal
-            assert journal is not None
-            await journal.put(replace(row, status="cancelled", owner=None))
-            row = await self._desk.row(run_id, user)
+            try:
+                row = await self._desk.forget(row)
+            except JournalError:
+                raise Problem(409, "elsewhere", "the run goes on in another process", run_id=run_id) from None
         return await self._stored(row)
 
     async def go_on(
@@ -191,7 +186,7 @@ class Handling:
         row = await self._desk.row(run_id, user)
         if row.status != "suspended":
             raise Problem(409, "not-suspended", f"the run has {row.status} and asks nothing", run_id=run_id)
-        run = await stored_run(self._runner.journal, row, self._graph)
+        run = await self._desk.stored(row)
         try:
             answers = self._answers(run, given)
             live = await self._runner.start_resume(run_id, graph=self._graph, answers=answers, deps=deps)

@@ -114,7 +114,7 @@ def _runs(  # noqa: PLR0917
     }
     who, in_session, with_deps = Depends(user), Depends(session), Depends(deps)
 
-    async def create(
+    async def create(  # noqa: PLR0917 - FastAPI gives them by name
         request: Request,
         value: Any,
         wait: Wait = True,
@@ -160,7 +160,7 @@ def _runs(  # noqa: PLR0917
         return await handling.cancel(run_id, user_id)
 
     @api.post("/runs/{run_id}/answers", response_model=state, responses={**begins, **documented(404, 409), **refused})
-    async def answers(
+    async def answers(  # noqa: PLR0917
         request: Request,
         run_id: RunId,
         given: Answers,

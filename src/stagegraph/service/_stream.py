@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 from stagegraph.events import CallFinished, CallRetried, Event, RunFinished
 
 if TYPE_CHECKING:
-    from stagegraph import LiveRun
+    from stagegraph import LiveRun, Node, Run
 
-__all__ = ["EventStream", "after_id", "at_last", "live_chunks"]
+__all__ = ["EventStream", "after_id", "last_chunk", "live_chunks"]
 
 _HIDDEN = "the details are in the service's own records"
 
@@ -66,11 +66,12 @@ async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, 
         yield b"".join(_chunk(event, segment, errors=errors) for event in batch) or b": still here\n\n"
 
 
-def at_last(run_id: str, status: Any, output: Any, duration: float, after: int, segment: int) -> bytes:
+def last_chunk(graph: Node[Any, Any], run: Run[Any, Any], after: int) -> bytes:
     """The end of a run whose other events are not here."""
+    output = graph.gives.dump(run.output) if run.status == "succeeded" else None
     now = datetime.now(UTC)
-    event = RunFinished(run_id=run_id, seq=after + 1, time=now, status=status, output=output, duration=duration)
-    return _chunk(event, segment, errors=False)
+    event = RunFinished(run_id=run.id, seq=after + 1, time=now, status=run.status, output=output, duration=run.duration)
+    return _chunk(event, 0, errors=False)
 
 
 def _chunk(event: Event, segment: int, *, errors: bool) -> bytes:
