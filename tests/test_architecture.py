@@ -30,7 +30,7 @@ HOMES = {
     "dspy": {"optimize"},
     "gepa": {"optimize"},
     "fastapi": {"service"},
-    "starlette": {"service"},
+    "starlette": {"service", "cli"},
     "uvicorn": {"cli"},
     "yaml": {"prompts_file"},
     "sqlite3": {"journal"},

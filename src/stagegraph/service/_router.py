@@ -25,6 +25,16 @@ Wait = Annotated[bool, Query(description="Whether to answer when the run has end
 After = Annotated[int, Query(ge=-1, le=2**53, description="Only events with a higher number.")]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that the client has.")]
 
+_EVENT = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "What to send as `Last-Event-ID` to go on after this event."},
+        "event": {"type": "string", "description": "The event's type."},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
+    },
+}
+
 
 def _nobody() -> None:
     """The value of a hook that is not given."""
@@ -110,7 +120,7 @@ def _runs(  # noqa: PLR0917
     begins = {202: {"model": state, "description": "The run goes on, or asks something."}}
     refused = documented(413, 415, 422, 429, 500, 502, 503, 504)
     stream: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": _EVENT}}}
     }
     who, in_session, with_deps = Depends(user), Depends(session), Depends(deps)
 
