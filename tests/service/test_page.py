@@ -92,81 +92,85 @@ def test_a_graph_is_served_from_the_command_line(url: str):
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
+@pytest.fixture(scope="module", name="browser")
+def _browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    if shutil.which("chromium") is None and os.environ.get("STAGEGRAPH_NO_BROWSER"):
+        pytest.skip("no browser on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--no-proxy-server",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        "--window-size=1200,800",
+    ):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+def run(browser: webdriver.Chrome, url: str, text: str, *, ask: bool = False) -> None:
+    browser.get(url)
+    browser.find_element(By.NAME, "text").send_keys(text)
+    Select(browser.find_element(By.NAME, "mood")).select_by_visible_text("strict")
+    if ask:
+        browser.find_element(By.NAME, "ask").click()
+    browser.find_element(By.ID, "start").click()
+
+
+def until(browser: webdriver.Chrome, status: str) -> None:
+    WebDriverWait(browser, 30).until(lambda b: b.find_element(By.ID, "status").text == status)
+
+
 @pytest.mark.browser
-class TestPage:
-    """In headless Chromium."""
+def test_a_run_is_typed_in_and_watched(browser: webdriver.Chrome, url: str, tmp_path: Path):
+    """The form comes from the input type, the calls appear, and the result is text, whatever is in it."""
+    run(browser, url, "attic")
+    until(browser, "succeeded")
+    keys = [element.text for element in browser.find_elements(By.CSS_SELECTOR, "#calls .key")]
+    assert keys == ["Tidy", "line[0]", "line[1]"]
+    assert {e.get_attribute("class") for e in browser.find_elements(By.CSS_SELECTOR, "#calls li")} == {"succeeded"}
+    assert "strict attic 1 </script><img" in browser.find_element(By.ID, "result").text
+    assert browser.title == "Tidy"
+    assert not browser.find_elements(By.TAG_NAME, "img")
+    assert browser.save_screenshot(str(tmp_path / "page.png"))
+    assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
 
-    @pytest.fixture(scope="class", name="browser")
-    def _browser(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-        if shutil.which("chromium") is None and os.environ.get("STAGEGRAPH_NO_BROWSER"):
-            pytest.skip("no browser on this machine")
-        options = webdriver.ChromeOptions()
-        options.binary_location = "/usr/bin/chromium"
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        for flag in (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--no-proxy-server",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-            "--window-size=1200,800",
-        ):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-        yield driver
-        driver.quit()
 
-    @staticmethod
-    def run(browser: webdriver.Chrome, url: str, text: str, *, ask: bool = False) -> None:
-        browser.get(url)
-        browser.find_element(By.NAME, "text").send_keys(text)
-        Select(browser.find_element(By.NAME, "mood")).select_by_visible_text("strict")
-        if ask:
-            browser.find_element(By.NAME, "ask").click()
-        browser.find_element(By.ID, "start").click()
+@pytest.mark.browser
+def test_a_failure_says_where(browser: webdriver.Chrome, url: str):
+    """The place, not the message, which is for those who run the service."""
+    run(browser, url, "fail")
+    until(browser, "failed")
+    assert browser.find_element(By.ID, "problem").text == "It failed at line[0]."
+    assert "pwned" not in browser.find_element(By.TAG_NAME, "body").text
 
-    @staticmethod
-    def until(browser: webdriver.Chrome, status: str) -> None:
-        WebDriverWait(browser, 30).until(lambda b: b.find_element(By.ID, "status").text == status)
 
-    def test_a_run_is_typed_in_and_watched(self, browser: webdriver.Chrome, url: str, tmp_path: Path):
-        """The form comes from the input type, the calls appear, and the result is text, whatever is in it."""
-        self.run(browser, url, "attic")
-        self.until(browser, "succeeded")
-        keys = [element.text for element in browser.find_elements(By.CSS_SELECTOR, "#calls .key")]
-        assert keys == ["Tidy", "line[0]", "line[1]"]
-        assert {e.get_attribute("class") for e in browser.find_elements(By.CSS_SELECTOR, "#calls li")} == {"succeeded"}
-        assert "strict attic 1 </script><img" in browser.find_element(By.ID, "result").text
-        assert browser.title == "Tidy"
-        assert not browser.find_elements(By.TAG_NAME, "img")
-        assert browser.save_screenshot(str(tmp_path / "page.png"))
-        assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+@pytest.mark.browser
+def test_a_question_is_answered(browser: webdriver.Chrome, url: str):
+    """A run that asks shows what it asks, and goes on when somebody has decided."""
+    run(browser, url, "cellar", ask=True)
+    until(browser, "suspended")
+    assert "</script><img" in browser.find_element(By.CSS_SELECTOR, ".question pre").text
+    browser.find_element(By.XPATH, "//button[text()='Approve']").click()
+    until(browser, "succeeded")
+    assert "is gone" in browser.find_element(By.ID, "result").text
 
-    def test_a_failure_says_where(self, browser: webdriver.Chrome, url: str):
-        """The place, not the message, which is for those who run the service."""
-        self.run(browser, url, "fail")
-        self.until(browser, "failed")
-        assert browser.find_element(By.ID, "problem").text == "It failed at line[0]."
-        assert "pwned" not in browser.find_element(By.TAG_NAME, "body").text
 
-    def test_a_question_is_answered(self, browser: webdriver.Chrome, url: str):
-        """A run that asks shows what it asks, and goes on when somebody has decided."""
-        self.run(browser, url, "cellar", ask=True)
-        self.until(browser, "suspended")
-        assert "</script><img" in browser.find_element(By.CSS_SELECTOR, ".question pre").text
-        browser.find_element(By.XPATH, "//button[text()='Approve']").click()
-        self.until(browser, "succeeded")
-        assert "is gone" in browser.find_element(By.ID, "result").text
-
-    def test_a_wrong_input_is_explained(self, browser: webdriver.Chrome, url: str):
-        """What the service says about it is shown."""
-        browser.get(url)
-        field = browser.find_element(By.NAME, "times")
-        browser.execute_script("arguments[0].type = 'text'; arguments[0].value = 'many'", field)
-        browser.find_element(By.ID, "start").click()
-        WebDriverWait(browser, 30).until(lambda b: "body/times" in b.find_element(By.ID, "problem").text)
+@pytest.mark.browser
+def test_a_wrong_input_is_explained(browser: webdriver.Chrome, url: str):
+    """What the service says about it is shown."""
+    browser.get(url)
+    field = browser.find_element(By.NAME, "times")
+    browser.execute_script("arguments[0].type = 'text'; arguments[0].value = 'many'", field)
+    browser.find_element(By.ID, "start").click()
+    WebDriverWait(browser, 30).until(lambda b: "body/times" in b.find_element(By.ID, "problem").text)
