@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .call import Call, CallError, CallInfo, Pending
     from .errors import (
+        BusyError,
         DeclarationError,
         InputError,
         JournalError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .steps import Step, step
 
 __all__ = [
+    "BusyError",
     "Call",
     "CallError",
     "CallInfo",
@@ -84,6 +86,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BusyError": "errors",
     "Call": "call",
     "CallError": "call",
     "CallInfo": "call",

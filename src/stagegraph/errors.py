@@ -10,6 +10,7 @@ StagegraphError
 │   ├── InputError       the input at the outer door does not fit the node
 │   ├── LimitError       a limit of the run was reached
 │   └── ReplayError      a recorded run does not fit the program that replays it
+├── BusyError            a runner has as many runs as it may have, or is shutting down
 ├── JournalError         a journal cannot be opened, read or written
 └── TuningError          an optimization cannot start or go on
 ```
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .run import Run
 
 __all__ = [
+    "BusyError",
     "DeclarationError",
     "InputError",
     "JournalError",
@@ -68,6 +70,22 @@ class PromptError(StagegraphError):
 
 class JournalError(StagegraphError):
     """A journal cannot be opened, read or written; what it had recorded before is as it was."""
+
+
+class BusyError(StagegraphError):
+    """A runner takes no more runs for now (`Runner(max_runs=)`), or is shutting down; the run did not begin."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which it makes sense to try again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _busy_error, (str(self), self.retry_after)
+
+
+def _busy_error(message: str, retry_after: float) -> BusyError:
+    return BusyError(message, retry_after=retry_after)
 
 
 class TracingError(StagegraphError):
@@ -151,6 +169,9 @@ class InputError(RunError):
 
 class LimitError(RunError):
     """A limit of the run was reached; what was recorded remains."""
+
+    timed_out = False
+    """Whether it was the limit of time."""
 
 
 class ReplayError(RunError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .events import Event
 
 __all__ = ["EventLog"]
+
+_BATCH = 256
 
 
 class EventLog:
@@ -49,20 +52,35 @@ class EventLog:
 
     async def read(self, after: int = -1) -> AsyncIterator[Event]:
         """Every event with a number above *after*, those to come as well, until the run ends."""
+        async for batch in self.batches(after):
+            for event in batch:
+                yield event
+
+    async def batches(self, after: int = -1, *, every: float | None = None) -> AsyncIterator[list[Event]]:
+        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
         wanted = max(after, -1) + 1
         while True:
-            while wanted < self._next:
-                first = self._next - len(self._events)
-                if wanted < first:
-                    missed, wanted = first - wanted, first
-                    now = datetime.now(UTC)
-                    yield EventsDropped(run_id=self.run_id, seq=first - 1, time=now, count=missed)
-                    continue
-                event = self._events[wanted - first]
-                wanted += 1
-                yield event
-            if self.closed:
+            batch = self._from(wanted)
+            if batch:
+                wanted = batch[-1].seq + 1
+                yield batch
+            elif self.closed:
                 return
-            if self._changed is None:
-                self._changed = anyio.Event()
+            elif not await self._change(every):
+                yield []
+
+    def _from(self, wanted: int) -> list[Event]:
+        first = self._next - len(self._events)
+        if wanted >= first:
+            return list(islice(self._events, wanted - first, wanted - first + _BATCH))
+        missed = EventsDropped(run_id=self.run_id, seq=first - 1, time=datetime.now(UTC), count=first - wanted)
+        return [missed]
+
+    async def _change(self, seconds: float | None) -> bool:
+        """Wait until something happens, for so long at most; whether it did."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        with anyio.move_on_after(seconds):
             await self._changed.wait()
+            return True
+        return False

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from pydantic import ValidationError
 
 from .call import Call, CallError
-from .errors import StagegraphError, leaves
+from .errors import InputError, LimitError, ReplayError, RunError, StagegraphError, leaves
 from .frame import Suspended
 
-__all__ = ["failure_in", "is_about", "only_leaf", "problems_of", "said"]
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["failure_in", "only_leaf", "problems_of", "run_error"]
 
 
 def failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
@@ -29,13 +35,13 @@ def only_leaf(error: Exception) -> Exception:
     return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
 
 
-def said(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
     """An error as it reads in the message of a run: our own texts say all there is."""
     own = isinstance(error, StagegraphError) and str(error)
     return str(error) if own else str(CallError(type(error).__name__, str(error)))
 
 
-def is_about(call: Call, error: BaseException) -> bool:
+def _is_about(call: Call, error: BaseException) -> bool:
     """Whether a failed call is what *error* tells of: it raised it, or the flow raised it about the call."""
     if call.error is None:
         return False
@@ -46,3 +52,18 @@ def is_about(call: Call, error: BaseException) -> bool:
 def problems_of(error: ValidationError) -> str:
     problems = [f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors(include_url=False)]
     return "; ".join(problems[:5])
+
+
+def run_error(cause: Exception, label: str, record: Callable[[], Run[Any, Any]]) -> RunError:
+    """The error that a run ends with, which says where it failed."""
+    if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
+        return cause
+    causes, failures = leaves(cause), record().failures()
+    text = "; ".join(_said(leaf) for leaf in causes[:3])
+    # A flow may have caught other failures; the place is that of the one that ended the run.
+    found = next((call for call in failures if any(_is_about(call, leaf) for leaf in causes)), None)
+    place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
+    others = len(failures) - (found is not None)
+    calls = "call" if others == 1 else "calls"
+    more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
+    return RunError(f"{label} failed{place}: {text}{more}")

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .call import Kind
+    from .options import RunOptions
     from .prompts import Prompts
     from .run import Run
-    from .runner import Runner, RunOptions
+    from .runner import Runner
 
 __all__ = ["Graph"]
 

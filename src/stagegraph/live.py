@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from .call import CallError
-from .errors import RunError
+from .errors import JournalError, RunError
 
 if TYPE_CHECKING:
     from .event_log import EventLog
@@ -38,6 +38,19 @@ class LiveRun(Generic[In, Out]):
         return self._running.terms.run_id
 
     @property
+    def graph(self) -> str:
+        """The name of what runs."""
+        return self._running.structure.root.label
+
+    @property
+    def user_id(self) -> str | None:
+        return self._running.labels.user_id
+
+    @property
+    def session_id(self) -> str | None:
+        return self._running.labels.session_id
+
+    @property
     def run(self) -> Run[In, Out]:
         """The record as it stands now, also while the run goes on."""
         return cast("Run[In, Out]", self._running.record())
@@ -55,6 +68,25 @@ class LiveRun(Generic[In, Out]):
         """
         return self._log.read(after)
 
+    def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
+        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
+        return self._log.batches(after, every=every)
+
+    @property
+    def segment(self) -> int:
+        """How often the run was resumed; events are numbered from 0 each time."""
+        return self._running.segment
+
+    async def recorded(self) -> None:
+        """Wait until the run is in the runner's journal, where a crash cannot lose it; without one, until it began.
+
+        Raises:
+            JournalError: the journal does not let it begin.
+        """
+        await self._running.written()
+        if isinstance(self._error, JournalError):
+            raise self._error
+
     async def result(self) -> Run[In, Out]:
         """Wait for the end; cancelling the wait does not cancel the run.
 
@@ -68,6 +100,7 @@ class LiveRun(Generic[In, Out]):
 
     async def cancel(self) -> None:
         """End the run now and wait until nothing of it is left; a finished run stays as it is."""
+        self._running.leaves = lambda: False
         self.task.cancel()
         await asyncio.wait([self.task])
 

@@ -75,13 +75,13 @@ class RunPage:
         recall = Recall(bag=bag, continues=continues, strict=self.strict, overrides=self.overrides)
         return Recorder(self.journal, self.row.run_id, clock, recall)
 
-    async def close(self, run: Run[Any, Any], entries: Iterable[Entry]) -> None:
-        """Write how the run ended and let go of it."""
+    async def close(self, run: Run[Any, Any], entries: Iterable[Entry], *, left: bool = False) -> None:
+        """Write how the run ended and let go of it; one that is *left* goes on as soon as somebody takes it up."""
         usage, cost = total(entries)
         await self.journal.put(
             replace(
                 self.row,
-                status=run.status,
+                status="running" if left else run.status,
                 duration=time.time() - self.row.started,
                 output=as_json(run.structure.root.gives, run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,

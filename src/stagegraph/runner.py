@@ -6,29 +6,32 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
-import anyio
 from typing_extensions import Unpack
 
+from .admission import Admission, Slots
 from .asking import by_call
 from .errors import DeclarationError, JournalError, NotRunningError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
 from .flow import DEFAULT_LIMIT
 from .journal._rows import Journal, RunRow
+from .lifetime import DepsOf, Lifetime
 from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
 from .node import Node
+from .options import Labels, RunOptions
 from .page import RunPage, labels_json
 from .prompt import Origin
 from .prompts import Prompts
 from .recorder import as_json
 from .run import Run
-from .running import Labels, Running
+from .running import Running
 from .stored import stored_run
 from .structure import Structure
 from .trace import Tracing, by_environment
@@ -38,31 +41,12 @@ if TYPE_CHECKING:
 
     from .stage import Stage
 
-__all__ = ["RunOptions", "Runner"]
+__all__ = ["Runner"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 _BUFFERED_EVENTS = 10_000
-
-
-class RunOptions(TypedDict, total=False):
-    """What a caller may say about one run besides its input, model, deps and prompts."""
-
-    run_id: str | None
-    """Chosen by the caller; a fresh one without it."""
-    limits: Limits | None
-    """Instead of the runner's."""
-    session_id: str | None
-    user_id: str | None
-    tags: tuple[str, ...]
-    metadata: Mapping[str, object] | None
-    replay: Run[Any, Any] | str | None
-    """A recorded run (or its id) whose unchanged calls are not made again."""
-    override: Mapping[str, object] | None
-    """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
-    models: Mapping[str, Model | str] | None
-    """Stage path -> model, for this run alone; goes before every other choice."""
 
 
 class Runner:
@@ -79,9 +63,14 @@ class Runner:
         journal: Where runs are recorded, for `resume`, `replay` and looking into them.
         tracing: Where runs are shown; `"auto"` is Langfuse when its keys are in the environment, `None` nowhere.
         fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
+        max_runs: How many runs may go on at once; over it, `run` and `start` raise `BusyError` at once.
+        max_queued: How many more may wait for their turn (none, unless this says otherwise).
+        drain_seconds: How long `lifespan` waits at the end for the runs that go on.
+        resume_interrupted: Whether `lifespan` begins with finishing what a crash or a shutdown interrupted, of the
+            graphs that this runner knows (`add`); several processes on one journal take up each run once.
 
     Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
-    started in it, or cancels them when the block failed.
+    started in it, or cancels them when the block failed. In a service, use `lifespan`.
     """
 
     def __init__(
@@ -95,24 +84,31 @@ class Runner:
         journal: Journal | None = None,
         tracing: Tracing | Literal["auto"] | None = "auto",
         fan_out_limit: int = DEFAULT_LIMIT,
+        max_runs: int | None = None,
+        max_queued: int | None = None,
+        drain_seconds: float = 30.0,
+        resume_interrupted: bool = False,
     ) -> None:
-        for name, value in (("max_concurrency", max_concurrency), ("fan_out_limit", fan_out_limit)):
+        counts = {"max_concurrency": max_concurrency, "fan_out_limit": fan_out_limit, "max_runs": max_runs}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
                 raise DeclarationError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
         self.prompts = prompts or Prompts()
-        self._max_concurrency = max_concurrency
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
         self.tracing = by_environment() if tracing == "auto" else tracing
-        self._known: dict[str, Node[Any, Any]] = {}
+        if resume_interrupted:
+            self._journal_for("Runner(resume_interrupted=True)")
+        self._known: dict[str, tuple[Node[Any, Any], DepsOf | None]] = {}
         """The graphs that ran here by name, so that `resume` finds them."""
         self._models = Models()
-        self._slots: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
-        self._live: set[asyncio.Task[None]] = set()
+        self._slots = Slots(max_concurrency)
+        self._admission = Admission(max_runs, max_queued)
+        self._lifetime = Lifetime(drain_seconds, resume_interrupted=resume_interrupted)
 
     async def run(
         self,
@@ -173,9 +169,43 @@ class Runner:
 
     def _live_run(self, running: Running, log: EventLog) -> LiveRun[Any, Any]:
         live: LiveRun[Any, Any] = LiveRun(running, log)
-        self._live.add(live.task)
-        live.task.add_done_callback(self._live.discard)
+        self._lifetime.add(live)
         return live
+
+    def live(self, run_id: str) -> LiveRun[Any, Any] | None:
+        """A run that was started here and is going on; `None` when it has ended, or was never here."""
+        return self._lifetime.get(run_id)
+
+    def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | None = None) -> None:
+        """Make a graph known before it runs, so that its interrupted runs can be finished.
+
+        *deps_of* makes their deps out of what is recorded of a run.
+        """
+        self._known[graph.label] = (graph, deps_of)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new runs may begin: `False` from the moment at which a shutdown is asked for."""
+        return self._lifetime.taking
+
+    def lifespan(self, _app: object = None) -> AbstractAsyncContextManager[None]:
+        """The life of a service around its runs: `FastAPI(lifespan=runner.lifespan)`, or `async with`.
+
+        At the end, or as soon as the process is told to end, no run may begin any more; those that go on have
+        `drain_seconds` to finish. What is not finished then is cancelled, and stays resumable when there is a journal.
+        """
+        return self._lifetime.span(self)
+
+    def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
+        """Finish an interrupted run of the journal, if its graph is known here."""
+        found = self._known.get(row.graph)
+        return None if found is None else self._finish(row, *found)
+
+    async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
+        deps = None if deps_of is None else await deps_of(row)
+        log = EventLog(row.run_id, _BUFFERED_EVENTS)
+        running = await self._reopen(row.run_id, graph, None, False, None, deps, None, None, log, patient=True)
+        return running if isinstance(running, Run) else await self._live_run(running, log).result()
 
     async def resume(
         self,
@@ -245,13 +275,15 @@ class Runner:
         prompts: Prompts | None,
         limits: Limits | None,
         log: EventLog | None,
+        *,
+        patient: bool = False,
     ) -> Running | Run[Any, Any]:
         journal = self._journal_for("resume")
         row = await journal.run(run_id)
         if row is None:
             msg = f"there is no run {run_id!r} in this journal"
             raise JournalError(msg)
-        node = graph or self._known.get(row.graph)
+        node = graph or self._known.get(row.graph, (None,))[0]
         if node is None:
             msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
             raise ReplayError(msg)
@@ -280,6 +312,7 @@ class Runner:
             options=options,
             page=page,
             answers=by_call(recorded.pending, answers or {}),
+            patient=patient,
         )
 
     @staticmethod
@@ -308,7 +341,9 @@ class Runner:
         options: RunOptions,
         page: RunPage | None = None,
         answers: Mapping[str, Mapping[str, object]] | None = None,
+        patient: bool = False,
     ) -> Running:
+        self._lifetime.check(options.get("run_id"))
         if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
             instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
             msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
@@ -318,14 +353,15 @@ class Runner:
         deployed.check_known(structure.stages, node.label)
         limits = options.get("limits") or self.limits
         default = model if model is not None else self.model
-        self._known[node.label] = node
+        if self._known.get(node.label, (None,))[0] is not node:
+            self.add(node)
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=deps,
             prompts=deployed,
             model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
             fan_out_limit=self._fan_out_limit,
-            slots=self._shared_slots(),
+            slots=self._slots.here(),
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
             log=log,
             deltas=deltas,
@@ -340,7 +376,10 @@ class Runner:
         )
         if page is None and (self.journal is not None or options.get("replay") or options.get("override")):
             page = self._new_page(structure, raw, terms, labels, model, prompts, options)
-        return Running(structure, raw, terms, limits, labels, page)
+        running = Running(structure, raw, terms, limits, labels, page)
+        running.leaves = lambda: not self._lifetime.taking
+        running.seat = self._admission.admit(patient=patient)
+        return running
 
     def _new_page(  # noqa: PLR0917
         self,
@@ -381,14 +420,6 @@ class Runner:
                 return self._models.get(choice)
         return None
 
-    def _shared_slots(self) -> anyio.Semaphore | None:
-        if self._max_concurrency is None:
-            return None
-        loop = asyncio.get_running_loop()
-        if self._slots is None or self._slots[0] is not loop:  # a semaphore belongs to one event loop
-            self._slots = (loop, anyio.Semaphore(self._max_concurrency))
-        return self._slots[1]
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -396,15 +427,5 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            for task in self._live:
-                task.cancel()
-        try:
-            while self._live:
-                await asyncio.wait(list(self._live))
-        except asyncio.CancelledError:
-            live = list(self._live)
-            for task in live:
-                task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait(live)
-            raise
+            self._lifetime.cancel()
+        await self._lifetime.wait()

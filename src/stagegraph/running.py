@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,10 +11,10 @@ from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, ReplayError, RunError, leaves
+from .errors import InputError, JournalError, LimitError, RunError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
-from .failure import failure_in, is_about, only_leaf, problems_of, said
+from .failure import failure_in, only_leaf, problems_of, run_error
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze
@@ -23,25 +22,17 @@ from .run import Run
 from .trace import TraceStart
 
 if TYPE_CHECKING:
+    from .admission import Seat
     from .limits import Limits
+    from .options import Labels
     from .page import RunPage
     from .structure import Structure
 
-__all__ = ["Labels", "Running"]
+__all__ = ["Running"]
 
 
 _LAST_WORDS = 5.0
 """Seconds that a cancelled run may take to write down how it ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """What the caller said about a run for those who look at it later."""
-
-    session_id: str | None = None
-    user_id: str | None = None
-    tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Running:
@@ -62,9 +53,18 @@ class Running:
         self.labels = labels
         self.execution = Execution(structure, terms)
         self.clock = Clock.now()
+        self.seat: Seat | None = None
+        self._recorded = anyio.Event()
+        self.leaves: Callable[[], bool] = lambda: False
+        """Whether a cancellation now is a shutdown, which leaves the run to whoever takes it up."""
         self._raw = raw
         self._page = page
         self._end: tuple[Status, CallError | None] | None = None
+
+    @property
+    def segment(self) -> int:
+        """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
+        return self._page.segment if self._page is not None else 0
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.
@@ -74,15 +74,36 @@ class Running:
             JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
+        try:
+            return await self._seated()
+        finally:
+            self.leave()
+
+    async def written(self) -> None:
+        """Wait until the run is in its journal, or never will be."""
+        await self._recorded.wait()
+        if self._page is not None:
+            await self._page.journal.put()
+
+    def leave(self) -> None:
+        """Nothing more is going on: let the next run in."""
+        self._recorded.set()
+        if self.seat is not None:
+            self.seat.leave()
+
+    async def _seated(self) -> Run[Any, Any]:
         log, page = self.terms.log, self._page
         await self._deploy()
         if page is not None:
             self.execution.recorder = await page.open(self.clock)
-        if self.terms.tracing is not None:
-            self.execution.trace = self.terms.tracing.open(self._trace_start())
-        if log is not None:
-            log.put(RunStarted, graph=self.structure.root.label)
+        self._recorded.set()
         try:
+            if self.seat is not None:
+                await self.seat.taken()
+            if self.terms.tracing is not None:
+                self.execution.trace = self.terms.tracing.open(self._trace_start())
+            if log is not None:
+                log.put(RunStarted, graph=self.structure.root.label)
             cause = await self._flow()
         except Suspended:
             return await self._ended("suspended")
@@ -92,7 +113,7 @@ class Running:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        error = self._run_error(cause)
+        error = run_error(cause, self.structure.root.label, self.record)
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
@@ -110,7 +131,7 @@ class Running:
             run_id=terms.run_id,
             graph=self.structure.root.label,
             root_key=self.execution.root_name,
-            segment=self._page.segment if self._page is not None else 0,
+            segment=self.segment,
             prompts=terms.prompts,
             clock=self.clock,
             session_id=labels.session_id,
@@ -123,6 +144,7 @@ class Running:
         """End a run that never began: by this error, or else by a cancellation."""
         self._end = ("failed" if error is not None else "cancelled", error)
         self._announce(self.record())
+        self.leave()
 
     async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Fix how the run ended, in the record, the events and the journal."""
@@ -134,7 +156,8 @@ class Running:
         run = self.record()
         try:
             if self._page is not None:
-                await self._page.close(run, self.execution.entries.values())
+                left = status == "cancelled" and self.leaves()
+                await self._page.close(run, self.execution.entries.values(), left=left)
         except JournalError as failure:
             if status == "succeeded":
                 msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
@@ -171,6 +194,7 @@ class Running:
         if execution.limit is not None:
             text = f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
             limit = LimitError(text)
+            limit.timed_out = scope.cancelled_caught
             limit.__cause__ = failure or execution.stopped
             return limit
         return failure
@@ -180,20 +204,6 @@ class Running:
         entry = self.execution.open(self.structure.root, name, name, None, self._raw)
         entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
         self.execution.close(entry)
-
-    def _run_error(self, cause: Exception) -> RunError:
-        if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
-            return cause
-        causes = leaves(cause)
-        label, failures = self.structure.root.label, self.record().failures()
-        text = "; ".join(said(leaf) for leaf in causes[:3])
-        # A flow may have caught other failures; the place is that of the one that ended the run.
-        found = next((call for call in failures if any(is_about(call, leaf) for leaf in causes)), None)
-        place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""
-        others = len(failures) - (found is not None)
-        calls = "call" if others == 1 else "calls"
-        more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
-        return RunError(f"{label} failed{place}: {text}{more}")
 
     def _announce(self, run: Run[Any, Any]) -> None:
         log = self.terms.log
@@ -205,8 +215,8 @@ class Running:
                 output = self.structure.root.gives.dump(run.output)
             except (ValueError, TypeError):
                 output = None  # the event is a notice; the output itself is in the run
-        text = run.error.message if run.error else None
-        log.put(RunFinished, status=run.status, error=text, output=output, duration=run.duration)
+        error = run.error.message if run.error else None
+        log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
         log.close()
 
     def _root_entry(self) -> Entry:
@@ -245,4 +255,4 @@ class Running:
 
     def _pending(self) -> tuple[Pending, ...]:
         waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
-        return tuple(one for text in waiting if text is not None for one in asking.load(text))
+        return tuple(one for text in filter(None, waiting) for one in asking.load(text))

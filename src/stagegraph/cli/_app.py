@@ -15,6 +15,7 @@ from ._graphs import draw, prompts_app
 from ._resume import resume
 from ._run import run
 from ._runs import diff, feedback, runs
+from ._serve import serve
 from ._show import show
 from ._text import console, plain
 
@@ -23,7 +24,7 @@ __all__ = ["main"]
 INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for command in (run, resume, runs, show, diff, feedback, export, draw):
+for command in (run, serve, resume, runs, show, diff, feedback, export, draw):
     app.command()(command)
 app.add_typer(prompts_app, name="prompts", help="Look at prompts, compare them, check them.")
 

@@ -25,7 +25,7 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     """The newest runs that fit, as a journal would have them."""
     from stagegraph.stored import feedback_of  # noqa: PLC0415
     from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
-    from stagegraph.tracing.source import Wanted  # noqa: PLC0415
+    from stagegraph.tracing._wanted import Wanted  # noqa: PLC0415
 
     which = Wanted(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),

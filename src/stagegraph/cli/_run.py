@@ -15,7 +15,7 @@ from ._text import console, plain, print_json
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
 
-__all__ = ["finish", "make_runner", "run"]
+__all__ = ["ModelOption", "PromptsOption", "SetOption", "finish", "make_runner", "run"]
 
 ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="`openai:gpt-5-mini`, `local:smollm2`, ...")]
 PromptsOption = Annotated[str | None, typer.Option(metavar="FILE", help="A prompts file.")]
@@ -53,7 +53,12 @@ def run(
 
 
 def make_runner(
-    node: Node[Any, Any], model: str | None, prompts: str | None, models: list[str] | None, journal: Any
+    node: Node[Any, Any],
+    model: str | None,
+    prompts: str | None,
+    models: list[str] | None,
+    journal: Any,
+    **options: Any,
 ) -> Runner:
     """A runner from the options, with every mistake in them found before anything runs."""
     from stagegraph import Prompts, Runner  # noqa: PLC0415
@@ -76,7 +81,7 @@ def make_runner(
     deployed = Prompts.load(prompts) if prompts is not None else None
     if deployed is not None:
         deployed.check_known(stages, node.label)
-    return Runner(model, models=by_path, prompts=deployed, journal=journal)
+    return Runner(model, models=by_path, prompts=deployed, journal=journal, **options)
 
 
 async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], *, as_json: bool) -> None:

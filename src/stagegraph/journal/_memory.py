@@ -41,7 +41,7 @@ class MemoryJournal:
 
     async def claim(self, row: RunRow, *, fresh: bool) -> None:
         known = self._runs.get(row.run_id)
-        refusal = refusal_to_claim(row.run_id, known, fresh=fresh)
+        refusal = refusal_to_claim(row, known, fresh=fresh)
         if refusal is not None:
             raise JournalError(refusal)
         self._runs[row.run_id] = row
@@ -81,15 +81,23 @@ class MemoryJournal:
         """Nothing to close."""
 
 
-def refusal_to_claim(run_id: str, known: RunRow | None, *, fresh: bool) -> str | None:
+def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool) -> str | None:
     """Why a run cannot be begun or taken over, if it cannot."""
+    run_id = row.run_id
     if fresh:
         return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
     if known is None:
         return f"there is no run {run_id!r} in this journal"
     if known.owner is not None and is_alive(known.owner):
         return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
+    if _resumed(row) != _resumed(known) + 1:
+        return f"run {run_id!r} was taken up in another place meanwhile; read it again"
     return None
+
+
+def _resumed(row: RunRow) -> int:
+    """How often a run was taken up."""
+    return len(json.loads(row.labels).get("resumed", ()))
 
 
 def fits(row: RunRow, feedback: Iterable[FeedbackRow], wanted: RunFilter) -> bool:

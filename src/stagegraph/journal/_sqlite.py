@@ -69,7 +69,7 @@ class SqliteJournal:
             try:
                 found = connection.execute("SELECT * FROM runs WHERE run_id = ?", (row.run_id,)).fetchone()
                 known = None if found is None else row_of(RunRow, found)
-                refusal = refusal_to_claim(row.run_id, known, fresh=fresh)
+                refusal = refusal_to_claim(row, known, fresh=fresh)
                 if refusal is None:
                     connection.execute(upsert(RunRow), values_of(written))
                 connection.execute("COMMIT" if refusal is None else "ROLLBACK")

@@ -10,62 +10,16 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any, cast
 
-from stagegraph.call import Status, key_order
+from stagegraph.call import Status
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
+from ._observation import OURS, Row, is_root, label_of, meta, told
+from ._placing import placed
 from .source import CORRECTION, Pages
 
-__all__ = ["Row", "cut_metadata", "is_root", "label_of", "meta", "pages_of"]
-
-Row = Mapping[str, Any]
+__all__ = ["pages_of"]
 
 _KINDS = {"stage", "step", "graph"}
-
-
-_OURS = {
-    "run_id", "key", "path", "kind", "status", "segment", "resumed", "replayed", "attempts", "prompt_source",
-    "fan_out_index", "fan_out_size", "resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated",
-}  # fmt: skip
-_CUT = 200
-"""Characters of a value of the metadata that a server shows without being asked for the whole."""
-
-
-def meta(row: Row, name: str) -> Any:
-    """One value of an observation's metadata; older servers give it as the JSON that was sent."""
-    told = _told(row)
-    value = told.get(name)
-    if isinstance(value, str) and str(told.get("kind"))[:1] == '"':
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _told(row: Row) -> dict[str, Any]:
-    told: Any = row.get("metadata")
-    return cast("dict[str, Any]", told) if isinstance(told, dict) else {}
-
-
-def is_root(row: Row) -> bool:
-    """Whether an observation is a whole run."""
-    return meta(row, "run_id") is not None and (row.get("parentObservationId") is None or meta(row, "path") == "")
-
-
-def label_of(root: Row) -> str:
-    """The name of what was run."""
-    name = str(root.get("name") or "")
-    return str(root.get("traceName") or (name if meta(root, "path") == "" else name.partition(":")[2]))
-
-
-def cut_metadata(rows: Iterable[Row]) -> list[str]:
-    """Names of what a caller told about the run and a server did not show whole."""
-    found = {name for row in rows if is_root(row) for name, value in _told(row).items() if _is_cut(value)}
-    return sorted(found - _OURS)
-
-
-def _is_cut(value: object) -> bool:
-    return isinstance(value, str) and len(value) >= _CUT
 
 
 def pages_of(observations: Iterable[Row], scores: Iterable[Row], skipped: Counter[str]) -> Pages | None:
@@ -92,50 +46,10 @@ def pages_of(observations: Iterable[Row], scores: Iterable[Row], skipped: Counte
         if row is root:
             return None
     above = {key: parents.get(str(latest[key].get("parentObservationId") or "")) for key in usable}
-    calls = _placed(usable, above, root_key)
+    calls = placed(usable, above, root_key)
     places = {str(row["id"]): str(meta(row, "key")) for row in own}
     resumed = sorted({_seconds(row.get("startTime")) for row in own if meta(row, "segment") and is_root(row)})
     return _run(root, run_id, calls, resumed), calls, _feedback(scores, run_id, places, root_key)
-
-
-def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: str) -> list[CallRow]:
-    """The calls with their parents and places: each after the one it was made in, siblings as they began.
-
-    Servers keep milliseconds, so times alone do not tell what began first.
-    """
-    inside: dict[str, list[CallRow]] = {}
-    for key, call in calls.items():
-        if key != root:
-            parent = above.get(key)
-            call.parent = parent if parent in calls and parent != key else _around(key, calls, root)
-            inside.setdefault(call.parent, []).append(call)
-    ordered: list[CallRow] = []
-    pending = [calls[root]]
-    while pending or inside:
-        if not pending:  # calls in a circle, which only nonsense can give
-            _, pending = inside.popitem()
-            for call in pending:
-                call.parent = root
-        call = pending.pop()
-        call.position = len(ordered)
-        ordered.append(call)
-        pending += reversed(_in_order(inside.pop(call.key, [])))
-    return ordered
-
-
-def _in_order(siblings: list[CallRow]) -> list[CallRow]:
-    """As they began; of those that began in the same millisecond, what ended first, a fan-out by its numbers."""
-    ends: dict[tuple[float, str], float] = {}
-    for call in siblings:
-        place, end = (call.started, call.path), call.started + call.duration
-        ends[place] = min(end, ends.get(place, end))
-    return sorted(siblings, key=lambda call: (call.started, ends[call.started, call.path], key_order(call.key)))
-
-
-def _around(key: str, calls: Mapping[str, CallRow], root: str) -> str:
-    """The call that a key says it was made in, as near as it was recorded."""
-    known = [other for other in calls if other and key.startswith(f"{other}.")]
-    return max(known, key=len, default=root)
 
 
 def _parents(rows: Iterable[Row], own: Iterable[Row]) -> dict[str, str]:
@@ -163,8 +77,8 @@ def _spent(rows: Iterable[Row], parents: Mapping[str, str]) -> _Spent:
     """
     found: _Spent = {None: ({}, Decimal(0))}
     for row in rows:
-        told: Any = row.get("usageDetails")
-        details = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+        counts: Any = row.get("usageDetails")
+        details = cast("dict[str, Any]", counts) if isinstance(counts, dict) else {}
         type_ = row.get("type")
         request = type_ == "GENERATION" or (type_ is None and details)
         if not details and not row.get("output"):
@@ -230,7 +144,7 @@ def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float]) -> 
     first = calls[0]
     tags: Any = root.get("tags")
     labels = {
-        "metadata": {name: meta(root, name) for name in _told(root) if name not in _OURS},
+        "metadata": {name: meta(root, name) for name in told(root) if name not in OURS},
         "tags": [str(tag) for tag in cast("list[Any]", tags)] if isinstance(tags, list) else [],
         "session_id": root.get("sessionId"),
         "user_id": root.get("userId"),
@@ -260,14 +174,14 @@ def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float]) -> 
 def _feedback(scores: Iterable[Row], run_id: str, places: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
     found: list[FeedbackRow] = []
     for score in scores:
-        told: Any = score.get("subject")
-        subject = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+        whom: Any = score.get("subject")
+        subject = cast("dict[str, Any]", whom) if isinstance(whom, dict) else {}
         about = subject.get("id") if subject.get("kind") == "observation" else score.get("observationId")
         key = places.get(str(about)) if about is not None else None
         if about is not None and key is None:
             continue  # of an observation that is none of our calls
         correction = score.get("dataType") == "CORRECTION"
-        given = _told(score).get("given")
+        given = told(score).get("given")
         found.append(
             FeedbackRow(
                 id=str(score.get("id")),
@@ -283,9 +197,9 @@ def _feedback(scores: Iterable[Row], run_id: str, places: Mapping[str, str], roo
 
 
 def _status(row: Row) -> Status:
-    told = meta(row, "status")
-    if told in {"cancelled", "suspended", "running"}:
-        return cast("Status", told)
+    state = meta(row, "status")
+    if state in {"cancelled", "suspended", "running"}:
+        return cast("Status", state)
     return "failed" if row.get("level") == "ERROR" else "succeeded"
 
 

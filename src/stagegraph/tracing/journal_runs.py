@@ -10,7 +10,8 @@ from stagegraph.errors import DeclarationError
 from stagegraph.journal import RunFilter
 
 from ._spans import EXPERIMENT
-from .source import Pages, RunSource, Wanted
+from ._wanted import Wanted
+from .source import Pages, RunSource
 
 if TYPE_CHECKING:
     from stagegraph.journal import Journal

@@ -14,9 +14,11 @@ from stagegraph.stored import run_of
 
 from ._connection import Connection
 from ._ids import trace_id
+from ._observation import Row, cut_metadata, is_root, label_of, meta
 from ._rest import Rest
-from ._rows import Row, cut_metadata, is_root, label_of, meta, pages_of
-from .source import Pages, RunSource, Wanted
+from ._rows import pages_of
+from ._wanted import Wanted
+from .source import Pages, RunSource
 
 if TYPE_CHECKING:
     from datetime import datetime

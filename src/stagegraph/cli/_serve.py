@@ -1,0 +1,55 @@
+"""`stagegraph serve`: a graph behind HTTP, with a page to run it on."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+import typer
+
+from ._run import ModelOption, PromptsOption, SetOption, make_runner
+from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
+from ._text import console
+
+__all__ = ["serve"]
+
+
+def serve(
+    graph: Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")],
+    model: ModelOption = None,
+    prompts: PromptsOption = None,
+    models: SetOption = None,
+    host: Annotated[str, typer.Option(help="Where to listen; others can reach `0.0.0.0`.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
+    max_runs: Annotated[int, typer.Option(min=1, help="How many runs may go on at once.")] = 32,
+    max_queued: Annotated[int, typer.Option(min=0, help="How many more may wait.")] = 32,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for runs to end when the server is told to.")] = 30.0,
+    journal: JournalOption = DEFAULT_JOURNAL,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Keep runs in the journal.")] = True,
+) -> None:
+    """Serve a graph over HTTP, with a page on which to run it; what a crash interrupted is finished first."""
+    try:
+        import uvicorn  # noqa: PLC0415 - only this command needs it
+        from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: PLC0415
+
+        from stagegraph.service import app  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        from stagegraph.errors import DeclarationError  # noqa: PLC0415
+
+        msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
+        raise DeclarationError(msg) from error
+    from ._load import load_graph  # noqa: PLC0415
+
+    node = load_graph(graph)
+    store = open_journal(journal, create=True) if record else None
+    limits = {"max_runs": max_runs, "max_queued": max_queued, "drain_seconds": drain}
+    runner = make_runner(node, model, prompts, models, store, resume_interrupted=record, **limits)
+    served = app(node, runner)
+    if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page can reach it under a name of its own
+        served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+        shown = f"[{host}]" if ":" in host else host
+        console(stderr=True).print(f"{node.label} is at http://{shown}:{listening.getsockname()[1]}/", highlight=False)
+        config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=int(drain) + 10)
+        uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,45 @@
+"""What a caller may say about one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from .limits import Limits
+    from .run import Run
+
+__all__ = ["Labels", "RunOptions"]
+
+
+class RunOptions(TypedDict, total=False):
+    """What a caller may say about one run besides its input, model, deps and prompts."""
+
+    run_id: str | None
+    """Chosen by the caller; a fresh one without it."""
+    limits: Limits | None
+    """Instead of the runner's."""
+    session_id: str | None
+    user_id: str | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, object] | None
+    replay: Run[Any, Any] | str | None
+    """A recorded run (or its id) whose unchanged calls are not made again."""
+    override: Mapping[str, object] | None
+    """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
+    models: Mapping[str, Model | str] | None
+    """Stage path -> model, for this run alone; goes before every other choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What the caller said about a run for those who look at it later."""
+
+    session_id: str | None = None
+    user_id: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,123 @@
+"""Which runs there are here, and who may see them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from stagegraph.journal._owner import this_process
+from stagegraph.stored import stored_run
+
+from ._problems import Problem
+
+if TYPE_CHECKING:
+    from stagegraph import LiveRun, Node, Run, Runner
+    from stagegraph.journal import Journal, RunRow
+
+__all__ = ["Desk", "Policy", "RunRef", "only_its_user"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """What a policy knows of a run."""
+
+    run_id: str
+    graph: str
+    user_id: str | None
+    session_id: str | None
+
+
+Policy = Callable[[str | None, RunRef], bool | Awaitable[bool]]
+"""Whether a user (`None` when nobody is known) may see a run and act on it."""
+
+
+def only_its_user(user: str | None, run: RunRef) -> bool:
+    """A run belongs to the user who started it; one without a user is for those who have no name here either."""
+    return user == run.user_id
+
+
+class Desk:
+    """The runs of one graph: those that go on, some that have ended, and those in the journal.
+
+    Args:
+        graph: What is served.
+        runner: What runs it.
+        policy: Who may see which run.
+        remember: How many ended runs keep their events.
+    """
+
+    def __init__(self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int) -> None:
+        self.graph = graph
+        self.runner = runner
+        self._policy = policy
+        self._remember = remember
+        self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
+
+    def keep(self, live: LiveRun[Any, Any]) -> None:
+        """Remember a run after its end, until too many others have ended."""
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._ended[live.run_id] = live
+            self._ended.move_to_end(live.run_id)
+            while len(self._ended) > self._remember:
+                self._ended.popitem(last=False)
+
+        live.task.add_done_callback(ended)
+
+    async def live(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | None:
+        """A run that goes on here, or that ended here not long ago."""
+        live = self.runner.live(run_id) or self._ended.get(run_id)
+        if live is not None:
+            await self._check(
+                user, RunRef(run_id=run_id, graph=live.graph, user_id=live.user_id, session_id=live.session_id)
+            )
+        return live
+
+    async def row(self, run_id: str, user: str | None) -> RunRow:
+        """What the journal has of a run.
+
+        Raises:
+            Problem: it has nothing, or nothing for this user.
+        """
+        row = None if self.runner.journal is None else await self.runner.journal.run(run_id)
+        if row is None:
+            raise _unknown(run_id)
+        labels = json.loads(row.labels)
+        user_id, session_id = labels["user_id"], labels["session_id"]
+        await self._check(user, RunRef(run_id=run_id, graph=row.graph, user_id=user_id, session_id=session_id))
+        return row
+
+    async def stored(self, row: RunRow) -> Run[Any, Any]:
+        """The run that the journal has."""
+        journal = cast("Journal", self.runner.journal)  # which the row came from
+        return await stored_run(journal, row, self.graph)
+
+    async def forget(self, row: RunRow) -> RunRow:
+        """Give up a run that nobody runs: it will not go on.
+
+        Raises:
+            JournalError: somebody has taken it up meanwhile.
+        """
+        journal = cast("Journal", self.runner.journal)
+        labels = json.loads(row.labels)
+        labels["resumed"] = [*labels.get("resumed", ()), time.time()]
+        mine = replace(row, labels=json.dumps(labels, ensure_ascii=False))
+        await journal.claim(replace(mine, status="running", owner=this_process()), fresh=False)
+        given_up = replace(mine, status="cancelled", owner=None)
+        await journal.put(given_up)
+        return given_up
+
+    async def _check(self, user: str | None, run: RunRef) -> None:
+        """Who may not see a run is told what somebody is told who made its id up."""
+        allowed = run.graph == self.graph.label and self._policy(user, run)
+        if not (allowed if isinstance(allowed, bool) else await allowed):
+            raise _unknown(run.run_id)
+
+
+def _unknown(run_id: str) -> Problem:
+    return Problem(404, "unknown-run", f"there is no run {run_id} here for you")

@@ -1,0 +1,144 @@
+"""Processes that end in every way while runs go on: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import Worker, events
+
+RUNS = 12
+
+
+def start(client: httpx.Client, count: int = RUNS) -> list[str]:
+    """Begin runs that end when the gate is open."""
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda number: client.post("/runs?wait=false", json=number), range(count)))
+    assert {answer.status_code for answer in answers} == {202}
+    return [answer.json()["run_id"] for answer in answers]
+
+
+def effects(folder: Path) -> Counter[str]:
+    return Counter((folder / "effects").read_text("utf-8").splitlines())
+
+
+def check_done(client: httpx.Client, folder: Path, ids: list[str]) -> None:
+    """Every run has its output, and every call had its effect exactly once."""
+    for number, run_id in enumerate(ids):
+        with client.stream("GET", f"/runs/{run_id}/events") as stream:
+            assert list(events(stream))[-1]["event"] == "run_finished"
+        state = client.get(f"/runs/{run_id}").json()
+        assert (state["status"], state["output"]) == ("succeeded", [2 * (number + i + 1) for i in range(3)])
+    expected = {f"{run_id} {kind}[{i}]" for run_id in ids for kind in ("quick", "gated") for i in range(3)}
+    assert effects(folder) == Counter(expected)
+
+
+def wait_for_quick(client: httpx.Client, ids: list[str]) -> None:
+    """Wait until every run is at its gate, with what it did before it in the journal."""
+    for run_id in ids:
+        with client.stream("GET", f"/runs/{run_id}/events") as stream:
+            reading = events(stream)
+            while '"key":"gated[2]"' not in next(reading)["data"]:
+                pass
+        assert client.get(f"/runs/{run_id}").json()["status"] == "running"
+
+
+def flush(client: httpx.Client) -> None:
+    """A 202 is answered when everything that was recorded before is in the file."""
+    client.post("/runs?wait=false", json=0)
+
+
+def test_a_killed_service_goes_on_where_it_was(tmp_path: Path):
+    """kill -9 under load: the next process finishes every run that was accepted, each effect once."""
+    with Worker(tmp_path, "30") as first, first.client() as client:
+        ids = start(client)
+        wait_for_quick(client, ids)
+        flush(client)
+        first.end(signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    with Worker(tmp_path, "30") as second, second.client() as client:
+        last = next(iter(set(effects_ids(tmp_path)) - set(ids)), None)
+        check_done_of(client, tmp_path, ids, last)
+
+
+def effects_ids(folder: Path) -> list[str]:
+    return [line.split()[0] for line in effects(folder)]
+
+
+def check_done_of(client: httpx.Client, folder: Path, ids: list[str], other: str | None) -> None:
+    """The same while one more run has effects of its own."""
+    for run_id in [*ids, *([other] if other else [])]:
+        with client.stream("GET", f"/runs/{run_id}/events") as stream:
+            assert list(events(stream))[-1]["event"] == "run_finished"
+    seen = effects(folder)
+    assert set(seen.values()) == {1}
+    for number, run_id in enumerate(ids):
+        state = client.get(f"/runs/{run_id}").json()
+        assert (state["status"], state["output"]) == ("succeeded", [2 * (number + i + 1) for i in range(3)])
+        assert sum(line.startswith(run_id) for line in seen) == 6
+
+
+def test_two_processes_take_up_each_run_once(tmp_path: Path):
+    """Several processes start on one journal file after a crash: together they do what is left, once."""
+    with Worker(tmp_path, "30") as first, first.client() as client:
+        ids = start(client)
+        wait_for_quick(client, ids)
+        flush(client)
+        first.end(signal.SIGKILL)
+    others = [Worker(tmp_path, "30"), Worker(tmp_path, "30")]
+    try:
+        (tmp_path / "gate").touch()
+        with others[0].client() as client:
+            check_done_of(client, tmp_path, ids, None)
+    finally:
+        for other in others:
+            other.__exit__()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_shutdown_that_cannot_wait_leaves_runs_to_be_taken_up(tmp_path: Path, number: int):
+    """The deadline counts from the signal: who waits is told 503, and the next process finishes the runs."""
+    with Worker(tmp_path, "0.2") as first, first.client() as client, first.client() as waiting:
+        ids = start(client, 6)
+        wait_for_quick(client, ids)
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(waiting.post("/runs", json=6)))
+        asking.start()
+        while len(set(effects_ids(tmp_path))) < 7:
+            assert asking.is_alive()
+        first.end(number)
+        asking.join(30)
+        [answer] = answers
+        assert answer.status_code == 503
+        assert answer.json()["type"].endswith("interrupted")
+        ids.append(answer.json()["run_id"])
+    assert set(effects(tmp_path).values()) == {1}
+    (tmp_path / "gate").touch()
+    with Worker(tmp_path, "30") as second, second.client() as client:
+        check_done(client, tmp_path, ids)
+
+
+def test_a_shutdown_waits_for_runs_that_can_end(tmp_path: Path):
+    """Runs that end before the deadline are finished by the process that is shutting down, and answered."""
+    with Worker(tmp_path, "30") as first, first.client() as client, first.client() as waiting:
+        ids = start(client, 4)
+        wait_for_quick(client, ids)
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(waiting.post("/runs", json=4)))
+        asking.start()
+        while len(set(effects_ids(tmp_path))) < 5:
+            assert asking.is_alive()
+        first.process.send_signal(signal.SIGTERM)
+        (tmp_path / "gate").touch()
+        assert first.process.wait(30) in {0, -signal.SIGTERM}
+        asking.join(30)
+        assert answers[0].status_code == 200
+    assert set(effects(tmp_path).values()) == {1}
+    assert len(effects(tmp_path)) == 6 * 5
+    with Worker(tmp_path, "30") as second, second.client() as client:
+        assert [client.get(f"/runs/{run_id}").json()["status"] for run_id in ids] == ["succeeded"] * 4

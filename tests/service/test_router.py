@@ -1,0 +1,492 @@
+"""A graph behind real HTTP: typed answers, problems, events, cancellation, answers, feedback and access."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Annotated
+
+import anyio
+import httpx
+import pytest
+from fastapi import FastAPI, Header, HTTPException
+from pydantic import BaseModel
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from serving import events, served
+
+from scripted import fails
+from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
+from stagegraph.journal import MemoryJournal
+from stagegraph.service import router
+
+SECRET = "the-secret-of-a-prompt"
+
+
+class Words(BaseModel):
+    """What to shout."""
+
+    words: list[str]
+
+
+class Shout(BaseModel):
+    """What was shouted."""
+
+    text: str
+
+
+class Gate:
+    """Steps that wait here are let through from the test's own thread."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.cancelled = threading.Event()
+        self._open = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def wait(self) -> None:
+        self.entered.release()
+        try:
+            while not self._open.is_set():  # noqa: ASYNC110
+                await anyio.sleep(0.005)  # the test opens it from another thread
+        except BaseException:
+            self.cancelled.set()
+            raise
+
+
+@step
+async def up(word: str) -> str:
+    if word == "bad":
+        raise ValueError(SECRET)
+    if word == "wait":
+        gate = current_call().deps
+        assert isinstance(gate, Gate)
+        await gate.wait()
+    return word.upper()
+
+
+class Shouter(Graph[Words, Shout]):
+    """Shout words."""
+
+    up = up
+
+    async def flow(self, value: Words) -> Shout:
+        return Shout(text=" ".join(await fan_out(self.up, value.words)))
+
+
+@pytest.fixture(name="gate")
+def _gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def app_of(runner: Runner, gate: Gate | None = None, **options) -> FastAPI:
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Shouter(), runner, deps=lambda: gate, **options), prefix="/shout")
+    return app
+
+
+@pytest.fixture(name="client")
+def _client(gate: Gate) -> Iterator[httpx.Client]:
+    with served(app_of(Runner(journal=MemoryJournal()), gate)) as client:
+        yield client
+
+
+def body(*words: str) -> dict[str, list[str]]:
+    return {"words": list(words)}
+
+
+def test_a_run_is_answered_with_its_typed_output(client: httpx.Client):
+    """The body is the input itself; the answer is the run's id, status, output and usage, and stays readable."""
+    answer = client.post("/shout/runs", json=body("a", "b"))
+    assert answer.status_code == 200
+    state = answer.json()
+    assert state["status"] == "succeeded"
+    assert Shout.model_validate(state["output"]) == Shout(text="A B")
+    assert state["usage"] == {"requests": 0, "input_tokens": 0, "output_tokens": 0, "cost": "0"}
+    assert client.get(f"/shout/runs/{state['run_id']}").json() == state
+
+
+def test_a_run_may_be_left_to_itself(client: httpx.Client, gate: Gate):
+    """`wait=false` answers 202 with where to look; the run is read while it goes on and when it has ended."""
+    answer = client.post("/shout/runs?wait=false", json=body("wait"))
+    assert answer.status_code == 202
+    place = answer.headers["location"]
+    assert place == f"/shout/runs/{answer.json()['run_id']}"
+    assert client.get(place).json()["status"] == "running"
+    gate.open()
+    with client.stream("GET", f"{place}/events") as stream:
+        assert [event["event"] for event in events(stream)][-1] == "run_finished"
+    assert client.get(place).json()["output"] == {"text": "WAIT"}
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"words": 3}', 422),
+        (b"{", 422),
+        (b"", 422),
+        (b"\xff\xfe", 422),
+        (b"[" * 50_000, 422),
+        (b'{"words": ["\\ud800"]}', 422),
+        (b'{"words": ["' + b"x" * 200_000 + b'"]}', 413),
+    ],
+)
+def test_a_bad_body_is_a_problem(gate: Gate, content: bytes, status: int):
+    """Whatever is sent, the answer is problem details, and no run begins."""
+    runner = Runner(journal=MemoryJournal())
+    with served(app_of(runner, gate, max_body=100_000)) as client:
+        answer = client.post("/shout/runs", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+
+        def chunks() -> Iterator[bytes]:
+            yield from (content[i : i + 4096] for i in range(0, len(content), 4096))
+
+        answer = client.post("/shout/runs", content=chunks(), headers={"content-type": "application/json"})
+        assert answer.status_code == status
+
+
+def test_a_body_of_another_kind_is_refused(client: httpx.Client):
+    """Forms, which any web page could send here from somebody's browser, are no JSON."""
+    assert client.post("/shout/runs", data={"words": "a"}).status_code == 415
+
+
+def test_a_validation_problem_says_where(client: httpx.Client):
+    """Each error points into the request and does not repeat what was sent."""
+    answer = client.post("/shout/runs", json={"words": [{SECRET: 1}]})
+    assert answer.json()["errors"] == [{"pointer": "body/words/0", "detail": "Input should be a valid string"}]
+    assert SECRET not in answer.text
+
+
+def test_nobody_is_told_what_an_error_said(client: httpx.Client):
+    """A failed run is a 500 that says where; neither the answer, the state nor the events repeat the message."""
+    answer = client.post("/shout/runs", json=body("a", "bad"))
+    assert answer.status_code == 500
+    problem = answer.json()
+    assert problem["detail"] == "the run failed at `up[1]`"
+    place = f"/shout/runs/{problem['run_id']}"
+    state = client.get(place)
+    assert (state.json()["status"], state.json()["failed_at"]) == ("failed", "up[1]")
+    stream = client.get(f"{place}/events")
+    assert '"status":"failed"' in stream.text
+    for seen in (answer, state, stream):
+        assert SECRET not in seen.text
+        assert "Traceback" not in seen.text
+
+
+def test_errors_are_told_where_that_is_wanted(gate: Gate):
+    """`errors=True` is for services among friends."""
+    with served(app_of(Runner(), gate, errors=True)) as client:
+        assert SECRET in client.post("/shout/runs/stream", json=body("bad")).text
+
+
+class Asks(Graph[str, str]):
+    """One stage."""
+
+    ask = Stage(str, Agent(instructions=SECRET))
+
+    async def flow(self, text: str) -> str:
+        return await self.ask(text)
+
+
+@step
+async def sleeps(text: str) -> str:
+    await anyio.sleep_forever()
+    return text
+
+
+class Sleeps(Graph[str, str]):
+    """Never ends."""
+
+    sleeps = sleeps
+
+    async def flow(self, text: str) -> str:
+        return await self.sleeps(text)
+
+
+@pytest.mark.parametrize(
+    ("graph", "runner", "status", "kind"),
+    [
+        (Asks(), Runner(fails(ModelHTTPError(529, "m", {"error": SECRET}))), 502, "model"),
+        (Asks(), Runner(fails(TimeoutError(SECRET))), 504, "timeout"),
+        (Asks(), Runner(fails(), limits=Limits(requests=0)), 500, "limit"),
+        (Sleeps(), Runner(limits=Limits(seconds=0.05)), 504, "timeout"),
+        (Asks(), Runner(), 500, "failed"),
+    ],
+)
+def test_each_failure_has_a_fitting_status(graph: Graph[str, str], runner: Runner, status: int, kind: str):
+    """A model's failure is a bad gateway, too little time a timeout, the rest our own."""
+    app = FastAPI()
+    app.include_router(router(graph, runner))
+    with served(app) as client:
+        answer = client.post("/runs", json="hello")
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind)
+        assert SECRET not in answer.text
+
+
+def test_unknown_runs_are_not_found(client: httpx.Client):
+    """Whatever one asks about a run that is not there, the answer is 404; an id that can be none is 422."""
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel")):
+        answer = client.request(method, f"/shout/runs/nope{path}")
+        assert (answer.status_code, answer.json()["type"]) == (404, "urn:stagegraph:problem:unknown-run")
+    assert client.post("/shout/runs/nope/feedback", json={"name": "x", "value": 1}).status_code == 404
+    assert client.post("/shout/runs/nope/answers", json={"answers": {"x": True}}).status_code == 404
+    assert client.get("/shout/runs/%3Cscript%3E").status_code == 422
+
+
+def test_a_stream_that_was_cut_is_resumed(client: httpx.Client, gate: Gate):
+    """With `Last-Event-ID` a client gets what it missed and nothing twice; the run does not notice."""
+    with client.stream("POST", "/shout/runs/stream", json=body("a", "wait")) as stream:
+        run_id = stream.headers["x-run-id"]
+        first = [event for event, _ in zip(events(stream), range(3), strict=False)]
+    gate.open()
+    last = {"Last-Event-ID": first[-1]["id"]}
+    with client.stream("GET", f"/shout/runs/{run_id}/events", headers=last) as stream:
+        rest = list(events(stream))
+    ids = [int(event["id"]) for event in [*first, *rest]]
+    assert ids == list(range(len(ids)))
+    finished = parse_event(rest[-1]["data"])
+    assert finished.type == rest[-1]["event"] == "run_finished"
+    assert finished.output == {"text": "A WAIT"}
+
+
+def test_silence_is_filled_with_heartbeats(gate: Gate):
+    """A stream on which nothing happens says that it is still there."""
+    with served(app_of(Runner(), gate, heartbeat=0.02)) as client:
+        with client.stream("POST", "/shout/runs/stream", json=body("wait")) as stream:
+            for line in stream.iter_lines():
+                if line == ": still here":
+                    break
+        gate.open()
+
+
+def test_a_reader_that_fell_behind_is_told(monkeypatch: pytest.MonkeyPatch, gate: Gate):
+    """Events are kept in a bounded buffer; what is gone from it is counted."""
+    monkeypatch.setattr("stagegraph.runner._BUFFERED_EVENTS", 4)
+    with served(app_of(Runner(), gate)) as client:
+        run_id = client.post("/shout/runs", json=body("a", "b", "c")).json()["run_id"]
+        seen = [parse_event(e["data"]) for e in events(client.get(f"/shout/runs/{run_id}/events"))]
+    assert seen[0].type == "events_dropped"
+    assert len(seen) == 5
+    assert seen[0].count == seen[1].seq
+
+
+@pytest.mark.parametrize("how", ["stream", "wait"])
+@pytest.mark.parametrize("choice", ["continue", "cancel"])
+def test_a_client_that_leaves(gate: Gate, how: str, choice: str):
+    """The run goes on or is cancelled, as the service chose."""
+    runner = Runner(journal=MemoryJournal())
+    with served(app_of(runner, gate, on_disconnect=choice)) as client:
+
+        async def leave() -> None:
+            async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as leaving:
+                path = "/shout/runs/stream" if how == "stream" else "/shout/runs"
+                asking = asyncio.create_task(leaving.post(path, json=body("wait"), timeout=60))
+                assert await asyncio.to_thread(gate.entered.acquire, timeout=30)
+                asking.cancel()
+                await asyncio.wait([asking])
+
+        asyncio.run(leave())
+        if choice == "cancel":
+            assert gate.cancelled.wait(30)
+        gate.open()
+    rows = asyncio.run(_rows(runner))
+    assert [row.status for row in rows] == ["cancelled" if choice == "cancel" else "succeeded"]
+
+
+async def _rows(runner: Runner):
+    from stagegraph.journal import RunFilter
+
+    assert runner.journal is not None
+    return await runner.journal.runs(RunFilter())
+
+
+def test_a_run_is_cancelled(client: httpx.Client, gate: Gate):
+    """It ends at once, its stream says so, who waits for it is told, and cancelling again changes nothing."""
+    run_id = client.post("/shout/runs?wait=false", json=body("wait")).json()["run_id"]
+    assert gate.entered.acquire(timeout=30)
+    assert client.post(f"/shout/runs/{run_id}/cancel").json()["status"] == "cancelled"
+    assert gate.cancelled.is_set()
+    last = list(events(client.get(f"/shout/runs/{run_id}/events")))[-1]
+    assert json.loads(last["data"])["status"] == "cancelled"
+    assert client.post(f"/shout/runs/{run_id}/cancel").json()["status"] == "cancelled"
+
+
+agent = Agent(output_type=[str, DeferredToolRequests], instructions="Tidy up.")
+
+
+@agent.tool_plain(requires_approval=True)
+def delete(path: str) -> str:
+    """Delete a file."""
+    return f"{path} is gone"
+
+
+class Tidy(Graph[str, str]):
+    """Ask before deleting."""
+
+    clean = Stage(str, agent)
+
+    async def flow(self, text: str) -> str:
+        return await self.clean(text)
+
+
+def tidies(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+    results = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
+    if not results:
+        return ModelResponse([ToolCallPart("delete", {"path": "old.log"})])
+    return ModelResponse([TextPart(f"Done: {results[-1].content}")])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(True, "old.log is gone"), ({"approved": False, "message": "keep it"}, "keep it"), (False, "denied")],
+)
+def test_a_question_is_answered(given: object, said: str):
+    """A suspended run says what it asks, goes on with the answer, and asks only once."""
+    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Tidy(), runner))
+    with served(app) as client:
+        asked = client.post("/runs", json="go")
+        assert asked.status_code == 202
+        place = f"/runs/{asked.json()['run_id']}"
+        [question] = client.get(place).json()["pending"]
+        assert (question["kind"], question["tool"], question["args"]) == ("approval", "delete", {"path": "old.log"})
+        for wrong in ({"nobody": True}, {question["id"]: "perhaps"}):
+            refused = client.post(f"{place}/answers", json={"answers": wrong})
+            assert (refused.status_code, refused.json()["status"]) == (422, 422)
+        done = client.post(f"{place}/answers", json={"answers": {question["id"]: given}})
+        assert done.status_code == 200
+        assert said in done.json()["output"]
+        assert client.get(place).json()["status"] == "succeeded"
+        assert client.post(f"{place}/answers", json={"answers": {question["id"]: given}}).status_code == 409
+        ids = [event["id"] for event in events(client.get(f"{place}/events", headers={"Last-Event-ID": "7"}))]
+        assert ids[0] == "1-0"
+        ids = [event["id"] for event in events(client.get(f"{place}/events", headers={"Last-Event-ID": ids[1]}))]
+        assert ids[0] == "1-2"
+
+
+def test_feedback_is_kept_with_the_run(gate: Gate):
+    """For the whole run or for one call; a call that is not there, or a service without a record, says so."""
+    runner = Runner(journal=MemoryJournal())
+    with served(app_of(runner, gate)) as client:
+        run_id = client.post("/shout/runs", json=body("a")).json()["run_id"]
+        place = f"/shout/runs/{run_id}/feedback"
+        assert client.post(place, json={"name": "helpful", "value": True}).status_code == 204
+        given = {"name": "accuracy", "value": 0.5, "key": "up[0]", "comment": "so so"}
+        assert client.post(place, json=given).status_code == 204
+        assert client.post(place, json={**given, "key": "up[7]"}).json()["type"].endswith("unknown-call")
+        bad = client.post(place, content=b'{"name": "x", "value": NaN}', headers={"content-type": "application/json"})
+        assert bad.status_code == 422
+    assert runner.journal is not None
+    rows = asyncio.run(runner.journal.feedback(run_id))
+    assert [(row.name, row.key, row.value, row.comment) for row in rows] == [
+        ("helpful", None, "true", None),
+        ("accuracy", "up[0]", "0.5", "so so"),
+    ]
+    with served(app_of(Runner(tracing=None), gate)) as client:
+        run_id = client.post("/shout/runs", json=body("a")).json()["run_id"]
+        answer = client.post(f"/shout/runs/{run_id}/feedback", json={"name": "helpful", "value": True})
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (409, "no-journal")
+
+
+def user(authorization: Annotated[str | None, Header()] = None) -> str:
+    if authorization is None:
+        raise HTTPException(401, "say who you are", {"WWW-Authenticate": "Bearer"})
+    return authorization
+
+
+@pytest.mark.parametrize("remember", [0, 100])
+def test_another_users_run_is_as_good_as_none(gate: Gate, remember: int):
+    """Reading, watching, cancelling, answering and scoring are for the user who started the run."""
+    runner = Runner(journal=MemoryJournal())
+    with served(app_of(runner, gate, user=user, session=lambda: "s", remember=remember)) as client:
+        anna, ben = {"Authorization": "anna"}, {"Authorization": "ben"}
+        nobody = client.post("/shout/runs", json=body("a"))
+        assert (nobody.status_code, nobody.headers["www-authenticate"]) == (401, "Bearer")
+        run_id = client.post("/shout/runs", json=body("a"), headers=anna).json()["run_id"]
+        going = client.post("/shout/runs?wait=false", json=body("wait"), headers=anna).json()["run_id"]
+        for known in (run_id, going):
+            place = f"/shout/runs/{known}"
+            assert client.get(place, headers=anna).status_code == 200
+            assert client.get(place).status_code == 401
+            for method, path, json_body in (
+                ("GET", "", None),
+                ("GET", "/events", None),
+                ("POST", "/cancel", None),
+                ("POST", "/answers", {"answers": {"x": True}}),
+                ("POST", "/feedback", {"name": "x", "value": 1}),
+            ):
+                answer = client.request(method, place + path, json=json_body, headers=ben)
+                assert answer.status_code == 404, (method, path)
+                assert answer.json()["detail"] == f"there is no run {known} here for you"
+        assert client.get("/shout/graph").status_code == 401
+        assert client.get("/shout/health/ready").status_code == 200
+        gate.open()
+    row = asyncio.run(_rows(runner))[0]
+    assert json.loads(row.labels)["user_id"] == "anna"
+    assert json.loads(row.labels)["session_id"] == "s"
+
+
+def test_a_policy_may_let_others_in(gate: Gate):
+    """Who may see a run is a function, which may wait for an answer elsewhere."""
+
+    async def policy(who: str | None, run) -> bool:
+        return who in (run.user_id, "admin")
+
+    with served(app_of(Runner(), gate, user=user, policy=policy)) as client:
+        run_id = client.post("/shout/runs", json=body("a"), headers={"Authorization": "anna"}).json()["run_id"]
+        statuses = [
+            client.get(f"/shout/runs/{run_id}", headers={"Authorization": name}).status_code
+            for name in ("anna", "admin", "ben")
+        ]
+    assert statuses == [200, 200, 404]
+
+
+def test_several_graphs_in_one_app(gate: Gate):
+    """Each has its own types in the document and its own runs."""
+    runner = Runner(fails(), journal=MemoryJournal())
+    app = app_of(runner, gate)
+    app.include_router(router(Asks(), runner), prefix="/ask")
+    with served(app) as client:
+        run_id = client.post("/shout/runs", json=body("a")).json()["run_id"]
+        assert client.post("/ask/runs", json="x").json()["output"] == "done"
+        assert client.get(f"/ask/runs/{run_id}").status_code == 404
+        document = client.get("/openapi.json").json()
+        post = document["paths"]["/shout/runs"]["post"]
+        assert post["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Words")
+        assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/ShouterRun")
+        output = document["components"]["schemas"]["ShouterRun"]["properties"]["output"]
+        assert output["anyOf"][0]["$ref"].endswith("/Shout")
+        declared = client.get("/shout/graph").json()
+    assert [node["path"] for node in declared["nodes"]] == ["", "up"]
+    assert declared["mermaid"].startswith("flowchart TD")
+    assert declared["input_schema"]["title"] == "Words"
+
+
+def test_too_many_runs_are_told_when_to_come_back(gate: Gate):
+    """Over `max_runs` and `max_queued` the answer is 429 with `Retry-After`; who waited in line is answered."""
+    runner = Runner(journal=MemoryJournal(), max_runs=2, max_queued=1)
+    with served(app_of(runner, gate)) as client:
+        for _ in range(2):
+            client.post("/shout/runs?wait=false", json=body("wait"))
+            assert gate.entered.acquire(timeout=30)
+        queued = client.post("/shout/runs?wait=false", json=body("b")).json()["run_id"]
+        answer = client.post("/shout/runs", json=body("c"))
+        assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (429, "busy")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert client.post("/shout/runs/stream", json=body("c")).status_code == 429
+        assert client.get(f"/shout/runs/{queued}").json()["status"] == "running"
+        gate.open()
+        assert list(events(client.get(f"/shout/runs/{queued}/events")))[-1]["event"] == "run_finished"
+        assert client.get(f"/shout/runs/{queued}").json()["output"] == {"text": "B"}
+        assert client.post("/shout/runs", json=body("c")).status_code == 200

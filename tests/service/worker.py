@@ -1,0 +1,67 @@
+"""A service whose steps leave one line in a file when they begin, and wait until another file is there."""
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+import anyio
+import uvicorn
+from fastapi import FastAPI
+
+from stagegraph import Graph, Runner, current_call, fan_out, step
+from stagegraph.journal import SqliteJournal
+from stagegraph.service import router
+
+FOLDER, DRAIN = Path(sys.argv[1]), float(sys.argv[2])
+
+
+def did() -> None:
+    info = current_call()
+    with (FOLDER / "effects").open("ab", buffering=0) as file:
+        file.write(f"{info.run_id} {info.key}\n".encode())
+
+
+@step
+async def quick(number: int) -> int:
+    did()
+    return number + 1
+
+
+@step
+async def gated(number: int) -> int:
+    """Ends when the gate is open; it has an effect only then."""
+    while not (FOLDER / "gate").exists():  # noqa: ASYNC110 - another process opens it
+        await anyio.sleep(0.01)
+    did()
+    return number * 2
+
+
+class Work(Graph[int, list[int]]):
+    quick = quick
+    gated = gated
+
+    async def flow(self, number: int) -> list[int]:
+        firsts = await fan_out(self.quick, range(number, number + 3))
+        return await fan_out(self.gated, firsts)
+
+
+def main() -> None:
+    runner = Runner(journal=SqliteJournal(FOLDER / "runs.db"), drain_seconds=DRAIN, resume_interrupted=True)
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Work(), runner))
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(2048)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            os.write(1, f"http://127.0.0.1:{listening.getsockname()[1]}\n".encode())
+
+    asyncio.run(Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listening]))
+
+
+if __name__ == "__main__":
+    main()
