@@ -1,5 +1,7 @@
 """The README is a promise: everything in it runs, and prints what it says."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -47,6 +49,15 @@ def test_every_example_runs(name: str, tmp_path: Path, request: pytest.FixtureRe
     if name == "langfuse_roundtrip":
         return  # needs a server: tests/tracing runs it
     assert run(code, tmp_path)
+
+
+@pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "py"])
+def test_what_needs_a_server_or_a_provider_at_least_fits(code: str) -> None:
+    """It compiles, and every name that it imports from this package is there."""
+    compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for module, names in re.findall(r"^from (stagegraph[\w.]*) import (.+)$", code, re.MULTILINE):
+        for name in names.split(", "):
+            assert getattr(importlib.import_module(module), name)
 
 
 def test_the_commands_of_the_readme_exist() -> None:
