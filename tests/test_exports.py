@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-PACKAGES = ["stagegraph", "stagegraph.journal", "stagegraph.draw", "stagegraph.local"]
+PACKAGES = ["stagegraph", "stagegraph.journal", "stagegraph.draw", "stagegraph.local", "stagegraph.service"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
