@@ -251,7 +251,7 @@ class Running:
             rerun=dict(self.execution.recorder.rerun) if self.execution.recorder is not None else {},
             structure=self.structure,
             read_root=lambda: frozen if frozen is not None else freeze(list(entries.values()) or [root], clock),
-            read_spent=None if frozen is not None else lambda: total(entries.values()),
+            read_spent=(lambda: total(entries.values())) if frozen is None and len(entries) > 1 else None,
         )
 
     def _pending(self) -> tuple[Pending, ...]:
