@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from serving import serving
 
 from scripted import asked, others
+from serving import serving
 from stagegraph import Graph, Runner, Stage, fan_out, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
