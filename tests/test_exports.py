@@ -5,7 +5,15 @@ import inspect
 
 import pytest
 
-PACKAGES = ["stagegraph", "stagegraph.journal", "stagegraph.draw", "stagegraph.local", "stagegraph.optimize"]
+PACKAGES = [
+    "stagegraph",
+    "stagegraph.journal",
+    "stagegraph.draw",
+    "stagegraph.local",
+    "stagegraph.optimize",
+    "stagegraph.service",
+    "stagegraph.tracing",
+]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -155,7 +155,8 @@ def total(entries: Iterable[Entry]) -> tuple[RunUsage, Decimal | None]:
         if entry.use is not NO_MODEL:
             usage.incr(entry.use.usage)
             known = known and entry.use.cost is not None
-    return usage, (usage.cost or Decimal(0)) if known else None
+    usage.cost = (usage.cost or Decimal(0)) if known else None
+    return usage, usage.cost
 
 
 def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:

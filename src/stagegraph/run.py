@@ -63,6 +63,8 @@ class Run(Generic[In, Out]):
     """What the graph declared when it ran."""
     read_root: Callable[[], Call[In, Out]] = field(repr=False)
     read_edges: Callable[[], list[tuple[str, str]]] | None = field(default=None, repr=False)
+    read_spent: Callable[[], tuple[RunUsage, Decimal | None]] | None = field(default=None, repr=False)
+    """Gives usage and cost where they are known without the tree of calls."""
 
     @cached_property
     def root(self) -> Call[In, Out]:
@@ -76,12 +78,16 @@ class Run(Generic[In, Out]):
     @property
     def usage(self) -> RunUsage:
         """Requests, tool calls and tokens of all calls together."""
-        return self.root.usage
+        return self._spent[0]
 
     @property
     def cost(self) -> Decimal | None:
         """US dollars; `None` when the price of a request is not known."""
-        return self.root.cost
+        return self._spent[1]
+
+    @cached_property
+    def _spent(self) -> tuple[RunUsage, Decimal | None]:
+        return (self.root.usage, self.root.cost) if self.read_spent is None else self.read_spent()
 
     @overload
     def calls(self, node: None = None) -> list[Call]: ...

@@ -17,7 +17,7 @@ from .execution import Execution, Terms
 from .failure import failure_in, only_leaf, problems_of, run_error
 from .frame import Suspended
 from .frames import root_frame
-from .record import Clock, Entry, freeze
+from .record import Clock, Entry, freeze, total
 from .run import Run
 from .trace import TraceStart
 
@@ -251,6 +251,7 @@ class Running:
             rerun=dict(self.execution.recorder.rerun) if self.execution.recorder is not None else {},
             structure=self.structure,
             read_root=lambda: frozen if frozen is not None else freeze(list(entries.values()) or [root], clock),
+            read_spent=(lambda: total(entries.values())) if frozen is None and len(entries) > 1 else None,
         )
 
     def _pending(self) -> tuple[Pending, ...]:

@@ -7,12 +7,13 @@ import warnings
 
 import core
 import journal
+import service
 import tracing
 from table import Row, printed
 
 
 async def main() -> list[Row]:
-    return [*await core.rows(), *await journal.rows(), *await tracing.rows()]
+    return [*await core.rows(), *await journal.rows(), *await service.rows(), *await tracing.rows()]
 
 
 if __name__ == "__main__":

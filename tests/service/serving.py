@@ -34,7 +34,9 @@ def serving(app: Any) -> Iterator[str]:
             await super().startup(sockets)
             started.set()
 
-    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="on", timeout_graceful_shutdown=10, timeout_keep_alive=60
+    )
     server = Server(config)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from serving import Worker, events
 
 RUNS = 12

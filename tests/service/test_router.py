@@ -17,9 +17,9 @@ from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from serving import events, served
 
 from scripted import fails
+from serving import events, served
 from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router

@@ -36,7 +36,7 @@ _EVENT = {
 }
 
 
-def _nobody() -> None:
+async def _nobody() -> None:
     """The value of a hook that is not given."""
 
 

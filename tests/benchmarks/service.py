@@ -1,0 +1,113 @@
+"""What HTTP adds to a run: CPU time of the serving thread alone, and how well many runs share a model's limit."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import anyio
+import httpx
+from fastapi import FastAPI
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from core import Chain, X, check
+from stagegraph import Graph, Runner, Stage, fan_out
+from stagegraph.service import router
+from table import Row
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
+from serving import serving
+
+REQUESTS = 300
+RUNS, CALLS, DELAY, MODEL_LIMIT = 200, 12, 0.2, 32
+
+
+class Twelve(Graph[str, list[str]]):
+    """Twelve model requests: one, ten at once, one."""
+
+    first = Stage(str, Agent(instructions="Answer."))
+    middle = Stage(str, Agent(instructions="Answer."))
+    last = Stage(str, Agent(instructions="Answer."))
+
+    async def flow(self, text: str) -> list[str]:
+        text = await self.first(text)
+        parts = await fan_out(self.middle, [f"{text}.{number}" for number in range(CALLS - 2)])
+        return [*parts, await self.last(text)]
+
+
+async def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+    """A provider that takes its time."""
+    await anyio.sleep(DELAY)
+    return ModelResponse([TextPart("answer")])
+
+
+async def rows() -> list[Row]:
+    """Both claims; servers run in threads of their own."""
+    return await asyncio.to_thread(_rows)
+
+
+def _rows() -> list[Row]:
+    alone = asyncio.run(_alone())
+    beyond = (_served() - alone) * 1000
+    makespan, ideal = asyncio.run(_makespan()), RUNS * CALLS * DELAY / MODEL_LIMIT
+    return [
+        Row("a request beyond its run, CPU of the serving thread", f"{beyond:.2f} ms", "3 ms", ok=beyond <= 3),
+        Row(
+            f"{RUNS} runs of {CALLS} calls at once, {MODEL_LIMIT} model requests in flight, against the ideal",
+            f"{makespan / ideal:.2f} x ({makespan:.1f} s)",
+            "1.25 x",
+            ok=makespan / ideal <= 1.25,
+        ),
+    ]
+
+
+async def _alone() -> float:
+    """Seconds of one run without a service, the median."""
+    runner, graph = Runner(tracing=None), Chain()
+    found: list[float] = []
+    for _ in range(REQUESTS):
+        began = time.thread_time()
+        live = runner.start(graph, X(v=0))
+        check((await live.result()).status, "succeeded")
+        found.append(time.thread_time() - began)
+    return statistics.median(found)
+
+
+def _served() -> float:
+    """Seconds of one request, of the serving thread's own time, the median."""
+    runner = Runner(tracing=None)
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Chain(), runner))
+    before = set(threading.enumerate())
+    found: list[float] = []
+    with serving(app) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        [thread] = set(threading.enumerate()) - before
+        assert thread.ident is not None
+        clock = time.pthread_getcpuclockid(thread.ident)
+        for _ in range(REQUESTS):
+            began = time.clock_gettime(clock)
+            check(client.post("/runs", json={"v": 0}).json()["status"], "succeeded")
+            found.append(time.clock_gettime(clock) - began)
+    return statistics.median(found)
+
+
+async def _makespan() -> float:
+    """Seconds until the last of many runs that begin at once is answered."""
+    runner = Runner(FunctionModel(answer), tracing=None, max_concurrency=MODEL_LIMIT)
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Twelve(), runner))
+    limits = httpx.Limits(max_connections=RUNS)
+    with serving(app) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False) as client:
+            await client.post("/runs", json="warm up")
+            began = time.perf_counter()
+            answers = await asyncio.gather(*(client.post("/runs", json=str(number)) for number in range(RUNS)))
+            taken = time.perf_counter() - began
+    check({one.json()["status"] for one in answers}, {"succeeded"})
+    return taken

@@ -1,0 +1,229 @@
+"""How many runs a runner takes, how it ends, and what it takes up when it begins again."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+
+import anyio
+import pytest
+
+from scripted import others
+from stagegraph import BusyError, DeclarationError, Graph, JournalError, LiveRun, RunError, Runner, current_call, step
+from stagegraph.journal import Journal, MemoryJournal, RunRow, SqliteJournal
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """Lets steps through when it is open, and knows what came."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.opened = anyio.Event()
+        self._arrived = anyio.Event()
+
+    async def crowd(self, size: int) -> None:
+        with anyio.fail_after(30):
+            while len(self.seen) < size:
+                self._arrived = anyio.Event()
+                await self._arrived.wait()
+
+    async def come(self, text: str) -> None:
+        self.seen.append(text)
+        self._arrived.set()
+        await self.opened.wait()
+
+
+@step
+async def before(text: str) -> str:
+    gate = current_call().deps
+    assert isinstance(gate, Gate)
+    gate.seen.append(f"before {text}")
+    return text
+
+
+@step
+async def wait(text: str) -> str:
+    gate = current_call().deps
+    assert isinstance(gate, Gate)
+    await gate.come(text)
+    return text.upper()
+
+
+class Waits(Graph[str, str]):
+    """One step at once, one at the gate."""
+
+    before = before
+    wait = wait
+
+    async def flow(self, text: str) -> str:
+        return await self.wait(await self.before(text))
+
+
+async def test_a_full_runner_says_so_at_once():
+    """Who finds no seat waits where a place in line is left, in order; the next is told when to try again."""
+    gate, runner = Gate(), Runner(max_runs=1, max_queued=1)
+    first, second = runner.start(Waits(), "a", deps=gate), runner.start(Waits(), "b", deps=gate)
+    await gate.crowd(2)
+    with pytest.raises(BusyError, match="1 runs are going on and 1 wait") as caught:
+        await runner.run(Waits(), "c", deps=gate)
+    assert 1 <= caught.value.retry_after <= 60
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own
+    assert again.retry_after == caught.value.retry_after
+    with pytest.raises(BusyError):
+        runner.start(Waits(), "c", deps=gate)
+    assert gate.seen == ["before a", "a"]
+    gate.opened.set()
+    assert [(await live.result()).output for live in (first, second)] == ["A", "B"]
+    assert (await runner.run(Waits(), "c", deps=gate)).output == "C"
+
+
+async def test_nobody_waits_unless_that_is_wanted():
+    """Without `max_queued` there is no line at all."""
+    gate, runner = Gate(), Runner(max_runs=1)
+    live = runner.start(Waits(), "a", deps=gate)
+    with pytest.raises(BusyError, match="1 runs are going on, and no more may"):
+        runner.start(Waits(), "b", deps=gate)
+    gate.opened.set()
+    await live.result()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_seat_is_given_back_by_who_leaves(begun: bool):
+    """A run that is cancelled in its seat or in the line makes room."""
+    gate, runner = Gate(), Runner(max_runs=1, max_queued=1, journal=MemoryJournal())
+    first, second = runner.start(Waits(), "a", deps=gate), runner.start(Waits(), "b", deps=gate)
+    if begun:
+        await gate.crowd(2)
+    await second.cancel()
+    third = runner.start(Waits(), "c", deps=gate)
+    await first.cancel()
+    gate.opened.set()
+    assert (await third.result()).output == "C"
+    assert (await runner.run(Waits(), "d", deps=gate)).output == "D"
+    with pytest.raises(RunError, match="cancelled"):
+        await second.result()
+
+
+@pytest.mark.parametrize("options", [{"max_queued": 1}, {"max_runs": 1, "max_queued": -1}, {"max_runs": 0}])
+def test_limits_that_make_no_sense(options: dict[str, int]):
+    """They are refused where they are written."""
+    with pytest.raises(DeclarationError, match="Runner"):
+        Runner(**options)
+
+
+def test_resuming_needs_a_journal():
+    """Without one nothing is known about interrupted runs."""
+    with pytest.raises(DeclarationError, match="journal"):
+        Runner(resume_interrupted=True)
+
+
+async def test_a_lifespan_waits_for_what_goes_on():
+    """No run may begin any more, those that go on end; the runner may be used for another life."""
+    gate, runner = Gate(), Runner(journal=MemoryJournal())
+    for _ in range(2):
+        async with runner.lifespan():
+            assert runner.ready
+            live = runner.start(Waits(), "a", deps=gate)
+            assert runner.live(live.run_id) is live
+            gate.opened.set()
+        assert live.done
+        assert runner.live(live.run_id) is None
+        assert not runner.ready
+        with pytest.raises(BusyError, match="shutting down"):
+            runner.start(Waits(), "b", deps=gate)
+    assert not [task for task in others() if "stagegraph" in task.get_name()]
+
+
+async def interrupted(journal: Journal, gate: Gate, *texts: str) -> list[LiveRun[str, str]]:
+    """Runs that did not make a deadline."""
+    runner = Runner(journal=journal, drain_seconds=0.01)
+    async with runner.lifespan():
+        lives = [runner.start(Waits(), text, deps=gate) for text in texts]
+        await gate.crowd(2 * len(texts))
+    return lives
+
+
+async def test_what_did_not_make_the_deadline_is_taken_up():
+    """It is cancelled, stays running in the journal without an owner, and goes on with what it had."""
+    journal, gate = MemoryJournal(), Gate()
+    lives = await interrupted(journal, gate, "a", "b")
+    for live in lives:
+        with pytest.raises(RunError, match="cancelled"):
+            await live.result()
+        row = await journal.run(live.run_id)
+        assert row is not None
+        assert (row.status, row.owner) == ("running", None)
+    again = Gate()
+    again.opened.set()
+
+    async def deps_of(row: RunRow) -> Gate:
+        assert row.run_id in {live.run_id for live in lives}
+        return again
+
+    runner = Runner(journal=journal, resume_interrupted=True, max_runs=1)
+    runner.add(Waits(), deps_of=deps_of)
+    async with runner.lifespan():
+        await again.crowd(2)
+    assert sorted(again.seen) == ["a", "b"]  # what came before is not done again
+    rows = [await journal.run(live.run_id) for live in lives]
+    assert [row.status for row in rows if row is not None] == ["succeeded"] * 2
+
+
+async def test_what_somebody_cancelled_stays_cancelled():
+    """Also while the runner shuts down."""
+    journal, gate = MemoryJournal(), Gate()
+    runner = Runner(journal=journal)
+    async with runner.lifespan():
+        live = runner.start(Waits(), "a", deps=gate)
+        await gate.crowd(2)
+        await live.cancel()
+    row = await journal.run(live.run_id)
+    assert row is not None
+    assert row.status == "cancelled"
+
+
+async def test_a_graph_that_is_not_known_is_left_alone(caplog: pytest.LogCaptureFixture):
+    """Another service may know it."""
+    journal, gate = MemoryJournal(), Gate()
+    [live] = await interrupted(journal, gate, "a")
+    async with Runner(journal=journal, resume_interrupted=True).lifespan():
+        with anyio.fail_after(30):
+            while "nothing here can take it up" not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+    row = await journal.run(live.run_id)
+    assert row is not None
+    assert row.status == "running"
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_run_is_taken_up_from_where_it_was_read(kind: str, tmp_path):
+    """Between reading and claiming somebody else may have had it: then the claim is refused, even if it is over."""
+    journal = MemoryJournal() if kind == "memory" else SqliteJournal(tmp_path / "runs.db")
+    gate = Gate()
+    [live] = await interrupted(journal, gate, "a")
+    gate.opened.set()
+    one, other = Runner(journal=journal), Runner(journal=journal)
+    first = await one.start_resume(live.run_id, graph=Waits(), deps=gate)
+    second = await other.start_resume(live.run_id, graph=Waits(), deps=gate)
+    assert (await first.result()).output == "A"
+    with pytest.raises(JournalError):
+        await second.result()
+    with pytest.raises(JournalError):
+        await second.recorded()
+    assert gate.seen.count("a") == 2
+    await journal.aclose()
+
+
+async def test_a_live_run_is_recorded_before_anybody_relies_on_it():
+    """`recorded` waits until the journal has the run, even while it waits in line."""
+    journal, gate = MemoryJournal(), Gate()
+    runner = Runner(journal=journal, max_runs=1, max_queued=1)
+    lives = [runner.start(Waits(), text, deps=gate, user_id="u") for text in "ab"]
+    for live in lives:
+        await live.recorded()
+        assert await journal.run(live.run_id) is not None
+        assert (live.graph, live.user_id, live.session_id, live.segment) == ("Waits", "u", None, 0)
+    gate.opened.set()
+    await asyncio.gather(*(live.result() for live in lives))
