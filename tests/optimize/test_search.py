@@ -1,8 +1,12 @@
 """The search: what it solves, what it leaves alone, when it stops, and what it makes of trouble."""
 
+import asyncio
+import threading
+import types
 from collections import Counter
 from typing import Any
 
+import anyio
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
@@ -11,7 +15,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, coupled, learner, rows, separate, student
 from words import asked
 
-from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, step
+from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
 from stagegraph.optimize import Budget, Candidates, Proposal
 from stagegraph.optimize.search import Options, search
 
@@ -253,3 +257,36 @@ async def test_rubbish_from_the_reflection_model_is_safe(answer: str) -> None:
     result = await found(proposer=None, reflection_model=model, runs=30, stagnation=3)
     assert result.best == 0
     assert result.prompts == result.seed
+
+
+async def test_a_cancelled_search_stops_paying() -> None:
+    """Its thread ends with what it was waiting for, and nothing more is asked."""
+    model, requests = student()
+    begun = anyio.Event()
+    gone = threading.Event()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if requests["c"] >= 5:
+            loop.call_soon_threadsafe(begun.set)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                gone.set()
+        return model.function(messages, info)  # type: ignore[misc,return-value]
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(found(model=FunctionModel(answer)))
+    with anyio.fail_after(20):
+        await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(gone.wait, 10)
+    assert requests["c"] <= 5 + 3
+
+
+def test_the_functions_stay_functions() -> None:
+    """A file of the package never takes the place of the function that it is named after."""
+    for name in optimize.__all__:
+        for _ in range(2):
+            assert not isinstance(getattr(optimize, name), types.ModuleType), name

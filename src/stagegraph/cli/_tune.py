@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,7 +182,7 @@ def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Progress]:
+def _progress(what: str, total: int) -> Generator[Progress, None, None]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
