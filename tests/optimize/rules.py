@@ -11,10 +11,9 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
+from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
-
-from words import asked
 
 __all__ = ["Chain", "coupled", "learner", "rows", "separate", "student", "verdict"]
 

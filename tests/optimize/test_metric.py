@@ -212,6 +212,13 @@ def test_feedback_has_all_calls_worst_first(prediction: Any) -> None:
     assert "Nothing was noted" in stage_feedback(run, Score(1.0), "plan")
 
 
+def test_a_final_verdict_alone_still_shows_every_call(prediction: Any) -> None:
+    """With what each was given, answered, and what was made of it."""
+    text = stage_feedback(run_of(prediction), Score(0.25), "rate.judge")
+    assert "score of 0.25" in text
+    assert all(f"Call `rate[{index}].judge`" in text for index in range(2))
+
+
 def test_feedback_keeps_to_its_limit() -> None:
     """The worst calls stay, and it says how many were left out."""
     run = GraphModule(Words(), model=scripted())(text=" ".join(f"w{index}" for index in range(50))).run
@@ -220,7 +227,7 @@ def test_feedback_keeps_to_its_limit() -> None:
     assert len(text) <= 2_000
     assert "note 49" in text
     assert "note 1 " not in text
-    assert "more calls of this stage have notes" in text
+    assert "more calls of this stage, " in text
     huge = Score(0, notes=[run.calls(Rate.judge)[0].note("y" * 10_000)])
     assert len(stage_feedback(run, huge, "rate.judge", limit=1_000)) <= 1_000
 
@@ -264,7 +271,8 @@ def test_what_is_noted_at_a_step_goes_to_the_stage_that_made_its_input() -> None
     assert list(credited(run, notes)) == ["write[1]"]
     text = stage_feedback(run, Score(0.5, notes=notes), "write")
     assert "seen at `check[1]`: tests failed" in text
-    assert "write[0]" not in text
+    assert text.index("write[1]") < text.index("write[0]")
+    assert "its answer went into `check[1]`, which gave" in text
 
 
 def test_a_note_on_a_graph_is_for_the_stages_inside(prediction: Any) -> None:

@@ -1,21 +1,23 @@
 """The search: what it solves, what it leaves alone, when it stops, and what it makes of trouble."""
 
+import asyncio
+import threading
+import types
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from rules import Chain, coupled, learner, rows, separate, student
+from words import asked
 
-from stagegraph import Example, Graph, Prompts, Run, Runner, Score, Stage, TuningError, fan_out, note, step
+from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
 from stagegraph.optimize import Budget, Candidates, Proposal
 from stagegraph.optimize.search import Options, search
-
-from rules import Chain, coupled, learner, rows, separate, student, verdict
-from words import asked
 
 pytestmark = pytest.mark.anyio
 
@@ -74,18 +76,18 @@ async def test_every_call_of_a_fan_out_reaches_the_proposer() -> None:
         each = Stage(str, Agent(instructions="each"))
 
         async def flow(self, text: str) -> list[str]:
-            return await fan_out(self.each, [f"{text}{number} " + "x" * size for number, size in enumerate(SIZES)])
+            return await fan_out(self.each, [f"{text}{number} " + "x" * size for number, size in enumerate(sizes)])
 
     def propose(proposal: Proposal) -> None:
         seen.append(proposal)
 
-    SIZES = [10] * 5
+    sizes = [10] * 5
     await found(metric, graph=Wide(), proposer=propose, runs=12)
     records = seen[0].records
     assert len(records) == 3 * 5
     assert [record["feedback"] for record in records] == [f"- note {n}" for n in (4, 3, 2, 1, 0) for _ in range(3)]
     assert {record["call"] for record in records} == {f"each[{n}]" for n in range(5)}
-    SIZES = [9_000] * 40
+    sizes = [9_000] * 40
     await found(metric, graph=Wide(), proposer=propose, runs=12, val=rows("w", 3))
     records = seen[-1].records
     assert sum(len(str(value)) for record in records for value in record.values()) <= 24_000
@@ -255,3 +257,36 @@ async def test_rubbish_from_the_reflection_model_is_safe(answer: str) -> None:
     result = await found(proposer=None, reflection_model=model, runs=30, stagnation=3)
     assert result.best == 0
     assert result.prompts == result.seed
+
+
+async def test_a_cancelled_search_stops_paying() -> None:
+    """Its thread ends with what it was waiting for, and nothing more is asked."""
+    model, requests = student()
+    begun = anyio.Event()
+    gone = threading.Event()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if requests["c"] >= 5:
+            loop.call_soon_threadsafe(begun.set)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                gone.set()
+        return model.function(messages, info)  # type: ignore[misc,return-value]
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(found(model=FunctionModel(answer)))
+    with anyio.fail_after(20):
+        await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(gone.wait, 10)
+    assert requests["c"] <= 5 + 3
+
+
+def test_the_functions_stay_functions() -> None:
+    """A file of the package never takes the place of the function that it is named after."""
+    for name in optimize.__all__:
+        for _ in range(2):
+            assert not isinstance(getattr(optimize, name), types.ModuleType), name

@@ -18,6 +18,7 @@ from ._runs import diff, feedback, runs
 from ._serve import serve
 from ._show import show
 from ._text import console, plain
+from ._tune import compare, evaluate, tune
 
 __all__ = ["main"]
 
@@ -26,6 +27,9 @@ INTERRUPTED = 130
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for command in (run, serve, resume, runs, show, diff, feedback, export, draw):
     app.command()(command)
+app.command("eval")(evaluate)
+app.command()(compare)
+app.command()(tune)
 app.add_typer(prompts_app, name="prompts", help="Look at prompts, compare them, check them.")
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from stagegraph import DeclarationError, Graph, Node
 from stagegraph.structure import Structure, closest
 
-__all__ = ["load_graph"]
+__all__ = ["load_function", "load_graph"]
 
 
 def load_graph(text: str) -> Node[Any, Any]:
@@ -24,7 +24,7 @@ def load_graph(text: str) -> Node[Any, Any]:
     Raises:
         DeclarationError: there is no such graph, or its code cannot be imported.
     """
-    place, _, name = text.rpartition(":") if ":" in text and not _is_path(text) else (text, "", "")
+    place, name = _split(text)
     path = Path(place)
     if path.is_dir():
         path /= "graph.py"
@@ -36,6 +36,33 @@ def load_graph(text: str) -> Node[Any, Any]:
     else:
         module = _module_named(place, text)
     return _instance(_named(module, name, text) if name else _only_graph(module, text), text)
+
+
+def load_function(text: str) -> Any:
+    """`path/to/file.py:function` or `module:function`.
+
+    Raises:
+        DeclarationError: there is no such function, or its code cannot be imported.
+    """
+    place, name = _split(text)
+    if not name:
+        msg = f"{text!r}: say which function, as in FILE.py:function or module:function"
+        raise DeclarationError(msg)
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        msg = f"{place}: there is no such file"
+        raise DeclarationError(msg)
+    found = _named(_module_at(Path(place)) if is_file else _module_named(place, text), name, text)
+    if not callable(found):
+        msg = f"{text}: {type(found).__name__} is no function"
+        raise DeclarationError(msg)
+    return found
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The file or module, and what is named in it."""
+    place, _, name = text.rpartition(":") if ":" in text and not _is_path(text) else (text, "", "")
+    return place, name
 
 
 def _is_path(text: str) -> bool:

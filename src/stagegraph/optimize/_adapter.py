@@ -167,7 +167,8 @@ class Adapter:
         if kind == "trace":
             self._known[place] = judged
             self._recent[example.id] = judged.run
-        self.tell("run", {"example": example.id, "score": judged.score.value})
+        spent = {"runs": self.spent.runs, "usd": self.spent.usd}
+        self.tell("run", {"example": example.id, "score": judged.score.value, **spent})
         return judged
 
     async def _recorded(self, *run_ids: str | None) -> str | None:

@@ -98,16 +98,24 @@ def stage_feedback(run: Run[Any, Any], score: Score, path: str, *, limit: int = 
     general = [note.text for note in score.notes if not note.target]
     own = [note.text for note in score.notes if note.target and note.target == path and not _is_call(note, calls)]
     lines += [f"About this stage: {text}" for text in own] + [f"About the whole run: {text}" for text in general]
-    noted = [(call, notes) for call, notes in calls if notes or not call.ok]
-    silent = len(calls) - len(noted)
-    if not noted and not own and not general:
+    if not any(notes for _, notes in calls) and not own and not general:
         lines.append("Nothing was noted about this stage.")
     opening = "\n".join(lines)
-    blocks = _fitting([_block(call, notes) for call, notes in noted], max(limit - len(opening) - 120, 0))
-    left = len(noted) - len(blocks)
-    closing = [f"{left} more calls of this stage have notes."] if left else []
-    closing += [f"{silent} of {len(calls)} calls of this stage have no note."] if silent and noted else []
+    used = _uses(run)
+    written = [_block(call, notes, used.get(call.key, [])) for call, notes in calls]
+    blocks = _fitting(written, max(limit - len(opening) - 120, 0))
+    left = [notes for _, notes in calls[len(blocks) :]]
+    closing = [f"{len(left)} more calls of this stage, {sum(map(bool, left))} of them with notes."] if left else []
     return "\n\n".join([opening, *blocks, *closing])[:limit]
+
+
+def _uses(run: Run[Any, Any]) -> dict[str, list[Call]]:
+    """Key of a call -> the calls that its output went into."""
+    by_key = {call.key: call for call in run.root.walk()}
+    found: dict[str, list[Call]] = {}
+    for maker, taker in run.edges():
+        found.setdefault(maker, []).append(by_key[taker])
+    return found
 
 
 def _is_call(note: Note, calls: Sequence[tuple[Call, Any]]) -> bool:
@@ -125,11 +133,14 @@ def _fitting(blocks: Iterable[str], room: int) -> list[str]:
     return kept
 
 
-def _block(call: Call, notes: Sequence[tuple[Note, str]]) -> str:
-    said = [f"- {note.text}" if seen == call.key else f"- seen at `{seen}`: {note.text}" for note, seen in notes]
+def _block(call: Call, notes: Sequence[tuple[Note, str]], uses: Sequence[Call]) -> str:
     answer = _shown(call.output, _CALL_LIMIT // 3) if call.ok else f"none, it failed: {call.error}"
-    parts = [f"Call `{call.key}`", f"given: {_shown(call.input, _CALL_LIMIT // 3)}", f"answered: {answer}"]
-    return _cut("\n".join([*parts, *said]), _CALL_LIMIT)
+    lines = [f"Call `{call.key}`", f"given: {_shown(call.input, _CALL_LIMIT // 3)}", f"answered: {answer}"]
+    lines += [f"- {note.text}" if seen == call.key else f"- seen at `{seen}`: {note.text}" for note, seen in notes]
+    for use in uses[:3]:
+        made = _shown(use.output, _CALL_LIMIT // 8) if use.ok else f"failed: {use.error}"
+        lines.append(f"its answer went into `{use.key}`, which gave: {made}")
+    return _cut("\n".join(lines), _CALL_LIMIT)
 
 
 def _shown(value: object, limit: int) -> str:

@@ -69,6 +69,7 @@ class Work:
         self.spent = Spent()
         facts = manifest(graph, self.seed, grader, self.train, self.val, options)
         folder = None if options.run_dir is None else Path(options.run_dir)
+        proposer, store = proposer_of(options, self.spent), Store(folder, facts, self.spent)
         self.adapter = Adapter(
             graph=graph,
             stages=self.stages,
@@ -76,9 +77,9 @@ class Work:
             grader=grader,
             runner=_journaled(options.runner, folder),
             model=options.model,
-            proposer=proposer_of(options, self.spent),
+            proposer=proposer,
             spent=self.spent,
-            store=Store(folder, facts, self.spent),
+            store=store,
             perfect=options.perfect,
             side_by_side=options.side_by_side,
             validation=self.val,

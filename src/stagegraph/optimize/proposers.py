@@ -15,6 +15,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import AgentRunError
 
 from stagegraph.errors import TuningError
+from stagegraph.models import Models
 
 from ._faults import fault_in, is_lasting, wait_asked_for
 
@@ -92,7 +93,7 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[f
 
     A provider in trouble is waited for; a model that gives no answer has no proposal.
     """
-    agent = Agent(model, instructions=_TASK)
+    agent = Agent(Models().get(model), instructions=_TASK)
 
     async def propose(proposal: Proposal) -> str | None:
         for wait in (*waits, None):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from pydantic import TypeAdapter, ValidationError
 
 from stagegraph.errors import TuningError
+
 from ._statistics import bootstrap, percentile
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
 from stagegraph.runner import Runner
 
+from ._preview import Preview, preview, preview_of
 from ._start import name_of
 from .comparison import Comparison, compare
-from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of, run_example
+from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of
 from .grading import grader_of
 from .search import Found, Options, Tell
 
@@ -34,24 +34,6 @@ if TYPE_CHECKING:
     from .report import Report
 
 __all__ = ["Preview", "Tuning", "preview", "tune"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preview:
-    """What a tuning may cost, from a few runs that were really made."""
-
-    runs: int
-    """At most; the budget's, or what the given number of steps takes."""
-    requests_a_run: float
-    dollars_a_run: float | None
-    stage_calls: dict[str, float]
-    """Stage path -> calls in one run: how wide the fan-outs are."""
-
-    def __str__(self) -> str:
-        cost = "unknown" if self.dollars_a_run is None else f"${self.runs * self.dollars_a_run:.2f}"
-        calls = ", ".join(f"{path} {count:.1f}" for path, count in self.stage_calls.items())
-        requests = self.runs * self.requests_a_run
-        return f"up to {self.runs} runs, about {requests:.0f} model requests, {cost}; calls a run: {calls}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +185,7 @@ async def tune(
         found=found,
         comparison=compare(reports[0], reports[-1]),
         held_out=held_out is not None,
-        preview=_preview_of(found, budget, reports[0]),
+        preview=preview_of(found, budget, reports[0]),
         provenance={
             "graph": graph.label,
             "optimizer": "gepa",
@@ -217,49 +199,4 @@ async def tune(
             "seed_prompts": found.seed.digest,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         },
-    )
-
-
-async def preview(
-    graph: Node[Any, Any],
-    examples: Sequence[Example[Any]],
-    budget: Budget,
-    *,
-    steps: int = 30,
-    val: int = 20,
-    minibatch: int = 3,
-    model: Model[Any] | str | None = None,
-    runner: Runner | None = None,
-    samples: int = 3,
-) -> Preview:
-    """What a tuning may cost, measured on a few runs: the width of a fan-out is only known when it has happened.
-
-    Raises:
-        TuningError: there are no examples, or a provider failed.
-    """
-    if not examples:
-        msg = "there are no examples to measure on"
-        raise TuningError(msg)
-    own = runner or Runner()
-    runs = [await run_example(own, graph, example, model=model) for example in examples[:samples]]
-    calls: dict[str, list[int]] = {}
-    for run in runs:
-        for path in run.structure.stages:
-            calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
-    costs = [run.cost for run in runs]
-    return Preview(
-        runs=budget.runs or val + steps * (2 * minibatch + val),
-        requests_a_run=fmean(run.usage.requests for run in runs),
-        dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
-        stage_calls={path: fmean(counts) for path, counts in calls.items()},
-    )
-
-
-def _preview_of(found: Found, budget: Budget, report: Report) -> Preview:
-    spent = found.spent
-    return Preview(
-        runs=budget.runs or spent.runs,
-        requests_a_run=fmean(row.requests for row in report.rows),
-        dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
-        stage_calls={},
     )

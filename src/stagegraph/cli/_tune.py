@@ -1,0 +1,201 @@
+"""`stagegraph eval`, `compare` and `tune`: how good a graph is, whether that changed, and better texts for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ._run import ModelOption, PromptsOption, make_runner
+from ._text import console, plain
+
+if TYPE_CHECKING:
+    from stagegraph import Example, Node
+    from stagegraph.optimize import Report
+
+__all__ = ["compare", "evaluate", "tune"]
+
+TOO_LOW = 3
+"""The exit code of a score that is not good enough; a mistake gives 1."""
+
+GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
+MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:function, of an example and a run.")]
+ReportArgument = Annotated[str, typer.Argument(metavar="REPORT", help="What `stagegraph eval --out` wrote.")]
+
+
+def evaluate(
+    graph: GraphArgument,
+    metric: MetricArgument,
+    examples: Annotated[str, typer.Argument(help="JSON lines, JSON, YAML or CSV, with `input` and `expected`.")],
+    model: ModelOption = None,
+    prompts: PromptsOption = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each example.")] = 1,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report here, as JSON.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Exit with 3 when the mean is below.")] = None,
+    no_worse_than: Annotated[
+        str | None, typer.Option(metavar="REPORT", help="Exit with 3 when it is shown to be worse.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
+) -> None:
+    """Run a graph on examples, and say how good it is."""
+    from stagegraph import TuningError, optimize  # noqa: PLC0415 - `--help` answers without loading the library
+
+    from ._load import load_function, load_graph  # noqa: PLC0415
+
+    node, judge = load_graph(graph), load_function(metric)
+    before = None if no_worse_than is None else optimize.Report.load(no_worse_than)
+    rows = _rows(examples, node, split)
+    runner = make_runner(node, model, prompts, None, None)
+    with _progress("evaluating", len(rows) * repeats) as bar:
+        done: list[float] = []
+
+        def judged(row: optimize.ReportRow) -> None:
+            done.append(row.score)
+            bar.update(bar.task_ids[0], completed=len(done), description=f"mean {sum(done) / len(done):.3f}")
+
+        try:
+            report = asyncio.run(
+                optimize.evaluate(
+                    node, judge, rows, runner=runner, prompts=runner.prompts, repeats=repeats, on_row=judged
+                )
+            )
+        except TuningError as error:
+            partial: Report | None = getattr(error, "report", None)
+            if partial is not None and out is not None:
+                partial.save(f"{out}.partial")
+            raise
+    if out is not None:
+        report.save(out)
+    _say(report.table())
+    verdict = None if before is None else optimize.compare(before, report)
+    if verdict is not None:
+        _say(f"\nagainst {no_worse_than}: {verdict}")
+    if min_score is not None and report.mean < min_score:
+        console(stderr=True).print(Text(f"the mean score {report.mean:.3f} is below {min_score:g}", "red"))
+        raise typer.Exit(TOO_LOW)
+    if verdict is not None and verdict.worse:
+        raise typer.Exit(TOO_LOW)
+
+
+def compare(
+    before: ReportArgument,
+    after: ReportArgument,
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page with the changed examples.")] = None,
+) -> None:
+    """Compare two evaluations of the same examples; exits with 3 when the second is shown to be worse."""
+    from stagegraph import optimize  # noqa: PLC0415
+
+    found = optimize.compare(optimize.Report.load(before), optimize.Report.load(after))
+    _say(found.table())
+    if html is not None:
+        found.html(html)
+    if found.worse:
+        raise typer.Exit(TOO_LOW)
+
+
+def tune(
+    graph: GraphArgument,
+    metric: MetricArgument,
+    train: Annotated[str, typer.Option(metavar="FILE", help="Examples to learn from.")],
+    val: Annotated[str, typer.Option(metavar="FILE", help="Examples that choose the best candidate.")],
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the graph, at most.")],
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="Examples for the verdict at the end.")] = None,
+    usd: Annotated[float | None, typer.Option(help="US dollars, at most.")] = None,
+    model: ModelOption = None,
+    reflection_model: Annotated[str | None, typer.Option(metavar="NAME", help="Writes the new instructions.")] = None,
+    proposer: Annotated[str | None, typer.Option(help="`notes`: the notes are written in, without a model.")] = None,
+    prompts: PromptsOption = None,
+    out: Annotated[str, typer.Option(metavar="FILE", help="The best prompts.")] = "prompts.tuned.yaml",
+    run_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what is paid for; go on from there.")] = None,
+    seed: Annotated[int, typer.Option(help="Another number searches otherwise.")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
+) -> None:
+    """Search for better texts for a graph's stages, and say whether they are better."""
+    from stagegraph import Prompts, optimize  # noqa: PLC0415
+
+    from ._load import load_function, load_graph  # noqa: PLC0415
+
+    node, judge = load_graph(graph), load_function(metric)
+    parts = {name: _rows(file, node) for name, file in (("train", train), ("val", val))}
+    held_out = None if test is None else _rows(test, node)
+    make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
+    budget = optimize.Budget(runs=runs, usd=usd)
+    if run_dir is None or not (Path(run_dir) / "paid.jsonl").exists():
+        _say(str(asyncio.run(optimize.preview(node, parts["train"], budget, model=model, samples=2))))
+        if not yes:
+            typer.confirm("Begin?", abort=True, err=True)
+    with _progress("the seed", runs) as bar:
+        best = 0.0
+
+        def tell(event: str, data: Mapping[str, Any]) -> None:
+            nonlocal best
+            task = bar.task_ids[0]
+            if event == "run":
+                bar.update(task, completed=data["runs"], spent=f"${data['usd']:.4f}")
+            elif event == "proposing":
+                bar.update(task, description=f"writing {data['stage']}")
+            elif event == "validated":
+                best = max(best, float(data["mean"]))
+                bar.update(task, best=f"best {best:.3f}")
+
+        result = asyncio.run(
+            optimize.tune(
+                node,
+                judge,
+                train=parts["train"],
+                val=parts["val"],
+                test=held_out,
+                budget=budget,
+                model=model,
+                reflection_model=reflection_model,
+                proposer=proposer,
+                prompts=None if prompts is None else Prompts.load(prompts),
+                run_dir=run_dir,
+                seed=seed,
+                tell=tell,
+            )
+        )
+    result.save(out)
+    _say(f"{result.comparison.table()}\n\n{result}\n\n{out}: the best prompts")
+    if result.found.error is not None:
+        raise result.found.error
+
+
+def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence[Example[Any]]:
+    from stagegraph import InputError, optimize  # noqa: PLC0415
+
+    rows = optimize.examples(path, node)
+    if split is None:
+        return rows
+    known = sorted({str(row.metadata["split"]) for row in rows if "split" in row.metadata})
+    chosen = [row for row in rows if row.metadata.get("split") == split]
+    if not chosen:
+        msg = f"{path}: no row has the split {split!r}; there are: {', '.join(known) or 'none'}"
+        raise InputError(msg)
+    return chosen
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Generator[Progress, None, None]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[best]}", markup=False),
+        TextColumn("{task.fields[spent]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        bar.add_task(what, total=total, best="", spent="")
+        yield bar
+
+
+def _say(text: str) -> None:
+    console().print(Text(plain(text)))

@@ -1,0 +1,139 @@
+"""`eval`, `compare` and `tune` as a shell user and a CI job meet them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GRAPH = """
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.models.function import FunctionModel
+from stagegraph import Graph, Score, Stage
+
+def answer(messages, info):
+    text = str(messages[-1].parts[-1].content)
+    return ModelResponse([TextPart(text.upper() if "in capitals" in info.instructions else text)])
+
+class Loud(Graph[str, str]):
+    say = Stage(str, Agent(instructions="Say it."), model=FunctionModel(answer))
+    async def flow(self, text: str) -> str:
+        return await self.say(text)
+
+def exact(example, run):
+    good = run.output == example.expected
+    return Score(float(good), [] if good else [run.calls()[0].note("Answer in capitals.")])
+
+def broken(example, run):
+    raise ValueError("no")
+"""
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    (tmp_path / "graph.py").write_text(GRAPH, encoding="utf-8")
+    for name, count in (("train", 4), ("val", 3), ("test", 7)):
+        rows = [
+            {"id": f"{name}{n}", "input": f"{name} {n}", "expected": f"{name} {n}".upper(), "split": "odd" if n % 2 else "even"}
+            for n in range(count)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
+    command = [sys.executable, "-m", "stagegraph", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
+    """The whole way: evaluate, tune, evaluate again, compare, and exit codes that a CI job understands."""
+    first = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--out", "before.json")
+    assert first.returncode == 0, first.stderr
+    assert "| mean score | 0.000" in first.stdout
+    assert "| notes for say | 7 |" in first.stdout
+
+    words = (
+        "tune",
+        "graph.py",
+        "graph.py:exact",
+        "--train",
+        "train.jsonl",
+        "--val",
+        "val.jsonl",
+        "--test",
+        "test.jsonl",
+    )
+    tuned = cli(
+        folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir", "--yes"
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert "up to 40 runs" in tuned.stdout
+    assert "better by 1.00 to 1.00; 7 won" in tuned.stdout
+    assert "Answer in capitals." in (folder / "best.yaml").read_text("utf-8")
+    again = cli(folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir")
+    assert again.returncode == 0, again.stderr
+
+    second = cli(
+        folder, "eval", "graph.py", "graph:exact", "test.jsonl", "--prompts", "best.yaml", "--out", "after.json",
+        "--min-score", "0.9", "--no-worse-than", "before.json",
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    assert "against before.json: better by" in second.stdout
+
+    better = cli(folder, "compare", "before.json", "after.json", "--html", "page.html")
+    assert better.returncode == 0, better.stderr
+    assert "<h1>Loud</h1>" in (folder / "page.html").read_text("utf-8")
+    worse = cli(folder, "compare", "after.json", "before.json")
+    assert worse.returncode == 3
+    assert "worse by" in worse.stdout
+    fell = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--no-worse-than", "after.json")
+    assert fell.returncode == 3
+    low = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--min-score", "0.5")
+    assert low.returncode == 3
+    assert "0.000 is below 0.5" in low.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("eval", "graph.py", "graph.py:exact", "none.jsonl"), "none.jsonl"),
+        (("eval", "graph.py", "graph.py", "test.jsonl"), "say which function"),
+        (("eval", "graph.py", "graph.py:exacd", "test.jsonl"), "there is no 'exacd' here"),
+        (("eval", "graph.py", "gone.py:exact", "test.jsonl"), "there is no such file"),
+        (("eval", "graph.py", "graph.py:broken", "test.jsonl"), "raised ValueError: no"),
+        (("eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "old"), "there are: even, odd"),
+        (("compare", "test.jsonl", "test.jsonl"), "no report of an evaluation"),
+        (("tune", "graph.py", "graph.py:exact", "--train", "val.jsonl", "--val", "val.jsonl", "--runs", "9", "--yes",
+          "--proposer", "notes"), "are training examples, too"),
+        (("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--runs", "9", "--yes"),
+         "say who writes new texts"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_errors_without_a_traceback(folder: Path, words: tuple[str, ...], message: str) -> None:
+    """One line that says what is wrong, and exit code 1."""
+    done = cli(folder, *words)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
+    """Only these rows, each as often as asked for."""
+    done = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "odd", "--repeats", "2")
+    assert "| examples | 3, 6 runs, 0 failed |" in done.stdout
+
+
+def test_a_tuning_asks_before_it_spends(folder: Path) -> None:
+    """After the preview, no is no."""
+    words = ("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--runs", "20")
+    done = cli(folder, *words, "--proposer", "notes", stdin="n\n")
+    assert done.returncode == 1
+    assert "up to 20 runs" in done.stdout
+    assert not (folder / "prompts.tuned.yaml").exists()
