@@ -68,5 +68,5 @@ def test_the_commands_of_the_readme_exist() -> None:
     ).stdout
     for command in set(re.findall(r"^stagegraph (\w+)", shell, re.MULTILINE)):
         assert re.search(rf"^\s+{command}\s", helped, re.MULTILINE), command
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    assert set(re.findall(r"^make (\w+)", shell, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"^make ([\w-]+)", shell, re.MULTILINE)) <= targets

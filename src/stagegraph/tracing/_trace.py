@@ -26,6 +26,7 @@ from ._spans import (
     INPUT,
     LEVEL,
     OUTPUT,
+    OWN,
     STATUS,
     TYPE,
     Attributes,
@@ -62,7 +63,7 @@ class LangfuseTrace:
         self._start = start
         self._number = number
         connection = tracing.connection
-        told = dict(start.metadata)
+        told = {f"user_{name}" if name in OWN else name: value for name, value in start.metadata.items()}
         experiment = told.pop(EXPERIMENT, None)
         extra: Attributes = {
             "langfuse.environment": connection.environment,
