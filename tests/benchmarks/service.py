@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 from serving import serving
 
 REQUESTS = 300
-RUNS, CALLS, DELAY, MODEL_LIMIT = 200, 12, 0.2, 32
+RUNS, CALLS, DELAY, MODEL_LIMIT = 200, 12, 0.5, 32
 
 
 class Twelve(Graph[str, list[str]]):

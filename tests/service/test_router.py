@@ -375,6 +375,19 @@ def test_a_question_is_answered(given: object, said: str):
         assert ids[0] == "1-2"
 
 
+def test_a_question_may_be_given_up():
+    """A suspended run that is cancelled is asked nothing any more."""
+    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Tidy(), runner))
+    with served(app) as client:
+        place = f"/runs/{client.post('/runs', json='go').json()['run_id']}"
+        [question] = client.get(place).json()["pending"]
+        assert client.post(f"{place}/cancel").json()["status"] == "cancelled"
+        assert client.get(place).json()["status"] == "cancelled"
+        assert client.post(f"{place}/answers", json={"answers": {question["id"]: True}}).status_code == 409
+
+
 def test_feedback_is_kept_with_the_run(gate: Gate):
     """For the whole run or for one call; a call that is not there, or a service without a record, says so."""
     runner = Runner(journal=MemoryJournal())

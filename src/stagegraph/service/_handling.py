@@ -139,10 +139,14 @@ class Handling:
     async def state(self, run_id: str, user: str | None) -> Response:
         """A run as it stands."""
         live = await self._desk.live(run_id, user)
-        if live is not None:
+        if live is not None and not self._may_be_elsewhere(live):
             return self._response(live.run, 200)
         row = await self._desk.row(run_id, user)
         return await self._stored(row)
+
+    def _may_be_elsewhere(self, live: LiveRun[Any, Any]) -> bool:
+        """Whether somebody else may have gone on with a run, or given it up, since it was suspended here."""
+        return live.done and self._runner.journal is not None and live.run.status == "suspended"
 
     async def _stored(self, row: RunRow) -> Response:
         run = await self._desk.stored(row)
@@ -152,7 +156,7 @@ class Handling:
     async def cancel(self, run_id: str, user: str | None) -> Response:
         """End a run now, or forget about going on with it."""
         live = await self._desk.live(run_id, user)
-        if live is not None and (not live.done or live.run.status != "suspended"):
+        if live is not None and not self._may_be_elsewhere(live):
             with anyio.move_on_after(_PATIENCE):
                 await live.cancel()
             return self._response(live.run, 200 if live.done else 202)
