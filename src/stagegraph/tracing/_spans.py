@@ -47,8 +47,7 @@ _OWN_WORDS = (f"{METADATA}.", "langfuse.trace.metadata.")
 EXPERIMENT = "experiment"
 """The name in a run's metadata that says for which evaluation it was made."""
 OWN = frozenset(
-    ("run_id", "key", "path", "kind", "status", "segment", "resumed", "replayed", "attempts", "prompt_source")
-    + ("fan_out_index", "fan_out_size")
+    "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
 )
 """Names in the metadata of an observation that are ours; a run's own of that name gets `user_` before it."""
 _TEXT_LIMIT = 200
