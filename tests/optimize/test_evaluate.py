@@ -13,6 +13,7 @@ from rules import Chain, rows, separate, student
 from stagegraph import Example, Run, Runner, Score, TuningError
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import Report, ReportRow, evaluate
+from stagegraph.tracing import JournalRuns
 
 pytestmark = pytest.mark.anyio
 
@@ -166,3 +167,16 @@ async def test_values_that_are_no_json_do_not_spoil_a_report(tmp_path: Path) -> 
     )  # fmt: skip
     found.save(tmp_path / "r.json")
     assert Report.load(tmp_path / "r.json").mean == 1
+
+
+async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
+    """The journal has each run's score, and nobody who learns from recorded runs takes these for real ones."""
+    journal = MemoryJournal()
+    runner = Runner(student()[0], journal=journal)
+    await evaluate(Chain(), separate, ROWS, runner=runner, record=True)
+    source = JournalRuns(journal)
+    assert [run async for run in source.runs(Chain())] == []
+    runs = [run async for run in source.runs(Chain(), experiments=True)]
+    assert [(one.name, one.value) for run in runs for one in run.feedback] == [("separate", 0.0)] * len(ROWS)
+    with pytest.raises(TuningError, match="a journal"):
+        await evaluate(Chain(), separate, ROWS, model=student()[0], record=True)

@@ -63,7 +63,7 @@ async def preview(
     if not examples:
         msg = "there are no examples to measure on"
         raise TuningError(msg)
-    own = runner or Runner()
+    own = runner or Runner(tracing=None)
     runs = [await run_example(own, graph, example, model=model) for example in examples[:samples]]
     calls: dict[str, list[int]] = {}
     for run in runs:

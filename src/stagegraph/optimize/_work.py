@@ -206,7 +206,7 @@ def _journaled(runner: Runner | None, run_dir: str | Path | None) -> Runner:
     """A runner that records its runs, so that a child does not repeat what its change does not touch."""
     if runner is not None and runner.journal is not None:
         return runner
-    own = Runner() if runner is None else copy.copy(runner)
+    own = Runner(tracing=None) if runner is None else copy.copy(runner)
     if run_dir is None:
         own.journal = MemoryJournal()
     else:

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from stagegraph.errors import InputError, RunError, TuningError
 from stagegraph.run import Run
 from stagegraph.runner import Runner
+from stagegraph.scores import feedback
 
 from ._faults import fault_in, is_lasting, wait_asked_for
 from .grading import Grader, Metric, grader_of, stage_of
@@ -35,6 +36,8 @@ Out = TypeVar("Out")
 SIDE_BY_SIDE = 16
 WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds between the attempts at a run whose provider failed."""
+_MARK = {"experiment": "evaluation"}
+"""What keeps these runs out of the data that is learned from."""
 
 
 async def evaluate(
@@ -49,6 +52,7 @@ async def evaluate(
     side_by_side: int = SIDE_BY_SIDE,
     waits: Sequence[float] = WAITS,
     on_row: Callable[[ReportRow], None] | None = None,
+    record: bool = False,
 ) -> Report:
     """Run a graph on every example and judge it.
 
@@ -57,12 +61,15 @@ async def evaluate(
         metric: `(example, run) -> Score | float | bool`, also async.
         examples: With ids that differ.
         model: The model of stages that have none of their own.
-        runner: Runs it; a fresh one without a journal otherwise.
+        runner: Runs it; a fresh one without a journal and without tracing otherwise.
         prompts: What to try instead of the runner's.
         repeats: How often each example is run: models answer differently from time to time.
         side_by_side: How many runs go on at once; the runner's own limits hold besides.
         waits: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection).
         on_row: Told every run as it is judged.
+        record: Also give each run its score, as `feedback` does: in the runner's journal, and where it is traced to.
+
+    The runs are marked as an experiment, so that nobody learns from them later.
 
     Raises:
         TuningError: there are no examples, two have one id, the metric failed, or a provider did for good;
@@ -73,7 +80,10 @@ async def evaluate(
         msg = f"evaluate(repeats={repeats}): at least 1 run of each example is needed"
         raise TuningError(msg)
     grader = grader_of(metric)
-    own = runner or Runner()
+    own = runner or Runner(tracing=None)
+    if record and own.journal is None and own.tracing is None:
+        msg = "evaluate(record=True) needs somewhere to keep the scores: a runner with a journal, or with tracing"
+        raise TuningError(msg)
     found: dict[tuple[int, int], ReportRow] = {}
     limiter = anyio.CapacityLimiter(side_by_side)
     problem: list[TuningError] = []
@@ -82,7 +92,11 @@ async def evaluate(
         async with limiter:
             try:
                 run = await run_example(own, graph, example, model=model, prompts=prompts, waits=waits)
-                row = row_of(example, repeat, run, await grader(example, run))
+                score = await grader(example, run)
+                row = row_of(example, repeat, run, score)
+                if record:
+                    said = "; ".join(note.text for note in score.notes) or None
+                    await feedback(run.id, grader.name, score.value, comment=said, runner=own)
             except TuningError as error:
                 problem.append(error)
                 group.cancel_scope.cancel()
@@ -126,7 +140,9 @@ async def run_example(
         if begin is not None:
             begin(run_id)
         try:
-            return await runner.run(graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id)
+            return await runner.run(
+                graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id, metadata=_MARK
+            )
         except InputError as error:
             msg = f"example {example.id!r} does not fit: {error}"
             raise TuningError(msg) from error

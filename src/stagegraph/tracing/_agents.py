@@ -7,9 +7,9 @@ the span that was current when the agent was called, and only our own tracer see
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -27,6 +27,7 @@ from opentelemetry.trace import (
 )
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.util.types import Attributes, AttributeValue
 
 __all__ = ["CallTracer"]
@@ -48,7 +49,9 @@ class Transparent(Span):
         return getattr(self.real, "attributes", None) or {}
 
     def end(self, end_time: int | None = None) -> None:
-        self.real.end(end_time)
+        if self.real.is_recording():
+            self.real.end(end_time)
+            self.owner.collect(cast("ReadableSpan", self.real))
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         self.real.set_attributes(attributes)
@@ -84,16 +87,20 @@ class CallTracer(Tracer):
     Args:
         real: Makes and exports the spans.
         call: The call's observation.
-        common: Attributes of every span of the run.
         generation: Attributes of the model requests alone.
+        collect: Takes each span when it has ended.
     """
 
     def __init__(
-        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
+        self,
+        real: Tracer,
+        call: SpanContext,
+        generation: Mapping[str, Any],
+        collect: Callable[[ReadableSpan], None],
     ) -> None:
         self._real = real
         self._call = NonRecordingSpan(call)
-        self._common = common
+        self.collect = collect
         self._generation = generation
         self._run: Span | None = None
         """The newest run of the call's agent, below which everything stands that it does."""
@@ -110,9 +117,9 @@ class CallTracer(Tracer):
         set_status_on_exception: bool = True,
     ) -> Span:
         around = get_current_span(context)
-        own: dict[str, Any] = {**(attributes or {}), **self._common}
-        if own.get("gen_ai.operation.name") == "chat":
-            own |= self._generation
+        own: Mapping[str, Any] = attributes or {}
+        if own.get("gen_ai.operation.name") == "chat" and self._generation:
+            own = {**own, **self._generation}
         real = self._real.start_span(
             name,
             set_span_in_context(self._parent(around), Context()),

@@ -64,7 +64,9 @@ class LangfuseTrace:
         self._number = number
         connection = tracing.connection
         told = {f"user_{name}" if name in OWN else name: value for name, value in start.metadata.items()}
-        experiment = told.pop(EXPERIMENT, None)
+        experiment = told.get(EXPERIMENT)
+        if isinstance(experiment, dict):
+            del told[EXPERIMENT]
         extra: Attributes = {
             "langfuse.environment": connection.environment,
             "langfuse.version": start.prompts.digest,
@@ -73,6 +75,8 @@ class LangfuseTrace:
         if isinstance(experiment, dict):
             root = span_number(start.run_id, start.root_key, start.segment)
             extra |= experiment_attributes(cast("dict[str, object]", experiment), f"{root:016x}")
+        elif experiment:
+            extra["langfuse.environment"] = "sdk-experiment"  # as Langfuse keeps its own experiments apart
         if connection.release:
             extra["langfuse.release"] = connection.release
         self._common = common(start.graph, start.session_id, start.user_id, start.tags, extra)
@@ -82,13 +86,18 @@ class LangfuseTrace:
         """The instrumentation of one stage call's agent, beside what the host may have put on it."""
         settings = copy(self._tracing.settings)
         call = sampled(self._number, self._span(entry))
-        settings.tracer = CallTracer(self._tracing.tracer, call, self._common, self._link(entry.path))
+        settings.tracer = CallTracer(self._tracing.tracer, call, self._link(entry.path), self._collect)
         own = Instrumentation(settings=settings, id="stagegraph")
         # Any `Instrumentation` on a run takes the place of the one that `Agent.instrument_all` would add; the host's
         # has to stay, and there is no public way to ask for it.
         resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
         hosts = resolve() if resolve is not None else None
         return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
+
+    def _collect(self, span: ReadableSpan) -> None:
+        """Take a finished span of Pydantic AI's."""
+        texts = (value for value in (span.attributes or {}).values() if isinstance(value, str))
+        self._tracing.put(span, self._common, 1_000 + sum(map(len, texts)))
 
     def replaying(self) -> AbstractContextManager[None]:
         """Around an agent that recalls recorded requests."""
@@ -130,7 +139,7 @@ class LangfuseTrace:
         start, parent = self._start, entry.parent
         word, type_ = names[entry.node.kind]
         given, output = self._contents(entry, status)
-        attributes: Attributes = {TYPE: type_, **self._common, **self._about(entry, status)}
+        attributes: Attributes = {TYPE: type_, **self._about(entry, status)}
         if given is not None:
             attributes[INPUT] = given
         if output is not None:
@@ -156,7 +165,7 @@ class LangfuseTrace:
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
             instrumentation_scope=_SCOPE,
         )
-        self._tracing.put(span, 1_000 + len(given or "") + len(output or ""))
+        self._tracing.put(span, self._common, 1_000 + len(given or "") + len(output or ""))
 
     def _about(self, entry: Entry, status: CallStatus) -> Attributes:
         start, segment = self._start, self._start.segment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
@@ -20,7 +20,7 @@ from ._ids import observation_id, score_id, trace_id, trace_number
 from ._outbox import Outbox
 from ._process import close_all
 from ._secrets import known_secrets, scrubbed
-from ._spans import Policy
+from ._spans import Attributes, Policy
 from ._trace import LangfuseTrace
 from ._wire import Wire
 from .source import CORRECTION
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LangfuseTracing", "shared"]
 
+Observed = tuple[ReadableSpan, Attributes]
+"""A span, and the attributes that it shares with all of its run."""
 MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
 
@@ -94,7 +96,7 @@ class LangfuseTracing:
         self._sample_rate = sample_rate
         self._policy = Policy(capture, redact, max_content)
         self._wires = Wire(self.connection), Wire(self.connection)
-        self._spans: Outbox[ReadableSpan] = Outbox(
+        self._spans: Outbox[Observed] = Outbox(
             self._send_spans,
             what="observations",
             exit_seconds=exit_seconds,
@@ -113,7 +115,6 @@ class LangfuseTracing:
             labels["langfuse.release"] = self.connection.release
         self.resource = Resource.create(labels)
         provider = TracerProvider(ALWAYS_ON, self.resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
-        provider.add_span_processor(_Collect(self))
         self.tracer = provider.get_tracer("pydantic-ai")
         self.settings = InstrumentationSettings(
             tracer_provider=provider,
@@ -141,17 +142,17 @@ class LangfuseTracing:
         """Whether the run is in the sample: its id decides, in every process and whenever it is resumed."""
         return (trace_number(run_id) >> 64) < self._sample_rate * 2**64
 
-    def put(self, span: ReadableSpan, size: int) -> None:
-        """Let one span wait to be sent."""
-        self._spans.put(span, size)
+    def put(self, span: ReadableSpan, common: Attributes, size: int) -> None:
+        """Let one span wait to be sent; it gets what all of its run have in *common* then."""
+        self._spans.put((span, common), size)
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be made."""
         self._spans.lose(1, f"one could not be made: {type(problem).__name__}")
 
-    def _send_spans(self, spans: list[ReadableSpan]) -> None:
+    def _send_spans(self, spans: list[Observed]) -> None:
         policy = replace(self._policy, secrets=known_secrets(self.connection.secret_key))
-        self._wires[0].send_spans([policy.apply(span) for span in spans])
+        self._wires[0].send_spans([policy.apply(span, common) for span, common in spans])
 
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
         """Send a score to the run's trace, or to the observation of one call.
@@ -210,14 +211,3 @@ _of_process: dict[None, LangfuseTracing] = {}
 def shared() -> LangfuseTracing:
     """The tracing of runners that were given none: one for the process, also when threads ask for it at once."""
     return _of_process.get(None) or _of_process.setdefault(None, LangfuseTracing())
-
-
-class _Collect(SpanProcessor):
-    """Takes the finished spans of Pydantic AI."""
-
-    def __init__(self, tracing: LangfuseTracing) -> None:
-        self._tracing = tracing
-
-    def on_end(self, span: ReadableSpan) -> None:
-        size = 1_000 + sum(len(value) for value in (span.attributes or {}).values() if isinstance(value, str))
-        self._tracing.put(span, size)
