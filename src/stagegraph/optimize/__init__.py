@@ -85,4 +85,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in {"dspy", "gepa"}:
+            raise
+        msg = f"{name} needs {error.name}, which is not installed: pip install 'stagegraph[optimize]'"
+        raise ImportError(msg) from error
