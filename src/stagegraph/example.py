@@ -20,6 +20,7 @@ from typing_extensions import TypeVar
 
 from .errors import DeclarationError, InputError
 from .prompt import first_problem
+from .schema import ordered
 
 if TYPE_CHECKING:
     import os
@@ -68,20 +69,9 @@ def digest_of(value: object) -> str:
 
 def _canonical(value: object) -> str:
     with suppress(TypeError, ValueError):  # a set of models: as plain data they are in no set
-        value = _ordered(_PLAIN.to_python(value, warnings=False))
+        value = ordered(_PLAIN.to_python(value, warnings=False))
     data = to_jsonable_python(value, bytes_mode="base64", fallback=repr)
     return json.dumps(data, sort_keys=True)
-
-
-def _ordered(data: Any) -> Any:
-    """Plain data with each set as a sorted list: a set comes in another order in each process."""
-    if isinstance(data, (set, frozenset)):
-        return sorted(map(_ordered, cast("set[Any]", data)), key=repr)
-    if isinstance(data, Mapping):
-        return {key: _ordered(item) for key, item in cast("Mapping[Any, Any]", data).items()}
-    if isinstance(data, (list, tuple)):
-        return [_ordered(item) for item in cast("list[Any]", data)]
-    return data
 
 
 def save_examples(examples: Iterable[Example[Any]], path: str | os.PathLike[str]) -> int:

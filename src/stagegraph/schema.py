@@ -7,6 +7,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache, cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, NewType, NotRequired, TypeVar, Union, cast, get_args, get_origin
@@ -15,7 +16,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import SchemaSerializer, to_json, to_jsonable_python
 from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
-__all__ = ["Schema", "named_models"]
+__all__ = ["Schema", "named_models", "ordered"]
 
 _ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
 _BYTES = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
@@ -63,7 +64,7 @@ class Schema:
         """
         if self._holds_sets:
             try:
-                data = _ordered(self.serializer.to_python(value, warnings=False))
+                data = ordered(self.serializer.to_python(value, warnings=False))
             except TypeError:  # a set of models: as plain data they are in no set
                 return self.serializer.to_json(value, warnings=False)
             return to_json(data, bytes_mode="base64")
@@ -99,14 +100,14 @@ class Schema:
         return to_jsonable_python(value, fallback=repr, serialize_unknown=True)
 
 
-def _ordered(data: Any) -> Any:
-    """Plain data with each set as a list that is sorted by how its items are written."""
+def ordered(data: Any) -> Any:
+    """Plain data with each set as a sorted list: a set comes in another order in each process."""
     if isinstance(data, (set, frozenset)):
-        return sorted(map(_ordered, cast("set[Any]", data)), key=to_json)
-    if isinstance(data, dict):
-        return {key: _ordered(value) for key, value in cast("dict[Any, Any]", data).items()}
+        return sorted(map(ordered, cast("set[Any]", data)), key=repr)
+    if isinstance(data, Mapping):
+        return {key: ordered(value) for key, value in cast("Mapping[Any, Any]", data).items()}
     if isinstance(data, (list, tuple)):
-        return [_ordered(item) for item in cast("list[Any]", data)]
+        return [ordered(item) for item in cast("list[Any]", data)]
     return data
 
 

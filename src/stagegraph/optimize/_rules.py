@@ -67,14 +67,10 @@ class Acceptance:
             return False
         parent = state.program_candidates[proposal.parent_program_ids[0]]
         changed = [path for path, text in proposal.candidate.items() if parent[path] != text]
-        earned = [
-            sum(
-                blame(judged, perfect=self._perfect).get(path, 0.0)
-                for judged in (found.trajectories or [])
-                for path in changed
-            )
-            for found in (proposal.eval_before, proposal.eval_after)
-        ]
+        earned: list[float] = []
+        for found in (proposal.eval_before, proposal.eval_after):
+            blames = [blame(judged, perfect=self._perfect) for judged in found.trajectories or []]
+            earned.append(sum(one.get(path, 0.0) for one in blames for path in changed))
         return earned[1] < earned[0] - _SAME
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def _notes_for(judged: Judged, call: Call) -> list[Note]:
     own = [note for note in notes if note.target in {call.key, call.path} and note.target]
     if own:
         return own
-    reached = _downstream(run, call.key) | {call.key}
+    reached = _reached(run.edges(), [call.key])
     further = [note for note in notes if not note.target or reached & set(_keys(run, note.target))]
     return [Note(note.target, note.text, note.weight / 2) for note in further]
 
@@ -125,19 +125,11 @@ def _record(judged: Judged, call: Call, notes: list[Note]) -> dict[str, Any]:
 
 def _upstream_stages(run: Run[Any, Any], key: str) -> list[str]:
     """Paths of the stages whose outputs came, by whatever way, to a call (or to the result of the run)."""
-    into: dict[str, list[str]] = {}
-    for source, target in run.edges():
-        into.setdefault(target, []).append(source)
+    back = [(target, source) for source, target in run.edges()]
     starts = _keys(run, key)
     if not key:
-        outputs = {source for source, target in run.edges() if target == ""}
-        starts = sorted(outputs) or [call.key for call in run.calls()]
-    seen, waiting = set(starts), deque(starts)
-    while waiting:
-        for source in into.get(waiting.popleft(), ()):
-            if source not in seen:
-                seen.add(source)
-                waiting.append(source)
+        starts = sorted({source for target, source in back if target == ""}) or [call.key for call in run.calls()]
+    seen = _reached(back, starts)
     return sorted({call.path for call in run.calls() if call.kind == "stage" and call.key in seen})
 
 
@@ -148,17 +140,18 @@ def _keys(run: Run[Any, Any], target: str) -> list[str]:
     return list(dict.fromkeys(inner))
 
 
-def _downstream(run: Run[Any, Any], key: str) -> set[str]:
-    out: dict[str, list[str]] = {}
-    for source, target in run.edges():
-        out.setdefault(source, []).append(target)
-    seen, waiting = {key}, deque([key])
+def _reached(edges: Iterable[tuple[str, str]], starts: Iterable[str]) -> set[str]:
+    """Where one comes to along the edges, beginning (and included) at *starts*."""
+    following: dict[str, list[str]] = {}
+    for source, target in edges:
+        following.setdefault(source, []).append(target)
+    seen = set(starts)
+    waiting = list(seen)
     while waiting:
-        for target in out.get(waiting.popleft(), ()):
-            if target not in seen:
-                seen.add(target)
-                waiting.append(target)
-    return seen - {key}
+        fresh = [target for target in following.get(waiting.pop(), ()) if target not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return seen
 
 
 def _next(run: Run[Any, Any], key: str) -> list[str]:

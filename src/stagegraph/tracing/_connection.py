@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 
 from stagegraph.errors import DeclarationError
 
-__all__ = ["Connection"]
+__all__ = ["LATER", "Connection", "retry_after"]
+
+LATER = frozenset((408, 425, 429))
+"""What a server answers that would take the same later; so does what is 500 or above."""
 
 _CLOUD = "https://cloud.langfuse.com"
 _TIMEOUT = 5.0
@@ -96,6 +99,14 @@ def _timeout(text: str | None) -> float:
     except ValueError:
         return _TIMEOUT
     return seconds if isfinite(seconds) and seconds > 0 else _TIMEOUT
+
+
+def retry_after(text: str | None) -> float | None:
+    """Seconds that a server asks to be left alone; `None` when it does not say, or says a date."""
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None
 
 
 @cache

@@ -12,12 +12,13 @@ import httpx
 
 from stagegraph.errors import TracingError
 
+from ._connection import LATER, retry_after
+
 if TYPE_CHECKING:
     from ._connection import Connection
 
 __all__ = ["NotFoundError", "Rest"]
 
-_LATER = {408, 425, 429}
 _JSON = {"Content-Type": "application/json"}
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
@@ -129,10 +130,11 @@ class Rest:
                 if status == 404:  # noqa: PLR2004
                     msg = f"{base} has no {path}"
                     raise NotFoundError(msg)
-                if status not in _LATER and status < 500:  # noqa: PLR2004
+                if status not in LATER and status < 500:  # noqa: PLR2004
                     raise TracingError(_refusal(base, path, answer))
                 problem = f"{base} answered {status} to {method} {path}"
-                wait = _seconds(answer.headers.get("retry-after"), wait)
+                asked = retry_after(answer.headers.get("retry-after"))
+                wait = wait if asked is None else asked
             if anyio.current_time() + wait > until:
                 msg = f"{problem}, and was asked {attempt + 1} times; try again later"
                 raise TracingError(msg)
@@ -173,10 +175,3 @@ def _refusal(base: str, path: str, answer: httpx.Response) -> str:
     except (ValueError, AttributeError):
         said = ""
     return f"{base} refused {path} ({answer.status_code}){': ' + said[:300] if said else ''}"
-
-
-def _seconds(text: str | None, default: float) -> float:
-    try:
-        return max(0.0, float(text)) if text else default
-    except ValueError:
-        return default

@@ -44,6 +44,8 @@ _USAGE = {
 _CONVERSATION = "gen_ai.conversation.id"
 """One for each agent run, which Langfuse would take for the session."""
 _OWN_WORDS = (f"{METADATA}.", "langfuse.trace.metadata.")
+EXPERIMENTS = "sdk-experiment"
+"""The environment in which Langfuse keeps runs of experiments apart."""
 EXPERIMENT = "experiment"
 """The name in a run's metadata that says for which evaluation it was made."""
 OWN = frozenset(
@@ -87,7 +89,7 @@ def common(name: str, session: str | None, user: str | None, tags: Sequence[str]
 
 def experiment_attributes(about: Mapping[str, object], root: str) -> Attributes:
     """What makes a run an item of an experiment; Langfuse keeps these apart by an environment of their own."""
-    found: Attributes = {"langfuse.environment": "sdk-experiment"}
+    found: Attributes = {"langfuse.environment": EXPERIMENTS}
     found |= {f"langfuse.experiment.{name}": str(value) for name, value in about.items() if value is not None}
     return {**found, "langfuse.experiment.item.root_observation_id": root}
 

@@ -23,6 +23,7 @@ from ._content import shape, without_files
 from ._ids import span_number
 from ._spans import (
     EXPERIMENT,
+    EXPERIMENTS,
     INPUT,
     LEVEL,
     OUTPUT,
@@ -76,7 +77,7 @@ class LangfuseTrace:
             root = span_number(start.run_id, start.root_key, start.segment)
             extra |= experiment_attributes(cast("dict[str, object]", experiment), f"{root:016x}")
         elif experiment:
-            extra["langfuse.environment"] = "sdk-experiment"  # as Langfuse keeps its own experiments apart
+            extra["langfuse.environment"] = EXPERIMENTS
         if connection.release:
             extra["langfuse.release"] = connection.release
         self._common = common(start.graph, start.session_id, start.user_id, start.tags, extra)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
+from ._connection import LATER, retry_after
 from ._delivery import Refused, Unreachable
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ __all__ = ["Wire"]
 
 _LARGEST = 5_000_000
 """Bytes of one request before compression; servers and proxies take a little more."""
-_LATER = {408, 425, 429}
 
 
 class Wire:
@@ -86,8 +86,8 @@ class Wire:
                 msg = f"{what} with a web page: check LANGFUSE_BASE_URL"
                 raise Refused(msg)
             return answer
-        if status in _LATER or status >= 500:  # noqa: PLR2004
-            raise Unreachable(what, _seconds(answer.headers.get("retry-after")))
+        if status in LATER or status >= 500:  # noqa: PLR2004
+            raise Unreachable(what, retry_after(answer.headers.get("retry-after")))
         hint = ": check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY" if status in {401, 403} else ""
         raise Refused(what + hint, as_a_whole=status == 413)  # noqa: PLR2004
 
@@ -106,10 +106,3 @@ def _rejected(answer: httpx.Response, count: int) -> Refused:
         rejected = count
     rejected = min(max(rejected, 0), count)
     return Refused(f"the server did not take {rejected} of {count} scores", count=rejected)
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text)) if text else None
-    except ValueError:
-        return None

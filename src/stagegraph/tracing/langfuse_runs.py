@@ -17,6 +17,7 @@ from ._ids import trace_id
 from ._observation import Row, cut_metadata, is_root, label_of, meta
 from ._rest import Rest
 from ._rows import pages_of
+from ._spans import EXPERIMENTS
 from ._wanted import Wanted
 from .source import Pages, RunSource
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LangfuseRuns"]
 
-EXPERIMENTS = "sdk-experiment"
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _LONG = "key,path,run_id"
 _PAGE = 200
