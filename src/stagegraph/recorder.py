@@ -170,6 +170,7 @@ class Recorder:
             started=self._clock.offset + entry.began,
             duration=entry.duration,
             replayed=entry.replayed,
+            cost="0",
         )
         if node.kind == "stage":
             use = entry.use

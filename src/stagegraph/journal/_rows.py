@@ -65,7 +65,8 @@ class CallRow:
     error_type: str | None = None
     error: str | None = None
     usage: str = "{}"
-    cost: str | None = "0"
+    cost: str | None = None
+    """Dollars; `None` when a request was made whose price is not known."""
     started: float
     duration: float = 0.0
     attempts: int = 1

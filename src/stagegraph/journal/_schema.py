@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Container
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from stagegraph.errors import JournalError
 
 from ._rows import CallRow, FeedbackRow, OpRow, Row, RunRow
 
-__all__ = ["TABLES", "connect", "explained", "is_busy", "key_of", "prepare", "row_of", "upsert", "values_of"]
+__all__ = ["TABLES", "Statement", "connect", "explained", "is_busy", "prepare", "row_of", "statement_for"]
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as ours (`SGJ1`)."""
@@ -36,29 +37,43 @@ _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow)
 
 
-_UPSERTS: dict[type[Row], str] = {
-    row_type: f"INSERT OR REPLACE INTO {table} ({', '.join(_NAMES[row_type])}) "  # noqa: S608 - our own names
-    f"VALUES ({', '.join('?' * len(_NAMES[row_type]))})"
-    for row_type, (table, _) in TABLES.items()
+_DEFAULTS = {
+    row_type: {field.name: field.default for field in fields(row_type) if field.default is not MISSING}
+    for row_type in TABLES
 }
-_VALUES = {row_type: attrgetter(*names) for row_type, names in _NAMES.items()}
-_KEYS = {row_type: attrgetter("run_id", *key) for row_type, (_, key) in TABLES.items()}
+"""What an empty column stands for."""
+_OF_STAGES_AND_FAILURES = {"error_type", "error", "usage", "attempts", "messages", "prompt", "pending"}
 
 
-def upsert(row_type: type[Row]) -> str:
-    return _UPSERTS[row_type]
+class Statement(NamedTuple):
+    """How rows of one shape are written: in the place of what was there."""
+
+    sql: str
+    values: Callable[[Row], tuple[Any, ...]]
 
 
-def values_of(row: Row) -> tuple[Any, ...]:
-    return _VALUES[type(row)](row)
+def _statement(row_type: type[Row], left_out: Container[str] = ()) -> Statement:
+    names = [name for name in _NAMES[row_type] if name not in left_out]
+    sql = f"INSERT OR REPLACE INTO {TABLES[row_type][0]} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - our own names
+    return Statement(sql, attrgetter(*names))
 
 
-def key_of(row: Row) -> tuple[str, ...]:
-    return _KEYS[type(row)](row)
+_STATEMENTS = {row_type: _statement(row_type) for row_type in TABLES}
+_PLAIN_CALL = _statement(CallRow, _OF_STAGES_AND_FAILURES)
+
+
+def statement_for(row: Row) -> Statement:
+    """A third of the time to write a row goes into columns that most calls leave empty: for those they are left out."""
+    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None:
+        return _PLAIN_CALL
+    return _STATEMENTS[type(row)]
 
 
 def row_of(row_type: type[R], found: sqlite3.Row) -> R:
     values: dict[str, Any] = {name: found[name] for name in _NAMES[row_type]}
+    for name, default in _DEFAULTS[row_type].items():
+        if values[name] is None:
+            values[name] = default
     if "replayed" in values:
         values["replayed"] = bool(values["replayed"])
     return row_type(**values)

@@ -18,7 +18,7 @@ from stagegraph.errors import JournalError
 from ._memory import fits, refusal_to_claim
 from ._redact import Redact, redacted
 from ._rows import CallRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
-from ._schema import TABLES, connect, explained, prepare, row_of, upsert, values_of
+from ._schema import TABLES, connect, explained, prepare, row_of, statement_for
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
@@ -71,7 +71,8 @@ class SqliteJournal:
                 known = None if found is None else row_of(RunRow, found)
                 refusal = refusal_to_claim(row, known, fresh=fresh)
                 if refusal is None:
-                    connection.execute(upsert(RunRow), values_of(written))
+                    statement = statement_for(written)
+                    connection.execute(statement.sql, statement.values(written))
                 connection.execute("COMMIT" if refusal is None else "ROLLBACK")
             except BaseException:
                 if connection.in_transaction:

@@ -12,10 +12,11 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 from ._rows import Row
-from ._schema import connect, explained, is_busy, key_of, upsert, values_of
+from ._schema import connect, explained, is_busy, statement_for
 
 __all__ = ["Writer"]
 
@@ -123,17 +124,14 @@ class Writer:
 def _commit(connection: sqlite3.Connection, rows: list[Row]) -> None:
     if not rows:
         return
-    tables: dict[type[Row], dict[tuple[str, ...], Row]] = {}
-    for row in rows:  # a call that began and ended since the last commit is written once
-        tables.setdefault(type(row), {})[key_of(row)] = row
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for row_type, latest in tables.items():
-            values = [values_of(row) for row in latest.values()]
+        for statement, alike in groupby(rows, key=statement_for):
+            values = [statement.values(row) for row in alike]
             try:
-                connection.executemany(upsert(row_type), values)
+                connection.executemany(statement.sql, values)
             except UnicodeEncodeError:  # half a surrogate pair, as broken JSON may hold it
-                connection.executemany(upsert(row_type), [tuple(map(_encodable, row)) for row in values])
+                connection.executemany(statement.sql, [tuple(map(_encodable, row)) for row in values])
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
