@@ -537,6 +537,24 @@ async def test_a_forgotten_await_is_named(where: str):
 
 
 @pytest.mark.anyio
+async def test_a_forgotten_await_is_asked_about_where_its_result_is_used():
+    """Python's own message speaks of a coroutine, which a newcomer does not know to have made."""
+
+    class Forgets(Graph[str, str]):
+        shout = shout
+
+        async def flow(self, text: str) -> str:
+            call = self.shout(text)
+            try:
+                return call.upper()  # type: ignore[attr-defined]
+            finally:
+                call.close()  # no warning of it in this suite
+
+    with pytest.raises(RunError, match=r"'coroutine' object has no attribute 'upper' \(is an `await` missing"):
+        await Forgets().run("a")
+
+
+@pytest.mark.anyio
 async def test_a_type_that_is_known_nowhere_is_refused():
     """A forward reference that cannot be found says what to do."""
 

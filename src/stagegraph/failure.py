@@ -60,6 +60,8 @@ def run_error(cause: Exception, label: str, record: Callable[[], Run[Any, Any]])
         return cause
     causes, failures = leaves(cause), record().failures()
     text = "; ".join(_said(leaf) for leaf in causes[:3])
+    if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
+        text += " (is an `await` missing before a call?)"
     # A flow may have caught other failures; the place is that of the one that ended the run.
     found = next((call for call in failures if any(_is_about(call, leaf) for leaf in causes)), None)
     place = f" at `{found.key}`" if found is not None and found.key and f"`{found.key}`" not in text else ""

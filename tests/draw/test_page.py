@@ -178,3 +178,16 @@ async def test_light_and_dark(browser: webdriver.Chrome, tmp_path: Path) -> None
     colors.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert colors[0] != colors[1]
     assert colors[2] == colors[0]
+
+
+async def test_a_narrow_window_keeps_the_names(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """On a telephone a call's name is read whole; its duration is a click away."""
+    metrics = {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        await opened(browser, tmp_path, Outer(), ["a", "bad"])
+        cut = "return [...document.querySelectorAll('.key')].filter((e) => e.scrollWidth > e.clientWidth).length"
+        assert browser.execute_script(cut) == 0
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
