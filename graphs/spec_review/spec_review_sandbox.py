@@ -130,8 +130,8 @@ async def _watched(process: asyncio.subprocess.Process, order: str, limits: Limi
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # also what it started, as long as it stayed in the group
+        _let_go(process)  # first: the wait lasts until every pipe is closed, and nobody reads on
         await asyncio.shield(process.wait())
-        _let_go(process)
     return bytes(output[: limits.output]).decode("utf-8", "replace"), stopped
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,24 @@ async def test_hostile_code_is_held_and_explained(name: str, monkeypatch: pytest
     assert reason in f"{verdict.log} {verdict.stopped}"
     assert "do-not-leak" not in verdict.log
     assert len(verdict.log) <= sandbox.Limits().output + 100
+
+
+@pytest.mark.anyio
+async def test_a_child_that_left_the_group_holds_nobody_up() -> None:
+    """It may keep the pipe open for as long as it likes; the verdict does not wait for that."""
+    leaver = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    print("left:", os.getpid(), flush=True)
+    time.sleep(600)
+while True: pass
+"""
+    verdict = await sandbox.run_tests(leaver, TESTS, sandbox.Limits(seconds=2))
+    found = re.search(r"left: (\d+)", verdict.log)
+    assert found is not None, verdict
+    os.kill(int(found[1]), signal.SIGKILL)  # it is still there
+    assert "longer than" in str(verdict.stopped)
 
 
 @pytest.mark.anyio
