@@ -20,6 +20,7 @@ from traced_runs import Watch, the_watch
 from scripted import echo
 from stagegraph import DeclarationError, Graph, Runner, Stage, fan_out, feedback, step
 from stagegraph.tracing import LangfuseTracing
+from stagegraph.tracing._ids import trace_id
 from stagegraph.tracing.langfuse import _of_process, shared
 
 __all__ = ["the_watch"]
@@ -260,6 +261,21 @@ def test_a_mistake_is_told_at_once(variables: pytest.MonkeyPatch, options: dict[
     """Missing keys and values out of their range are errors where they are written."""
     with pytest.raises(DeclarationError, match=said):
         LangfuseTracing(**options)
+
+
+async def test_the_share_of_runs_comes_from_the_environment(watch: Watch, variables: pytest.MonkeyPatch) -> None:
+    """Langfuse's own variable decides where the program says nothing, and a mistake in it is told."""
+    in_environment(variables, watch)
+    variables.setenv("LANGFUSE_SAMPLE_RATE", "0")
+    none, every = LangfuseTracing(), watch.tracing(sample_rate=1)
+    await Runner(echo(), tracing=none).run(Say(), "x", run_id="unseen")
+    await Runner(echo(), tracing=every).run(Say(), "x", run_id="seen")
+    await none.flush()
+    await watch.sent()
+    assert {span.trace_id for span in watch.server.spans} == {trace_id("seen")}
+    variables.setenv("LANGFUSE_SAMPLE_RATE", "half")
+    with pytest.raises(DeclarationError, match="LANGFUSE_SAMPLE_RATE is 'half'"):
+        LangfuseTracing()
 
 
 async def test_a_tracing_does_not_show_its_key(watch: Watch) -> None:

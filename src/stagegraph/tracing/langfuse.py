@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import NoOpMeterProvider
@@ -60,7 +62,8 @@ class LangfuseTracing:
         base_url: `LANGFUSE_BASE_URL`; Langfuse's cloud without it.
         environment: `LANGFUSE_TRACING_ENVIRONMENT`: `production`, `staging`.
         release: `LANGFUSE_RELEASE`: the version of the program.
-        sample_rate: The share of runs that is shown, from 0 to 1; a run is shown whole or not at all.
+        sample_rate: `LANGFUSE_SAMPLE_RATE`: the share of runs that is shown, from 0 to 1, all without it; a run is
+            shown whole or not at all.
         redact: Gets every JSON value and text that was written by a user or a model, and gives what may be sent.
         capture: `all`; `shape` shows types and sizes in place of contents; `none` shows neither.
         max_content: Bytes of one input or output, or of the messages of one request.
@@ -78,22 +81,19 @@ class LangfuseTracing:
         base_url: str | None = None,
         environment: str | None = None,
         release: str | None = None,
-        sample_rate: float = 1.0,
+        sample_rate: float | None = None,
         redact: Redact | None = None,
         capture: Capture = "all",
         max_content: int = MAX_CONTENT,
         exit_seconds: float = 2.0,
     ) -> None:
-        if not 0 <= sample_rate <= 1:
-            msg = f"LangfuseTracing(sample_rate={sample_rate}): a share is between 0 and 1"
-            raise DeclarationError(msg)
+        self._sample_rate = _share(sample_rate)
         if capture not in {"all", "shape", "none"}:
             msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
             raise DeclarationError(msg)
         self.connection = Connection.of(public_key, secret_key, base_url, environment, release)
         self.capture: Capture = capture
         self.redact = redact
-        self._sample_rate = sample_rate
         self._policy = Policy(capture, redact, max_content)
         self._wires = Wire(self.connection), Wire(self.connection)
         self._spans: Outbox[Observed] = Outbox(
@@ -203,6 +203,19 @@ class LangfuseTracing:
 
     def __repr__(self) -> str:
         return f"<LangfuseTracing {self.connection.base_url} {self.connection.environment}>"
+
+
+def _share(given: float | None) -> float:
+    said = os.environ.get("LANGFUSE_SAMPLE_RATE") or 1.0 if given is None else given
+    try:
+        share = float(said)
+    except ValueError:
+        share = nan
+    if not 0 <= share <= 1:
+        where = "LANGFUSE_SAMPLE_RATE" if given is None else "LangfuseTracing(sample_rate=)"
+        msg = f"{where} is {said!r}: a share of runs is a number between 0 and 1"
+        raise DeclarationError(msg)
+    return share
 
 
 _of_process: dict[None, LangfuseTracing] = {}
