@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._credit import credited, stage_feedback
+    from ._credit import credited
+    from ._feedback import stage_feedback
     from ._lm import lm
     from ._provider import TuningStopped
     from .budget import Budget
@@ -73,7 +74,7 @@ _HOMES = {
     "from_dspy": "data",
     "graded": "grading",
     "lm": "_lm",
-    "stage_feedback": "_credit",
+    "stage_feedback": "_feedback",
     "stratified_split": "data",
     "to_dspy": "data",
     "wants_failed_runs": "grading",
