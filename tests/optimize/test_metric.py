@@ -351,6 +351,7 @@ class Twofold(Graph[str, str]):
 
 def test_the_nearest_stage_earns_most_of_what_a_step_found() -> None:
     """Those before it may be at fault as well, those that had no part in it are not."""
+
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         return ModelResponse([TextPart(f"{asked(messages)} {info.instructions}")])
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ._lm import lm
     from ._provider import TuningStopped
     from .budget import Budget
+    from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
     from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
     from .evaluation import evaluate
@@ -41,12 +42,14 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "evaluate",
     "examples",
     "from_dspy",
+    "from_pydantic_evals",
     "graded",
     "lm",
     "preview",
     "stage_feedback",
     "stratified_split",
     "to_dspy",
+    "to_pydantic_evals",
     "tune",
     "wants_failed_runs",
 ]
@@ -72,6 +75,8 @@ _HOMES = {
     "dspy_metric": "metric",
     "examples": "data",
     "from_dspy": "data",
+    "from_pydantic_evals": "cases",
+    "to_pydantic_evals": "cases",
     "graded": "grading",
     "lm": "_lm",
     "stage_feedback": "_feedback",

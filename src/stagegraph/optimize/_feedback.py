@@ -25,9 +25,7 @@ _MADE = 500
 _EXPECTED = 800
 
 
-def stage_feedback(
-    run: Run[Any, Any], score: Score, path: str, *, expected: object = None, limit: int = _LIMIT
-) -> str:
+def stage_feedback(run: Run[Any, Any], score: Score, path: str, *, expected: object = None, limit: int = _LIMIT) -> str:
     """What a reflection model is told about one stage of a run: all its calls, worst first, in so many characters.
 
     With a verdict alone, it is told what each call was given and answered, what was made of that further on, what came
@@ -69,8 +67,7 @@ def lines_about(run: Run[Any, Any], call: Call, notes: Iterable[Note]) -> list[s
         seen = f"seen at `{note.target}`" if note.target else "at the end"
         lines.append(f"- {note.text}" if own else f"- later, {seen}: {note.text}")
     uses = [run.call(taker) for maker, taker in run.edges() if maker == call.key]
-    for use in uses[:_USES]:
-        lines.append(f"its answer went into `{use.key}`, which gave: {cut(answer_of(use), _MADE)}")
+    lines += [f"its answer went into `{use.key}`, which gave: {cut(answer_of(use), _MADE)}" for use in uses[:_USES]]
     if len(uses) > _USES:
         lines.append(f"and into {len(uses) - _USES} more calls")
     return list(dict.fromkeys(lines))
