@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .gepa import GEPA
     from .grading import Metric, graded, wants_failed_runs
+    from .judging import Judge, judge
     from .metric import dspy_metric
     from .module import GraphModule
     from .proposers import Candidates, Proposal
@@ -29,6 +30,7 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "Comparison",
     "GEPA",
     "GraphModule",
+    "Judge",
     "Metric",
     "Preview",
     "Proposal",
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "from_dspy",
     "from_pydantic_evals",
     "graded",
+    "judge",
     "lm",
     "preview",
     "stage_feedback",
@@ -69,6 +72,7 @@ _HOMES = {
     "Candidates": "proposers",
     "Budget": "budget",
     "GraphModule": "module",
+    "Judge": "judging",
     "Metric": "grading",
     "TuningStopped": "_provider",
     "credited": "_credit",
@@ -78,6 +82,7 @@ _HOMES = {
     "from_pydantic_evals": "cases",
     "to_pydantic_evals": "cases",
     "graded": "grading",
+    "judge": "judging",
     "lm": "_lm",
     "stage_feedback": "_feedback",
     "stratified_split": "data",

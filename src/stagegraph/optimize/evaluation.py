@@ -201,6 +201,7 @@ def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score)
         error=str(run.error) if run.error is not None else None,
         seconds=run.duration,
         cost=None if run.cost is None else float(run.cost),
+        judging=score.cost,
         requests=run.usage.requests,
         tokens=run.usage.total_tokens,
         input=_plain(run.input),
