@@ -14,7 +14,7 @@ from stagegraph.models import Models
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from ._faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from ._fields import Fields
 from ._loop import start_here
 
@@ -93,7 +93,7 @@ class Program:
 async def run_patiently(
     program: Program, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any] | str]
 ) -> tuple[Run[Any, Any], str | None]:
-    """A run and why it failed, if it did; one that a provider let down is repeated.
+    """A run and why it failed, if it did; one that a provider let down is repeated, also when it went on without.
 
     Raises:
         RunError: the provider did not recover, or the input does not fit.
@@ -114,4 +114,7 @@ async def run_patiently(
                 raise
             await asyncio.sleep(max(waits.pop(0), wait_asked_for(fault)))
         else:
+            if waits and let_down(run):
+                await asyncio.sleep(waits.pop(0))
+                continue
             return run, None if run.status == "succeeded" else "the run waits for an answer (see `run.pending`)"

@@ -21,7 +21,7 @@ from stagegraph.models import Models
 from stagegraph.score import Note, Score
 
 from ._evidence import evidence
-from ._faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from ._loop import await_here
 from ._start import name_of
 from .evaluation import WAITS

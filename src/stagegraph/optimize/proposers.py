@@ -17,7 +17,7 @@ from pydantic_ai.exceptions import AgentRunError
 from stagegraph.errors import TuningError
 from stagegraph.models import Models
 
-from ._faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
