@@ -139,9 +139,7 @@ async def test_a_graph_that_copes_with_an_outage_is_run_again(
     if stage == "each" and status == 503:
         before = dict(count)
         count.clear()
-        prediction = await asyncio.to_thread(
-            GraphModule(Sure(), model=model, waits=waits), input=["good", "bad"]
-        )
+        prediction = await asyncio.to_thread(GraphModule(Sure(), model=model, waits=waits), input=["good", "bad"])
         assert (prediction.output, dict(count)) == (mean, before)
 
 

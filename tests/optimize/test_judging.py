@@ -183,7 +183,9 @@ async def test_a_huge_run_is_shown_in_part(count: int) -> None:
     seen: list[Any] = []
     model = FunctionModel(lambda _messages, _info: ModelResponse([TextPart("y" * 50_000)]))
     run = await Wide().run(count, model=model)
-    await graded(judge(judging({"reason": "", "score": 1}, seen), "Good?", limit=30_000), Example(count, "z" * 99_999), run)
+    await graded(
+        judge(judging({"reason": "", "score": 1}, seen), "Good?", limit=30_000), Example(count, "z" * 99_999), run
+    )
     question = seen[0][0]
     assert len(question) <= 30_500
     calls = re.findall(r'key "each\[(\d+)\]"', question)
@@ -285,9 +287,12 @@ def test_dspy_evaluates_with_a_judge() -> None:
     """As with any metric."""
     data = to_dspy(ROWS, Words())
     metric = judge(judging({"reason": "so", "score": 0.5}), "Good?")
-    assert dspy.Evaluate(devset=data, metric=dspy_metric(metric), num_threads=2)(
-        GraphModule(Words(), model=scripted())
-    ).score == 50.0
+    assert (
+        dspy.Evaluate(devset=data, metric=dspy_metric(metric), num_threads=2)(
+            GraphModule(Words(), model=scripted())
+        ).score
+        == 50.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from pydantic_ai import Agent
 from stagegraph import Example, Graph, Prompts, Run, Score, Stage
 from stagegraph.optimize import (
     GraphModule,
+    Judge,
     dspy_metric,
+    evaluate,
     examples,
     from_dspy,
     graded,
+    judge,
     lm,
     stratified_split,
     to_dspy,
@@ -52,6 +55,7 @@ async def uses(run: Run[Spec, str]) -> None:
     assert_type(train, list[Example[Spec]])
     stratified_split(val, by=lambda example: len(example.input.text))
     assert_type(to_dspy(rows, Shout()), list[dspy.Example])
+    assert_type(to_dspy(rows[0], Shout()), dspy.Example)
     assert_type(from_dspy(to_dspy(rows, Shout()), Shout()), list[Example[Spec]])
     assert_type(from_dspy(dspy.Example(text="a"), Shout()), Example[Spec])
     assert_type(lm("openai:gpt-5-mini", temperature=0.5), dspy.LM)
@@ -61,3 +65,8 @@ async def uses(run: Run[Spec, str]) -> None:
     dspy_metric(grade)
     dspy_metric(quick)
     dspy_metric(judge)
+    strict = judge("openai:gpt-5", {"loud": "In capitals."}, weights={"loud": 2})
+    assert_type(strict, Judge)
+    assert_type(await strict(rows[0], run), Score)
+    await evaluate(Shout(), strict, rows, model="openai:gpt-5-mini")
+    dspy_metric(strict)

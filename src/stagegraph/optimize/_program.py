@@ -10,11 +10,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from stagegraph.errors import InputError, ReplayError, RunError
+from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.models import Models
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from ._fields import Fields
 from ._loop import start_here
 

@@ -12,11 +12,11 @@ import anyio
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import InputError, RunError, TuningError
+from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.run import Run
 from stagegraph.runner import Runner
 from stagegraph.scores import feedback
 
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from .grading import Grader, Metric, grader_of, stage_of
 from .report import Report, ReportRow
 

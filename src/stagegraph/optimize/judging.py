@@ -17,11 +17,11 @@ from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.settings import ModelSettings
 
 from stagegraph.errors import DeclarationError, TuningError
+from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from stagegraph.models import Models
 from stagegraph.score import Note, Score
 
 from ._evidence import evidence
-from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from ._loop import await_here
 from ._start import name_of
 from .evaluation import WAITS
