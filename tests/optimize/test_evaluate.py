@@ -111,7 +111,7 @@ class Sure(Graph[list[str], int]):
     ],
 )
 @pytest.mark.parametrize("status", [503, 401])
-async def test_a_graph_that_copes_with_an_outage_is_run_again(
+async def test_a_graph_that_copes_with_an_outage_is_run_again(  # noqa: PLR0917
     stage: str, fails: int, waits: tuple[float, ...], asked_for: dict[str, int], mean: float, status: int
 ) -> None:
     """Its score would be the provider's; what will not pass, and what it repaired itself, is left as it is."""

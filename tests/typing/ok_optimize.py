@@ -39,7 +39,7 @@ def grade(example: Example[Spec], run: Run[Spec, str]) -> Score:
 
 
 @wants_failed_runs
-async def judge(example: Example[Spec], run: Run[Spec, str]) -> float:
+async def slow(example: Example[Spec], run: Run[Spec, str]) -> float:
     return 0.5
 
 
@@ -61,10 +61,10 @@ async def uses(run: Run[Spec, str]) -> None:
     assert_type(lm("openai:gpt-5-mini", temperature=0.5), dspy.LM)
     module = GraphModule(Shout(), model="openai:gpt-5-mini", prompts=Prompts.of(Shout()))
     assert_type(module.prompts(), Prompts)
-    assert_type(await graded(judge, rows[0], run), Score)
+    assert_type(await graded(slow, rows[0], run), Score)
     dspy_metric(grade)
     dspy_metric(quick)
-    dspy_metric(judge)
+    dspy_metric(slow)
     strict = judge("openai:gpt-5", {"loud": "In capitals."}, weights={"loud": 2})
     assert_type(strict, Judge)
     assert_type(await strict(rows[0], run), Score)

@@ -1,4 +1,4 @@
-"""What a judge is shown of a run: bounded, and marked so that what was written by others cannot pass for the question."""
+"""What a judge is shown of a run: bounded, and marked so that what others wrote cannot pass for the question."""
 
 from __future__ import annotations
 

@@ -72,12 +72,18 @@ class Program:
     """What a module shares with its copies, by reference: the graph, and how it is run."""
 
     def __init__(
-        self, graph: Node[Any, Any], model: Model[Any] | str | None, runner: Runner | None, waits: Sequence[float]
+        self,
+        graph: Node[Any, Any],
+        model: Model[Any] | str | None,
+        runner: Runner | None,
+        waits: Sequence[float],
+        demo_limit: int,
     ) -> None:
         self.graph = graph
         self.model = model
         self.runner = runner if runner is not None else Runner()
         self.waits = tuple(waits)
+        self.demo_limit = demo_limit
         self.structure = Structure.of(graph)
         self.takes = Fields(graph.takes, "input")
         self.gives = Fields(graph.gives, "output")
