@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
     from .evaluation import evaluate
+    from .finetuning import BootstrapFinetune
     from .gepa import GEPA
     from .grading import Metric, graded, wants_failed_runs
     from .judging import Judge, judge
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .tuning import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
+    "BootstrapFinetune",
     "Budget",
     "Candidates",
     "Comparison",
@@ -70,6 +72,7 @@ _HOMES = {
     "GEPA": "gepa",
     "Comparison": "comparison",
     "Candidates": "proposers",
+    "BootstrapFinetune": "finetuning",
     "Budget": "budget",
     "GraphModule": "module",
     "Judge": "judging",

@@ -62,7 +62,7 @@ class StagePredict(dspy.Predict):
         text = prompt.instructions if prompt.instructions is not None else declared.stage.instructions
         cast("Any", super()).__init__(signature_of(declared.path, declared.takes, declared.gives, text))
         self.demos = [self._fields_of(demo) for demo in prompt.demos]
-        self._written = [self._demo(demo) for demo in self.demos]
+        self._written = [self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos)]
 
     @property
     def path(self) -> str:
