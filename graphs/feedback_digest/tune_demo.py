@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graph import FeedbackDigest
-from stagegraph import Prompt, Prompts, Score
-from stagegraph.example import Example, load_examples
+from stagegraph import Example, Prompt, Prompts, Score, load_examples
 from stagegraph.optimize import Budget, Candidates, tune
 from stagegraph.run import Run
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         TuningError,
     )
     from .events import Event, parse_event
-    from .example import Example, load_examples, save_examples, split_examples
+    from .example import Example, split_examples
+    from .example_file import load_examples, save_examples
     from .flow import Outcome, as_completed, fan_out, gather, settle
     from .frame import current_call
     from .graph import Graph
@@ -125,10 +126,10 @@ _HOMES = {
     "fan_out": "flow",
     "feedback": "scores",
     "gather": "flow",
-    "load_examples": "example",
+    "load_examples": "example_file",
     "note": "score",
     "parse_event": "events",
-    "save_examples": "example",
+    "save_examples": "example_file",
     "settle": "flow",
     "split_examples": "example",
     "step": "steps",

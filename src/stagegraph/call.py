@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import JsonValue
@@ -48,6 +48,9 @@ class CallError:
     type: str
     """The exception's class name."""
     message: str
+    passing: bool = field(default=False, compare=False)
+    """Whether a provider or the network failed for the moment (429, 5xx, no connection), so that trying again may help;
+    a journal does not keep it."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

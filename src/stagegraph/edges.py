@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from enum import Enum
 from types import NoneType
 from typing import Any, cast
@@ -13,7 +14,7 @@ from pydantic_core import to_json
 
 from .call import Call, key_order
 
-__all__ = ["follow_contents", "follow_values"]
+__all__ = ["follow_contents", "follow_values", "makers_of_output"]
 
 _LONG = 64
 """Shorter texts may be one object in many places (JSON parsers and Python share them), so they prove nothing."""
@@ -35,6 +36,17 @@ def follow_contents(root: Call) -> list[tuple[str, str]]:
     return _Flow(root, _content).edges()
 
 
+def makers_of_output(root: Call) -> list[str]:
+    """Keys of the leaf calls whose answers are in what the whole gave, as they were or as parts of it, in key order."""
+    ended = root.started + timedelta(seconds=root.duration)
+    taker = dataclasses.replace(root, input=root.output, started=ended)
+    for mark in (id, _content):  # values that were read back are known by their content alone
+        found = {maker.key for maker in _Flow(root, mark).makers_of(taker)}
+        if found:
+            return sorted(found, key=key_order)
+    return []
+
+
 def _content(value: object) -> int:
     return hash((type(value).__name__, to_json(value, fallback=repr, serialize_unknown=True, bytes_mode="base64")))
 
@@ -53,10 +65,11 @@ class _Flow:
 
     def edges(self) -> list[tuple[str, str]]:
         leaves = [call for call in self._calls if call.kind != "graph"]
-        edges = {(maker.key, call.key) for call in leaves for maker in self._makers_of(call)}
+        edges = {(maker.key, call.key) for call in leaves for maker in self.makers_of(call)}
         return sorted(edges, key=lambda edge: (key_order(edge[0]), key_order(edge[1])))
 
-    def _makers_of(self, call: Call) -> Iterator[Call]:
+    def makers_of(self, call: Call) -> Iterator[Call]:
+        """The calls that made what a call was given."""
         pending: list[Any] = [call.input]
         seen: set[int] = set()
         while pending:

@@ -1,33 +1,25 @@
-"""Rows of data: what goes into a graph, and what is known about what should come out; in files that people can read."""
+"""Rows of data: what goes into a graph, and what is known about what should come out."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
 from itertools import islice
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import Any, Generic, cast
 
-from pydantic import ValidationError
 from pydantic_core import SchemaSerializer, core_schema, to_jsonable_python
 from typing_extensions import TypeVar
 
-from .errors import DeclarationError, InputError
-from .prompt import first_problem
+from .errors import DeclarationError
 from .schema import ordered
 
-if TYPE_CHECKING:
-    import os
-
-    from .schema import Schema
-
-__all__ = ["Example", "load_examples", "save_examples", "split_examples"]
+__all__ = ["Example", "split_examples"]
 
 In = TypeVar("In", default=Any)
 
@@ -72,87 +64,6 @@ def _canonical(value: object) -> str:
         value = ordered(_PLAIN.to_python(value, warnings=False))
     data = to_jsonable_python(value, bytes_mode="base64", fallback=repr)
     return json.dumps(data, sort_keys=True)
-
-
-def save_examples(examples: Iterable[Example[Any]], path: str | os.PathLike[str]) -> int:
-    """Write one JSON object a line; gives how many.
-
-    Raises:
-        InputError: an example cannot be written as JSON, or the file cannot be written.
-    """
-    rows: list[bytes] = []
-    for number, example in enumerate(examples, 1):
-        try:
-            rows.append(_line(example.data()))
-        except ValueError as error:
-            msg = f"{path}: example {number} ({example.id}) cannot be written as JSON: {error}"
-            raise InputError(msg) from error
-    try:
-        Path(path).write_bytes(b"".join(rows))
-    except OSError as error:
-        msg = f"the examples could not be written: {error}"
-        raise InputError(msg) from error
-    return len(rows)
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    try:
-        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: only its escape is valid in a file
-        return f"{json.dumps(row)}\n".encode()
-
-
-def load_examples(
-    path: str | os.PathLike[str], takes: Schema | None = None, *, split: str | None = None
-) -> list[Example[Any]]:
-    """Read a file of JSON lines: `input`, and if they are there `expected`, `id`, `metadata` and `split`.
-
-    Args:
-        path: The file.
-        takes: The type of the inputs (`graph.takes`); without it they stay plain data.
-        split: Only rows with this `split` (`train`, `test`).
-
-    Raises:
-        InputError: the file cannot be read, a line is no such row, or its input does not fit; it names the line.
-    """
-    try:
-        text = Path(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path}: the examples could not be read: {error}"
-        raise InputError(msg) from error
-    found: list[Example[Any]] = []
-    for number, line in enumerate(text.split("\n"), 1):  # `splitlines` would also split at what may stand in a text
-        if not line.strip():
-            continue
-        try:
-            example = _example(json.loads(line), takes)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            msg = f"{path}, line {number}: this is no example: {_reason(error)}"
-            raise InputError(msg) from error
-        if split is None or example.metadata.get("split") == split:
-            found.append(example)
-    return found
-
-
-def _example(row: Any, takes: Schema | None) -> Example[Any]:
-    if not isinstance(row, dict):
-        msg = "it is no JSON object"
-        raise TypeError(msg)
-    data = cast("dict[str, Any]", row)
-    given = data["input"] if takes is None else takes.load(data["input"])
-    told: Any = data.get("metadata") or {}
-    if not isinstance(told, dict):
-        msg = "its metadata is no JSON object"
-        raise TypeError(msg)
-    metadata = cast("dict[str, Any]", told) | ({"split": data["split"]} if "split" in data else {})
-    name = data.get("id")
-    return Example(given, data.get("expected"), "" if name is None else str(name), metadata)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it has no {error}"
-    return first_problem(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
 
 
 def split_examples(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .call import CallError, CallInfo
 from .errors import DeclarationError, StageError, leaves
 from .events import FanOutStarted
+from .faults import is_passing
 from .frame import Suspended, current
 from .node import Node
 from .schema import type_name
@@ -178,8 +179,9 @@ class GraphFrame:
 
 def _told(error: Exception) -> CallError:
     """An error as the record keeps it; of a group, what is in it."""
-    inner = [CallError(type(leaf).__name__, str(leaf)) for leaf in leaves(error)]
-    return inner[0] if len(inner) == 1 else CallError(type(error).__name__, "; ".join(map(str, inner)))
+    passing = is_passing(error)
+    inner = [CallError(type(leaf).__name__, str(leaf), passing) for leaf in leaves(error)]
+    return inner[0] if len(inner) == 1 else CallError(type(error).__name__, "; ".join(map(str, inner)), passing)
 
 
 def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:

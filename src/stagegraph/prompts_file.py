@@ -131,7 +131,7 @@ def parse_yaml(text: str) -> object:
 
 
 def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
-    """The items of a YAML list, each with the line that it begins on.
+    """The items of a YAML list (or of the list `cases` of a mapping), each with the line that it begins on.
 
     Raises:
         ValueError: no YAML, or no list.
@@ -139,8 +139,12 @@ def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            entries = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+            node = next((value for key, value in entries if key.value == "cases"), node)
         if not isinstance(node, yaml.SequenceNode):
-            msg = "it is no list"
+            line = 1 if node is None else node.start_mark.line + 1
+            msg = f"it is no list, and no mapping with a list of `cases` (line {line})"
             raise ValueError(msg)  # noqa: TRY004 - all that is wrong with a text is a ValueError here
         items = cast("list[yaml.Node]", node.value)
         return [(item.start_mark.line + 1, cast("object", loader.construct_object(item, deep=True))) for item in items]

@@ -12,11 +12,11 @@ from functools import cache, cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, Literal, NewType, NotRequired, TypeVar, Union, cast, get_args, get_origin
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+from pydantic import AliasChoices, BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 from pydantic_core import SchemaSerializer, to_json, to_jsonable_python
 from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
 
-__all__ = ["Schema", "named_models", "ordered"]
+__all__ = ["Schema", "field_keys", "named_models", "ordered"]
 
 _ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
 _BYTES = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
@@ -98,6 +98,17 @@ class Schema:
         if self.accepts(value):
             return self.adapter.dump_python(value, mode="json", warnings=False)
         return to_jsonable_python(value, fallback=repr, serialize_unknown=True)
+
+
+def field_keys(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> what the model wants it to be called when it is made."""
+    found: dict[str, str] = {}
+    for name, info in model.model_fields.items():
+        alias = info.validation_alias or info.alias
+        if isinstance(alias, AliasChoices):
+            alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
+        found[name] = alias if isinstance(alias, str) else name
+    return found
 
 
 def ordered(data: Any) -> Any:

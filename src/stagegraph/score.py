@@ -34,6 +34,10 @@ class Score:
     """What went wrong (or right), each at the call or stage that earned it."""
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
     """Further things to have more of: `{"cost": -0.02}`."""
+    cost: float | None = field(default=0.0, kw_only=True)
+    """US dollars that the verdict itself cost, where a model gave it; `None` when that is not known."""
+    tokens: int = field(default=0, kw_only=True)
+    """Tokens that the verdict itself took."""
 
     def __post_init__(self) -> None:
         for name, value in {"": self.value, **self.objectives}.items():

@@ -31,6 +31,18 @@ def broken(example, run):
     raise ValueError("no")
 """
 
+JUDGE = """
+from pydantic_ai.messages import ModelResponse, ToolCallPart
+from pydantic_ai.models.function import FunctionModel
+from stagegraph.optimize import judge
+
+def verdict(messages, info):
+    given = {"reason": "odd", "notes": [{"target": "say", "text": "louder"}], "score": 0.25}
+    return ModelResponse([ToolCallPart(info.output_tools[0].name, given)])
+
+loud = judge(FunctionModel(verdict), "It is in capitals.", name="loud")
+"""
+
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path) -> Path:
@@ -50,6 +62,16 @@ def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProce
     return subprocess.run(
         command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
     )
+
+
+def test_a_judge_in_a_file_is_a_metric(folder: Path) -> None:
+    """It is named like a function."""
+    (folder / "judges.py").write_text(JUDGE, encoding="utf-8")
+    done = cli(folder, "eval", "graph.py", "judges.py:loud", "test.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "| Loud, loud | |" in done.stdout
+    assert "| mean score | 0.250" in done.stdout
+    assert "| notes for say | 7 |" in done.stdout
 
 
 def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:

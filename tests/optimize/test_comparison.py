@@ -1,5 +1,6 @@
 """Comparisons: what two reports show, in numbers, in a sentence and on a page."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ def test_a_plain_sentence(before: list[float], after: list[float], start: str) -
     assert str(found).startswith(start)
     assert found.better == start.startswith("better")
     assert found.worse == start.startswith("worse")
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    """Scores of two metrics, or of two graphs: in the sentence, in the table and on the page."""
+    before, after = of(*[0.0] * 8), of(*[1.0] * 8)
+    assert compare(before, after).warnings == []
+    found = compare(before, replace(after, metric="<b>other", graph="H"))
+    assert found.better
+    for text in (str(found), found.table()):
+        assert "better by 1.00" in text
+        assert "Beware: these are scores measured by different metrics (m and <b>other), so" in text
+        assert "Beware: these are scores of different graphs (G and H), so" in text
+    found.html(tmp_path / "page.html")
+    assert "different metrics (m and &lt;b&gt;other)" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_it_says_how_many_more_examples_would_show_a_difference() -> None:

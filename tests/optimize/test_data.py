@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from words import ROWS, Doc, Words
 
-from stagegraph import Example, Graph, InputError, Stage, TuningError
+from stagegraph import Example, Graph, InputError, Stage, TuningError, load_examples
 from stagegraph.optimize import examples, from_dspy, stratified_split, to_dspy
+from stagegraph.schema import Schema
 
 
 class Order(BaseModel):
@@ -44,6 +45,50 @@ FILES = {
     "rows.yaml": "- id: a\n  input:\n    day: 2026-01-02\n    items: [x]\n  expected: {total: 3}\n"
     "- day: 2026-01-03\n  remark: r\n  total: 4\n  split: test\n",
 }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_both_readers_are_one(name: str, tmp_path: Path) -> None:
+    """`load_examples` reads every format as well, and can choose a split."""
+    path = tmp_path / name
+    path.write_text(FILES[name])
+    assert load_examples(path, Schema(Order)) == examples(path, of=Order)
+    assert [one.expected for one in load_examples(path, Schema(Order), split="test")] == [{"total": 4}]
+
+
+CASES = {
+    "cases.yaml": "# yaml-language-server: $schema=cases_schema.json\nname: orders\ncases:\n- name: a\n  inputs:\n"
+    "    day: '2026-01-02'\n  metadata: {from: web}\n  expected_output: {total: 3}\n  evaluators: []\n"
+    "- name: null\n  inputs: {day: '2026-01-03'}\n  metadata: note\n  expected_output: null\nevaluators: [IsInstance: str]\n",
+    "cases.json": '{"$schema": "x.json", "name": "orders", "cases": [\n'
+    '{"name": "a", "inputs": {"day": "2026-01-02"}, "metadata": {"from": "web"}, "expected_output": {"total": 3}},\n'
+    '{"name": null, "inputs": {"day": "2026-01-03"}, "metadata": "note", "expected_output": null}],\n"evaluators": []}',
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_of_pydantic_evals_is_read(name: str, tmp_path: Path) -> None:
+    """Its cases are examples; a case that does not fit is named with its line."""
+    path = tmp_path / name
+    path.write_text(CASES[name])
+    first, second = examples(path, of=Orders())
+    assert first == Example(Order(day=date(2026, 1, 2)), {"total": 3}, "a", {"from": "web"})
+    assert second == Example(Order(day=date(2026, 1, 3)), None, metadata={"metadata": "note"})
+    path.write_text(CASES[name].replace("2026-01-03", "never"))
+    with pytest.raises(InputError, match=rf"{name}, line {10 if name.endswith('yaml') else 3}: .*day"):
+        examples(path, of=Orders())
+
+
+class Query(BaseModel):
+    input: str
+
+
+@pytest.mark.parametrize("row", ['{"input": "a"}', '{"input": {"input": "a"}}'])
+def test_a_model_may_have_a_field_called_input(row: str, tmp_path: Path) -> None:
+    """Whole or as a field: what fits is meant."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row)
+    assert examples(path, of=Query)[0].input == Query(input="a")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -90,6 +135,10 @@ def test_a_table(tmp_path: Path) -> None:
         ("a.json", '[\n{"text": "x"}\n{"text": "y"}\n]', "a.json, line 3: .*JSON"),
         ("a.json", '{"text": "x"}', "a.json, line 1: .*list"),
         ("a.json", '[\n{"text": \n', "a.json, line .*JSON"),
+        ("a.json", "", "a.json, line 1: .*JSON"),
+        ("a.json", '{"a": {"cases": []}, "cases": 3}', "a.json, line 1: .*list"),
+        ("a.json", '{"cases":\n [{"name": "x",\n "inputs": [1]}]}', "a.json, line 2: .*mapping"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "x"}\n', "line 2: the id .* equal inputs"),
         ("a.yaml", "- text: x\n- text: [1]\n", "a.yaml, line 2: .*text"),
         ("a.yaml", "text: x\n", "a.yaml: .*no list"),
         ("a.yaml", "- text: x\n- text: 'y\n", "a.yaml: .*line"),
@@ -129,6 +178,7 @@ def test_there_and_back_through_dspy() -> None:
     assert dict(made[1].labels().items()) == {"expected": {"text": "clash"}}
     assert from_dspy(made, Words()) == rows
     assert from_dspy(made[0].copy(), Words()) == rows[0]
+    assert from_dspy(to_dspy(rows[0], Words()), Words()) == rows[0]
     assert to_dspy([Example("hi", "HI")], Upper())[0].inputs().toDict() == {"input": "hi"} | {}
 
 

@@ -1,18 +1,22 @@
 """Evaluations: each run judged once, reports that can be kept, and what is nobody's score."""
 
+import asyncio
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, rows, separate, student
+from words import asked
 
-from stagegraph import Example, Run, Runner, Score, TuningError
+from stagegraph import Example, Graph, Run, Runner, Score, Stage, StageError, TuningError, settle
 from stagegraph.journal import MemoryJournal
-from stagegraph.optimize import Report, ReportRow, evaluate
+from stagegraph.optimize import GraphModule, Report, ReportRow, evaluate
 from stagegraph.tracing import JournalRuns
 
 pytestmark = pytest.mark.anyio
@@ -80,6 +84,63 @@ async def test_an_outage_is_no_score_and_leaves_what_was_found() -> None:
         await evaluate(Chain(), separate, ROWS, model=FunctionModel(answer), side_by_side=1, waits=(0, 0))
     partial: Report = raised.value.report  # type: ignore[attr-defined]
     assert [row.example for row in partial.rows] == ["x-0", "x-1"]
+
+
+class Sure(Graph[list[str], int]):
+    """It goes on without what fails: once for good, once by trying again itself."""
+
+    each = Stage(str, Agent(instructions="each"))
+    last = Stage(str, Agent(instructions="last"))
+
+    async def flow(self, texts: list[str]) -> int:
+        found = sum(outcome.ok for outcome in await settle(self.each, texts))
+        for _ in range(2):
+            with suppress(StageError):
+                return found + len(await self.last("x"))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "fails", "waits", "asked_for", "mean"),
+    [
+        ("each", 0, (0, 0), {"each": 2, "last": 1}, 3),
+        ("each", 1, (0, 0), {"each": 4, "last": 2}, 3),
+        ("each", 99, (0, 0), {"each": 6, "last": 3}, 2),
+        ("each", 1, (), {"each": 2, "last": 1}, 2),
+        ("last", 1, (0, 0), {"each": 2, "last": 2}, 3),
+    ],
+)
+@pytest.mark.parametrize("status", [503, 401])
+async def test_a_graph_that_copes_with_an_outage_is_run_again(  # noqa: PLR0917
+    stage: str, fails: int, waits: tuple[float, ...], asked_for: dict[str, int], mean: float, status: int
+) -> None:
+    """Its score would be the provider's; what will not pass, and what it repaired itself, is left as it is."""
+    count: Counter[str] = Counter()
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        name = info.instructions or ""
+        count[name] += 1
+        bad = asked(messages) == "bad" or name == "last"
+        if name == stage and bad and count[f"{name} failed"] < fails:
+            count[f"{name} failed"] += 1
+            raise ModelHTTPError(status, "student")
+        return ModelResponse([TextPart("y")])
+
+    def number(_example: Example[Any], run: Run[Any, int]) -> float:
+        return run.output
+
+    model = FunctionModel(answer)
+    report = await evaluate(Sure(), number, [Example(["good", "bad"])], model=model, waits=waits)
+    if status == 503:
+        assert {name: count[name] for name in ("each", "last")} == asked_for
+        assert report.mean == mean
+    else:
+        assert count["each"] == 2
+    if stage == "each" and status == 503:
+        before = dict(count)
+        count.clear()
+        prediction = await asyncio.to_thread(GraphModule(Sure(), model=model, waits=waits), input=["good", "bad"])
+        assert (prediction.output, dict(count)) == (mean, before)
 
 
 async def test_a_retry_with_a_journal_pays_only_for_the_rest() -> None:

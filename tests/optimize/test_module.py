@@ -18,11 +18,12 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from words import ROWS, Doc, Rate, Words, asked, grade, scripted, told
+from words import ROWS, Doc, Plan, Rate, Words, asked, grade, scripted, told
 
 from stagegraph import (
     DeclarationError,
     Demo,
+    Example,
     Graph,
     InputError,
     NotRunningError,
@@ -117,6 +118,47 @@ def test_demos_are_revalidated_and_incomplete_ones_dropped(module: GraphModule) 
     ]
     demos = module.prompts()["rate.judge"].demos
     assert [(demo.input, demo.output["score"]) for demo in demos] == [("x", 2), ("y", 1)]
+
+
+def test_demos_that_an_optimizer_found_are_bounded() -> None:
+    """What does not fit into the characters of a stage is left out of its prompt; what a person wrote is not."""
+    written = Demo("w" * 500, {"word": "w" * 500, "score": 1})
+    prompts = Prompts({"rate.judge": Prompt("Rate.", (written,))})
+    module = GraphModule(Words(), model=scripted(), prompts=prompts, demo_limit=300)
+    found = [{"input": word, "word": word, "score": 1} for word in ("a" * 1_000_000, "b" * 100, "c" * 100, "d" * 10)]
+    module.rate__judge.demos += [dspy.Example(**one) for one in found]
+    for one in (module, module.deepcopy(), module.with_prompts(module.prompts())):
+        assert [demo.input[0] for demo in one.prompts()["rate.judge"].demos] == ["w", "b", "d"]
+    assert len(module.rate__judge.demos) == 5
+
+
+class Turns(Graph[Doc, Plan]):
+    """Its demos are earlier turns of the conversation."""
+
+    plan = Stage(Doc, Agent(output_type=Plan, instructions="List the words."), demos="messages")
+
+    async def flow(self, doc: Doc) -> Plan:
+        return await self.plan(doc)
+
+
+def test_demos_that_were_found_become_messages_where_a_stage_wants_that() -> None:
+    """In the shape that the model answers in: a question, the call of the output tool, and what it returned."""
+    seen: list[list[ModelMessage]] = []
+    model = scripted()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        seen.append(messages)
+        return await model.function(messages, info)  # type: ignore[misc,operator]
+
+    rows = to_dspy([Example(Doc(text=text), {"words": text.split()}) for text in ("a bc", "d")], Turns())
+    optimizer = dspy.BootstrapFewShot(metric=dspy_metric(lambda _example, _run: True), max_labeled_demos=0)
+    better = optimizer.compile(GraphModule(Turns(), model=FunctionModel(answer)), trainset=rows)
+    assert len(better.prompts()["plan"].demos) == 2
+    assert better(text="x y").output == Plan(words=["x", "y"])
+    parts = [part for message in seen[-1] for part in message.parts]
+    kinds = ["user-prompt", "tool-call", "tool-return"] * 2 + ["user-prompt"]
+    assert [part.part_kind for part in parts] == kinds
+    assert [part.args for part in parts if isinstance(part, ToolCallPart)] == [{"words": ["a", "bc"]}, {"words": ["d"]}]
 
 
 def test_demos_reach_the_model() -> None:

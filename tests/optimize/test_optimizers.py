@@ -4,6 +4,7 @@ import json
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -272,36 +273,73 @@ def test_inferred_rules(module: GraphModule) -> None:
     assert "DOUBLE" not in module.prompts()["rate.judge"].instructions
 
 
+def adviser() -> FunctionModel:
+    """Advises one stage, by the name of its predictor, in the form that SIMBA asks for."""
+
+    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        prompt = "\n".join(str(getattr(part, "content", "")) for message in messages for part in message.parts)
+        names = re.findall(r"\[\[ ## (\w+) ## \]\]", prompt[prompt.rfind("Respond with") :])
+        said = {"module_advice": json.dumps({"rate__judge": "DOUBLE it."})}
+        fields = [f"[[ ## {name} ## ]]\n{said.get(name, 'so')}" for name in dict.fromkeys(names)]
+        return ModelResponse([TextPart("\n\n".join(fields))])
+
+    return FunctionModel(answer, model_name="adviser")
+
+
+def wavering() -> FunctionModel:
+    """At a temperature, every other answer doubles by chance."""
+    calm, count = scripted(), Counter[str]()
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        word = asked(messages)
+        count[word] += 1
+        if (info.model_settings or {}).get("temperature") and count[word] % 2 and "text" not in word:
+            args = {"word": word, "score": 2 * len(word)}
+            return ModelResponse([ToolCallPart(info.output_tools[0].name, args)])
+        return await calm.function(messages, info)  # type: ignore[misc,operator]
+
+    return FunctionModel(answer, model_name="wavering")
+
+
 @pytest.mark.skipif(find_spec("numpy") is None, reason="SIMBA needs numpy")
-def test_simba(module: GraphModule) -> None:
-    """Samples the program's own model, appends rules and demos."""
+@pytest.mark.parametrize("max_demos", [0, 2])
+def test_simba(max_demos: int) -> None:
+    """Samples the program's own model, learns a rule from what came out well, and appends it to the right stage."""
     random.seed(0)
+    module = GraphModule(Words(), model=wavering())
     rows = to_dspy([Example(row.input, row.expected, f"{row.id}{n}") for n in range(2) for row in ROWS], Words())
     optimizer = dspy.SIMBA(
-        metric=dspy_metric(grade), bsize=4, num_candidates=2, max_steps=2, max_demos=1, num_threads=2,
-        prompt_model=lm(writer(lambda _: "DOUBLE it.")),
+        metric=dspy_metric(grade), bsize=4, num_candidates=3, max_steps=3, max_demos=max_demos, num_threads=1,
+        prompt_model=lm(adviser()),
     )  # fmt: skip
     better = optimizer.compile(module, trainset=rows, seed=0)
     better.prompts().check(Words())
     assert isinstance(better, GraphModule)
+    if not max_demos:
+        assert score_of(better) == 100.0
+        assert better.prompts()["rate.judge"].instructions == "Rate the word.\n\nDOUBLE it."
+        assert better.prompts()["plan"].instructions == "List the words."
 
 
 @pytest.mark.skipif(find_spec("optuna") is None, reason="MIPROv2 needs optuna")
-def test_mipro(module: GraphModule) -> None:
+@pytest.mark.parametrize("minibatch", [False, True])
+def test_mipro(module: GraphModule, minibatch: bool) -> None:
     """Proposes instructions and demos, and searches their combinations."""
-    model = lm(writer(lambda _: "DOUBLE it."))
     optimizer = dspy.MIPROv2(
         metric=dspy_metric(grade),
-        prompt_model=model,
+        prompt_model=lm(writer(lambda _: "DOUBLE it.")),
         task_model=module.get_lm(),
         auto=None,
         num_candidates=3,
         num_threads=2,
     )
     better = optimizer.compile(
-        module, trainset=DATA, valset=DATA, num_trials=4, max_bootstrapped_demos=1, max_labeled_demos=1, minibatch=False
-    )
-    assert score_of(better) >= score_of(module)
+        module, trainset=DATA, valset=DATA, num_trials=6, max_bootstrapped_demos=1, max_labeled_demos=1,
+        minibatch=minibatch, minibatch_size=2,
+    )  # fmt: skip
+    assert score_of(better) == 100.0
+    assert better.prompts()["rate.judge"].instructions == "DOUBLE it."
+    assert score_of(module) == 0.0
 
 
 @pytest.fixture(autouse=True)

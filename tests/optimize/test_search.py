@@ -146,7 +146,7 @@ async def test_praise_is_no_blame() -> None:
 
 
 async def test_a_verdict_alone_finds_its_way_back() -> None:
-    """Without notes, the stages that the result came from are blamed, and those that led nowhere are not."""
+    """Without notes, the stages that the result came from are blamed before those that led nowhere."""
     seen: dict[str, Proposal] = {}
 
     class Aside(Graph[str, str]):
@@ -170,7 +170,7 @@ async def test_a_verdict_alone_finds_its_way_back() -> None:
     assert set(seen) == {"a", "c"}
     record = seen["a"].records[0]
     assert "The final result scored 0" in record["feedback"]
-    assert "went into c" in record["feedback"]
+    assert "went into `c`" in record["feedback"]
 
 
 async def test_a_note_on_a_step_goes_to_the_stages_before_it() -> None:

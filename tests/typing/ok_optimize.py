@@ -9,10 +9,13 @@ from pydantic_ai import Agent
 from stagegraph import Example, Graph, Prompts, Run, Score, Stage
 from stagegraph.optimize import (
     GraphModule,
+    Judge,
     dspy_metric,
+    evaluate,
     examples,
     from_dspy,
     graded,
+    judge,
     lm,
     stratified_split,
     to_dspy,
@@ -36,7 +39,7 @@ def grade(example: Example[Spec], run: Run[Spec, str]) -> Score:
 
 
 @wants_failed_runs
-async def judge(example: Example[Spec], run: Run[Spec, str]) -> float:
+async def slow(example: Example[Spec], run: Run[Spec, str]) -> float:
     return 0.5
 
 
@@ -52,12 +55,18 @@ async def uses(run: Run[Spec, str]) -> None:
     assert_type(train, list[Example[Spec]])
     stratified_split(val, by=lambda example: len(example.input.text))
     assert_type(to_dspy(rows, Shout()), list[dspy.Example])
+    assert_type(to_dspy(rows[0], Shout()), dspy.Example)
     assert_type(from_dspy(to_dspy(rows, Shout()), Shout()), list[Example[Spec]])
     assert_type(from_dspy(dspy.Example(text="a"), Shout()), Example[Spec])
     assert_type(lm("openai:gpt-5-mini", temperature=0.5), dspy.LM)
     module = GraphModule(Shout(), model="openai:gpt-5-mini", prompts=Prompts.of(Shout()))
     assert_type(module.prompts(), Prompts)
-    assert_type(await graded(judge, rows[0], run), Score)
+    assert_type(await graded(slow, rows[0], run), Score)
     dspy_metric(grade)
     dspy_metric(quick)
-    dspy_metric(judge)
+    dspy_metric(slow)
+    strict = judge("openai:gpt-5", {"loud": "In capitals."}, weights={"loud": 2})
+    assert_type(strict, Judge)
+    assert_type(await strict(rows[0], run), Score)
+    await evaluate(Shout(), strict, rows, model="openai:gpt-5-mini")
+    dspy_metric(strict)

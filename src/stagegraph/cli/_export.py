@@ -45,8 +45,7 @@ def export(
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
-    from stagegraph.errors import DeclarationError  # noqa: PLC0415
-    from stagegraph.example import save_examples, split_examples  # noqa: PLC0415
+    from stagegraph import DeclarationError, save_examples, split_examples  # noqa: PLC0415
     from stagegraph.structure import Structure, closest  # noqa: PLC0415
     from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
 

@@ -6,15 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._credit import credited, stage_feedback
+    from ._credit import credited
+    from ._feedback import stage_feedback
     from ._lm import lm
     from ._provider import TuningStopped
     from .budget import Budget
+    from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
     from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
     from .evaluation import evaluate
+    from .finetuning import BootstrapFinetune
     from .gepa import GEPA
     from .grading import Metric, graded, wants_failed_runs
+    from .judging import Judge, judge
     from .metric import dspy_metric
     from .module import GraphModule
     from .proposers import Candidates, Proposal
@@ -22,11 +26,13 @@ if TYPE_CHECKING:
     from .tuning import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
+    "BootstrapFinetune",
     "Budget",
     "Candidates",
     "Comparison",
     "GEPA",
     "GraphModule",
+    "Judge",
     "Metric",
     "Preview",
     "Proposal",
@@ -40,12 +46,15 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "evaluate",
     "examples",
     "from_dspy",
+    "from_pydantic_evals",
     "graded",
+    "judge",
     "lm",
     "preview",
     "stage_feedback",
     "stratified_split",
     "to_dspy",
+    "to_pydantic_evals",
     "tune",
     "wants_failed_runs",
 ]
@@ -63,17 +72,22 @@ _HOMES = {
     "GEPA": "gepa",
     "Comparison": "comparison",
     "Candidates": "proposers",
+    "BootstrapFinetune": "finetuning",
     "Budget": "budget",
     "GraphModule": "module",
+    "Judge": "judging",
     "Metric": "grading",
     "TuningStopped": "_provider",
     "credited": "_credit",
     "dspy_metric": "metric",
     "examples": "data",
     "from_dspy": "data",
+    "from_pydantic_evals": "cases",
+    "to_pydantic_evals": "cases",
     "graded": "grading",
+    "judge": "judging",
     "lm": "_lm",
-    "stage_feedback": "_credit",
+    "stage_feedback": "_feedback",
     "stratified_split": "data",
     "to_dspy": "data",
     "wants_failed_runs": "grading",

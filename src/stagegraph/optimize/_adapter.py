@@ -164,6 +164,7 @@ class Adapter:
             self.store.keep(kind, name, judged)
         if kind != "verdict":
             self.spent.add_run(judged.run)
+            self.spent.add_verdict(judged.score)
         if kind == "trace":
             self._known[place] = judged
             self._recent[example.id] = judged.run

@@ -1,26 +1,27 @@
-"""Who earned a note: each note of a metric at the stage calls that it is about, and as a text for reflection."""
+"""Who earned a note, or a verdict without one: a call of a stage, found by going back along the recorded edges."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import to_jsonable_python
-
 from stagegraph.call import key_order
+from stagegraph.edges import makers_of_output
 from stagegraph.errors import TuningError
+from stagegraph.score import Note
 
 if TYPE_CHECKING:
     from stagegraph.call import Call
     from stagegraph.run import Run
-    from stagegraph.score import Note, Score
+    from stagegraph.score import Score
 
-__all__ = ["calls_of", "check_targets", "credited", "stage_feedback"]
+__all__ = ["blame_of", "blamed", "calls_of", "check_targets", "credited"]
 
-_LIMIT = 8_000
-_CALL_LIMIT = 2_000
+_OWN, _NEAR, _FAR = 1.0, 0.5, 0.25
+"""Shares: of a call that a note is about, of one that the way back comes to first, and of one behind or beside it."""
+_FINISHED = {"succeeded", "failed"}
 
 
 def check_targets(run: Run[Any, Any], notes: Iterable[Note]) -> None:
@@ -38,119 +39,116 @@ def check_targets(run: Run[Any, Any], notes: Iterable[Note]) -> None:
             raise TuningError(msg)
 
 
-def credited(run: Run[Any, Any], notes: Iterable[Note]) -> dict[str, list[tuple[Note, str]]]:
-    """Key of a stage call -> its notes, each with the key of the call where it was seen.
+def credited(run: Run[Any, Any], notes: Iterable[Note]) -> dict[str, list[Note]]:
+    """Key of a stage call -> the notes that it earned, each with the part of its weight that is this call's.
 
-    A note on a stage call is its own. What was noted at a step goes back, along the recorded edges, to the stage calls
-    that made what the step was given; a note on a graph's call goes to the stage calls inside.
+    - A note on a stage call, or on a stage, is its own: all of the weight.
+    - On a graph inside: half for the stage calls in it.
+    - On a step: back along the recorded edges, half for the stage calls that made what the step was given, a quarter
+      for those before them.
+    - On the run: back from its output, half for the stage calls on the way. A quarter for all others, since an answer
+      that only decided an `if` leaves no edge.
     """
-    by_key = {call.key: call for call in run.root.walk()}
-    found: dict[str, list[tuple[Note, str]]] = {}
+    way, found = _Way(run), dict[str, list[Note]]()
     for note in notes:
-        call = by_key.get(note.target)
-        if call is None or not note.target:
-            continue
-        for key in _earners(run, call, by_key):
-            found.setdefault(key, []).append((note, note.target))
+        for key, share in way.earners(note.target).items():
+            found.setdefault(key, []).append(Note(note.target, note.text, note.weight * share))
     return found
 
 
-def _earners(run: Run[Any, Any], call: Call, by_key: Mapping[str, Call]) -> list[str]:
-    if call.kind == "stage":
-        return [call.key]
-    if call.kind == "graph":
-        return [inner.key for inner in call.walk() if inner.kind == "stage"]
-    makers: dict[str, list[str]] = {}
-    for maker, taker in run.edges():
-        makers.setdefault(taker, []).append(maker)
-    earners: list[str] = []
-    pending, seen = [call.key], {call.key}
-    while pending:
-        for key in makers.get(pending.pop(), []):
-            if key in seen:
-                continue
-            seen.add(key)
-            maker = by_key[key]
-            if maker.kind == "stage":
-                earners.append(key)
-            else:
-                pending.append(key)
-                earners += [inner.key for inner in maker.walk() if maker.kind == "graph" and inner.kind == "stage"]
-    return earners
+def blamed(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[str, float]:
+    """Stage path -> how much of what went wrong is its own; each note counts once for a stage, however wide it is.
 
-
-def calls_of(run: Run[Any, Any], path: str, notes: Iterable[Note]) -> list[tuple[Call, list[tuple[Note, str]]]]:
-    """All finished calls of a stage with their notes, the most blamed first; failed ones before those that answered."""
-    mine = credited(run, notes)
-    calls = [call for call in run.root.walk() if call.path == path and call.status in {"succeeded", "failed"}]
-
-    def order(call: Call) -> tuple[float, bool, list[tuple[int, int, str]]]:
-        return (-sum(note.weight for note, _ in mine.get(call.key, [])), call.ok, key_order(call.key))
-
-    return [(call, mine.get(call.key, [])) for call in sorted(calls, key=order)]
-
-
-def stage_feedback(run: Run[Any, Any], score: Score, path: str, *, limit: int = _LIMIT) -> str:
-    """What a reflection model is told about one stage of a run: all its calls, worst first, in so many characters."""
-    calls = calls_of(run, path, score.notes)
-    lines = [f"The run got a score of {score.value:g}."]
-    lines += [f"{name}: {value:g}" for name, value in score.objectives.items()]
-    general = [note.text for note in score.notes if not note.target]
-    own = [note.text for note in score.notes if note.target and note.target == path and not _is_call(note, calls)]
-    lines += [f"About this stage: {text}" for text in own] + [f"About the whole run: {text}" for text in general]
-    if not any(notes for _, notes in calls) and not own and not general:
-        lines.append("Nothing was noted about this stage.")
-    opening = "\n".join(lines)
-    used = _uses(run)
-    written = [_block(call, notes, used.get(call.key, [])) for call, notes in calls]
-    blocks = _fitting(written, max(limit - len(opening) - 120, 0))
-    left = [notes for _, notes in calls[len(blocks) :]]
-    closing = [f"{len(left)} more calls of this stage, {sum(map(bool, left))} of them with notes."] if left else []
-    return "\n\n".join([opening, *blocks, *closing])[:limit]
-
-
-def _uses(run: Run[Any, Any]) -> dict[str, list[Call]]:
-    """Key of a call -> the calls that its output went into."""
-    by_key = {call.key: call for call in run.root.walk()}
-    found: dict[str, list[Call]] = {}
-    for maker, taker in run.edges():
-        found.setdefault(maker, []).append(by_key[taker])
+    Without notes, what the score lacks goes the way of a note on the run: all of it for the stages on the way back
+    from the output, half for the others.
+    """
+    way, found = _Way(run), dict[str, float]()
+    said = [(note.target, note.weight) for note in score.notes]
+    if not said and score.value < perfect:
+        said = [("", (perfect - score.value) / _NEAR)]
+    for target, weight in said:
+        shares: dict[str, float] = {}
+        for key, share in way.earners(target).items():
+            path = way.calls[key].path
+            shares[path] = max(share, shares.get(path, 0.0))
+        if not shares and target in run.structure.stages:
+            shares[target] = _OWN  # it never ran, which may be what is wrong
+        for path, share in shares.items():
+            found[path] = found.get(path, 0.0) + weight * share
     return found
 
 
-def _is_call(note: Note, calls: Sequence[tuple[Call, Any]]) -> bool:
-    return any(call.key == note.target for call, _ in calls)
+def calls_of(run: Run[Any, Any], path: str, notes: Iterable[Note]) -> list[tuple[Call, list[Note]]]:
+    """All finished calls of a stage with what they earned, the most blamed first; a failure counts like a note."""
+    earned = credited(run, notes)
+    calls = [call for call in run.root.walk() if call.path == path and call.status in _FINISHED]
+    calls.sort(key=lambda call: (-blame_of(call, earned.get(call.key, [])), key_order(call.key)))
+    return [(call, earned.get(call.key, [])) for call in calls]
 
 
-def _fitting(blocks: Iterable[str], room: int) -> list[str]:
-    """As many blocks as there is room for, but at least the worst one, cut if need be."""
-    kept: list[str] = []
-    for block in blocks:
-        if kept and len(block) > room:
-            break
-        kept.append(block if len(block) <= room else _cut(block, max(room, 200)))
-        room -= len(kept[-1]) + 2
-    return kept
+def blame_of(call: Call, notes: Iterable[Note]) -> float:
+    """How much is wrong with one call: the weight of what it earned, and 1 when it failed."""
+    return sum(note.weight for note in notes) + (0.0 if call.ok else 1.0)
 
 
-def _block(call: Call, notes: Sequence[tuple[Note, str]], uses: Sequence[Call]) -> str:
-    answer = _shown(call.output, _CALL_LIMIT // 3) if call.ok else f"none, it failed: {call.error}"
-    lines = [f"Call `{call.key}`", f"given: {_shown(call.input, _CALL_LIMIT // 3)}", f"answered: {answer}"]
-    lines += [f"- {note.text}" if seen == call.key else f"- seen at `{seen}`: {note.text}" for note, seen in notes]
-    for use in uses[:3]:
-        made = _shown(use.output, _CALL_LIMIT // 8) if use.ok else f"failed: {use.error}"
-        lines.append(f"its answer went into `{use.key}`, which gave: {made}")
-    return _cut("\n".join(lines), _CALL_LIMIT)
+class _Way:
+    """A run's calls and data flow, to go back in."""
 
+    def __init__(self, run: Run[Any, Any]) -> None:
+        self._run = run
+        self.calls: Mapping[str, Call] = {call.key: call for call in run.root.walk()}
 
-def _shown(value: object, limit: int) -> str:
-    text = value if isinstance(value, str) else _json(value)
-    return _cut(" ".join(text.split()), limit)
+    def earners(self, target: str) -> dict[str, float]:
+        """Key of a stage call -> its share of what was said about a call, a path or the run."""
+        if not target:
+            return self._of_the_run
+        # A call goes before the stage that has the same name: `call.note` always means the call.
+        found = [self.calls[target]] if target in self.calls else self._at(target)
+        shares: dict[str, float] = {}
+        for call in found:
+            for key, share in self._of(call).items():
+                shares[key] = max(share, shares.get(key, 0.0))
+        return shares
 
+    def _at(self, path: str) -> list[Call]:
+        return [call for call in self.calls.values() if call.path == path]
 
-def _json(value: object) -> str:
-    return json.dumps(to_jsonable_python(value, fallback=repr, serialize_unknown=True), ensure_ascii=False)
+    def _of(self, call: Call) -> dict[str, float]:
+        if call.kind == "stage":
+            return {call.key: _OWN}
+        inside = [one.key for one in call.walk() if one.kind == "stage"]
+        if inside:
+            return dict.fromkeys(inside, _NEAR)
+        starts = [one.key for one in call.walk()]
+        nearest = self._stages_behind(starts, further=False)
+        return {key: _NEAR if key in nearest else _FAR for key in self._stages_behind(starts, further=True)}
 
+    @cached_property
+    def _of_the_run(self) -> dict[str, float]:
+        root = self._run.root
+        starts = makers_of_output(root) if root.ok else [call.key for call in self._run.failures()]
+        stages = [call.key for call in self.calls.values() if call.kind == "stage" and call.status in _FINISHED]
+        on_the_way = self._stages_behind(starts, further=True) | set(starts)
+        known = any(key in on_the_way for key in stages)
+        return {key: _NEAR if key in on_the_way or not known else _FAR for key in stages}
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+    @cached_property
+    def _makers(self) -> dict[str, list[str]]:
+        makers: dict[str, list[str]] = {}
+        for maker, taker in self._run.edges():
+            makers.setdefault(taker, []).append(maker)
+        return makers
+
+    def _stages_behind(self, starts: Iterable[str], *, further: bool) -> set[str]:
+        """The stage calls that one comes to going back; *further*: also those behind the first ones."""
+        pending = list(starts)
+        found, seen = set[str](), set(pending)
+        while pending:
+            for key in self._makers.get(pending.pop(), ()):
+                maker = self.calls[key]
+                stages = {one.key for one in maker.walk() if one.kind == "stage"}
+                found |= stages
+                following = {key, *stages} if further or not stages else set[str]()
+                pending += following - seen
+                seen |= following
+        return found

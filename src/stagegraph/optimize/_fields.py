@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast, get_origin
 
 import dspy
-from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from stagegraph.errors import DeclarationError
-from stagegraph.schema import Schema
+from stagegraph.schema import Schema, field_keys
 
 __all__ = ["STAGE_ID", "Fields", "reject_reserved", "signature_of"]
 
@@ -54,21 +54,8 @@ class Fields:
         """What validates to the value that has these fields."""
         if self.model is None:
             return fields[next(iter(self.names))]
-        infos = self.model.model_fields
-        return {_key(own, infos[own]): fields[name] for name, own in self.names.items() if name in fields}
-
-    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The entries of a row that are fields of this side, under their own or their model's name for them."""
-        found = {name: row[name] for name in self.names if name in row}
-        if self.model is not None:
-            keys = {name: _key(own, self.model.model_fields[own]) for name, own in self.names.items()}
-            found |= {name: row[key] for name, key in keys.items() if key in row}
-        return found
-
-    def known_as(self) -> set[str]:
-        """Every name that a row may have for one of the fields."""
-        infos = self.model.model_fields if self.model is not None else {}
-        return set(self.names) | {_key(own, infos[own]) for own in self.names.values() if own in infos}
+        keys = field_keys(self.model)
+        return {keys[own]: fields[name] for name, own in self.names.items() if name in fields}
 
     def join(self, fields: Mapping[str, Any]) -> Any:
         """The value that has these fields.
@@ -96,14 +83,6 @@ def _is_plain(data: object) -> bool:
     if isinstance(data, dict):
         return all(map(_is_plain, cast("dict[object, object]", data).values()))
     return data is None or isinstance(data, (str, int, float, bool))
-
-
-def _key(name: str, info: FieldInfo) -> str:
-    """What a model wants a field to be called when it is made."""
-    alias = info.validation_alias or info.alias
-    if isinstance(alias, AliasChoices):
-        alias = next((choice for choice in alias.choices if isinstance(choice, str)), None)
-    return alias if isinstance(alias, str) else name
 
 
 def reject_reserved(fields: Fields, what: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
@@ -30,10 +31,11 @@ Ask = Callable[["StagePredict", Any], Awaitable[Any]]
 class Declared:
     """What a predictor shares with its copies, by reference: the stage and how it is asked."""
 
-    def __init__(self, path: str, stage: Stage[Any, Any], ask: Ask) -> None:
+    def __init__(self, path: str, stage: Stage[Any, Any], ask: Ask, demo_limit: int) -> None:
         self.path = path
         self.stage = stage
         self.ask = ask
+        self.demo_limit = demo_limit
         what = f"stage `{path}`"
         self.takes = Fields(stage.takes, "input")
         self.gives = Fields(stage.gives, "output", frozenset(self.takes.names))
@@ -60,6 +62,7 @@ class StagePredict(dspy.Predict):
         text = prompt.instructions if prompt.instructions is not None else declared.stage.instructions
         cast("Any", super()).__init__(signature_of(declared.path, declared.takes, declared.gives, text))
         self.demos = [self._fields_of(demo) for demo in prompt.demos]
+        self._written = [self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos)]
 
     @property
     def path(self) -> str:
@@ -78,7 +81,10 @@ class StagePredict(dspy.Predict):
         return example.with_inputs(*takes.names)
 
     def prompt(self) -> Prompt:
-        """What the stage is to say to its model now; demos that do not fit its types are left out."""
+        """What the stage is to say to its model now.
+
+        Demos that an optimizer found are left out where they do not fit the stage's types, or are too long.
+        """
         text = self.text
         seed = self._seed.instructions
         if seed is None:
@@ -86,7 +92,18 @@ class StagePredict(dspy.Predict):
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
             text = seed  # as it was written: DSPy trims it
         found = (self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos))
-        return Prompt(text, tuple(demo for demo in found if demo is not None), self._seed.tools)
+        return Prompt(text, tuple(self._fitting(demo for demo in found if demo is not None)), self._seed.tools)
+
+    def _fitting(self, demos: Iterable[Demo]) -> Iterator[Demo]:
+        """The demos that a person put there, and as many of the others as there is room for."""
+        room = self._declared.demo_limit
+        for demo in demos:
+            size = len(json.dumps([demo.input, demo.output], ensure_ascii=False))
+            if demo in self._written:
+                yield demo
+            elif size <= room:
+                room -= size
+                yield demo
 
     @property
     def text(self) -> str:

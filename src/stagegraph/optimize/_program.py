@@ -10,11 +10,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from stagegraph.errors import InputError, ReplayError, RunError
+from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.models import Models
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from ._faults import fault_in, is_lasting, wait_asked_for
 from ._fields import Fields
 from ._loop import start_here
 
@@ -72,12 +72,18 @@ class Program:
     """What a module shares with its copies, by reference: the graph, and how it is run."""
 
     def __init__(
-        self, graph: Node[Any, Any], model: Model[Any] | str | None, runner: Runner | None, waits: Sequence[float]
+        self,
+        graph: Node[Any, Any],
+        model: Model[Any] | str | None,
+        runner: Runner | None,
+        waits: Sequence[float],
+        demo_limit: int,
     ) -> None:
         self.graph = graph
         self.model = model
         self.runner = runner if runner is not None else Runner()
         self.waits = tuple(waits)
+        self.demo_limit = demo_limit
         self.structure = Structure.of(graph)
         self.takes = Fields(graph.takes, "input")
         self.gives = Fields(graph.gives, "output")
@@ -93,7 +99,7 @@ class Program:
 async def run_patiently(
     program: Program, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any] | str]
 ) -> tuple[Run[Any, Any], str | None]:
-    """A run and why it failed, if it did; one that a provider let down is repeated.
+    """A run and why it failed, if it did; one that a provider let down is repeated, also when it went on without.
 
     Raises:
         RunError: the provider did not recover, or the input does not fit.
@@ -114,4 +120,7 @@ async def run_patiently(
                 raise
             await asyncio.sleep(max(waits.pop(0), wait_asked_for(fault)))
         else:
+            if waits and let_down(run):
+                await asyncio.sleep(waits.pop(0))
+                continue
             return run, None if run.status == "succeeded" else "the run waits for an answer (see `run.pending`)"

@@ -82,7 +82,7 @@ def manifest(  # noqa: PLR0917
         "the texts to start from": _hash(dict(seed)),
         "the training examples": _hash([one.data() for one in train]),
         "the validation examples": _hash([one.data() for one in val]),
-        "the metric": [grader.name, _source(grader.metric)],
+        "the metric": [grader.name, getattr(grader.metric, "identity", None) or _source(grader.metric)],
         "the seed": options.seed,
         "the minibatch": options.minibatch,
         "the model": name_of(options.model),

@@ -76,9 +76,9 @@ class Store:
         except ReplayError:
             return None
         score = row["score"]
-        return Judged(
-            example, run, Score(score["value"], [Note(*note) for note in score["notes"]], score["objectives"])
-        )
+        spent = {"cost": score.get("cost", 0.0), "tokens": score.get("tokens", 0)}
+        notes = [Note(*note) for note in score["notes"]]
+        return Judged(example, run, Score(score["value"], notes, score["objectives"], **spent))
 
     def begin(self, kind: str, candidate: str, example: Example[Any], run_id: str) -> None:
         """Write down that a run begins: what it pays for is in the journal if the process ends in its middle."""
@@ -102,7 +102,8 @@ class Store:
             {
                 "key": f"{kind}:{candidate}:{judged.example.id}",
                 "run": run,
-                "score": {"value": score.value, "notes": notes, "objectives": dict(score.objectives)},
+                "score": {"value": score.value, "notes": notes, "objectives": dict(score.objectives)}
+                | {"cost": score.cost, "tokens": score.tokens},
             }
         )
 

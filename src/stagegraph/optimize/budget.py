@@ -11,6 +11,7 @@ from stagegraph.errors import TuningError
 
 if TYPE_CHECKING:
     from stagegraph.run import Run
+    from stagegraph.score import Score
 
 __all__ = ["Budget", "Spent"]
 
@@ -22,7 +23,7 @@ class Budget:
     runs: int | None = None
     """Runs of the graph, of train and validation examples together."""
     usd: float | None = None
-    """US dollars, of the graph's models and of the reflection model."""
+    """US dollars, of the graph's models, of the reflection model and of a judge."""
     tokens: int | None = None
     seconds: float | None = None
 
@@ -44,7 +45,7 @@ class Spent:
     runs: int = 0
     usd: float = 0.0
     unpriced: int = 0
-    """Runs and proposals whose price is not known; they are not in `usd`."""
+    """Runs, proposals and verdicts whose price is not known; they are not in `usd`."""
     tokens: int = 0
     proposals: int = 0
     requests: int = 0
@@ -61,6 +62,15 @@ class Spent:
                 self.unpriced += 1
             else:
                 self.usd += float(run.cost)
+
+    def add_verdict(self, score: Score) -> None:
+        """What a metric that asks a model says it spent."""
+        with self.lock:
+            self.tokens += score.tokens
+            if score.cost is None:
+                self.unpriced += 1
+            else:
+                self.usd += score.cost
 
     def add_proposal(self, tokens: int, usd: float | None) -> None:
         with self.lock:

@@ -78,7 +78,21 @@ class Comparison:
         """Examples that stayed as they were."""
         return len(self.differences) - self.wins - self.losses
 
+    @property
+    def warnings(self) -> list[str]:
+        """Why the two may not be comparable, in plain sentences."""
+        pairs = (
+            ("measured by different metrics", self.before.metric, self.after.metric),
+            ("of different graphs", self.before.graph, self.after.graph),
+        )
+        found = [f"{what} ({old} and {new})" for what, old, new in pairs if old != new]
+        return [f"Beware: these are scores {what}, so their difference may mean nothing." for what in found]
+
     def __str__(self) -> str:
+        return " ".join([self._verdict, *self.warnings])
+
+    @property
+    def _verdict(self) -> str:
         low, high = self.interval
         count = f"{self.wins} won, {self.losses} lost, {self.ties} the same of {len(self.differences)} examples"
         if len(self.differences) < _FEW:

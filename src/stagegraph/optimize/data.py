@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import dspy
@@ -12,12 +10,12 @@ from pydantic import ValidationError
 
 from stagegraph.errors import InputError, TuningError
 from stagegraph.example import Example, split_examples
+from stagegraph.example_file import read_examples
 from stagegraph.failure import problems_of
 from stagegraph.node import Node
 from stagegraph.schema import Schema
 
 from ._fields import Fields
-from ._rows import read_rows
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +27,6 @@ __all__ = ["examples", "from_dspy", "stratified_split", "to_dspy"]
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - an input type
 
-_ABOUT = frozenset({"id", "metadata", "split", "expected"})
-
 
 @overload
 def examples(path: str | os.PathLike[str], of: Node[I, Any]) -> list[Example[I]]: ...
@@ -39,90 +35,31 @@ def examples(path: str | os.PathLike[str], of: type[T] | TypeForm[T]) -> list[Ex
 @overload
 def examples(path: str | os.PathLike[str], of: None = None) -> list[Example[Any]]: ...
 def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]:
-    """Read examples from a file of JSON lines, a JSON or YAML list, or a CSV table.
-
-    A row has an `input`, or the fields of the input model beside each other. `id`, `metadata`, `split` and `expected`
-    are what they say; without `expected`, all other fields together are what is expected.
+    """Read a data set for tuning from any file that `load_examples` reads; its rows can be told apart.
 
     Args:
         path: The file; its name says the format.
         of: The type of the inputs, or the graph that takes them; without it they stay plain data.
 
     Raises:
-        InputError: the file cannot be read, has no rows, or a row does not fit; it names the file and the line.
+        InputError: the file cannot be read, has no rows, a row does not fit, or two have one id; it names the line.
     """
-    name = str(path)
-    try:
-        text = Path(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{name}: the examples cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise InputError(msg) from error
     schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
-    takes = None if schema is None else Fields(schema, "input")
     lines: dict[str, int] = {}
     found: list[Example[Any]] = []
-    for line, row in read_rows(text, Path(path).suffix, name):
-        try:
-            example = _example(row, takes, flat=Path(path).suffix.lower() == ".csv")
-        except (ValidationError, ValueError, KeyError, TypeError) as error:
-            reason = problems_of(error) if isinstance(error, ValidationError) else _said(error)
-            msg = f"{name}, line {line}: this is no example: {reason}"
-            raise InputError(msg) from error
-        if "id" in row and example.id in lines:
-            msg = f"{name}, line {line}: the id {example.id!r} is that of line {lines[example.id]} already"
+    for line, example in read_examples(path, schema):
+        if example.id in lines:
+            msg = (
+                f"{path}, line {line}: the id {example.id!r} is that of line {lines[example.id]} already; "
+                "without an `id`, equal inputs have the same one"
+            )
             raise InputError(msg)
         lines[example.id] = line
         found.append(example)
     if not found:
-        msg = f"{name}: there are no examples in it"
+        msg = f"{path}: there are no examples in it"
         raise InputError(msg)
     return found
-
-
-def _said(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-
-
-def _example(row: dict[str, Any], takes: Fields | None, *, flat: bool) -> Example[Any]:
-    if takes is None or takes.model is None or ("input" in row and "input" not in takes.names):
-        own = {"input"}
-        given = row["input"]
-        if takes is not None:
-            given = _loaded(takes.schema, given, flat=flat)
-    else:
-        own = takes.known_as()
-        fields = takes.named(row)
-        try:
-            given = takes.join({name: _cell(value, flat=flat) for name, value in fields.items()})
-        except ValidationError:
-            given = takes.join(fields)  # a text may look like JSON
-    rest = {name: _cell(value, flat=flat) for name, value in row.items() if name not in own | _ABOUT}
-    expected = _cell(row["expected"], flat=flat) if "expected" in row else (rest or None)
-    metadata = dict(_cell(row.get("metadata"), flat=flat) or {})
-    if "expected" in row:
-        metadata |= rest
-    if "split" in row:
-        metadata["split"] = row["split"]
-    return Example(given, expected, str(row.get("id") or ""), metadata)
-
-
-def _loaded(schema: Schema, value: object, *, flat: bool) -> Any:
-    try:
-        return schema.load(value)
-    except ValidationError:
-        if not flat or _cell(value, flat=True) == value:
-            raise
-        return schema.load(_cell(value, flat=True))
-
-
-def _cell(value: Any, *, flat: bool) -> Any:
-    """A cell of a table may hold a list or a mapping, written as JSON."""
-    if flat and isinstance(value, str) and value[:1] in {"{", "["}:
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def stratified_split(
@@ -166,13 +103,20 @@ def stratified_split(
     return train, held
 
 
-def to_dspy(examples: Iterable[Example[Any]], graph: Node[Any, Any]) -> list[dspy.Example]:
-    """Examples as DSPy has them: the fields of the graph's input model (or `input`) as inputs, the rest as labels.
+@overload
+def to_dspy(given: Example[Any], graph: Node[Any, Any]) -> dspy.Example: ...
+@overload
+def to_dspy(given: Iterable[Example[Any]], graph: Node[Any, Any]) -> list[dspy.Example]: ...
+def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any]) -> dspy.Example | list[dspy.Example]:
+    """One example, or many, as DSPy has them: the fields of the graph's input model (or `input`) as inputs.
 
-    What is expected is the label `expected`, or, when it is a mapping, one label for each of its entries.
+    The rest are labels: what is expected is the label `expected`, or, when it is a mapping, one label for each of its
+    entries.
     """
     takes = Fields(graph.takes, "input")
-    return [_to_dspy(example, takes) for example in examples]
+    if isinstance(given, Example):
+        return _to_dspy(given, takes)
+    return [_to_dspy(example, takes) for example in given]
 
 
 def _to_dspy(example: Example[Any], takes: Fields) -> dspy.Example:
@@ -209,7 +153,7 @@ def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Exa
     try:
         value = takes.join(fields)
     except (ValidationError, KeyError) as error:
-        reason = problems_of(error) if isinstance(error, ValidationError) else _said(error)
+        reason = problems_of(error) if isinstance(error, ValidationError) else f"it has no {error}"
         msg = f"a dspy.Example does not fit {graph.label}: {reason}"
         raise InputError(msg) from error
     labels = {name: label for name, label in fields.items() if name not in takes.names}

@@ -12,11 +12,11 @@ import anyio
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import InputError, RunError, TuningError
+from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.run import Run
 from stagegraph.runner import Runner
 from stagegraph.scores import feedback
 
-from ._faults import fault_in, is_lasting, wait_asked_for
 from .grading import Grader, Metric, grader_of, stage_of
 from .report import Report, ReportRow
 
@@ -65,7 +65,8 @@ async def evaluate(
         prompts: What to try instead of the runner's.
         repeats: How often each example is run: models answer differently from time to time.
         side_by_side: How many runs go on at once; the runner's own limits hold besides.
-        waits: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection).
+        waits: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection), also where the
+            graph went on without the answer; `()` takes such a run as it is.
         on_row: Told every run as it is judged.
         record: Also give each run its score, as `feedback` does: in the runner's journal, and where it is traced to.
 
@@ -130,7 +131,9 @@ async def run_example(
 ) -> Run[In, Out]:
     """One run of an example, also when it fails by itself: then its partial record.
 
-    With a journal, an attempt goes on from what the one before had paid for; *begin* is told the id of each.
+    What a provider let down is run again: also a run that succeeded without the calls that failed (`settle`), which is
+    taken as it is after the last attempt, since it says how the graph copes. With a journal, an attempt goes on from
+    what the one before had paid for; *begin* is told the id of each.
 
     Raises:
         TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
@@ -140,9 +143,12 @@ async def run_example(
         if begin is not None:
             begin(run_id)
         try:
-            return await runner.run(
+            run = await runner.run(
                 graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id, metadata=_MARK
             )
+            if wait is None or not let_down(run):
+                return run
+            pause = wait
         except InputError as error:
             msg = f"example {example.id!r} does not fit: {error}"
             raise TuningError(msg) from error
@@ -153,9 +159,10 @@ async def run_example(
             if wait is None or is_lasting(fault):
                 msg = f"example {example.id!r} could not be run, and that is no score: {error}"
                 raise TuningError(msg) from error
-            await anyio.sleep(max(wait, wait_asked_for(fault)))
-            if runner.journal is not None:
-                replay = run_id
+            pause = max(wait, wait_asked_for(fault))
+        await anyio.sleep(pause)
+        if runner.journal is not None:
+            replay = run_id
     raise AssertionError
 
 
@@ -201,6 +208,7 @@ def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score)
         error=str(run.error) if run.error is not None else None,
         seconds=run.duration,
         cost=None if run.cost is None else float(run.cost),
+        judging=score.cost,
         requests=run.usage.requests,
         tokens=run.usage.total_tokens,
         input=_plain(run.input),

@@ -98,6 +98,9 @@ class Grader:
                 found = await anyio.to_thread.run_sync(ask, example, run)
                 if inspect.isawaitable(found):
                     found = cast("object", await found)
+        except TuningError as error:
+            msg = f"{where}: {error}"
+            raise TuningError(msg) from error
         except Exception as error:
             msg = f"{where}, raised {type(error).__name__}: {error}"
             raise TuningError(msg) from error

@@ -9,7 +9,7 @@ import dspy
 
 from stagegraph.errors import TuningError
 
-from ._credit import stage_feedback
+from ._feedback import stage_feedback
 from ._loop import run_here
 from ._provider import raise_through_evaluation
 from ._trace import RunPrediction
@@ -51,7 +51,8 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
             raise
         if pred_name is not None:
             path = _path(run, pred_name, pred_trace)
-            return dspy.Prediction(score=score.value, feedback=stage_feedback(run, score, path, limit=limit))
+            feedback = stage_feedback(run, score, path, expected=example.expected, limit=limit)
+            return dspy.Prediction(score=score.value, feedback=feedback)
         if score.objectives and trace is None:
             return _with_objectives(score)
         return score.value

@@ -47,6 +47,8 @@ class GraphModule(dspy.Module):
         runner: How to run: models, limits, journal, tracing. It is used on the background loop of this package.
         prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
         waits: Seconds between the attempts at a run whose provider failed.
+        demo_limit: Characters (of JSON) of all the demos that an optimizer may give one stage; longer ones are left
+            out of its prompt, those of *prompts* never.
 
     Raises:
         DeclarationError: a field has a name that DSPy keeps for itself, or the graph has no stages.
@@ -67,13 +69,14 @@ class GraphModule(dspy.Module):
         runner: Runner | None = None,
         prompts: Prompts | None = None,
         waits: Sequence[float] = WAITS,
+        demo_limit: int = 20_000,
     ) -> None:
         cast("Any", super()).__init__()
         if not isinstance(graph, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
             hint = f": write {graph.__name__}()" if isinstance(graph, type) else ""
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
-        program = self._program = Program(graph, model, runner, waits)
+        program = self._program = Program(graph, model, runner, waits, demo_limit)
         program.attributes.update(_attributes(program.structure.stages))
         if not program.structure.stages:
             msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
@@ -84,7 +87,7 @@ class GraphModule(dspy.Module):
         start.check_known(program.structure.stages, graph.label)
         seeds = Prompts.of(graph).replace(dict(start))
         for path, stage in program.structure.stages.items():
-            predictor = StagePredict(Declared(path, stage, self._asker()), seeds[path])
+            predictor = StagePredict(Declared(path, stage, self._asker(), demo_limit), seeds[path])
             setattr(self, program.attributes[path], predictor)
 
     @property
@@ -101,7 +104,12 @@ class GraphModule(dspy.Module):
         """A copy that says something else."""
         program = self._program
         return type(self)(
-            program.graph, prompts=prompts, model=program.model, runner=program.runner, waits=program.waits
+            program.graph,
+            prompts=prompts,
+            model=program.model,
+            runner=program.runner,
+            waits=program.waits,
+            demo_limit=program.demo_limit,
         )
 
     def prompts(self) -> Prompts:

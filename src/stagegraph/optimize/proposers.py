@@ -15,9 +15,8 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import AgentRunError
 
 from stagegraph.errors import TuningError
+from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from stagegraph.models import Models
-
-from ._faults import fault_in, is_lasting, wait_asked_for
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

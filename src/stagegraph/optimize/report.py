@@ -45,6 +45,8 @@ class ReportRow:
     seconds: float
     cost: float | None
     """US dollars; `None` when the price of a request is not known."""
+    judging: float | None = 0.0
+    """US dollars that the verdict itself cost; `None` when that is not known."""
     requests: int = 0
     tokens: int = 0
     input: Any = None
@@ -104,6 +106,12 @@ class Report:
         costs = [row.cost for row in self.rows]
         return None if None in costs else math.fsum(cost or 0 for cost in costs)
 
+    @property
+    def judging(self) -> float | None:
+        """US dollars of all verdicts, where a model gave them; `None` when one of them is not known."""
+        costs = [row.judging for row in self.rows]
+        return None if None in costs else math.fsum(cost or 0 for cost in costs)
+
     def seconds(self, share: float = 0.5) -> float:
         """The duration that a share of the runs stayed below."""
         return percentile([row.seconds for row in self.rows], share)
@@ -125,6 +133,7 @@ class Report:
                 f"{self.seconds(0.5):.2f} median, {self.seconds(0.9):.2f} p90, {self.seconds(0.99):.2f} p99",
             ),
             ("cost", self._cost_text()),
+            *([] if self.judging == 0 else [("cost of the judge", _dollars(self.judging))]),
             *((f"notes for {path or 'the run'}", str(count)) for path, count in self.notes.items()),
         ]
         head = f"| {self.graph}, {self.metric} | |\n| --- | --- |\n"
@@ -134,7 +143,7 @@ class Report:
         if self.cost is None:
             return "unknown"
         median, most = self.dollars(0.5), self.dollars(0.9)
-        return f"${self.cost:.4f} in all, ${median or 0:.5f} median, ${most or 0:.5f} p90"
+        return f"{_dollars(self.cost)} in all, ${median or 0:.5f} median, ${most or 0:.5f} p90"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
@@ -166,3 +175,7 @@ class Report:
     def __repr__(self) -> str:
         low, high = self.interval
         return f"<Report of {self.graph}: {self.mean:.3f} ({low:.3f} to {high:.3f}), {len(self.scores)} examples>"
+
+
+def _dollars(cost: float | None) -> str:
+    return "unknown" if cost is None else f"${cost:.4f}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.exceptions import (
     ModelAPIError,
@@ -15,7 +16,10 @@ from pydantic_ai.exceptions import (
     UserError,
 )
 
-__all__ = ["fault_in", "is_lasting", "wait_asked_for"]
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["fault_in", "is_lasting", "is_passing", "let_down", "wait_asked_for"]
 
 
 def fault_in(error: BaseException) -> Exception | None:
@@ -44,6 +48,28 @@ def is_lasting(fault: Exception) -> bool:
         return True
     status = fault.status_code if isinstance(fault, ModelHTTPError) else None
     return status is not None and status < 500 and status not in {408, 409, 425, 429}  # noqa: PLR2004
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a provider let somebody down for the moment: waiting may help."""
+    fault = fault_in(error)
+    return fault is not None and not is_lasting(fault)
+
+
+def let_down(run: Run[Any, Any]) -> bool:
+    """Whether a run went on without a call that its provider failed for the moment, as `settle` and `except` allow.
+
+    What it gave then says little about the program. A call that was made once more in its place, and succeeded, is no
+    loss.
+    """
+    made_good = {_AGAIN.sub("", call.key) for call in run.root.walk() if call.ok}
+    return any(
+        call.error is not None and call.error.passing and _AGAIN.sub("", call.key) not in made_good
+        for call in run.failures()
+    )
+
+
+_AGAIN = re.compile(r"#\d+$")
 
 
 def wait_asked_for(fault: Exception) -> float:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from json.decoder import JSONDecoder
 from typing import Any, cast
 
-from stagegraph.errors import InputError
+from .errors import InputError
 
 __all__ = ["read_rows"]
 
 Row = tuple[int, dict[str, Any]]
+
+_DECODER = JSONDecoder()
 
 
 def read_rows(text: str, suffix: str, name: str) -> Iterator[Row]:
@@ -46,29 +48,42 @@ def _jsonl(text: str, name: str) -> Iterator[tuple[int, object]]:
 
 
 def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
-    """The items of a JSON list, one by one, so that each is known by its line."""
-    decoder = JSONDecoder()
+    """The items of a JSON list (or of the list `cases` of an object), so that each is known by its line."""
+    try:
+        whole: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{name}, line {getattr(error, 'lineno', 1)}: this is no JSON: {getattr(error, 'msg', error)}"
+        raise InputError(msg) from error
     position = _after_space(text, 0)
-    line = 1 + text.count("\n", 0, position)
-    if text[position : position + 1] != "[":
-        msg = f"{name}, line {line}: a JSON file of examples is a list"
+    if isinstance(whole, dict):
+        position = _value_of(text, position, "cases") or position
+    if text[position] != "[":
+        line = 1 + text.count("\n", 0, position)
+        msg = f"{name}, line {line}: a JSON file of examples is a list, or an object with a list of `cases`"
         raise InputError(msg)
     position = _after_space(text, position + 1)
-    while text[position : position + 1] != "]":
+    while text[position] != "]":
         line = 1 + text.count("\n", 0, position)
-        try:
-            item, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            at = getattr(error, "lineno", line)
-            msg = f"{name}, line {at}: this is no JSON: {getattr(error, 'msg', error)}"
-            raise InputError(msg) from error
+        item, end = _DECODER.raw_decode(text, position)
         yield line, item
-        position = _after_space(text, end)
-        if text[position : position + 1] == ",":
-            position = _after_space(text, position + 1)
-        elif text[position : position + 1] != "]":
-            msg = f"{name}, line {1 + text.count(chr(10), 0, position)}: this is no JSON: expecting `,` or `]`"
-            raise InputError(msg)
+        position = _next(text, end)
+
+
+def _value_of(text: str, position: int, name: str) -> int | None:
+    """Where the value of an entry begins, of a JSON object that begins at *position* and is known to be one."""
+    position, found = _after_space(text, position + 1), None
+    while text[position] != "}":
+        key, end = _DECODER.raw_decode(text, position)
+        position = _after_space(text, _after_space(text, end) + 1)
+        found = position if key == name else found
+        position = _next(text, _DECODER.raw_decode(text, position)[1])
+    return found
+
+
+def _next(text: str, position: int) -> int:
+    """Where the next item begins, or the closing bracket stands."""
+    position = _after_space(text, position)
+    return _after_space(text, position + 1) if text[position] == "," else position
 
 
 def _after_space(text: str, position: int) -> int:
@@ -78,12 +93,12 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _yaml(text: str, name: str) -> Iterator[tuple[int, object]]:
-    from stagegraph.prompts_file import parse_yaml_rows  # noqa: PLC0415 - only for YAML
+    from .prompts_file import parse_yaml_rows  # noqa: PLC0415 - PyYAML is loaded when a file is YAML
 
     try:
         yield from parse_yaml_rows(text)
     except ValueError as error:
-        msg = f"{name}: this is no YAML list of examples: {error}"
+        msg = f"{name}: these are no YAML examples: {error}"
         raise InputError(msg) from error
 
 
