@@ -86,7 +86,7 @@ class StagePredict(dspy.Predict):
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
             text = seed  # as it was written: DSPy trims it
         found = (self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos))
-        return Prompt(text, tuple(demo for demo in found if demo is not None), self._seed.tools)
+        return Prompt(text, tuple(demo for demo in found if demo is not None), self._seed.tools, self._seed.fields)
 
     @property
     def text(self) -> str:
