@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -53,6 +52,7 @@ def evaluate(
     rows = _rows(examples, node, split)
     runner = make_runner(node, model, prompts, None, None)
     with _progress("evaluating", len(rows) * repeats) as bar:
+        bar.start()
         done: list[float] = []
 
         def judged(row: optimize.ReportRow) -> None:
@@ -107,9 +107,13 @@ def tune(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the graph, at most.")],
     test: Annotated[str | None, typer.Option(metavar="FILE", help="Examples for the verdict at the end.")] = None,
     usd: Annotated[float | None, typer.Option(help="US dollars, at most.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds, at most.")] = None,
     model: ModelOption = None,
-    reflection_model: Annotated[str | None, typer.Option(metavar="NAME", help="Writes the new instructions.")] = None,
+    reflection_model: Annotated[str | None, typer.Option(metavar="NAME", help="Writes the new texts.")] = None,
     proposer: Annotated[str | None, typer.Option(help="`notes`: the notes are written in, without a model.")] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(help="What to change: instructions (without it), tools, fields; repeatable.")
+    ] = None,
     prompts: PromptsOption = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="The best prompts.")] = "prompts.tuned.yaml",
     run_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what is paid for; go on from there.")] = None,
@@ -117,31 +121,37 @@ def tune(
     yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
-    from stagegraph import Prompts, optimize  # noqa: PLC0415
+    from stagegraph import optimize  # noqa: PLC0415
 
     from ._load import load_function, load_graph  # noqa: PLC0415
 
     node, judge = load_graph(graph), load_function(metric)
     parts = {name: _rows(file, node) for name, file in (("train", train), ("val", val))}
     held_out = None if test is None else _rows(test, node)
-    make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
-    budget = optimize.Budget(runs=runs, usd=usd)
-    if run_dir is None or not (Path(run_dir) / "paid.jsonl").exists():
-        _say(str(asyncio.run(optimize.preview(node, parts["train"], budget, model=model, samples=2))))
-        if not yes:
-            typer.confirm("Begin?", abort=True, err=True)
-    with _progress("the seed", runs) as bar:
-        best = 0.0
+    runner = make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
+    best: float | None = None
+    with _progress("the texts to start from", runs) as bar:
+
+        def confirm(preview: optimize.Preview) -> bool:
+            _say(str(preview))
+            return yes or typer.confirm("Begin?", abort=True, err=True)
 
         def tell(event: str, data: Mapping[str, Any]) -> None:
             nonlocal best
             task = bar.task_ids[0]
+            bar.start()  # after the question; further times do nothing
             if event == "run":
-                bar.update(task, completed=data["runs"], spent=f"${data['usd']:.4f}")
+                spent = f"${data['usd']:.4f}"
+                if data["kind"] == "verdict":
+                    bar.update(task, description="the verdict", spent=spent)
+                else:
+                    bar.update(task, completed=data["runs"], spent=spent)
             elif event == "proposing":
-                bar.update(task, description=f"writing {data['stage']}")
+                bar.update(task, description=f"writing {data['component']}")
+            elif event == "proposed":
+                bar.update(task, description=f"trying {data['component']}")
             elif event == "validated":
-                best = max(best, float(data["mean"]))
+                best = data["mean"] if best is None else max(best, data["mean"])
                 bar.update(task, best=f"best {best:.3f}")
 
         result = asyncio.run(
@@ -151,14 +161,16 @@ def tune(
                 train=parts["train"],
                 val=parts["val"],
                 test=held_out,
-                budget=budget,
+                budget=optimize.Budget(runs=runs, usd=usd, seconds=seconds),
                 model=model,
                 reflection_model=reflection_model,
                 proposer=proposer,
-                prompts=None if prompts is None else Prompts.load(prompts),
+                prompts=runner.prompts if prompts is not None else None,
+                components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,
                 tell=tell,
+                confirm=confirm,
             )
         )
     result.save(out)
@@ -183,6 +195,7 @@ def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence
 
 @contextmanager
 def _progress(what: str, total: int) -> Generator[Progress, None, None]:
+    """A bar that is shown from its `start` on, on a terminal; elsewhere nothing is printed."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -192,9 +205,12 @@ def _progress(what: str, total: int) -> Generator[Progress, None, None]:
         TimeElapsedColumn(),
     )
     out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        bar.add_task(what, total=total, best="", spent="")
+    bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+    bar.add_task(what, total=total, best="", spent="")
+    try:
         yield bar
+    finally:
+        bar.stop()
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._missing import needing
+
 if TYPE_CHECKING:
     from ._credit import credited, stage_feedback
     from ._lm import lm
@@ -85,10 +87,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    try:
+    with needing(name):
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        if error.name not in {"dspy", "gepa"}:
-            raise
-        msg = f"{name} needs {error.name}, which is not installed: pip install 'stagegraph[optimize]'"
-        raise ImportError(msg) from error

@@ -65,6 +65,11 @@ class Store:
             else:
                 self._texts[str(row["key"])] = row
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was begun before."""
+        return bool(self._runs or self._begun or self._texts)
+
     async def judged(self, kind: str, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Judged | None:
         """A run that was made and judged before, each once."""
         rows = self._runs.get(f"{kind}:{candidate}:{example.id}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,9 @@ def blame(judged: Judged, *, perfect: float = 1.0) -> dict[str, float]:
     return found
 
 
-def records(judged: list[Judged], path: str, *, limit: int = _RECORDS) -> list[dict[str, Any]]:
+def records(
+    judged: list[Judged], path: str, *, limit: int = _RECORDS, more: Callable[[Call], Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """What the proposer of a stage is shown: all its calls in all runs, the worst first, within *limit* characters."""
     rows: list[tuple[float, int, dict[str, Any]]] = []
     for place, one in enumerate(judged):
@@ -71,7 +73,7 @@ def records(judged: list[Judged], path: str, *, limit: int = _RECORDS) -> list[d
             if call.path == path:
                 notes = _notes_for(one, call)
                 weight = sum(note.weight for note in notes) + (1.0 if call.status == "failed" else 0.0)
-                rows.append((-weight, place, _record(one, call, notes)))
+                rows.append((-weight, place, _record(one, call, notes) | dict(more(call) if more else {})))
     rows.sort(key=lambda row: (row[0], row[2]["score"], row[1]))
     kept: list[dict[str, Any]] = []
     used = 0
