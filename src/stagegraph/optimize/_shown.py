@@ -37,7 +37,8 @@ def restored(answer: str, text: str, limit: int = TEXT) -> str:
     if len(text) <= limit:
         return answer
     begin, end = _hidden(text, limit)
-    return answer.replace(_marker(end - begin).strip(), text[begin:end].strip("\n"), 1)
+    marker = _marker(end - begin)
+    return answer.replace(marker if marker in answer else marker.strip(), text[begin:end], 1)
 
 
 def _hidden(text: str, limit: int) -> tuple[int, int]:
