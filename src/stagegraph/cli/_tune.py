@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ._run import ModelOption, PromptsOption, make_runner
@@ -22,6 +22,8 @@ __all__ = ["compare", "evaluate", "tune"]
 
 TOO_LOW = 3
 """The exit code of a score that is not good enough; a mistake gives 1."""
+_WIDE = 80
+"""Columns of a terminal that has room for a bar and a clock beside the numbers."""
 
 GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
 MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:function, of an example and a run.")]
@@ -130,6 +132,7 @@ def tune(
     held_out = None if test is None else _rows(test, node)
     runner = make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
     best: float | None = None
+    verdicts = 0
     with _progress("the texts to start from", runs) as bar:
 
         def confirm(preview: optimize.Preview) -> bool:
@@ -137,22 +140,22 @@ def tune(
             return yes or typer.confirm("Begin?", abort=True, err=True)
 
         def tell(event: str, data: Mapping[str, Any]) -> None:
-            nonlocal best
-            task = bar.task_ids[0]
+            nonlocal best, verdicts
             bar.start()  # after the question; further times do nothing
+            said: dict[str, Any] = {}
             if event == "run":
-                spent = f"${data['usd']:.4f}"
-                if data["kind"] == "verdict":
-                    bar.update(task, description="the verdict", spent=spent)
-                else:
-                    bar.update(task, completed=data["runs"], spent=spent)
-            elif event == "proposing":
-                bar.update(task, description=f"writing {data['component']}")
-            elif event == "proposed":
-                bar.update(task, description=f"trying {data['component']}")
-            elif event == "validated":
+                verdicts += data["kind"] == "verdict"
+                doing = {"description": f"the verdict, run {verdicts}"} if verdicts else {}
+                bar.update(bar.task_ids[0], completed=data["runs"], spent=f"${data['usd']:.4f}", **doing)
+                return
+            if event in {"proposing", "proposed"}:
+                said["description"] = f"{'writing' if event == 'proposing' else 'trying'} `{data['component']}`"
+            elif event in {"validated", "rejected"}:
+                said["description"] = "looking for faults"
+            if event == "validated":
                 best = data["mean"] if best is None else max(best, data["mean"])
-                bar.update(task, best=f"best {best:.3f}")
+                said["best"] = f"best {best:.3f}"
+            bar.update(bar.task_ids[0], refresh=True, **said)
 
         result = asyncio.run(
             optimize.tune(
@@ -196,15 +199,15 @@ def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence
 @contextmanager
 def _progress(what: str, total: int) -> Generator[Progress, None, None]:
     """A bar that is shown from its `start` on, on a terminal; elsewhere nothing is printed."""
-    columns = (
+    out = console(stderr=True)
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[best]}", markup=False),
         TextColumn("{task.fields[spent]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    out = console(stderr=True)
+    ]
+    if out.width >= _WIDE:
+        columns = [columns[0], BarColumn(), *columns[1:], TimeElapsedColumn()]
     bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
     bar.add_task(what, total=total, best="", spent="")
     try:
