@@ -60,7 +60,9 @@ async def uses(run: Run[Spec, str]) -> None:
     module = GraphModule(Shout(), model="openai:gpt-5-mini", prompts=Prompts.of(Shout()))
     assert_type(module.prompts(), Prompts)
     assert_type(await graded(judge, rows[0], run), Score)
-    tuned = await tune(Shout(), grade, train=train, val=val, budget=Budget(usd=1), components=["instructions", "fields"])
+    tuned = await tune(
+        Shout(), grade, train=train, val=val, budget=Budget(usd=1), components=["instructions", "fields"]
+    )
     assert_type(tuned.prompts["shout"].fields["title"], str)
     assert_type(tuned.found.changed, tuple[str, ...])
     dspy_metric(grade)

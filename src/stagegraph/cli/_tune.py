@@ -145,8 +145,8 @@ def tune(
             said: dict[str, Any] = {}
             if event == "run":
                 verdicts += data["kind"] == "verdict"
-                doing = {"description": f"the verdict, run {verdicts}"} if verdicts else {}
-                bar.update(bar.task_ids[0], completed=data["runs"], spent=f"${data['usd']:.4f}", **doing)
+                doing = f"the verdict, run {verdicts}" if verdicts else None
+                bar.update(bar.task_ids[0], completed=data["runs"], spent=f"${data['usd']:.4f}", description=doing)
                 return
             if event in {"proposing", "proposed"}:
                 said["description"] = f"{'writing' if event == 'proposing' else 'trying'} `{data['component']}`"

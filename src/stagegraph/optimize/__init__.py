@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._missing import needing
+from ._missing import needing as _needing
 
 if TYPE_CHECKING:
     from ._credit import credited, stage_feedback
@@ -87,5 +87,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    with needing(name):
+    with _needing(name):
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
