@@ -12,9 +12,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
 FACTS = {
     "errors", "score", "call", "events", "example", "example_file", "rows", "schema", "render", "prompt", "prompts",
-    "prompts_file",
+    "prompts_file", "json_fields", "fit",
 }  # fmt: skip
-DECLARE = {"frame", "node", "steps", "stage", "graph", "flow", "structure", "mermaid"}
+DECLARE = {"frame", "node", "offered", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
     "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject", "journal", "lifetime", "limits", "live",
     "models", "ops", "options", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",

@@ -76,6 +76,7 @@ prompts_of_any_kind = st.dictionaries(
         st.none() | texts,
         st.lists(st.builds(Demo, texts, st.none() | st.integers() | texts | st.lists(texts)), max_size=2).map(tuple),
         st.dictionaries(st.text("abc_", min_size=1), texts, max_size=2),
+        st.dictionaries(st.text("abc_.", min_size=1), texts, max_size=2),
     ),
     max_size=4,
 )
@@ -140,11 +141,28 @@ def test_a_changed_sentence_is_a_one_line_diff(tmp_path: Path) -> None:
     ]
 
 
+def test_a_changed_description_is_a_one_line_diff(tmp_path: Path) -> None:
+    """Tools and fields stand under their names, in the order that they were given."""
+    before = Prompts({"a": Prompt("x", (), {"look": "Look."}, {"title": "Short.", "items.name": "Its name."})})
+    after = Prompts({"a": Prompt("x", (), {"look": "Look."}, {"items.name": "Its name.", "title": "Long."})})
+    before.save(tmp_path / "a.yaml")
+    assert (tmp_path / "a.yaml").read_text("utf-8").splitlines()[-4:] == [
+        "      title: |-",
+        "        Short.",
+        "      items.name: |-",
+        "        Its name.",
+    ]
+    changed = [line for line in before.diff(after).splitlines() if line.startswith(("+  ", "-  "))]
+    assert changed == ["-        Short.", "+        Long."]
+    assert before.digest != after.digest
+    assert Prompts({"a": Prompt("x")}).digest == Prompts({"a": Prompt("x", fields={})}).digest
+
+
 def test_replace_keeps_demos_and_tools() -> None:
     """A new text leaves the rest of a prompt; the prompts before are as they were."""
-    before = Prompts({"a": Prompt("x", (Demo("i", "o"),), {"t": "d"})})
+    before = Prompts({"a": Prompt("x", (Demo("i", "o"),), {"t": "d"}, {"f": "e"})})
     after = before.replace({"a": "y"})
-    assert after["a"] == Prompt("y", (Demo("i", "o"),), {"t": "d"})
+    assert after["a"] == Prompt("y", (Demo("i", "o"),), {"t": "d"}, {"f": "e"})
     assert before["a"].instructions == "x"
     with pytest.raises(TypeError):
         before["a"] = Prompt("z")  # type: ignore[index]
@@ -291,6 +309,7 @@ BAD = {
     "wrong field": ("format: 1\nprompts:\n  a:\n    instruction: x", "`a`"),
     "wrong demo": ("format: 1\nprompts:\n  a:\n    demos:\n    - input: x", "`a`"),
     "wrong tools": ("format: 1\nprompts:\n  a:\n    tools: [x]", "`a`"),
+    "wrong fields": ("format: 1\nprompts:\n  a:\n    fields: {x: 3}", "`a`"),
     "deep": ("format: 1\nprompts: " + "[" * 5_000, "YAML"),
     "control": ("format: 1\nprompts: \x00", "YAML"),
 }

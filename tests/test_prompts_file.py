@@ -88,7 +88,7 @@ def test_the_file_reads_like_text(tmp_path: Path) -> None:
         graph="Build",
     ).save(tmp_path / "p.yaml")
     assert (tmp_path / "p.yaml").read_text("utf-8") == (
-        "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools.\n"
+        "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools, fields.\n"
         "format: 1\n"
         "graph: Build\n"
         "prompts:\n"

@@ -1,7 +1,7 @@
 """The capability that one stage call adds to its agent's run: the candidate's texts, and the run's limits.
 
-It rewrites the agent's own instruction part and leaves dynamic, toolset and capability instructions alone, so many
-candidates can run at once on one agent that is never modified.
+It rewrites the agent's own instruction part and the descriptions that the prompt names, and leaves dynamic, toolset and
+capability instructions alone, so many candidates can run at once on one agent that is never modified.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
+from .offered import envelope, with_fields
 from .render import demo_block, render_output
 from .stage import OWN_INSTRUCTIONS
 
@@ -93,6 +94,8 @@ class Injection(AbstractCapability[Any]):
         if self.prompt is None:
             return request_context
         parameters = request_context.model_request_parameters
+        if self.prompt.fields:
+            parameters = with_fields(parameters, self.prompt.fields)
         parts = list(parameters.instruction_parts or [])
         own = next((index for index, part in enumerate(parts) if part.id == OWN_INSTRUCTIONS), 0)
         if self.prompt.instructions is not None:
@@ -187,12 +190,12 @@ def _text_answer(output: object, dump: Callable[[object], Any], parameters: Mode
     if parameters.output_object is None:
         return render_output(output, dump)
     data, schema = dump(output), parameters.output_object.json_schema
-    properties: dict[str, Any] = schema.get("properties", {})
-    if list(properties) == ["result"] and "anyOf" in properties["result"]:
-        kinds = [option["properties"]["kind"]["const"] for option in properties["result"]["anyOf"]]
+    around = envelope(schema)
+    if around == "result.data.":
+        kinds = [option["properties"]["kind"]["const"] for option in schema["properties"]["result"]["anyOf"]]
         name = type(output).__name__
         data = {"result": {"kind": name if name in kinds else kinds[0], "data": data}}
-    elif list(properties) == ["response"] and "title" not in schema:
+    elif around == "response.":
         data = {"response": data}
     return json.dumps(data, ensure_ascii=False)
 

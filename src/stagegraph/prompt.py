@@ -38,10 +38,13 @@ class Prompt:
     demos: tuple[Demo, ...] = ()
     tools: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Tool name -> description; a tool that is not named keeps its own."""
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Field of the answer (`title`, `items.name`) -> description; a field that is not named keeps its own."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "demos", tuple(self.demos))
         object.__setattr__(self, "tools", MappingProxyType(dict(self.tools)))
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
     def data(self) -> dict[str, JsonValue]:
         """The prompt as plain data; what is empty is left out."""
@@ -53,6 +56,8 @@ class Prompt:
             parts["demos"] = demos
         if self.tools:
             parts["tools"] = dict(self.tools)
+        if self.fields:
+            parts["fields"] = dict(self.fields)
         return parts
 
 
@@ -80,6 +85,7 @@ class _Entry(BaseModel):
     instructions: str | None = None
     demos: list[_DemoEntry] = []
     tools: dict[str, str] = {}
+    fields: dict[str, str] = {}
 
 
 def parsed(path: str, data: object, file: str) -> Prompt:
@@ -90,11 +96,12 @@ def parsed(path: str, data: object, file: str) -> Prompt:
     """
     try:
         entry = _Entry.model_validate({} if data is None else data)
-        prompt = Prompt(entry.instructions, tuple(Demo(demo.input, demo.output) for demo in entry.demos), entry.tools)
+        demos = tuple(Demo(demo.input, demo.output) for demo in entry.demos)
+        prompt = Prompt(entry.instructions, demos, entry.tools, entry.fields)
         json.dumps(prompt.data(), ensure_ascii=False).encode()  # no request could carry a text that is no Unicode
     except (ValueError, RecursionError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else error
-        msg = f"{file}: `{path}`: {reason}; a prompt has `instructions`, `demos` and `tools`"
+        msg = f"{file}: `{path}`: {reason}; a prompt has `instructions`, `demos`, `tools` and `fields`"
         raise PromptError(msg) from error
     return prompt
 

@@ -1,4 +1,4 @@
-"""What a graph says to its models: stage path -> instructions, demos, tool descriptions. Immutable."""
+"""What a graph says to its models: stage path -> instructions, demos, descriptions. Immutable."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import PromptError
-from .prompt import Demo, Origin, Prompt, first_problem, parsed
+from .fit import unfit_demos, unknown_fields, unknown_stages, unknown_tools
+from .prompt import Demo, Origin, Prompt, parsed
 
 if TYPE_CHECKING:
     import os
 
+    from pydantic import JsonValue
+
     from .node import Node
+    from .stage import Stage
 
 __all__ = ["Demo", "Origin", "Prompt", "Prompts"]
 
@@ -54,7 +57,7 @@ class Prompts(Mapping[str, Prompt]):
 
     @classmethod
     def of(cls, graph: Node[Any, Any]) -> Prompts:
-        """The texts that the code of *graph* has now: the seed of tuning."""
+        """The instructions that the code of *graph* has now; tools and fields that are not named keep their own."""
         from .structure import Structure  # noqa: PLC0415 - facts do not depend on declarations, only this door does
 
         structure = Structure.of(graph)
@@ -145,11 +148,11 @@ class Prompts(Mapping[str, Prompt]):
         return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries}, origins=origins)
 
     def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
-        """The same prompts with some changed; a `str` changes the instructions and keeps demos and tools."""
+        """The same prompts with some changed; a `str` changes the instructions and keeps the rest."""
         changed = dict(self)
         for path, change in changes.items():
             before = changed.get(path, Prompt())
-            changed[path] = Prompt(change, before.demos, before.tools) if isinstance(change, str) else change
+            changed[path] = replace(before, instructions=change) if isinstance(change, str) else change
         kept = {path: origin for path, origin in self.origins.items() if changed.get(path) == self.get(path)}
         return Prompts(changed, graph=self.graph, origins=kept)
 
@@ -161,13 +164,17 @@ class Prompts(Mapping[str, Prompt]):
     @staticmethod
     def _lines(prompts: Prompts) -> list[str]:
         data = {path: prompts[path].data() for path in sorted(prompts)}
+        for parts in data.values():
+            for part in ("tools", "fields"):
+                if part in parts:
+                    parts[part] = dict(sorted(cast("dict[str, JsonValue]", parts[part]).items()))
         return _files().dump(None, data).splitlines(keepends=True)
 
     def check(self, graph: Node[Any, Any]) -> None:
-        """Make sure that these prompts and *graph* name the same stages and that every demo fits its stage.
+        """Make sure that these prompts and *graph* name the same stages, and that every demo, tool and field fits.
 
         Raises:
-            PromptError: it names every unknown and missing path and every demo that does not fit.
+            PromptError: it names every unknown and missing path, tool and field, and every demo that does not fit.
         """
         from .structure import Structure  # noqa: PLC0415
 
@@ -175,36 +182,29 @@ class Prompts(Mapping[str, Prompt]):
         problems = self._unknown(stages)
         problems += [f"`{path}` is missing" for path in stages if path not in self]
         for path, stage in stages.items():
-            for number, demo in enumerate(self[path].demos if path in self else (), 1):
-                for schema, value, what in ((stage.takes, demo.input, "input"), (stage.gives, demo.output, "output")):
-                    try:
-                        schema.load(value)
-                    except ValidationError as error:
-                        problems.append(
-                            f"`{path}`, {what} of demo {number} is no {schema.name}: {first_problem(error)}"
-                        )
+            if path in self:
+                problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
         if problems:
             msg = f"the prompts do not fit {graph.label}: " + "; ".join(problems)
             raise PromptError(msg)
 
-    def check_known(self, stages: Mapping[str, object], label: str) -> None:
-        """Make sure that every path names a stage; stages that are not in here keep the code's text.
+    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+        """Make sure that they name stages and fields that there are; what they leave out stays the code's.
+
+        A tool that there is none of is no mistake here: an agent may have other tools in every run.
 
         Raises:
-            PromptError: it names every unknown path.
+            PromptError: it names all that is unknown.
         """
         problems = self._unknown(stages)
         if problems:
             msg = f"the prompts do not fit {label}: " + "; ".join(problems)
             raise PromptError(msg)
 
-    def _unknown(self, stages: Mapping[str, object]) -> list[str]:
-        problems: list[str] = []
-        for path in self:
-            if path not in stages:
-                near = difflib.get_close_matches(path, stages, n=1)
-                hint = f" (did you mean `{near[0]}`?)" if near else ""
-                problems.append(f"there is no stage `{path}`{hint}")
+    def _unknown(self, stages: Mapping[str, Stage[Any, Any]]) -> list[str]:
+        problems = unknown_stages(self, stages)
+        for path, prompt in self.items():
+            problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
         return problems
 
     @property

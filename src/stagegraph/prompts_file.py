@@ -26,7 +26,7 @@ FORMAT = 1
 MAX_BYTES = 5_000_000
 """A larger file is refused: prompts are texts that people review."""
 
-_HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools.\n"
+_HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools, fields.\n"
 
 
 class _Loader(yaml.SafeLoader):
@@ -113,8 +113,9 @@ def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
     blocks = dict(data)
     if "instructions" in blocks:
         blocks["instructions"] = _Block(blocks["instructions"])
-    if "tools" in blocks:
-        blocks["tools"] = {name: _Block(text) for name, text in blocks["tools"].items()}
+    for part in ("tools", "fields"):
+        if part in blocks:
+            blocks[part] = {name: _Block(text) for name, text in blocks[part].items()}
     return blocks
 
 

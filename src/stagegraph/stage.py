@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Union, cast
 
@@ -14,6 +14,7 @@ from typing_extensions import TypeForm, TypeVar
 
 from .errors import DeclarationError
 from .node import Node
+from .offered import Offered, fields_of, tools_of
 from .render import render_input
 from .schema import Schema
 
@@ -99,6 +100,16 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def gives(self) -> Schema:
         types = [t for t in types_from_output_spec(self.agent.output_type) if t is not DeferredToolRequests]
         return Schema(Union[tuple(types)] if types else str)  # noqa: UP007 - built from a list
+
+    @cached_property
+    def fields(self) -> Mapping[str, Offered]:
+        """Dotted path -> the field of the answer there, as the model is given it: what `Prompt.fields` may name."""
+        return fields_of(self.agent)
+
+    @property
+    def tools(self) -> tuple[Mapping[str, Offered], bool]:
+        """Name -> tool, and whether that is all: what a server or a function gives at run time is not known before."""
+        return tools_of(self.agent)
 
     @property
     def label(self) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +152,75 @@ def test_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
     """Only these rows, each as often as asked for."""
     done = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "odd", "--repeats", "2")
     assert "| examples | 3, 6 runs, 0 failed |" in done.stdout
+
+
+WORDS = ("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--proposer", "notes")
+
+
+def on_a_terminal(folder: Path, *words: str, answer: bytes = b"") -> str:
+    """What a person sees, without colours and movements of the cursor."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYDANTIC_AI_NO_BANNER": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stagegraph", *words],
+        cwd=folder,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.write(ours, answer)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 65_536)
+        except OSError:  # the other side is closed
+            break
+        seen += piece
+    os.close(ours)
+    assert process.wait(60) == 0, seen
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
+def test_a_terminal_shows_what_goes_on_and_a_file_does_not(folder: Path) -> None:
+    """What is being written and tried, the best score, the money; where nobody looks there are results alone."""
+    seen = on_a_terminal(folder, *WORDS, "--runs", "40", answer=b"y\n")
+    question, _, after = seen.partition("Begin? [y/N]:")
+    assert "up to 40 runs" in question
+    assert "1 texts to change: say" in question
+    assert "the texts to start from" not in question
+    places = [
+        after.index(text) for text in ("best 0.000", "writing `say`", "trying `say`", "best 1.000", "the verdict")
+    ]
+    assert places == sorted(places)
+    assert "$0.0000" in after
+    quiet = cli(folder, *WORDS, "--runs", "40", "--yes")
+    assert quiet.returncode == 0
+    assert quiet.stderr == ""
+    assert "writing" not in quiet.stdout
+    assert "\x1b" not in quiet.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--val", "train.jsonl"), "are training examples, too"),
+        (("--runs", "2"), "does not even pay for the seed"),
+        (("--component", "texts"), "it has one or more of 'instructions', 'tools', 'fields'"),
+        (("--component", "tools"), "no stage of Loud has tools to tune"),
+    ],
+)
+def test_nothing_is_run_for_a_tuning_that_cannot_begin(folder: Path, words: tuple[str, ...], message: str) -> None:
+    """Not even the runs that measure what it may cost."""
+    source = (folder / "graph.py").read_text("utf-8")
+    told = source.replace("def answer(messages, info):", "def answer(messages, info):\n    open('asked', 'w').close()")
+    (folder / "graph.py").write_text(told, encoding="utf-8")
+    done = cli(folder, *WORDS, "--runs", "20", "--yes", *words)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not (folder / "asked").exists()
 
 
 def test_a_tuning_asks_before_it_spends(folder: Path) -> None:

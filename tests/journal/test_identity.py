@@ -116,6 +116,17 @@ async def test_demos_and_tool_descriptions_count() -> None:
     assert await asked_again(saying(), saying(), prompts=shown) == (1, {"say": "the prompt"})
 
 
+async def test_the_text_of_a_field_counts_and_the_codes_own_does_not() -> None:
+    """What is said about tools and fields counts as far as it is something else than what the code says."""
+    agent = Agent(instructions="Say.", output_type=Text, tools=[looker.toolsets[0].tools["look"]])  # type: ignore[attr-defined]
+    graph = saying(agent=agent)
+    stage = graph.say  # type: ignore[attr-defined]
+    own = Prompt(tools={"look": stage.tools[0]["look"].text}, fields={"text": stage.fields["text"].text})
+    assert await asked_again(graph, graph, prompts=Prompts({"say": own})) == (0, {})
+    told = Prompts({"say": Prompt(fields={"text": "One word."})})
+    assert await asked_again(graph, graph, prompts=told) == (1, {"say": "the prompt"})
+
+
 async def test_another_field_in_the_output_type_counts_also_for_steps() -> None:
     """A step whose output type gained a field runs again."""
 

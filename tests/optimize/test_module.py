@@ -83,15 +83,15 @@ def test_prompts_of_predictors_reach_the_agents_which_stay_as_they_are(module: G
 
 
 def test_prompts_go_both_ways() -> None:
-    """Instructions, demos and tools of a prompts file come back out as they went in."""
+    """Instructions, demos, tools and fields of a prompts file come back out as they went in."""
     demo = Demo("word", {"word": "word", "score": 4})
     text = "  First line.\n\n    Indented.\n"
-    prompts = Prompts({"rate.judge": Prompt(text, (demo,), {"search": "Look it up."})})
+    prompts = Prompts({"rate.judge": Prompt(text, (demo,), {"search": "Look it up."}, {"score": "Its length."})})
     module = GraphModule(Words(), model=scripted(), prompts=prompts)
     assert module.prompts()["rate.judge"] == prompts["rate.judge"]
     assert module.prompts()["plan"] == Prompt("List the words.")
     assert module.rate__judge.demos[0].score == 4
-    module.prompts().check(Words())
+    GraphModule(Words(), model=scripted()).prompts().check(Words())
 
 
 def test_prompts_for_other_stages_are_refused() -> None:

@@ -16,7 +16,7 @@ from rules import Chain, coupled, learner, rows, separate, student, verdict
 
 from stagegraph import Example, Graph, Prompts, Run, Runner, Stage, TuningError
 from stagegraph.journal import MemoryJournal
-from stagegraph.optimize import Budget, Candidates, Proposal, preview, tune
+from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview, tune
 
 pytestmark = pytest.mark.anyio
 
@@ -125,8 +125,8 @@ async def test_the_runs_never_exceed_the_budget(limit: dict[str, int], minibatch
     assert result.found.stopped
 
 
-@pytest.mark.parametrize("budget", [Budget(usd=0.3), Budget(tokens=400), Budget(seconds=0.001)])
-async def test_money_tokens_and_time_end_a_tuning(budget: Budget) -> None:
+@pytest.mark.parametrize("budget", [Budget(usd=0.3), Budget(tokens=400)])
+async def test_money_and_tokens_end_a_tuning(budget: Budget) -> None:
     """The step that reaches the limit is the last."""
     result = await tuned(budget=budget, model=student(cost="0.01")[0])
     assert "the budget of" in result.found.stopped
@@ -197,6 +197,29 @@ async def test_the_preview_measures_the_width_of_a_fan_out() -> None:
     assert found.stage_calls == {"a": 1, "b": 2, "c": 1}
     assert (found.requests_a_run, found.dollars_a_run) == (4, pytest.approx(0.04))
     assert "up to 50 runs, about 200 model requests, $2.00" in str(found)
+
+
+async def test_a_tuning_is_begun_when_it_is_confirmed(tmp_path: Path) -> None:
+    """Two runs are measured and shown, no more are made after a no, and a tuning that goes on is not asked about."""
+    model, requests = student(cost="0.01")
+    seen: list[Preview] = []
+
+    def confirm(preview: Preview) -> bool:
+        seen.append(preview)
+        return len(seen) > 1
+
+    with pytest.raises(TuningError, match="`confirm` said no"):
+        await tuned(model=model, confirm=confirm, run_dir=tmp_path)
+    assert requests == {"a": 2, "b": 4, "c": 2}
+    assert seen[0].components == ("a", "b", "c")
+    assert "$4.00; calls a run: a 1.0, b 2.0, c 1.0; 3 texts to change: a, b, c" in str(seen[0])
+    for _ in range(2):
+        result = await tuned(model=model, confirm=confirm, run_dir=tmp_path)
+        assert result.found.candidates[result.found.best].mean == 1
+    assert len(seen) == 2
+    with pytest.raises(TuningError, match="training examples, too"):
+        await tuned(train=VAL, confirm=confirm)
+    assert len(seen) == 2
 
 
 TUNING = """

@@ -11,10 +11,13 @@ from deployed import CODE, INPUT, MINE, PATHS, PROMPTS, TUNED, Inner, Text, Writ
 from langfuse import Langfuse
 from langfuse_fixtures import the_client, the_server
 from langfuse_server import LangfuseServer
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from traced_runs import Watch
 
 from scripted import fails
-from stagegraph import DeclarationError, Demo, Prompt, PromptError, Prompts, RunError, Runner
+from stagegraph import DeclarationError, Demo, Graph, Prompt, PromptError, Prompts, RunError, Runner, Stage
 from stagegraph.errors import TracingError
 from stagegraph.journal import MemoryJournal
 from stagegraph.tracing import promote_prompts, rollback_prompts
@@ -64,6 +67,35 @@ async def test_everything_of_a_prompt_survives(server: LangfuseServer) -> None:
     own = row["config"]["stagegraph"]
     assert own["digest"] == prompts.digest
     assert own["provenance"] == {"optimizer": "GEPA", "metric": repr(len)}
+
+
+async def test_texts_of_fields_are_deployed_with_a_prompt(server: LangfuseServer) -> None:
+    """They are part of a version: another text makes a new one, and the model is sent it."""
+
+    class Ask(Graph[str, Text]):
+        ask = Stage(str, Agent(instructions="Ask.", output_type=Text))
+
+        async def flow(self, text: str) -> Text:
+            return await self.ask(text)
+
+    def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        [tool] = info.output_tools
+        words = tool.parameters_json_schema["properties"]["words"].get("description", "")
+        return ModelResponse([ToolCallPart(tool.name, {"words": words})])
+
+    def deployed(text: str) -> dict[str, int]:
+        return Prompts({"ask": Prompt("Ask.", fields={"words": text})}).to_langfuse(Ask(), "production")
+
+    assert (deployed("Two words."), deployed("Two words.")) == ({"ask": 1}, {"ask": 1})
+    assert deployed("One word.") == {"ask": 2}
+    assert server.prompts["Ask/ask"][-1]["config"]["stagegraph"]["parts"] == {"fields": {"words": "One word."}}
+    runner = Runner(FunctionModel(answer), tracing=None, prompts=Prompts.from_langfuse(Ask()))
+    assert (await runner.run(Ask(), "x")).output.words == "One word."
+    with pytest.raises(PromptError, match="no output field `word`"):
+        Prompts({"ask": Prompt("Ask.", fields={"word": "x"})}).to_langfuse(Ask())
+    server.prompts["Ask/ask"][-1]["config"]["stagegraph"]["parts"] = {"fields": {"word": "x"}}
+    strange = Runner(FunctionModel(answer), tracing=None, prompts=Prompts.from_langfuse(Ask()))
+    assert (await strange.run(Ask(), "x")).output.words == ""
 
 
 async def test_a_stage_of_its_own_is_named_without_a_path(server: LangfuseServer) -> None:

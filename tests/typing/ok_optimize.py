@@ -8,6 +8,7 @@ from pydantic_ai import Agent
 
 from stagegraph import Example, Graph, Prompts, Run, Score, Stage
 from stagegraph.optimize import (
+    Budget,
     GraphModule,
     Judge,
     dspy_metric,
@@ -19,6 +20,7 @@ from stagegraph.optimize import (
     lm,
     stratified_split,
     to_dspy,
+    tune,
     wants_failed_runs,
 )
 
@@ -62,6 +64,11 @@ async def uses(run: Run[Spec, str]) -> None:
     module = GraphModule(Shout(), model="openai:gpt-5-mini", prompts=Prompts.of(Shout()))
     assert_type(module.prompts(), Prompts)
     assert_type(await graded(slow, rows[0], run), Score)
+    tuned = await tune(
+        Shout(), grade, train=train, val=val, budget=Budget(usd=1), components=["instructions", "fields"]
+    )
+    assert_type(tuned.prompts["shout"].fields["title"], str)
+    assert_type(tuned.found.changed, tuple[str, ...])
     dspy_metric(grade)
     dspy_metric(quick)
     dspy_metric(slow)

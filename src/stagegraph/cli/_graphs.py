@@ -40,6 +40,7 @@ def show(
 ) -> None:
     """Print what a graph says to its models."""
     from stagegraph import Prompts  # noqa: PLC0415
+    from stagegraph.structure import Structure  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
 
@@ -47,7 +48,7 @@ def show(
     texts = Prompts.of(node)
     if prompts is not None:
         deployed = Prompts.load(prompts)
-        deployed.check_known(dict(texts), node.label)
+        deployed.check_known(Structure.of(node).stages, node.label)
         texts = texts.replace(deployed)
     print(texts.to_yaml(), end="")  # noqa: T201
 
@@ -72,7 +73,7 @@ def diff(
 
 @prompts_app.command()
 def check(graph: GraphArgument, file: Annotated[str, typer.Argument(help="A prompts file.")]) -> None:
-    """Make sure that a prompts file and a graph name the same stages and that the demos fit."""
+    """Make sure that a prompts file and a graph name the same stages, and that demos, tools and fields fit."""
     from stagegraph import Prompts  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ._run import ModelOption, PromptsOption, make_runner
@@ -23,6 +22,8 @@ __all__ = ["compare", "evaluate", "tune"]
 
 TOO_LOW = 3
 """The exit code of a score that is not good enough; a mistake gives 1."""
+_WIDE = 80
+"""Columns of a terminal that has room for a bar and a clock beside the numbers."""
 
 GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
 MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:function, of an example and a run.")]
@@ -53,6 +54,7 @@ def evaluate(
     rows = _rows(examples, node, split)
     runner = make_runner(node, model, prompts, None, None)
     with _progress("evaluating", len(rows) * repeats) as bar:
+        bar.start()
         done: list[float] = []
 
         def judged(row: optimize.ReportRow) -> None:
@@ -107,9 +109,13 @@ def tune(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the graph, at most.")],
     test: Annotated[str | None, typer.Option(metavar="FILE", help="Examples for the verdict at the end.")] = None,
     usd: Annotated[float | None, typer.Option(help="US dollars, at most.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds, at most.")] = None,
     model: ModelOption = None,
-    reflection_model: Annotated[str | None, typer.Option(metavar="NAME", help="Writes the new instructions.")] = None,
+    reflection_model: Annotated[str | None, typer.Option(metavar="NAME", help="Writes the new texts.")] = None,
     proposer: Annotated[str | None, typer.Option(help="`notes`: the notes are written in, without a model.")] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(help="What to change: instructions (without it), tools, fields; repeatable.")
+    ] = None,
     prompts: PromptsOption = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="The best prompts.")] = "prompts.tuned.yaml",
     run_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what is paid for; go on from there.")] = None,
@@ -117,32 +123,39 @@ def tune(
     yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
-    from stagegraph import Prompts, optimize  # noqa: PLC0415
+    from stagegraph import optimize  # noqa: PLC0415
 
     from ._load import load_function, load_graph  # noqa: PLC0415
 
     node, judge = load_graph(graph), load_function(metric)
     parts = {name: _rows(file, node) for name, file in (("train", train), ("val", val))}
     held_out = None if test is None else _rows(test, node)
-    make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
-    budget = optimize.Budget(runs=runs, usd=usd)
-    if run_dir is None or not (Path(run_dir) / "paid.jsonl").exists():
-        _say(str(asyncio.run(optimize.preview(node, parts["train"], budget, model=model, samples=2))))
-        if not yes:
-            typer.confirm("Begin?", abort=True, err=True)
-    with _progress("the seed", runs) as bar:
-        best = 0.0
+    runner = make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
+    best: float | None = None
+    verdicts = 0
+    with _progress("the texts to start from", runs) as bar:
+
+        def confirm(preview: optimize.Preview) -> bool:
+            _say(str(preview))
+            return yes or typer.confirm("Begin?", abort=True, err=True)
 
         def tell(event: str, data: Mapping[str, Any]) -> None:
-            nonlocal best
-            task = bar.task_ids[0]
+            nonlocal best, verdicts
+            bar.start()  # after the question; further times do nothing
+            said: dict[str, Any] = {}
             if event == "run":
-                bar.update(task, completed=data["runs"], spent=f"${data['usd']:.4f}")
-            elif event == "proposing":
-                bar.update(task, description=f"writing {data['stage']}")
-            elif event == "validated":
-                best = max(best, float(data["mean"]))
-                bar.update(task, best=f"best {best:.3f}")
+                verdicts += data["kind"] == "verdict"
+                doing = f"the verdict, run {verdicts}" if verdicts else None
+                bar.update(bar.task_ids[0], completed=data["runs"], spent=f"${data['usd']:.4f}", description=doing)
+                return
+            if event in {"proposing", "proposed"}:
+                said["description"] = f"{'writing' if event == 'proposing' else 'trying'} `{data['component']}`"
+            elif event in {"validated", "rejected"}:
+                said["description"] = "looking for faults"
+            if event == "validated":
+                best = data["mean"] if best is None else max(best, data["mean"])
+                said["best"] = f"best {best:.3f}"
+            bar.update(bar.task_ids[0], refresh=True, **said)
 
         result = asyncio.run(
             optimize.tune(
@@ -151,14 +164,16 @@ def tune(
                 train=parts["train"],
                 val=parts["val"],
                 test=held_out,
-                budget=budget,
+                budget=optimize.Budget(runs=runs, usd=usd, seconds=seconds),
                 model=model,
                 reflection_model=reflection_model,
                 proposer=proposer,
-                prompts=None if prompts is None else Prompts.load(prompts),
+                prompts=runner.prompts if prompts is not None else None,
+                components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,
                 tell=tell,
+                confirm=confirm,
             )
         )
     result.save(out)
@@ -183,18 +198,22 @@ def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence
 
 @contextmanager
 def _progress(what: str, total: int) -> Generator[Progress, None, None]:
-    columns = (
+    """A bar that is shown from its `start` on, on a terminal; elsewhere nothing is printed."""
+    out = console(stderr=True)
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[best]}", markup=False),
         TextColumn("{task.fields[spent]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        bar.add_task(what, total=total, best="", spent="")
+    ]
+    if out.width >= _WIDE:
+        columns = [columns[0], BarColumn(), *columns[1:], TimeElapsedColumn()]
+    bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+    bar.add_task(what, total=total, best="", spent="")
+    try:
         yield bar
+    finally:
+        bar.stop()
 
 
 def _say(text: str) -> None:

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.toolsets import FunctionToolset
 
+from stagegraph.prompt import Prompt
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic_ai.models import Model
 
-    from stagegraph.prompts import Prompt
+    from stagegraph.offered import Offered
     from stagegraph.stage import Stage
     from stagegraph.steps import Step
 
@@ -55,14 +59,27 @@ def step_parts(step: Step[Any, Any]) -> dict[str, str]:
 def stage_parts(stage: Stage[Any, Any], prompt: Prompt | None, model: Model[Any] | None) -> dict[str, str]:
     """What a stage call depends on besides its input; the same for all calls of a stage in a run."""
     text = prompt.instructions if prompt is not None and prompt.instructions is not None else stage.instructions
-    extras = {} if prompt is None else {name: part for name, part in prompt.data().items() if name != "instructions"}
     return {
-        "the prompt": hashed(text.strip(), json.dumps(extras, sort_keys=True)),
+        "the prompt": hashed(text.strip(), json.dumps(_extras(stage, prompt or Prompt()), sort_keys=True)),
         "the model": hashed(model.model_id if model is not None else "", _settings_text(stage)),
         "the output type": stage.gives.fingerprint,
         "the tools": hashed(*sorted(_tool_names(stage))),
         "the version": hashed(str(stage.version)),
     }
+
+
+def _extras(stage: Stage[Any, Any], prompt: Prompt) -> dict[str, Any]:
+    """What a prompt says besides its instructions, as far as it is something else than what the code says."""
+    data: dict[str, Any] = {name: value for name, value in prompt.data().items() if name == "demos"}
+    if prompt.tools:
+        data["tools"] = _changed(prompt.tools, stage.tools[0])
+    if prompt.fields:
+        data["fields"] = _changed(prompt.fields, stage.fields)
+    return {name: value for name, value in data.items() if value}
+
+
+def _changed(texts: Mapping[str, str], known: Mapping[str, Offered]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if name not in known or known[name].text != text}
 
 
 def _settings_text(stage: Stage[Any, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Between GEPA's engine and the graph: candidates run for real, and what is known is not paid for twice."""
+"""Between GEPA's engine and the graph: what a candidate scored, what went wrong, and a new text for it."""
 
 from __future__ import annotations
 
@@ -6,37 +6,33 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gepa.core.adapter import EvaluationBatch
 
 from stagegraph.errors import TuningError
-from stagegraph.prompts import Prompts
 
+from ._components import Component, Texts
 from ._loop import submit
+from ._runs import Runs, digest
+from ._shown import tool_use
 from .blame import Judged, blame, records
-from .evaluation import run_example
+from .budget import BudgetReached
 from .proposers import Proposal, Proposer, ask, schema_text
 
 if TYPE_CHECKING:
+    from stagegraph.call import Call
     from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.prompts import Prompts
     from stagegraph.stage import Stage
 
     from ._store import Store
-    from .budget import Spent
-    from .grading import Grader
+    from .budget import Budget, Spent
     from .report import ReportRow
 
-__all__ = ["Adapter", "Finding", "prompts_of"]
+__all__ = ["Adapter", "Finding"]
 
 T = TypeVar("T")
-
-Texts = Mapping[str, str]
-"""Component (a stage's path) -> text."""
 
 
 @dataclass(slots=True)
@@ -44,6 +40,9 @@ class Finding:
     """A candidate that was run on the whole validation set."""
 
     texts: dict[str, str]
+    """Component (`plan`, `plan:tool:search`, `plan:field:title`) -> text."""
+    parents: tuple[int, ...]
+    """The candidates that it was made of: none for the seed, two for a merge."""
     scores: list[float]
     blame: dict[str, float]
     objectives: list[dict[str, float]]
@@ -58,28 +57,26 @@ class Finding:
 class Adapter:
     """What `gepa.optimize` takes as `adapter`; it lives in the engine's thread and works on the background loop."""
 
-    graph: Node[Any, Any]
+    runs: Runs
     stages: Mapping[str, Stage[Any, Any]]
+    components: Mapping[str, Component]
     base: Prompts
-    grader: Grader
-    runner: Runner
-    model: Any
     proposer: Proposer
     spent: Spent
+    budget: Budget
     store: Store
     perfect: float
-    side_by_side: int
     validation: Sequence[Example[Any]]
-    waits: Sequence[float]
     tell: Callable[[str, Mapping[str, Any]], None]
     propose_new_texts: Any = None
     findings: list[Finding] = field(default_factory=list[Finding])
     problem: TuningError | None = None
     """What ended the search where GEPA's engine would have gone on."""
     tried: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
-    _recent: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
-    """Example -> its newest run with traces: what a child need not compute again."""
-    _known: dict[tuple[str, str], Judged] = field(default_factory=dict[tuple[str, str], Judged])
+    _lift: float = 1.0
+    """What GEPA's engine is told on top of each score: it cannot merge where scores do not sum up to more than 0."""
+    _validated: dict[str, list[Judged]] = field(default_factory=dict[str, "list[Judged]"])
+    _left_out: dict[str, int] = field(default_factory=dict[str, int])
     _current: Future[Any] | None = None
     _cancelled: bool = False
 
@@ -97,10 +94,23 @@ class Adapter:
         if self._cancelled:
             work.close()
             raise CancelledError
-        future = self._current = submit(work)
+        future = self._current = submit(self._in_time(work))
         if self._cancelled:
             future.cancel()
         return future.result()
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what there are seconds left for."""
+        limit = self.budget.seconds
+        deadline = asyncio.timeout(None if limit is None else limit - self.spent.seconds)
+        try:
+            async with deadline:
+                return await work
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            msg = f"the budget of {limit:g} seconds"
+            raise BudgetReached(msg) from None
 
     def evaluate(
         self, batch: list[Example[Any]], candidate: dict[str, str], capture_traces: bool = False
@@ -109,83 +119,52 @@ class Adapter:
 
         Raises:
             TuningError: a provider or the metric failed for good.
+            BudgetReached: not all of them could be run.
         """
         validating = all(id(one) in self._validation for one in batch)  # the engine asks for traces there, too
-        judged = self._wait_for(self.judge_all(batch, candidate, "fresh" if validating else "trace"))
-        blames = [blame(one, perfect=self.perfect) for one in judged]
-        objectives = [
-            {**one.score.objectives, "score": one.score.value}
-            | {f"blame:{path}": -blamed.get(path, 0.0) for path in candidate}
-            for one, blamed in zip(judged, blames, strict=True)
-        ]
+        judged = self._wait_for(self.runs.of(batch, candidate, "fresh" if validating else "trace"))
         scores = [one.score.value for one in judged]
         if validating and [one.id for one in batch] == [one.id for one in self.validation]:
-            total: dict[str, float] = {}
-            for blamed in blames:
-                for path, weight in blamed.items():
-                    total[path] = total.get(path, 0.0) + weight
-            self.findings.append(Finding(dict(candidate), scores, total, objectives, [one.row for one in judged]))
-            self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
-        return EvaluationBatch([one.run.output for one in judged], scores, judged, objectives)
+            self._validated[digest(candidate)] = judged
+            if not self.findings:
+                self._lift = 1 - min(0.0, *scores)
+        told = [score + self._lift for score in scores]
+        return EvaluationBatch([one.run.output for one in judged], told, judged, self._objectives(judged))
 
-    async def judge_all(self, batch: Sequence[Example[Any]], candidate: Texts, kind: str) -> list[Judged]:
-        """Run a candidate on examples; only a `trace` may take from the run of another candidate."""
-        slots = asyncio.Semaphore(self.side_by_side)
+    def _objectives(self, judged: Sequence[Judged]) -> list[dict[str, float]]:
+        """What a candidate may be good at besides the score: at earning a stage no blame."""
+        paths = dict.fromkeys(component.path for component in self.components.values())
+        rows: list[dict[str, float]] = []
+        for one in judged:
+            blamed = blame(one, perfect=self.perfect)
+            own = {f"blame:{path}": -blamed.get(path, 0.0) for path in paths}
+            rows.append({**one.score.objectives, "score": one.score.value} | own)
+        return rows
 
-        async def one(example: Example[Any]) -> Judged:
-            async with slots:
-                return await self._judge(example, candidate, kind)
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(example)) for example in batch]
-        return [task.result() for task in tasks]
-
-    async def _judge(self, example: Example[Any], candidate: Texts, kind: str) -> Judged:
-        name = digest(candidate)
-        place = (name, example.id)
-        if kind == "trace" and (known := self._known.get(place)) is not None:
-            return known
-        judged = await self.store.judged(kind, name, example, self.graph)
-        if judged is None:
-            recent = self._recent.get(example.id)
-            begun = self.store.begun(kind, name, example)
-            replay = await self._recorded(begun, recent.id if kind == "trace" and recent else None)
-            run = await run_example(
-                self.runner,
-                self.graph,
-                example,
-                model=self.model,
-                prompts=prompts_of(self.base, candidate, self.stages),
-                waits=self.waits,
-                replay=replay,
-                begin=lambda run_id: self.store.begin(kind, name, example, run_id),
-            )
-            judged = Judged(example, run, await self.grader(example, run))
-            self.store.keep(kind, name, judged)
-        if kind != "verdict":
-            self.spent.add_run(judged.run)
-            self.spent.add_verdict(judged.score)
-        if kind == "trace":
-            self._known[place] = judged
-            self._recent[example.id] = judged.run
-        spent = {"runs": self.spent.runs, "usd": self.spent.usd}
-        self.tell("run", {"example": example.id, "score": judged.score.value, **spent})
-        return judged
-
-    async def _recorded(self, *run_ids: str | None) -> str | None:
-        """The first of these runs that is in the journal."""
-        journal = self.runner.journal
-        if journal is not None:
-            for run_id in run_ids:
-                if run_id is not None and await journal.run(run_id) is not None:
-                    return run_id
-        return None
+    def found(self, candidate: Texts, parents: Sequence[int]) -> None:
+        """GEPA's engine took a candidate in, with what it scored on the validation set."""
+        judged = self._validated.pop(digest(candidate))
+        total: dict[str, float] = {}
+        for one in judged:
+            for path, weight in blame(one, perfect=self.perfect).items():
+                total[path] = total.get(path, 0.0) + weight
+        scores, rows = [one.score.value for one in judged], [one.row for one in judged]
+        self.findings.append(Finding(dict(candidate), tuple(parents), scores, total, self._objectives(judged), rows))
+        self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Judged, Any], components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """All calls of each stage that is to be changed, the worst first."""
-        return {path: records(eval_batch.trajectories or [], path) for path in components_to_update}
+        found: dict[str, Sequence[Mapping[str, Any]]] = {}
+        judged = eval_batch.trajectories or []
+        for name in components_to_update:
+            component = self.components[name]
+            more = _use_of(component.part) if component.kind == "tool" else None
+            found[name] = records(judged, component.path, more=more)
+            calls = sum(call.path == component.path for one in judged for call in one.run.root.walk())
+            self._left_out[name] = calls - len(found[name])
+        return found
 
     def _propose(
         self,
@@ -194,36 +173,46 @@ class Adapter:
         components_to_update: list[str],
     ) -> dict[str, str]:
         found: dict[str, str] = {}
-        for path in components_to_update:
-            self.tell("proposing", {"stage": path})
-            tried = self.tried.setdefault(f"{digest({**candidate, path: ''})}:{path}", set())
-            stage = self.stages[path]
-            proposal = Proposal(
-                path=path,
-                text=candidate[path],
-                records=reflective_dataset.get(path, ()),
-                takes=schema_text(stage, "takes"),
-                gives=schema_text(stage, "gives"),
-                tried=frozenset(tried),
-            )
+        for name in components_to_update:
+            if self.spent.reached(self.budget) is not None:
+                break
+            component = self.components[name]
+            self.tell("proposing", {"stage": component.path, "component": name})
+            tried = self.tried.setdefault(f"{digest({**candidate, name: ''})}:{name}", set())
+            proposal = self._proposal(component, candidate, reflective_dataset.get(name, ()), tried)
             try:
                 text = self._wait_for(self.store.proposed(self.proposer, proposal, ask))
             except TuningError as error:
                 self.problem = error  # the engine goes on after a failed proposal, so the stopper looks here
                 return {}
+            except BudgetReached:  # the stopper will find out by itself
+                return {}
             if text is not None:
                 tried.add(text)
-                found[path] = text
+                found[name] = text
+                self.tell("proposed", {"stage": component.path, "component": name})
         return found
 
+    def _proposal(
+        self, component: Component, candidate: Texts, shown: Sequence[Mapping[str, Any]], tried: set[str]
+    ) -> Proposal:
+        path, stage = component.path, self.stages[component.path]
+        base = self.base[path].instructions if path in self.base else None
+        instructions = candidate.get(path, base if base is not None else stage.instructions)
+        return Proposal(
+            path=path,
+            text=candidate[component.name],
+            records=shown,
+            takes=schema_text(stage, "takes"),
+            gives=schema_text(stage, "gives"),
+            tried=frozenset(tried),
+            kind=component.kind,
+            part=component.part,
+            schema=component.schema,
+            instructions="" if component.kind == "instructions" else instructions,
+            left_out=self._left_out.get(component.name, 0),
+        )
 
-def prompts_of(base: Prompts, texts: Texts, stages: Mapping[str, Stage[Any, Any]]) -> Prompts:
-    """What a candidate deploys: the base with its texts, as far as they differ from what the code says."""
-    changes = {path: text for path, text in texts.items() if path in base or text != (stages[path].instructions or "")}
-    return base.replace(changes)
 
-
-def digest(texts: Texts) -> str:
-    """A candidate by its content."""
-    text = "\0".join(f"{path}\1{texts[path]}" for path in sorted(texts))
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+def _use_of(tool: str) -> Callable[[Call], dict[str, str]]:
+    return lambda call: {"tool": tool_use(call, tool)}

@@ -92,7 +92,8 @@ class StagePredict(dspy.Predict):
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
             text = seed  # as it was written: DSPy trims it
         found = (self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos))
-        return Prompt(text, tuple(self._fitting(demo for demo in found if demo is not None)), self._seed.tools)
+        fitting = tuple(self._fitting(demo for demo in found if demo is not None))
+        return Prompt(text, fitting, self._seed.tools, self._seed.fields)
 
     def _fitting(self, demos: Iterable[Demo]) -> Iterator[Demo]:
         """The demos that a person put there, and as many of the others as there is room for."""

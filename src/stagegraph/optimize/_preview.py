@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from stagegraph.example import Example
     from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
 
     from .budget import Budget
     from .report import Report
@@ -35,12 +36,15 @@ class Preview:
     dollars_a_run: float | None
     stage_calls: dict[str, float]
     """Stage path -> calls in one run: how wide the fan-outs are."""
+    components: tuple[str, ...] = ()
+    """The texts that are to be changed, when that is known."""
 
     def __str__(self) -> str:
         cost = "unknown" if self.dollars_a_run is None else f"${self.runs * self.dollars_a_run:.2f}"
         calls = ", ".join(f"{path} {count:.1f}" for path, count in self.stage_calls.items())
         requests = self.runs * self.requests_a_run
-        return f"up to {self.runs} runs, about {requests:.0f} model requests, {cost}; calls a run: {calls}"
+        texts = f"; {len(self.components)} texts to change: {', '.join(self.components)}" if self.components else ""
+        return f"up to {self.runs} runs, about {requests:.0f} model requests, {cost}; calls a run: {calls}{texts}"
 
 
 async def preview(
@@ -53,6 +57,7 @@ async def preview(
     minibatch: int = 3,
     model: Model[Any] | str | None = None,
     runner: Runner | None = None,
+    prompts: Prompts | None = None,
     samples: int = 3,
 ) -> Preview:
     """What a tuning may cost, measured on a few runs: the width of a fan-out is only known when it has happened.
@@ -64,7 +69,7 @@ async def preview(
         msg = "there are no examples to measure on"
         raise TuningError(msg)
     own = runner or Runner(tracing=None)
-    runs = [await run_example(own, graph, example, model=model) for example in examples[:samples]]
+    runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
     calls: dict[str, list[int]] = {}
     for run in runs:
         for path in run.structure.stages:
@@ -79,10 +84,12 @@ async def preview(
 
 
 def preview_of(found: Found, budget: Budget, report: Report) -> Preview:
+    """What it was expected to cost, by the runs of the seed."""
     spent = found.spent
     return Preview(
         runs=budget.runs or spent.runs,
         requests_a_run=fmean(row.requests for row in report.rows),
         dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
         stage_calls={},
+        components=tuple(found.candidates[0].texts),
     )

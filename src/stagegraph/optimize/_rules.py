@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gepa.proposer.base import CandidateProposal
 
     from ._adapter import Adapter
+    from ._components import Component
     from .budget import Budget, Spent
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
@@ -21,11 +22,16 @@ _SAME = 1e-9
 
 
 class Selector:
-    """Change the stage that earned the most blame; one that was tried without success lets the next one have a turn."""
+    """Change the stage that earned the most blame; one that was tried without success lets the next one have a turn.
 
-    def __init__(self, perfect: float) -> None:
+    The texts of a stage take turns, too: the one that was changed least often in the whole search is next.
+    """
+
+    def __init__(self, perfect: float, components: Mapping[str, Component]) -> None:
         self._perfect = perfect
+        self._components = components
         self._turns: Counter[tuple[int, str]] = Counter()
+        self._changed: Counter[str] = Counter()
 
     def __call__(
         self,
@@ -35,16 +41,22 @@ class Selector:
         candidate_idx: int,
         candidate: Mapping[str, str],
     ) -> list[str]:
-        """The one component to change, or none when nobody is to blame."""
+        """The one component to change, or none when nobody is to blame or nothing could be better."""
+        if all(judged.score.value >= self._perfect for judged in trajectories):
+            return []
         total: Counter[str] = Counter()
+        paths = {component.path for component in self._components.values()}
         for judged in trajectories:
             for path, weight in blame(judged, perfect=self._perfect).items():
-                if path in candidate and weight > 0:
+                if path in paths and weight > 0:
                     total[path] += weight  # pyright: ignore[reportArgumentType]
         if not total:
             return []
-        chosen = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
-        self._turns[candidate_idx, chosen] += 1
+        stage = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
+        self._turns[candidate_idx, stage] += 1
+        own = [name for name, component in self._components.items() if component.path == stage]
+        chosen = min(own, key=lambda name: self._changed[name])
+        self._changed[chosen] += 1
         return [chosen]
 
 
@@ -55,8 +67,9 @@ class Acceptance:
     would then reject every right step.
     """
 
-    def __init__(self, perfect: float) -> None:
+    def __init__(self, perfect: float, components: Mapping[str, Component]) -> None:
         self._perfect = perfect
+        self._components = components
 
     def should_accept(self, proposal: CandidateProposal[Any], state: GEPAState[Any, Any]) -> bool:
         """Whether a child is worth a run on the whole validation set."""
@@ -66,7 +79,7 @@ class Acceptance:
         if after < before - _SAME or proposal.eval_before is None or proposal.eval_after is None:
             return False
         parent = state.program_candidates[proposal.parent_program_ids[0]]
-        changed = [path for path, text in proposal.candidate.items() if parent[path] != text]
+        changed = {self._components[name].path for name, text in proposal.candidate.items() if parent[name] != text}
         earned: list[float] = []
         for found in (proposal.eval_before, proposal.eval_after):
             blames = [blame(judged, perfect=self._perfect) for judged in found.trajectories or []]

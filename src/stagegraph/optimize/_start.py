@@ -19,24 +19,12 @@ if TYPE_CHECKING:
 
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
 
     from .budget import Spent
     from .grading import Grader
     from .search import Options
 
-__all__ = ["check_overlap", "manifest", "name_of", "proposer_of", "seed_texts"]
-
-
-def seed_texts(base: Prompts, stages: Mapping[str, Any]) -> dict[str, str]:
-    """Stage path -> its text now, of the stages that have one."""
-    found: dict[str, str] = {}
-    for path, stage in stages.items():
-        own = base[path].instructions if path in base else None
-        text = own if own is not None else stage.instructions
-        if text is not None and text.strip():
-            found[path] = text
-    return found
+__all__ = ["check_overlap", "manifest", "name_of", "proposer_of"]
 
 
 def proposer_of(options: Options, spent: Spent) -> Proposer:
@@ -79,6 +67,7 @@ def manifest(  # noqa: PLR0917
     return {
         "the graph": graph.label,
         "the stages": {path: [stages[path].takes.fingerprint, stages[path].gives.fingerprint] for path in stages},
+        "what is tuned": list(options.components),
         "the texts to start from": _hash(dict(seed)),
         "the training examples": _hash([one.data() for one in train]),
         "the validation examples": _hash([one.data() for one in val]),

@@ -65,6 +65,11 @@ class Store:
             else:
                 self._texts[str(row["key"])] = row
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was begun before."""
+        return bool(self._runs or self._begun or self._texts)
+
     async def judged(self, kind: str, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Judged | None:
         """A run that was made and judged before, each once."""
         rows = self._runs.get(f"{kind}:{candidate}:{example.id}")
@@ -113,12 +118,15 @@ class Store:
         key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         known = self._texts.get(key)
         if known is not None:
-            self._spent.add_proposal(int(known["tokens"]), known["usd"])
+            if known["asked"]:
+                self._spent.add_proposal(int(known["tokens"]), known["usd"])
             return cast("str | None", known["text"])
         tokens, usd, unpriced = self._spent.tokens, self._spent.usd, self._spent.unpriced
+        proposals = self._spent.proposals
         found = await ask(proposer, proposal)
         cost = None if self._spent.unpriced > unpriced else self._spent.usd - usd
-        self._append({"key": key, "text": found, "tokens": self._spent.tokens - tokens, "usd": cost})
+        asked = self._spent.proposals > proposals  # not of a function or a pool, which cost nothing
+        self._append({"key": key, "text": found, "asked": asked, "tokens": self._spent.tokens - tokens, "usd": cost})
         return found
 
     def _append(self, row: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,12 +18,14 @@ from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from ._adapter import Adapter, prompts_of
+from ._adapter import Adapter
+from ._components import checked_kinds, components_of, prompts_of
 from ._loop import await_here
 from ._rules import Acceptance, Selector, Stopper
-from ._start import check_overlap, manifest, proposer_of, seed_texts
+from ._runs import Runs
+from ._start import check_overlap, manifest, proposer_of
 from ._store import Store
-from .budget import Budget, Spent
+from .budget import Budget, BudgetReached, Spent
 from .evaluation import checked_examples, report_of
 from .grading import Grader, Metric, grader_of
 from .search import Found, Options, Tell
@@ -52,7 +55,7 @@ class Work:
         options: Options,
         tell: Tell,
     ) -> None:
-        self.graph, self.budget, self.options, self.tell = graph, budget, options, tell
+        self.graph, self.budget, self.tell = graph, budget, tell
         self.train, self.val = (
             checked_examples(train, "training examples"),
             checked_examples(val, "validation examples"),
@@ -62,28 +65,52 @@ class Work:
         grader = grader_of(metric)
         self.base = options.prompts or Prompts(graph=graph.label)
         self.base.check_known(self.stages, graph.label)
-        self.seed = seed_texts(self.base, self.stages)
+        kinds = checked_kinds(options.components)
+        self.options = options = replace(options, components=kinds)
+        self.components = components_of(self.base, self.stages, kinds)
+        self.seed = {name: component.seed for name, component in self.components.items()}
         if not self.seed:
-            msg = f"no stage of {graph.label} has instructions to tune"
+            msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
+            raise TuningError(msg)
+        self._step = max(2 * options.minibatch, _MERGE) + len(self.val)
+        if budget.runs is not None and budget.runs < len(self.val):
+            msg = (
+                f"Budget(runs={budget.runs}) does not even pay for the seed on {len(self.val)} validation "
+                f"examples; one step more takes up to {self._step}"
+            )
             raise TuningError(msg)
         self.spent = Spent()
         facts = manifest(graph, self.seed, grader, self.train, self.val, options)
         folder = None if options.run_dir is None else Path(options.run_dir)
         proposer, store = proposer_of(options, self.spent), Store(folder, facts, self.spent)
-        self.adapter = Adapter(
+        self.resumes = store.known
+        """Whether an earlier process has begun it."""
+        self.grader = grader
+        self.runs = Runs(
             graph=graph,
-            stages=self.stages,
+            components=self.components,
             base=self.base,
             grader=grader,
             runner=_journaled(options.runner, folder),
             model=options.model,
+            spent=self.spent,
+            budget=budget,
+            store=store,
+            side_by_side=options.side_by_side,
+            waits=options.waits,
+            tell=tell,
+        )
+        self.adapter = Adapter(
+            runs=self.runs,
+            stages=self.stages,
+            components=self.components,
+            base=self.base,
             proposer=proposer,
             spent=self.spent,
+            budget=budget,
             store=store,
             perfect=options.perfect,
-            side_by_side=options.side_by_side,
             validation=self.val,
-            waits=options.waits,
             tell=tell,
         )
 
@@ -102,29 +129,22 @@ class Work:
             TuningError: a provider or the metric failed for good.
         """
         try:
-            judged = await await_here(self.adapter.judge_all(rows, texts, "verdict"))
+            judged = await await_here(self.runs.of(rows, texts, "verdict"))
         except Exception as error:
             raise _as_tuning_error(error) from error
         return report_of(
-            self.graph, self.adapter.grader.name, prompts_of(self.base, texts, self.stages), [one.row for one in judged]
+            self.graph, self.grader.name, prompts_of(self.base, texts, self.components), [one.row for one in judged]
         )
 
     async def close(self) -> None:
         """Let go of the journal, if this search made it."""
-        journal = self.adapter.runner.journal
+        journal = self.runs.runner.journal
         if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
             await journal.aclose()
 
     def _run(self) -> Found:
         options, adapter = self.options, self.adapter
-        step = max(2 * options.minibatch, _MERGE) + len(self.val)
-        if self.budget.runs is not None and self.budget.runs < len(self.val):
-            msg = (
-                f"Budget(runs={self.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
-                f"examples; one step more takes up to {step}"
-            )
-            raise TuningError(msg)
-        stopper = Stopper(self.budget, self.spent, step, options.stagnation, adapter, options.perfect)
+        stopper = Stopper(self.budget, self.spent, self._step, options.stagnation, adapter, options.perfect)
         error: TuningError | None = None
         try:
             optimize(
@@ -133,20 +153,21 @@ class Work:
                 valset=list(self.val),
                 adapter=adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
-                skip_perfect_score=True,
-                perfect_score=options.perfect,
+                skip_perfect_score=False,  # what GEPA sees is lifted; the selector looks at the scores themselves
                 reflection_minibatch_size=options.minibatch,
-                module_selector=Selector(options.perfect),  # pyright: ignore[reportArgumentType]
-                acceptance_criterion=Acceptance(options.perfect),
+                module_selector=Selector(options.perfect, self.components),  # pyright: ignore[reportArgumentType]
+                acceptance_criterion=Acceptance(options.perfect, self.components),
                 use_merge=options.merge and len(self.seed) > 1,
                 stop_callbacks=stopper,
-                callbacks=[_Events(self.tell)],  # pyright: ignore[reportArgumentType]
+                callbacks=[_Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
                 logger=_Quiet(),
                 seed=options.seed,
                 raise_on_exception=True,
             )
         except CancelledError:
             raise
+        except BudgetReached as limit:
+            stopper.reason = str(limit)
         except Exception as raised:  # noqa: BLE001 - what was found until now is worth more than where it broke
             error = _as_tuning_error(raised)
         error = error or adapter.problem
@@ -157,30 +178,38 @@ class Work:
         if not findings:
             if error is not None:
                 raise error
-            msg = f"the seed could not be evaluated: {stopped}"
+            msg = (
+                f"the texts to start from could not be evaluated on all {len(self.val)} validation examples: {stopped} "
+                f"was reached after {self.spent.runs} of them; give it more"
+            )
             raise TuningError(msg)
         best = max(
             range(len(findings)), key=lambda i: (round(findings[i].mean, 9), -sum(findings[i].blame.values()), -i)
         )
         return Found(
-            seed=prompts_of(self.base, self.seed, self.stages),
+            seed=prompts_of(self.base, self.seed, self.components),
             candidates=tuple(findings),
             best=best,
             stopped=stopped,
             error=error,
             spent=self.spent,
-            prompts=prompts_of(self.base, findings[best].texts, self.stages),
+            prompts=prompts_of(self.base, findings[best].texts, self.components),
         )
 
 
 class _Events:
     """GEPA's callbacks as plain events."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, adapter: Adapter, tell: Tell) -> None:
+        self._adapter, self._tell = adapter, tell
+
+    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
+        self._adapter.found(event["candidate"], event["parent_ids"])
 
     def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
-        self._tell("accepted", {"iteration": event.get("iteration"), "candidate": event.get("new_candidate_idx")})
+        parents = tuple(event["parent_ids"])
+        known = {"iteration": event["iteration"], "candidate": event["new_candidate_idx"], "parents": parents}
+        self._tell("accepted", known)
 
     def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
         self._tell("rejected", {"iteration": event.get("iteration")})

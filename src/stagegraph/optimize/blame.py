@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,12 @@ def blame(judged: Judged, *, perfect: float = 1.0) -> dict[str, float]:
     return blamed(judged.run, judged.score, perfect=perfect)
 
 
-def records(judged: list[Judged], path: str, *, limit: int = _RECORDS) -> list[dict[str, Any]]:
+def records(
+    judged: list[Judged], path: str, *, limit: int = _RECORDS, more: Callable[[Call], Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """What the proposer of a stage is shown: all its calls in all runs, the worst first, within *limit* characters."""
     rows = [
-        (-blame_of(call, notes), one.score.value, place, _record(one, call, notes))
+        (-blame_of(call, notes), one.score.value, place, _record(one, call, notes) | dict(more(call) if more else {}))
         for place, one in enumerate(judged)
         for call, notes in calls_of(one.run, path, one.score.notes)
     ]

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.score import Score
 
-__all__ = ["Budget", "Spent"]
+__all__ = ["Budget", "BudgetReached", "Spent"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Limits of one tuning; at least one is set, and the first that is reached ends it."""
+    """Limits of one tuning; at least one is set, and the first that is reached ends it.
+
+    They are looked at before each run and each proposal, so money and tokens overshoot by what was going on then at
+    most: as many runs as go on side by side. What those find is kept.
+    """
 
     runs: int | None = None
     """Runs of the graph, of train and validation examples together."""
@@ -26,6 +30,7 @@ class Budget:
     """US dollars, of the graph's models, of the reflection model and of a judge."""
     tokens: int | None = None
     seconds: float | None = None
+    """Of this process; what goes on when they are over is ended, and taken up again from a `run_dir`."""
 
     def __post_init__(self) -> None:
         limits = {name: getattr(self, name) for name in ("runs", "usd", "tokens", "seconds")}
@@ -36,6 +41,10 @@ class Budget:
             if limit is not None and not limit > 0:
                 msg = f"Budget({name}={limit}): it has to be above 0"
                 raise TuningError(msg)
+
+
+class BudgetReached(Exception):  # noqa: N818 - how a search ends, no error
+    """A limit of the budget was reached; the text says which."""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pydantic_ai.models import Model
 
+    from ._components import Tuned
     from .budget import Budget
     from .grading import Grader, Metric
     from .proposers import Candidates, Proposer
@@ -39,10 +40,11 @@ class GEPA(Teleprompter):
     Args:
         metric: `(example, run) -> Score | float | bool`.
         budget: When to stop.
-        reflection_model: Writes new instructions: any Pydantic AI model.
+        reflection_model: Writes new texts: any Pydantic AI model.
         proposer: Instead of it: a function, `"notes"` or `Candidates(...)`.
         minibatch: Training examples of one step.
-        merge: Whether good candidates of several stages may be put together.
+        components: Which texts to change: `"instructions"`, `"tools"`, `"fields"`; see `tune`.
+        merge: Whether two candidates that are good at different texts may be put together.
         stagnation: Steps without a better candidate after which it stops.
         side_by_side: Runs that go on at once.
         run_dir: Where every paid run and proposal is kept, to go on from after a crash.
@@ -57,6 +59,7 @@ class GEPA(Teleprompter):
         budget: Budget,
         reflection_model: Model[Any] | str | None = None,
         proposer: Proposer | Candidates | str | None = None,
+        components: Sequence[Tuned] = ("instructions",),
         minibatch: int = 3,
         merge: bool = True,
         stagnation: int | None = 12,
@@ -73,6 +76,7 @@ class GEPA(Teleprompter):
         self._options = {
             "reflection_model": reflection_model,
             "proposer": proposer,
+            "components": components,
             "minibatch": minibatch,
             "merge": merge,
             "stagnation": stagnation,

@@ -18,6 +18,9 @@ from stagegraph.errors import TuningError
 from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from stagegraph.models import Models
 
+from ._components import Kind, name_of_part
+from ._shown import SCHEMA, abridged, cut, restored
+
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
@@ -35,15 +38,30 @@ class Proposal:
     path: str
     """The stage."""
     text: str
-    """Its instructions now."""
+    """The text now: its instructions, or the description of a tool or a field."""
     records: Sequence[Mapping[str, Any]]
-    """Its calls, the worst first: `call`, `score`, `input`, `output`, `feedback`."""
+    """The stage's calls, the worst first: `call`, `score`, `input`, `output`, `feedback`; `tool` for a tool's text."""
     takes: str
     """The JSON schema of its input."""
     gives: str
     """The JSON schema of its output."""
     tried: frozenset[str] = frozenset()
     """Texts that were tried in this place before."""
+    kind: Kind = "instructions"
+    """What the text is."""
+    part: str = ""
+    """The name of the tool, or the path of the field in the output."""
+    schema: str = ""
+    """The JSON schema of the tool's parameters, or of the field."""
+    instructions: str = ""
+    """The stage's instructions, when the text is something else."""
+    left_out: int = 0
+    """Calls of the stage that had no room in `records`."""
+
+    @property
+    def component(self) -> str:
+        """What the text is called in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
+        return name_of_part(self.path, self.kind, self.part)
 
 
 Proposer = Callable[[Proposal], "str | Awaitable[str | None] | None"]
@@ -52,19 +70,23 @@ Proposer = Callable[[Proposal], "str | Awaitable[str | None] | None"]
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A pool of texts to choose from, by stage: no model writes anything. For trying things out, and for tests."""
+    """A pool of texts to choose from, by component: no model writes anything. For trying things out, and for tests.
+
+    Components are stages (`plan`) and, where they are tuned, tools and fields (`plan:tool:search`, `plan:field:title`).
+    """
 
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     def __call__(self, proposal: Proposal) -> str | None:
         """The next text of the pool that was not tried here."""
         return next(
-            (text for text in self.texts.get(proposal.path, ()) if text not in {proposal.text, *proposal.tried}), None
+            (text for text in self.texts.get(proposal.component, ()) if text not in {proposal.text, *proposal.tried}),
+            None,
         )
 
 
 def notes_proposer(proposal: Proposal) -> str | None:
-    """Write the distinct notes into the instruction: no model is asked. Crude, and often surprisingly useful."""
+    """Write the distinct notes into the text: no model is asked. Crude, and often surprisingly useful."""
     lines = [line.strip() for record in proposal.records for line in str(record["feedback"]).splitlines()]
     said = [
         line.removeprefix("- ")
@@ -74,7 +96,7 @@ def notes_proposer(proposal: Proposal) -> str | None:
     fresh = [line for line in said if line not in proposal.text]
     if not fresh:
         return None
-    return proposal.text.rstrip() + "\n\n" + "\n".join(f"- {line}" for line in fresh)
+    return "\n\n".join(filter(None, [proposal.text.rstrip(), "\n".join(f"- {line}" for line in fresh)]))
 
 
 _TASK = """\
@@ -84,6 +106,21 @@ Keep what works. From the feedback, work out which general rules the assistant h
 that it needs no feedback next time; facts about the domain that the feedback tells belong into the instructions, too.
 Do not mention the examples themselves. Answer with the new instructions alone, between two lines of three backticks.
 """
+_DESCRIPTION_TASK = """\
+An assistant is a part of a larger program. It reads, besides its instructions, the description of {what}. Write a
+better description; everything else stays as it is.
+
+Keep what works. From the feedback, work out what the assistant has to know about {it}, and write that down in general
+terms, no longer than it has to be. Do not repeat the instructions or the schema, and do not mention the examples
+themselves. Answer with the new description alone, between two lines of three backticks.
+"""
+_TASKS: dict[Kind, str] = {
+    "instructions": _TASK,
+    "tool": _DESCRIPTION_TASK.format(
+        what="a tool that it may call", it="when to call the tool, with what, and what comes back"
+    ),
+    "field": _DESCRIPTION_TASK.format(what="one field of its answer", it="what belongs into the field, in which form"),
+}
 _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -92,24 +129,26 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[f
 
     A provider in trouble is waited for; a model that gives no answer has no proposal.
     """
-    agent = Agent(Models().get(model), instructions=_TASK)
+    known = Models().get(model)
+    agents = {kind: Agent(known, instructions=task) for kind, task in _TASKS.items()}
 
     async def propose(proposal: Proposal) -> str | None:
         for wait in (*waits, None):
             try:
-                result = await agent.run(_question(proposal), infer_name=False)
+                result = await agents[proposal.kind].run(_question(proposal), infer_name=False)
             except (AgentRunError, OSError) as error:
                 fault = fault_in(error)
                 if fault is None:
                     return None
                 if wait is None or is_lasting(fault):
-                    msg = f"the reflection model could not be asked for stage `{proposal.path}`: {error}"
+                    msg = f"the reflection model could not be asked for `{proposal.component}`: {error}"
                     raise TuningError(msg) from error
                 await anyio.sleep(max(wait, wait_asked_for(fault)))
                 continue
             usage = result.usage
             spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
-            return written(result.output)
+            text = written(result.output)
+            return None if text is None else restored(text, proposal.text)
         raise AssertionError
 
     return propose
@@ -123,14 +162,30 @@ def written(answer: str) -> str | None:
 
 
 def _question(proposal: Proposal) -> str:
-    shown = [
-        f"## Call {number}\nInput:\n{record['input']}\n\nOutput:\n{record['output']}\n\nFeedback:\n{record['feedback']}"
-        for number, record in enumerate(proposal.records, 1)
-    ]
-    return (
-        f"# The instructions now\n```\n{proposal.text}\n```\n\n# What goes in (JSON schema)\n{proposal.takes}\n\n"
-        f"# What has to come out (JSON schema)\n{proposal.gives}\n\n# What happened\n" + "\n\n".join(shown)
-    )
+    shown = [_shown(number, record) for number, record in enumerate(proposal.records, 1)]
+    if proposal.left_out:
+        shown.append(f"({proposal.left_out} more calls are not shown.)")
+    now = abridged(proposal.text)
+    head = {
+        "instructions": "# The instructions now",
+        "tool": f"# The description of the tool `{proposal.part}` now",
+        "field": f"# The description of the output field `{proposal.part}` now",
+    }[proposal.kind]
+    parts = [f"{head}\n```\n{now}\n```"]
+    if now != proposal.text:
+        parts.append("One line stands in brackets for text that is not shown: repeat it where that text is to stay.")
+    if proposal.kind != "instructions":
+        what = "The parameters of the tool" if proposal.kind == "tool" else "The field"
+        parts.append(f"# {what} (JSON schema)\n{cut(proposal.schema, SCHEMA) or '(unknown)'}")
+        parts.append(f"# The instructions, which stay\n{abridged(proposal.instructions) or '(none)'}")
+    parts.append(f"# What goes in (JSON schema)\n{cut(proposal.takes, SCHEMA)}")
+    parts.append(f"# What has to come out (JSON schema)\n{cut(proposal.gives, SCHEMA)}")
+    return "\n\n".join([*parts, "# What happened", *shown])
+
+
+def _shown(number: int, record: Mapping[str, Any]) -> str:
+    names = [name for name in ("input", "tool", "output", "feedback") if name in record]
+    return f"## Call {number}\n" + "\n\n".join(f"{name.capitalize()}:\n{record[name]}" for name in names)
 
 
 async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
@@ -149,10 +204,10 @@ async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
     except TuningError:
         raise
     except Exception as error:
-        msg = f"the proposer raised {type(error).__name__} for stage `{proposal.path}`: {error}"
+        msg = f"the proposer raised {type(error).__name__} for `{proposal.component}`: {error}"
         raise TuningError(msg) from error
     if found is not None and not isinstance(found, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"a proposer gives a text or None, not {found!r} (for stage `{proposal.path}`)"
+        msg = f"a proposer gives a text or None, not {found!r} (for `{proposal.component}`)"
         raise TuningError(msg)
     return found if found and found.strip() and found != proposal.text and found not in proposal.tried else None
 
@@ -163,4 +218,4 @@ def schema_text(stage: Stage[Any, Any], side: str) -> str:
         schema = (stage.takes if side == "takes" else stage.gives).adapter.json_schema()
     except Exception:  # noqa: BLE001 - a user's type may fail in any way here
         return (stage.takes if side == "takes" else stage.gives).name
-    return json.dumps(schema, ensure_ascii=False)[:6_000]
+    return cut(json.dumps(schema, ensure_ascii=False), SCHEMA)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._missing import needing
 from .budget import Budget, Spent
 from .evaluation import SIDE_BY_SIDE, WAITS
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stagegraph.runner import Runner
 
     from ._adapter import Finding
+    from ._components import Tuned
     from .grading import Grader, Metric
     from .proposers import Candidates, Proposer
 
@@ -39,6 +41,8 @@ class Options:
     runner: Runner | None = None
     prompts: Prompts | None = None
     """Where to start; the code's texts without it."""
+    components: Sequence[Tuned] = ("instructions",)
+    """Which texts to change: `"instructions"`, `"tools"`, `"fields"`."""
     minibatch: int = 3
     merge: bool = True
     stagnation: int | None = 12
@@ -66,6 +70,12 @@ class Found:
     prompts: Prompts
     """The best candidate, ready to be deployed."""
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The components whose text is another one in the best candidate than in the seed."""
+        before, after = self.candidates[0].texts, self.candidates[self.best].texts
+        return tuple(name for name, text in after.items() if before[name] != text)
+
 
 async def search(  # noqa: PLR0917 - what is searched, with what, how
     graph: Node[Any, Any],
@@ -85,12 +95,13 @@ async def search(  # noqa: PLR0917 - what is searched, with what, how
         val: Examples that decide which candidate is best; none of *train*.
         budget: When to stop.
         options: How.
-        tell: Told what happens: `run`, `proposing`, `validated`, `accepted`, `rejected`.
+        tell: Told what happens: `run`, `proposing`, `proposed`, `validated`, `accepted`, `rejected`.
 
     Raises:
         TuningError: there is nothing to search for or with; what goes wrong later is `Found.error`.
     """
-    from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+    with needing("the search"):
+        from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
 
     work = Work(graph, metric, train, val, budget, options, tell)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.errors import TuningError
 from stagegraph.runner import Runner
 
+from ._missing import needing
 from ._preview import Preview, preview, preview_of
 from ._start import name_of
 from .comparison import Comparison, compare
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from stagegraph.node import Node
     from stagegraph.prompts import Prompts
 
+    from ._components import Tuned
+    from ._work import Work
     from .budget import Budget, Spent
     from .grading import Grader, Metric
     from .proposers import Candidates, Proposer
@@ -69,18 +72,25 @@ class Tuning:
         )
         spent = self.spent
         return (
-            f"{self.graph}: {self.comparison} {kind}; {len(self.found.candidates)} candidates, {spent.runs} runs, "
-            f"{spent.proposals} proposals, ${spent.usd:.4f}; stopped: {self.found.stopped}"
+            f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(self.found.changed)}; "
+            f"{len(self.found.candidates)} candidates, {spent.runs} runs, {spent.proposals} proposals, "
+            f"${spent.usd:.4f}; stopped: {self.found.stopped}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prompts file, and beside it (`.tuning.json`) where it comes from and what each candidate scored."""
         self.prompts.save(path)
         rows = [
-            {"texts": one.texts, "mean": one.mean, "scores": one.scores, "blame": one.blame}
+            {"parents": one.parents, "texts": one.texts, "mean": one.mean, "scores": one.scores, "blame": one.blame}
             for one in self.found.candidates
         ]
-        data = {"provenance": self.provenance, "summary": str(self), "best": self.found.best, "candidates": rows}
+        data = {
+            "provenance": self.provenance,
+            "summary": str(self),
+            "best": self.found.best,
+            "changed": self.found.changed,
+            "candidates": rows,
+        }
         beside = Path(path).with_suffix(".tuning.json")
         beside.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
 
@@ -100,6 +110,7 @@ async def tune(
     optimizer: str = "gepa",
     runner: Runner | None = None,
     prompts: Prompts | None = None,
+    components: Sequence[Tuned] = ("instructions",),
     run_dir: str | os.PathLike[str] | None = None,
     minibatch: int = 3,
     merge: bool = True,
@@ -108,6 +119,7 @@ async def tune(
     seed: int = 0,
     waits: Sequence[float] = WAITS,
     tell: Tell = lambda _name, _data: None,
+    confirm: Callable[[Preview], bool] | None = None,
 ) -> Tuning:
     """Find better texts for a graph's stages, and find out whether they are better.
 
@@ -118,32 +130,39 @@ async def tune(
         val: Examples that choose the best candidate.
         budget: When to stop; the verdict at the end (two evaluations) comes on top.
         model: The model of stages that have none of their own.
-        reflection_model: Reads what went wrong and writes new instructions.
+        reflection_model: Reads what went wrong and writes new texts.
         proposer_model: Writes them instead; the reflection model without it.
-        proposer: A function `Proposal -> text`, `"notes"` (no model: the notes go into the instruction) or
-            `Candidates({path: [texts]})` (no model: a pool to choose from).
+        proposer: A function `Proposal -> text`, `"notes"` (no model: the notes go into the text) or
+            `Candidates({component: [texts]})` (no model: a pool to choose from).
         test: Examples that nothing was chosen by, for the verdict; without them it is about *val*, and says so.
         optimizer: `"gepa"`; other optimizers of DSPy take a `GraphModule`.
         runner: Runs the graph; with a journal, a child does not repeat what its change does not touch.
         prompts: Where to start; the code's texts without it.
+        components: Which texts to change: `"instructions"`, `"tools"` (the descriptions of the agents' tools, as far as
+            they are known before a run), `"fields"` (of the fields of their answers). Each text is a component:
+            `plan`, `plan:tool:search`, `plan:field:items.name`. Blame decides on the stage; its texts take turns.
         run_dir: Where every paid run and proposal is kept: a tuning that was killed goes on from there for free.
         minibatch: Training examples of one step.
-        merge: Whether good candidates of several stages may be put together.
+        merge: Whether two candidates that are good at different texts may be put together; from 5 validation
+            examples on.
         stagnation: Steps without a better candidate after which it stops.
         side_by_side: Runs that go on at once.
         seed: Another number searches otherwise.
         waits: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
         tell: Told what happens, for a progress bar.
+        confirm: Shown what the tuning may cost, measured on two runs that are made for it, before it begins; when it
+            gives `False`, nothing more is run. A tuning that goes on from its `run_dir` is not asked about again.
 
     Raises:
-        TuningError: the data, the metric or the budget cannot work. When a provider or the metric fails later, the
-            best candidate until then is given, and `Tuning.found.error` says what happened.
+        TuningError: the data, the metric or the budget cannot work, or *confirm* said no. When a provider or the metric
+            fails later, the best candidate until then is given, and `Tuning.found.error` says what happened.
     """
     if optimizer != "gepa":
         msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
         raise TuningError(msg)
     grader = grader_of(metric)
-    from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+    with needing("tune"):
+        from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
 
     held_out = None if test is None else checked_examples(test, "test examples")
     options = Options(
@@ -152,6 +171,7 @@ async def tune(
         proposer=proposer,
         runner=runner,
         prompts=prompts,
+        components=components,
         minibatch=minibatch,
         merge=merge,
         stagnation=stagnation,
@@ -162,6 +182,8 @@ async def tune(
     )
     work = Work(graph, grader, train, val, budget, options, tell)
     try:
+        if confirm is not None and not work.resumes:
+            await _confirmed(confirm, work, options)
         found = await work.search()
         reports: list[Report] = []
         if found.error is None:
@@ -192,6 +214,7 @@ async def tune(
             "metric": grader.name,
             "model": name_of(model),
             "reflection_model": name_of(proposer_model or reflection_model),
+            "components": list(work.components),
             "train": len(train),
             "val": len(val),
             "test": len(test or ()),
@@ -200,3 +223,25 @@ async def tune(
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+async def _confirmed(confirm: Callable[[Preview], bool], work: Work, options: Options) -> None:
+    """Measure what it may cost and ask.
+
+    Raises:
+        TuningError: the answer was no, or a provider failed.
+    """
+    measured = await preview(
+        work.graph,
+        work.train,
+        work.budget,
+        val=len(work.val),
+        minibatch=options.minibatch,
+        model=options.model,
+        runner=options.runner,
+        prompts=work.base,
+        samples=2,
+    )
+    if not confirm(replace(measured, components=tuple(work.components))):
+        msg = "the tuning was not begun: `confirm` said no"
+        raise TuningError(msg)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.errors import PromptError
+from stagegraph.fit import unfit_demos, unknown_fields
 from stagegraph.prompt import Prompt, parsed
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["body_of", "name_of", "own_part", "prompt_of"]
 
 _CONFIG = "stagegraph"
-"""Under this name in the config stand demos, tool texts and provenance."""
+"""Under this name in the config stand demos, the texts of tools and fields, and provenance."""
 
 
 def name_of(graph: str, path: str) -> str:
@@ -60,11 +61,8 @@ def prompt_of(stage: Stage[Any, Any], row: Mapping[str, Any], name: str) -> tupl
         msg = f"{name}, version {version}: {_CONFIG!r} in its config holds no parts of a prompt"
         raise PromptError(msg)
     prompt = parsed(name, {**cast("dict[str, object]", parts), "instructions": text}, "Langfuse")
-    for demo in prompt.demos:
-        try:
-            stage.takes.load(demo.input)
-            stage.gives.load(demo.output)
-        except Exception as error:
-            msg = f"{name}, version {version}: a demo does not fit the stage"
-            raise PromptError(msg) from error
+    problems = unknown_fields(name, prompt, stage) + unfit_demos(name, prompt, stage)
+    if problems:
+        msg = f"version {version} of {name} does not fit the stage: {'; '.join(problems)}"
+        raise PromptError(msg)
     return prompt, version

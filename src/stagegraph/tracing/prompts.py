@@ -101,7 +101,7 @@ class LangfusePrompts(Prompts):
         self._until = min(self._until, now + self._wait)
         return max(0.0, self._until - now)
 
-    def check_known(self, stages: Mapping[str, object], label: str) -> None:
+    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
         """Make sure that they are for a graph with these stages, without waiting for them.
 
         Raises:
