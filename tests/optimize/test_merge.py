@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic_ai import Agent
 from rules import rows, student
@@ -95,3 +99,17 @@ async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
         found = await search(Two(), judged, rows("t", 6), rows("v", 5), Budget(runs=400), options)
         assert found.candidates[found.best].parents == (1, 2)
         assert len(found.candidates) == 4
+
+
+async def test_a_search_goes_the_same_way_in_every_process() -> None:
+    """Python salts the hashes of texts anew in every process; what is merged may not hang on that."""
+    ways: list[Any] = []
+    for salt in ("0", "1"):
+        done = await anyio.run_process(
+            [sys.executable, str(Path(__file__).with_name("wandering.py"))],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            stderr=None,
+        )
+        ways.append(json.loads(done.stdout))
+    assert sum(len(parents) == 2 for _, parents in ways[0]) > 2
+    assert ways[1] == ways[0]

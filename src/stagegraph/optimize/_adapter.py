@@ -12,7 +12,7 @@ from gepa.core.adapter import EvaluationBatch
 
 from stagegraph.errors import TuningError
 
-from ._components import Component, Texts
+from ._components import Component, EngineName, Texts
 from ._loop import submit
 from ._runs import Runs, digest
 from ._shown import tool_use
@@ -121,11 +121,12 @@ class Adapter:
             TuningError: a provider or the metric failed for good.
             BudgetReached: not all of them could be run.
         """
+        texts = EngineName.taken(candidate)
         validating = all(id(one) in self._validation for one in batch)  # the engine asks for traces there, too
-        judged = self._wait_for(self.runs.of(batch, candidate, "fresh" if validating else "trace"))
+        judged = self._wait_for(self.runs.of(batch, texts, "fresh" if validating else "trace"))
         scores = [one.score.value for one in judged]
         if validating and [one.id for one in batch] == [one.id for one in self.validation]:
-            self._validated[digest(candidate)] = judged
+            self._validated[digest(texts)] = judged
             if not self.findings:
                 self._lift = 1 - min(0.0, *scores)
         told = [score + self._lift for score in scores]
@@ -143,13 +144,14 @@ class Adapter:
 
     def found(self, candidate: Texts, parents: Sequence[int]) -> None:
         """GEPA's engine took a candidate in, with what it scored on the validation set."""
-        judged = self._validated.pop(digest(candidate))
+        texts = EngineName.taken(candidate)
+        judged = self._validated.pop(digest(texts))
         total: dict[str, float] = {}
         for one in judged:
             for path, weight in blame(one, perfect=self.perfect).items():
                 total[path] = total.get(path, 0.0) + weight
         scores, rows = [one.score.value for one in judged], [one.row for one in judged]
-        self.findings.append(Finding(dict(candidate), tuple(parents), scores, total, self._objectives(judged), rows))
+        self.findings.append(Finding(texts, tuple(parents), scores, total, self._objectives(judged), rows))
         self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
 
     def make_reflective_dataset(
@@ -158,7 +160,7 @@ class Adapter:
         """All calls of each stage that is to be changed, the worst first."""
         found: dict[str, Sequence[Mapping[str, Any]]] = {}
         judged = eval_batch.trajectories or []
-        for name in components_to_update:
+        for name in map(str, components_to_update):
             component = self.components[name]
             more = _use_of(component.part) if component.kind == "tool" else None
             found[name] = records(judged, component.path, more=more)
@@ -173,13 +175,14 @@ class Adapter:
         components_to_update: list[str],
     ) -> dict[str, str]:
         found: dict[str, str] = {}
-        for name in components_to_update:
+        texts = EngineName.taken(candidate)
+        for name in map(str, components_to_update):
             if self.spent.reached(self.budget) is not None:
                 break
             component = self.components[name]
             self.tell("proposing", {"stage": component.path, "component": name})
-            tried = self.tried.setdefault(f"{digest({**candidate, name: ''})}:{name}", set())
-            proposal = self._proposal(component, candidate, reflective_dataset.get(name, ()), tried)
+            tried = self.tried.setdefault(f"{digest({**texts, name: ''})}:{name}", set())
+            proposal = self._proposal(component, texts, reflective_dataset.get(name, ()), tried)
             try:
                 text = self._wait_for(self.store.proposed(self.proposer, proposal, ask))
             except TuningError as error:
@@ -189,7 +192,7 @@ class Adapter:
                 return {}
             if text is not None:
                 tried.add(text)
-                found[name] = text
+                found[EngineName(name)] = text
                 self.tell("proposed", {"stage": component.path, "component": name})
         return found
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from zlib import crc32
 
 from stagegraph.errors import TuningError
 from stagegraph.prompt import Prompt
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
     from stagegraph.prompts import Prompts
     from stagegraph.stage import Stage
 
-__all__ = ["Component", "Kind", "Texts", "Tuned", "checked_kinds", "components_of", "name_of_part", "prompts_of"]
+__all__ = [
+    "Component",
+    "EngineName",
+    "Kind",
+    "Texts",
+    "Tuned",
+    "checked_kinds",
+    "components_of",
+    "name_of_part",
+    "prompts_of",
+]
 
 Tuned = Literal["instructions", "tools", "fields"]
 """What a search may be asked to change."""
@@ -23,6 +34,31 @@ Kind = Literal["instructions", "tool", "field"]
 """What one text is."""
 Texts = Mapping[str, str]
 """Name of a component -> text."""
+
+
+class EngineName(str):
+    """A component's name inside GEPA's engine: its hash is the same in every process.
+
+    A merge goes over a set of names and draws lots by the way, so with the hash of a `str`, which every process salts
+    anew, the same search would go another way in another process. Outside the engine names are plain texts.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return crc32(self.encode("utf-8", "surrogatepass"))
+
+    __eq__ = str.__eq__
+
+    @classmethod
+    def given(cls, texts: Texts) -> dict[str, str]:
+        """A candidate as the engine gets it."""
+        return {cls(name): text for name, text in texts.items()}
+
+    @classmethod
+    def taken(cls, texts: Texts) -> dict[str, str]:
+        """A candidate as the engine gives it."""
+        return {str(name): text for name, text in texts.items()}
 
 
 @dataclass(frozen=True, slots=True)

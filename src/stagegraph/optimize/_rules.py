@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._components import EngineName
 from .blame import Judged, blame
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Selector:
         own = [name for name, component in self._components.items() if component.path == stage]
         chosen = min(own, key=lambda name: self._changed[name])
         self._changed[chosen] += 1
-        return [chosen]
+        return [EngineName(chosen)]
 
 
 class Acceptance:
@@ -79,7 +80,9 @@ class Acceptance:
         if after < before - _SAME or proposal.eval_before is None or proposal.eval_after is None:
             return False
         parent = state.program_candidates[proposal.parent_program_ids[0]]
-        changed = {self._components[name].path for name, text in proposal.candidate.items() if parent[name] != text}
+        changed = {
+            self._components[str(name)].path for name, text in proposal.candidate.items() if parent[name] != text
+        }
         earned: list[float] = []
         for found in (proposal.eval_before, proposal.eval_after):
             blames = [blame(judged, perfect=self._perfect) for judged in found.trajectories or []]

@@ -19,7 +19,7 @@ from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
 from ._adapter import Adapter
-from ._components import checked_kinds, components_of, prompts_of
+from ._components import EngineName, checked_kinds, components_of, prompts_of
 from ._loop import await_here
 from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
@@ -148,7 +148,7 @@ class Work:
         error: TuningError | None = None
         try:
             optimize(
-                seed_candidate=dict(self.seed),
+                seed_candidate=EngineName.given(self.seed),
                 trainset=list(self.train),
                 valset=list(self.val),
                 adapter=adapter,  # pyright: ignore[reportArgumentType]
