@@ -135,7 +135,7 @@ def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
         (("eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "old"), "there are: even, odd"),
         (("compare", "test.jsonl", "test.jsonl"), "no report of an evaluation"),
         (("tune", "graph.py", "graph.py:exact", "--train", "val.jsonl", "--val", "val.jsonl", "--runs", "9", "--yes",
-          "--proposer", "notes"), "are training examples, too"),
+          "--proposer", "notes"), "(in `train`)"),
         (("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--runs", "9", "--yes"),
          "say who writes new texts"),
     ],
@@ -205,7 +205,7 @@ def test_a_terminal_shows_what_goes_on_and_a_file_does_not(folder: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--val", "train.jsonl"), "are training examples, too"),
+        (("--val", "train.jsonl"), "(in `train`)"),
         (("--runs", "2"), "does not even pay for the seed"),
         (("--component", "texts"), "it has one or more of 'instructions', 'tools', 'fields'"),
         (("--component", "tools"), "no stage of Loud has tools to tune"),

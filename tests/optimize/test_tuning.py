@@ -153,7 +153,13 @@ def raises(_example: Any, _run: Any) -> float:
         ({"val": []}, "there are no validation examples"),
         ({"test": []}, "there are no test examples"),
         ({"val": [*VAL, VAL[0]]}, "ids have to differ, and these do not: 'v-0'"),
-        ({"val": [*VAL, Example("t1", id="again")]}, "training examples, too .'again'"),
+        ({"val": [*VAL, Example("t1", id="again")]}, "1 examples of `val` .*'again' .in `train`"),
+        ({"test": [*TEST, VAL[0]]}, "1 examples of `test` .*'v-0' .in `val`"),
+        ({"train": ["t"]}, "training examples: number 1 is str, not an Example"),
+        ({"val": [*VAL, Example(3, id="three")]}, "validation examples: 'three' does not fit str"),
+        ({"budget": 300}, r"budget=300: write Budget\(runs=300\)"),
+        ({"proposer": Candidates({"d": ["D"]})}, "texts for `d`, which is not tuned"),
+        ({"proposer": Candidates({"a": "A"})}, "one text for `a`; write a list"),
         ({"graph": Mute()}, "no stage of Mute has instructions"),
         ({"budget": Budget(runs=2)}, "does not even pay for the seed on 3"),
         ({"proposer": None}, "say who writes new texts"),
@@ -178,6 +184,19 @@ def test_a_budget_has_a_limit_above_nothing(limits: dict[str, Any]) -> None:
     """No limit is a mistake, and so is one that nothing fits in."""
     with pytest.raises(TuningError, match=r"needs a limit|has to be above 0"):
         Budget(**limits)
+
+
+async def test_a_mistake_that_cost_nothing_does_not_spoil_the_folder(tmp_path: Path) -> None:
+    """What was refused before the first run is corrected in the same folder; a folder of something else is left alone."""
+    with pytest.raises(TuningError, match="texts for `d`"):
+        await tuned(proposer=Candidates({"d": ["D"]}), run_dir=tmp_path / "mine")
+    assert (await tuned(run_dir=tmp_path / "mine")).found.error is None
+    theirs = tmp_path / "manifest.json"
+    for text in ('{"name": "app"}', "[]", "{"):
+        theirs.write_text(text)
+        with pytest.raises(TuningError, match="no manifest of a tuning; choose another folder"):
+            await tuned(run_dir=tmp_path)
+        assert theirs.read_text() == text
 
 
 async def test_proposers_are_functions_of_all_kinds() -> None:
@@ -217,7 +236,7 @@ async def test_a_tuning_is_begun_when_it_is_confirmed(tmp_path: Path) -> None:
         result = await tuned(model=model, confirm=confirm, run_dir=tmp_path)
         assert result.found.candidates[result.found.best].mean == 1
     assert len(seen) == 2
-    with pytest.raises(TuningError, match="training examples, too"):
+    with pytest.raises(TuningError, match="in `train`"):
         await tuned(train=VAL, confirm=confirm)
     assert len(seen) == 2
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
 from stagegraph.example import digest_of
-from stagegraph.structure import Structure
+from stagegraph.structure import Structure, closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["check_overlap", "manifest", "name_of", "proposer_of"]
 
 
-def proposer_of(options: Options, spent: Spent) -> Proposer:
+def proposer_of(options: Options, components: Collection[str], spent: Spent) -> Proposer:
+    """Who writes new texts.
+
+    Raises:
+        TuningError: nobody does, or a pool has texts for a component that is not tuned.
+    """
     proposer = options.proposer
     if proposer == "notes":
         return notes_proposer
@@ -37,6 +42,14 @@ def proposer_of(options: Options, spent: Spent) -> Proposer:
     if proposer is not None and not callable(proposer):
         msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
         raise TuningError(msg)
+    if isinstance(proposer, Candidates):
+        for name, texts in proposer.texts.items():
+            if name not in components:
+                msg = f"Candidates has texts for `{name}`, which is not tuned{closest(name, list(components))}"
+                raise TuningError(msg)
+            if isinstance(texts, str):
+                msg = f"Candidates has one text for `{name}`; write a list: {{{name!r}: [...]}}"
+                raise TuningError(msg)
     if proposer is not None:
         return proposer
     if options.reflection_model is None:
@@ -45,13 +58,20 @@ def proposer_of(options: Options, spent: Spent) -> Proposer:
     return reflective_proposer(options.reflection_model, spent, options.waits)
 
 
-def check_overlap(train: Sequence[Example[Any]], val: Sequence[Example[Any]]) -> None:
-    known = {digest_of(one.input): one.id for one in train}
-    both = [f"{one.id!r}" for one in val if digest_of(one.input) in known]
-    if both:
-        some = ", ".join(both[:5])
-        msg = f"{len(both)} validation examples are training examples, too ({some}): what was learnt by heart would win"
-        raise TuningError(msg)
+def check_overlap(**parts: Sequence[Example[Any]]) -> None:
+    """Make sure that the parts of the data have no input in common.
+
+    Raises:
+        TuningError: an example of a later part is in an earlier one, too.
+    """
+    known: dict[str, str] = {}
+    for part, rows in parts.items():
+        both = [(one.id, known[digest]) for one in rows if (digest := digest_of(one.input)) in known]
+        if both:
+            some = ", ".join(f"{name!r} (in `{where}`)" for name, where in both[:5])
+            msg = f"{len(both)} examples of `{part}` are there already: {some}; what was learnt by heart would win"
+            raise TuningError(msg)
+        known |= dict.fromkeys((digest_of(one.input) for one in rows), part)
 
 
 def manifest(  # noqa: PLR0917

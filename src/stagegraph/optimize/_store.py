@@ -43,8 +43,9 @@ class Store:
         if folder is None or self._file is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        _check_manifest(folder / "manifest.json", manifest)
-        if self._file.exists():
+        paid = self._file.exists()
+        _keep_manifest(folder / "manifest.json", manifest, paid=paid)
+        if paid:
             self._read(self._file)
 
     def _read(self, file: Path) -> None:
@@ -135,19 +136,21 @@ class Store:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _check_manifest(file: Path, manifest: dict[str, Any]) -> None:
-    if not file.exists():
-        file.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        return
+def _keep_manifest(file: Path, manifest: dict[str, Any], *, paid: bool) -> None:
+    """Write down what is tuned, or make sure that it is what was *paid* for here before."""
     try:
-        before = cast("dict[str, Any]", json.loads(file.read_text("utf-8")))
-    except ValueError as error:
-        msg = f"{file}: this is no manifest of a tuning ({error}); choose another folder"
-        raise TuningError(msg) from error
-    changed = [name for name in manifest if before.get(name) != manifest[name]]
-    if changed:
+        before = json.loads(file.read_text("utf-8")) if file.exists() else manifest if not paid else None
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or not manifest.keys() & before.keys():
+        msg = f"{file}: this is no manifest of a tuning; choose another folder"
+        raise TuningError(msg)
+    changed = [name for name in manifest if cast("dict[str, Any]", before).get(name) != manifest[name]]
+    if changed and paid:
         msg = (
             f"{file.parent} holds a tuning that cannot go on: since then, {', '.join(changed)} changed; "
             "choose another `run_dir`, or remove this one to begin anew"
         )
         raise TuningError(msg)
+    if not paid:
+        file.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -56,11 +56,14 @@ class Work:
         tell: Tell,
     ) -> None:
         self.graph, self.budget, self.tell = graph, budget, tell
+        if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"budget={budget!r}: write Budget(runs=300), Budget(usd=5) or both"
+            raise TuningError(msg)
         self.train, self.val = (
-            checked_examples(train, "training examples"),
-            checked_examples(val, "validation examples"),
+            checked_examples(graph, train, "training examples"),
+            checked_examples(graph, val, "validation examples"),
         )
-        check_overlap(self.train, self.val)
+        check_overlap(train=self.train, val=self.val)
         self.stages = Structure.of(graph).stages
         grader = grader_of(metric)
         self.base = options.prompts or Prompts(graph=graph.label)
@@ -82,7 +85,7 @@ class Work:
         self.spent = Spent()
         facts = manifest(graph, self.seed, grader, self.train, self.val, options)
         folder = None if options.run_dir is None else Path(options.run_dir)
-        proposer, store = proposer_of(options, self.spent), Store(folder, facts, self.spent)
+        store, proposer = Store(folder, facts, self.spent), proposer_of(options, self.seed, self.spent)
         self.resumes = store.known
         """Whether an earlier process has begun it."""
         self.grader = grader

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import anyio
+from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import InputError, RunError, TuningError
+from stagegraph.example import Example
+from stagegraph.failure import problems_of
 from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.run import Run
 from stagegraph.runner import Runner
@@ -23,7 +26,6 @@ from .report import Report, ReportRow
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
     from stagegraph.node import Node
     from stagegraph.prompts import Prompts
     from stagegraph.score import Score
@@ -76,7 +78,7 @@ async def evaluate(
         TuningError: there are no examples, two have one id, the metric failed, or a provider did for good;
             `error.report` holds what was found until then, if anything was.
     """
-    rows = checked_examples(examples, "examples")
+    rows = checked_examples(graph, examples, "examples")
     if repeats < 1:
         msg = f"evaluate(repeats={repeats}): at least 1 run of each example is needed"
         raise TuningError(msg)
@@ -166,16 +168,25 @@ async def run_example(
     raise AssertionError
 
 
-def checked_examples(examples: Sequence[Example[In]], what: str) -> list[Example[In]]:
-    """The examples, if they can be told apart.
+def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what: str) -> list[Example[In]]:
+    """The examples, if the graph takes each of them and they can be told apart; before anything is paid for.
 
     Raises:
-        TuningError: there are none, or two have one id.
+        TuningError: there are none, one does not fit, or two have one id.
     """
     rows = list(examples)
     if not rows:
         msg = f"there are no {what}"
         raise TuningError(msg)
+    for place, row in enumerate(rows):
+        if not isinstance(row, Example):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"{what}: number {place + 1} is {type(row).__name__}, not an Example; write Example(input, expected)"
+            raise TuningError(msg)
+        try:
+            graph.takes.validate(row.input)
+        except ValidationError as error:
+            msg = f"{what}: {row.id!r} does not fit {graph.takes.name}, which {graph.label} takes: {problems_of(error)}"
+            raise TuningError(msg) from error
     twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
         msg = f"{what}: ids have to differ, and these do not: {', '.join(map(repr, twice[:5]))}"

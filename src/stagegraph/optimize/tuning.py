@@ -14,7 +14,7 @@ from stagegraph.runner import Runner
 
 from ._missing import needing
 from ._preview import Preview, preview, preview_of
-from ._start import name_of
+from ._start import check_overlap, name_of
 from .comparison import Comparison, compare
 from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of
 from .grading import grader_of
@@ -164,7 +164,7 @@ async def tune(
     with needing("tune"):
         from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
 
-    held_out = None if test is None else checked_examples(test, "test examples")
+    held_out = None if test is None else checked_examples(graph, test, "test examples")
     options = Options(
         model=model,
         reflection_model=proposer_model or reflection_model,
@@ -182,6 +182,8 @@ async def tune(
     )
     work = Work(graph, grader, train, val, budget, options, tell)
     try:
+        if held_out is not None:
+            check_overlap(train=work.train, val=work.val, test=held_out)
         if confirm is not None and not work.resumes:
             await _confirmed(confirm, work, options)
         found = await work.search()
