@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
 FACTS = {"errors", "score", "call", "events", "example", "schema", "render", "prompt", "prompts", "prompts_file"}
 DECLARE = {"frame", "node", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
-    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "journal", "lifetime", "limits", "live",
+    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "frames", "inject", "interrupted", "journal", "lifetime", "limits", "live",
     "models", "ops", "options", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip

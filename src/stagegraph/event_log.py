@@ -31,11 +31,11 @@ class EventLog:
         """Whether the run has ended."""
         self._changed: anyio.Event | None = None
 
-    def put(self, event_type: type[Any], /, **fields: object) -> None:
-        """Write one event of this kind; none follows the end, whatever a task that got away still does."""
+    def put(self, event_type: type[Any], /, *, at: datetime | None = None, **fields: object) -> None:
+        """Write one event of this kind, of now or of then; none follows the end, whatever got away and still runs."""
         if self.closed:
             return
-        event = event_type(run_id=self.run_id, seq=self._next, time=datetime.now(UTC), **fields)
+        event = event_type(run_id=self.run_id, seq=self._next, time=at or datetime.now(UTC), **fields)
         self._events.append(cast("Event", event))
         self._next += 1
         self._wake()
@@ -59,6 +59,8 @@ class EventLog:
     async def batches(self, after: int = -1, *, every: float | None = None) -> AsyncIterator[list[Event]]:
         """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
         wanted = max(after, -1) + 1
+        if wanted > self._next:
+            wanted = 0  # a number that no event has is from somewhere else: nothing may be missed
         while True:
             batch = self._from(wanted)
             if batch:

@@ -54,7 +54,7 @@ def serving(app: Any) -> Iterator[str]:
             assert not thread.is_alive()
 
 
-def serve(app: Any) -> None:
+def serve(app: Any, **options: Any) -> None:
     """An app as the only thing that a process does; it says its address when it is there."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -65,7 +65,7 @@ def serve(app: Any) -> None:
             await super().startup(sockets)
             os.write(1, f"http://127.0.0.1:{listening.getsockname()[1]}\n".encode())
 
-    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60)
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60, **options)
     asyncio.run(Server(config).serve(sockets=[listening]))
 
 

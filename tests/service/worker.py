@@ -12,6 +12,8 @@ from stagegraph.journal import SqliteJournal
 from stagegraph.service import router
 
 FOLDER, DRAIN = Path(sys.argv[1]), float(sys.argv[2])
+PATIENCE = int(sys.argv[3]) if len(sys.argv) > 3 else None
+"""What uvicorn calls `--timeout-graceful-shutdown`."""
 
 
 def did() -> None:
@@ -48,7 +50,13 @@ def main() -> None:
     runner = Runner(journal=SqliteJournal(FOLDER / "runs.db"), drain_seconds=DRAIN, resume_interrupted=True)
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Work(), runner))
-    serve(app)
+
+    @app.post("/by-hand/{number}")
+    async def by_hand(number: int) -> list[int]:
+        """A handler that somebody wrote without the router."""
+        return (await runner.run(Work(), number)).output
+
+    serve(app, timeout_graceful_shutdown=PATIENCE)
 
 
 if __name__ == "__main__":
