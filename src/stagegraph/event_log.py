@@ -59,8 +59,6 @@ class EventLog:
     async def batches(self, after: int = -1, *, every: float | None = None) -> AsyncIterator[list[Event]]:
         """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
         wanted = max(after, -1) + 1
-        if wanted > self._next:
-            wanted = 0  # a number that no event has is from somewhere else: nothing may be missed
         while True:
             batch = self._from(wanted)
             if batch:
