@@ -16,7 +16,8 @@ FACTS = {
 }  # fmt: skip
 DECLARE = {"frame", "node", "offered", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
-    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject", "journal", "lifetime", "limits", "live",
+    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject",
+    "interrupted", "journal", "lifetime", "limits", "live",
     "models", "ops", "options", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip

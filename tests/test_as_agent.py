@@ -44,6 +44,7 @@ from stagegraph import (
     InputError,
     LimitError,
     Limits,
+    ReplayError,
     RunError,
     Runner,
     Stage,
@@ -419,10 +420,12 @@ async def test_leaving_ends_the_run():
             async for _ in events:
                 await gate.crowd(1)
                 break
+        assert {row.status for row in await journal.runs(RunFilter())} == {"cancelled"}
         with pytest.raises(RunTimedOut):
             await agent.run("a", timeout=0.01)
     assert gate.inside == []
-    assert {row.status for row in await journal.runs(RunFilter())} == {"cancelled"}
+    # A time limit also holds for the agents inside, and it may be theirs that is noticed first.
+    assert {row.status for row in await journal.runs(RunFilter())} <= {"cancelled", "failed"}
     await settled(before)
 
 
@@ -494,6 +497,24 @@ async def test_a_run_that_asks_goes_on_with_the_answer(answer: bool | ToolDenied
     assert second.output == output
     assert shown(second.new_messages()) == [("clean", "began"), ("clean", "succeeded")]
     assert (first.usage.requests, second.usage.requests) == (2, 1)
+
+
+async def test_answers_count_only_from_who_began_the_run():
+    """With `user=`, a run belongs to somebody: another user's answer is told what a made-up run is told."""
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal())
+    agent = Tidy().as_agent(runner=runner, asks=True, user=lambda ctx: ctx.deps)
+    first = await agent.run("go", deps="anna")
+    assert isinstance(first.output, DeferredToolRequests)
+    (call,) = first.output.approvals
+    answers = DeferredToolResults(approvals={call.tool_call_id: True})
+    unbound = Tidy().as_agent(runner=runner, asks=True)
+    for other, deps in ((agent, "ben"), (agent, None), (unbound, "anna")):
+        with pytest.raises(ReplayError, match="there is no run"):
+            await other.run(message_history=first.all_messages(), deferred_tool_results=answers, deps=deps)
+    [row] = await runner.journal.runs(RunFilter())
+    assert (row.status, json.loads(row.labels)["user_id"]) == ("suspended", "anna")
+    second = await agent.run(message_history=first.all_messages(), deferred_tool_results=answers, deps="anna")
+    assert second.output == "/tmp is gone"
 
 
 async def test_an_external_tool_is_answered_by_its_result():

@@ -44,7 +44,19 @@ def test_public_things_say_what_they_are(module: str, name: str) -> None:
     if inspect.isclass(thing) and not issubclass(thing, BaseException):
         for method, value in vars(thing).items():
             if not method.startswith("_") and inspect.isfunction(value) and thing.__module__.startswith("stagegraph"):
-                if method in {"put", "put_soon", "claim", "run", "runs", "calls", "ops", "feedback", "prune", "aclose"}:
+                if method in {
+                    "put",
+                    "put_soon",
+                    "claim",
+                    "run",
+                    "runs",
+                    "calls",
+                    "ops",
+                    "feedback",
+                    "cancels",
+                    "prune",
+                    "aclose",
+                }:
                     continue  # journals are documented by their protocol
                 assert _is_said(value) or method == "flow", f"{name}.{method} has no docstring that is a sentence"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
+import socket
+from dataclasses import replace
 
 import anyio
 import pytest
 
 from scripted import others
 from stagegraph import BusyError, DeclarationError, Graph, JournalError, LiveRun, RunError, Runner, current_call, step
-from stagegraph.journal import Journal, MemoryJournal, RunRow, SqliteJournal
+from stagegraph.journal import CancelRow, Journal, MemoryJournal, RunRow, SqliteJournal
 
 pytestmark = pytest.mark.anyio
 
@@ -227,3 +230,95 @@ async def test_a_live_run_is_recorded_before_anybody_relies_on_it():
         assert (live.graph, live.user_id, live.session_id, live.segment) == ("Waits", "u", None, 0)
     gate.opened.set()
     await asyncio.gather(*(live.result() for live in lives))
+
+
+async def died(journal: Journal, run_id: str) -> None:
+    """Make a run look as if the process that held it had been killed."""
+    row = await journal.run(run_id)
+    assert row is not None
+    await journal.put(replace(row, status="running", owner=f"{socket.gethostname()}/{os.getpid()}/before"))
+
+
+async def test_a_run_that_kills_its_process_is_left_alone():
+    """`resume_attempts` counts processes that died, not orderly shutdowns; other runs are finished as ever."""
+    journal, gate = MemoryJournal(), Gate()
+    bad, good = await interrupted(journal, gate, "bad", "good")
+
+    async def deps_of(_row: RunRow) -> Gate:
+        return gate
+
+    for count in (4, 6):  # taken up once after a death, and once after a shutdown
+        if count == 4:
+            await died(journal, bad.run_id)
+        runner = Runner(journal=journal, drain_seconds=0.01, resume_interrupted=True, resume_attempts=1)
+        runner.add(Waits(), deps_of=deps_of)
+        async with runner.lifespan():
+            await gate.crowd(count + 2)
+    await died(journal, bad.run_id)
+    gate.opened.set()
+    runner = Runner(journal=journal, resume_interrupted=True, resume_attempts=1)
+    runner.add(Waits(), deps_of=deps_of)
+    async with runner.lifespan():
+        await gate.crowd(9)
+    rows = {run.run_id: await journal.run(run.run_id) for run in (bad, good)}
+    left, done = rows[bad.run_id], rows[good.run_id]
+    assert done is not None
+    assert done.status == "succeeded"
+    assert left is not None
+    assert (left.status, left.owner) == ("failed", None)
+    assert "ended 2 times" in (left.error or "")
+    again = await Runner(journal=journal).resume(bad.run_id, graph=Waits(), deps=gate)
+    assert again.output == "BAD"  # a person may still try
+
+
+async def test_a_lifespan_waits_for_a_run_that_is_awaited_somewhere():
+    """`await runner.run(...)` in a request counts as well: it may end, or it is ended at the deadline."""
+    journal, gate = MemoryJournal(), Gate()
+    runner = Runner(journal=journal, drain_seconds=0.01)
+    async with anyio.create_task_group() as group:
+        caught: list[RunError] = []
+
+        async def request() -> None:
+            with pytest.raises(RunError, match="cancelled: this runner is shutting down") as error:
+                await runner.run(Waits(), "a", deps=gate)
+            caught.append(error.value)
+
+        async with runner.lifespan():
+            group.start_soon(request)
+            await gate.crowd(2)
+    assert caught[0].run.status == "cancelled"
+    row = await journal.run(caught[0].run.id)
+    assert row is not None
+    assert (row.status, row.owner) == ("running", None)
+    gate.opened.set()
+    assert (await Runner(journal=journal).resume(row.run_id, graph=Waits(), deps=gate)).output == "A"
+
+
+@pytest.mark.parametrize("how", ["run", "start"])
+async def test_a_run_is_cancelled_through_the_journal(how: str, tmp_path):
+    """Its holder sees the wish, whether somebody waits for the run or not; the run is cancelled, not left."""
+    journal, gate = SqliteJournal(tmp_path / "runs.db"), Gate()
+    runner = Runner(journal=journal)
+    async with runner.lifespan(), anyio.create_task_group() as group:
+
+        async def started(*args, **options) -> None:
+            await runner.start(*args, **options).result()
+
+        async def request() -> None:
+            doing = runner.run if how == "run" else started
+            with pytest.raises(RunError, match="cancelled"):
+                await doing(Waits(), "a", deps=gate, run_id="r")
+
+        group.start_soon(request)
+        await gate.crowd(2)
+        other = SqliteJournal(tmp_path / "runs.db")
+        await other.put(CancelRow(run_id="r", segment=7))  # of another time
+        await other.put(CancelRow(run_id="r", segment=0))
+        await other.aclose()
+    row = await journal.run("r")
+    assert row is not None
+    assert (row.status, row.owner, await journal.cancels()) == ("cancelled", None, [])
+    gate.opened.set()
+    assert (await Runner(journal=journal).resume("r", graph=Waits(), deps=gate)).output == "A"
+    assert await journal.prune(keep=0) == 1
+    await journal.aclose()

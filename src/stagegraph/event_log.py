@@ -31,11 +31,11 @@ class EventLog:
         """Whether the run has ended."""
         self._changed: anyio.Event | None = None
 
-    def put(self, event_type: type[Any], /, **fields: object) -> None:
-        """Write one event of this kind; none follows the end, whatever a task that got away still does."""
+    def put(self, event_type: type[Any], /, *, at: datetime | None = None, **fields: object) -> None:
+        """Write one event of this kind, of now or of then; none follows the end, whatever got away and still runs."""
         if self.closed:
             return
-        event = event_type(run_id=self.run_id, seq=self._next, time=datetime.now(UTC), **fields)
+        event = event_type(run_id=self.run_id, seq=self._next, time=at or datetime.now(UTC), **fields)
         self._events.append(cast("Event", event))
         self._next += 1
         self._wake()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .call import Kind
-    from .options import RunOptions
+    from .options import AgentOptions, RunOptions
     from .prompts import Prompts
     from .run import Run
     from .runner import Runner
@@ -154,14 +154,14 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     @overload
     def as_agent(
-        self, *, runner: Runner | None = None, name: str | None = None, asks: Literal[False] = False
+        self, *, runner: Runner | None = None, asks: Literal[False] = False, **options: Unpack[AgentOptions]
     ) -> Agent[Any, Out_co]: ...
     @overload
     def as_agent(
-        self, *, runner: Runner, name: str | None = None, asks: Literal[True]
+        self, *, runner: Runner, asks: Literal[True], **options: Unpack[AgentOptions]
     ) -> Agent[Any, Out_co | DeferredToolRequests]: ...
     def as_agent(
-        self, *, runner: Runner | None = None, name: str | None = None, asks: bool = False
+        self, *, runner: Runner | None = None, asks: bool = False, **options: Unpack[AgentOptions]
     ) -> Agent[Any, Out_co] | Agent[Any, Out_co | DeferredToolRequests]:
         """The graph as a Pydantic AI agent, for its AG-UI, Vercel AI, A2A, CLI and web front ends.
 
@@ -174,13 +174,13 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
         Args:
             runner: Runs the graph; else each agent run has a fresh one.
-            name: Of the agent; else the class name in snake case.
             asks: A run that needs an approval or an external result gives `DeferredToolRequests`, which front ends put
                 to a person, and goes on when they are answered; the runner needs a journal.
+            options: See `AgentOptions`.
         """
         from .agents import graph_agent  # noqa: PLC0415
 
-        return graph_agent(self, runner=runner, name=name, asks=asks)
+        return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
         """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""

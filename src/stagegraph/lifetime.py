@@ -6,57 +6,50 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .errors import BusyError, JournalError, StagegraphError
-from .journal._owner import is_alive
-from .journal._rows import Journal, RunFilter, RunRow
+from .errors import BusyError, JournalError, RunError
+from .interrupted import TakesUp, finish_interrupted
 
 if TYPE_CHECKING:
+    from .journal._rows import Journal
     from .live import LiveRun
+    from .run import Run
+    from .running import Running
 
-__all__ = ["DepsOf", "Lifetime", "is_interrupted"]
+__all__ = ["Lifetime"]
 
 _log = logging.getLogger("stagegraph")
 
-_AT_ONCE = 8
-"""How many interrupted runs are taken up at the same time."""
-_MANY = 1_000_000
-
-
-def is_interrupted(row: RunRow) -> bool:
-    """Whether a run should go on and nobody runs it: its process is gone."""
-    return row.status == "running" and (row.owner is None or not is_alive(row.owner))
-
-
-DepsOf = Callable[[RunRow], Awaitable[object]]
-"""From what is recorded of an interrupted run to the deps that it goes on with."""
-
-
-class Resumes(Protocol):
-    """A runner, as far as this file knows it."""
-
-    journal: Journal | None
-
-    def take_up(self, row: RunRow) -> Coroutine[Any, Any, object] | None:
-        """Finish an interrupted run, if its graph is known here."""
-        ...
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at what other processes wish of the runs here; only while there are any."""
 
 
 class Lifetime:
-    """The runs of one runner that go on by themselves, and whether more may come."""
+    """The runs of one runner that are going on, and whether more may come.
 
-    def __init__(self, drain_seconds: float, *, resume_interrupted: bool) -> None:
+    Args:
+        drain_seconds: How long the end waits for them.
+        attempts: How often a run that its process did not survive is taken up; 0 takes up none.
+    """
+
+    def __init__(self, drain_seconds: float, *, attempts: int) -> None:
         self.taking = True
         """Whether new runs may begin."""
         self._drain_seconds = drain_seconds
-        self._resume_interrupted = resume_interrupted
+        self._attempts = attempts
         self._by_id: dict[str, LiveRun[Any, Any]] = {}
+        """Those that go on by themselves."""
+        self._awaited: dict[Running, anyio.CancelScope] = {}
+        """Those that somebody waits for where they run: `await runner.run(...)` in a request, while a service lives."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where the service lives."""
+        self._left: anyio.Event | None = None
 
     def check(self, run_id: str | None) -> None:
         """Refuse a run that may not begin.
@@ -74,8 +67,38 @@ class Lifetime:
 
     def add(self, live: LiveRun[Any, Any]) -> None:
         """Keep a run until it has ended."""
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._by_id[live.run_id]
+            self._note()
+
         self._by_id[live.run_id] = live
-        live.task.add_done_callback(lambda _: self._by_id.pop(live.run_id))
+        live.task.add_done_callback(ended)
+
+    async def within(self, running: Running) -> Run[Any, Any]:
+        """A run to its end, in the task that asks for it.
+
+        Raises:
+            RunError: as ever; or the service ended first, or somebody cancelled the run from another process.
+        """
+        if self._loop is not asyncio.get_running_loop():
+            return await running.complete()
+        with anyio.CancelScope() as scope:
+            self._awaited[running] = scope
+            try:
+                return await running.complete()
+            finally:
+                del self._awaited[running]
+                self._note()
+        run = running.record()
+        why = "" if self.taking else ": this runner is shutting down"
+        msg = f"the run of {run.graph} was cancelled{why}"
+        raise RunError(msg, run=run)
+
+    def _note(self) -> None:
+        """Tell who waits that one has ended."""
+        if self._left is not None:
+            self._left.set()
 
     def get(self, run_id: str) -> LiveRun[Any, Any] | None:
         return self._by_id.get(run_id)
@@ -97,7 +120,7 @@ class Lifetime:
             raise
 
     @asynccontextmanager
-    async def span(self, runner: Resumes) -> AsyncGenerator[None]:
+    async def span(self, runner: TakesUp) -> AsyncGenerator[None]:
         """Around everything that a service does."""
         self.taking = True
         draining: list[asyncio.Task[None]] = []
@@ -107,25 +130,54 @@ class Lifetime:
             if not draining:
                 draining.append(asyncio.create_task(self._drain(), name="stagegraph drain"))
 
-        resuming = [asyncio.create_task(_resume(runner), name="stagegraph resume")] if self._resume_interrupted else []
+        finishing = asyncio.create_task(finish_interrupted(runner, self._attempts), name="stagegraph resume")
+        obeying = asyncio.create_task(self._obey(runner.journal), name="stagegraph cancels")
+        self._loop = asyncio.get_running_loop()
         try:
             with _on_signal(drain):
                 yield
         finally:
-            for one in resuming:
-                one.cancel()
+            finishing.cancel()
             drain()
-            await asyncio.wait([*resuming, *draining])
+            await asyncio.wait([finishing, *draining])
+            obeying.cancel()
+            await asyncio.wait([obeying])
+            self._loop = None
             if runner.journal is not None:
                 await runner.journal.put()
 
     async def _drain(self) -> None:
         """Wait for what goes on, then end it; with a journal it stays where it can be taken up."""
         with anyio.move_on_after(self._drain_seconds):
-            while self._by_id:
-                await asyncio.wait([live.task for live in self._by_id.values()])
+            await self._ended()
         self.cancel()
-        await self.wait()
+        for scope in self._awaited.values():
+            scope.cancel()
+        await self._ended()
+
+    async def _ended(self) -> None:
+        while self._by_id or self._awaited:
+            self._left = anyio.Event()
+            await self._left.wait()
+
+    async def _obey(self, journal: Journal | None) -> None:
+        """End the runs here that somebody at another process wants to end."""
+        while journal is not None:
+            await anyio.sleep(_LOOK_EVERY)
+            if not (self._by_id or self._awaited):
+                continue
+            try:
+                wishes = {(row.run_id, row.segment) for row in await journal.cancels()}
+            except JournalError as error:
+                _log.warning("nobody can cancel runs from other processes just now: %s", error)
+                continue
+            for live in list(self._by_id.values()):
+                if (live.run_id, live.segment) in wishes:
+                    live.stop()
+            for running, scope in self._awaited.items():
+                if (running.terms.run_id, running.segment) in wishes:
+                    running.leaves = lambda: False
+                    scope.cancel()
 
 
 @contextmanager
@@ -156,29 +208,3 @@ def _on_signal(drain: Callable[[], None]) -> Generator[None]:
         for number in ours:
             if signal.getsignal(number) is react:
                 signal.signal(number, before[number])
-
-
-async def _resume(runner: Resumes) -> None:
-    """Finish the runs that a crash or a shutdown interrupted, some at a time; another process may be at it as well."""
-    journal = runner.journal
-    rows = [] if journal is None else await journal.runs(RunFilter(status="running", limit=_MANY))
-    waiting = iter([row for row in reversed(rows) if is_interrupted(row)])
-    async with asyncio.TaskGroup() as group:
-        for _ in range(_AT_ONCE):
-            group.create_task(_take_up(runner, waiting))
-
-
-async def _take_up(runner: Resumes, rows: Iterable[RunRow]) -> None:
-    for row in rows:
-        finishing = runner.take_up(row)
-        if finishing is None:
-            _log.warning("run %s of %s was interrupted, and nothing here can take it up", row.run_id, row.graph)
-            continue
-        try:
-            await finishing
-        except JournalError as error:
-            _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
-        except StagegraphError as error:
-            _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - the next one may do better
-            _log.warning("run %s could not be taken up: %s", row.run_id, type(error).__name__)

@@ -100,9 +100,13 @@ class LiveRun(Generic[In, Out]):
 
     async def cancel(self) -> None:
         """End the run now and wait until nothing of it is left; a finished run stays as it is."""
+        self.stop()
+        await asyncio.wait([self.task])
+
+    def stop(self) -> None:
+        """The same without waiting."""
         self._running.leaves = lambda: False
         self.task.cancel()
-        await asyncio.wait([self.task])
 
     async def _complete(self) -> None:
         try:

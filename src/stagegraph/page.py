@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import JournalError
+from .interrupted import counted, segment_of
 from .journal._bag import Bag
 from .journal._owner import this_process
 from .journal._rows import Journal, RunRow
@@ -39,7 +40,7 @@ class RunPage:
     @property
     def segment(self) -> int:
         """How often the run was resumed."""
-        return len(json.loads(self.row.labels).get("resumed", ()))
+        return segment_of(self.row)
 
     def deploy(self, prompts: Prompts) -> None:
         """Keep the texts that are in force for this run, so that it goes on with the same when it is resumed."""
@@ -56,11 +57,8 @@ class RunPage:
             JournalError: the id is taken, or another living process holds the run.
         """
         continues = self.replays == self.row.run_id
-        self.row = replace(self.row, status="running", owner=this_process(), error=None, error_type=None)
-        if continues:
-            labels = json.loads(self.row.labels)
-            labels["resumed"] = [*labels.get("resumed", ()), time.time()]
-            self.row = replace(self.row, labels=json.dumps(labels, ensure_ascii=False))
+        row = counted(self.row) if continues else self.row
+        self.row = replace(row, status="running", owner=this_process(), error=None, error_type=None)
         if self.claims:
             await self.journal.claim(self.row, fresh=not continues)
         else:

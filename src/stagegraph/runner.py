@@ -19,8 +19,9 @@ from .errors import DeclarationError, JournalError, NotRunningError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
 from .flow import DEFAULT_LIMIT
+from .interrupted import DepsOf
 from .journal._rows import Journal, RunRow
-from .lifetime import DepsOf, Lifetime
+from .lifetime import Lifetime
 from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
@@ -68,6 +69,7 @@ class Runner:
         drain_seconds: How long `lifespan` waits at the end for the runs that go on.
         resume_interrupted: Whether `lifespan` begins with finishing what a crash or a shutdown interrupted, of the
             graphs that this runner knows (`add`); several processes on one journal take up each run once.
+        resume_attempts: How often a run that its process did not survive is taken up; then it is left as failed.
 
     Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
     started in it, or cancels them when the block failed. In a service, use `lifespan`.
@@ -88,8 +90,10 @@ class Runner:
         max_queued: int | None = None,
         drain_seconds: float = 30.0,
         resume_interrupted: bool = False,
+        resume_attempts: int = 3,
     ) -> None:
         counts = {"max_concurrency": max_concurrency, "fan_out_limit": fan_out_limit, "max_runs": max_runs}
+        counts["resume_attempts"] = resume_attempts
         for name, value in counts.items():
             if value is not None and value < 1:
                 msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
@@ -103,12 +107,16 @@ class Runner:
         self.tracing = by_environment() if tracing == "auto" else tracing
         if resume_interrupted:
             self._journal_for("Runner(resume_interrupted=True)")
-        self._known: dict[str, tuple[Node[Any, Any], DepsOf | None]] = {}
+        self._known: dict[str, Node[Any, Any]] = {}
         """The graphs that ran here by name, so that `resume` finds them."""
+        self._added: dict[str, tuple[Node[Any, Any], DepsOf | None]] = {}
+        """Those whose interrupted runs are finished here, and what their deps are made by."""
         self._models = Models()
         self._slots = Slots(max_concurrency)
         self._admission = Admission(max_runs, max_queued)
-        self._lifetime = Lifetime(drain_seconds, resume_interrupted=resume_interrupted)
+        self.resumes_interrupted = resume_interrupted
+        """Whether `lifespan` begins with what was interrupted."""
+        self._lifetime = Lifetime(drain_seconds, attempts=resume_attempts if resume_interrupted else 0)
 
     async def run(
         self,
@@ -137,7 +145,7 @@ class Runner:
             PromptError: the prompts name stages that *node* does not have.
         """
         running = self._open(node, input, model, deps, prompts, None, deltas=False, options=options)
-        return cast("Run[In, Out]", await running.complete())
+        return cast("Run[In, Out]", await self._lifetime.within(running))
 
     def start(
         self,
@@ -181,7 +189,8 @@ class Runner:
 
         *deps_of* makes their deps out of what is recorded of a run.
         """
-        self._known[graph.label] = (graph, deps_of)
+        self._known[graph.label] = graph
+        self._added[graph.label] = (graph, deps_of)
 
     @property
     def ready(self) -> bool:
@@ -198,7 +207,7 @@ class Runner:
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
-        found = self._known.get(row.graph)
+        found = self._added.get(row.graph)
         return None if found is None else self._finish(row, *found)
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
@@ -237,7 +246,7 @@ class Runner:
             RunError: the run ended without an output again.
         """
         running = await self._reopen(run_id, graph, answers, strict, model, deps, prompts, limits, None)
-        return running if isinstance(running, Run) else await running.complete()
+        return running if isinstance(running, Run) else await self._lifetime.within(running)
 
     async def start_resume(
         self,
@@ -283,7 +292,7 @@ class Runner:
         if row is None:
             msg = f"there is no run {run_id!r} in this journal"
             raise JournalError(msg)
-        node = graph or self._known.get(row.graph, (None,))[0]
+        node = graph or self._known.get(row.graph)
         if node is None:
             msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
             raise ReplayError(msg)
@@ -353,8 +362,7 @@ class Runner:
         deployed.check_known(structure.stages, node.label)
         limits = options.get("limits") or self.limits
         default = model if model is not None else self.model
-        if self._known.get(node.label, (None,))[0] is not node:
-            self.add(node)
+        self._known[node.label] = node
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=deps,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -52,11 +54,26 @@ def serving(app: Any) -> Iterator[str]:
             assert not thread.is_alive()
 
 
-class Worker:
-    """A server in a process of its own (`worker.py`), which may be killed."""
+def serve(app: Any, **options: Any) -> None:
+    """An app as the only thing that a process does; it says its address when it is there."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(2048)
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, str(HERE / "worker.py"), str(folder), *options]
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            os.write(1, f"http://127.0.0.1:{listening.getsockname()[1]}\n".encode())
+
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60, **options)
+    asyncio.run(Server(config).serve(sockets=[listening]))
+
+
+class Worker:
+    """A server in a process of its own (`worker.py`, or another program), which may be killed."""
+
+    def __init__(self, folder: Path, *options: str, program: str = "worker.py") -> None:
+        command = [sys.executable, str(HERE / program), str(folder), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

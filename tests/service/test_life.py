@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +29,9 @@ def effects(folder: Path) -> Counter[str]:
     return Counter((folder / "effects").read_text("utf-8").splitlines())
 
 
-def check_done(client: httpx.Client, folder: Path, ids: list[str]) -> None:
+def check_done(client: httpx.Client, folder: Path, ids: list[str], first: int = 0) -> None:
     """Every run has its output, and every call had its effect exactly once."""
-    for number, run_id in enumerate(ids):
+    for number, run_id in enumerate(ids, first):
         with client.stream("GET", f"/runs/{run_id}/events") as stream:
             assert list(events(stream))[-1]["event"] == "run_finished"
         state = client.get(f"/runs/{run_id}").json()
@@ -143,3 +144,61 @@ def test_a_shutdown_waits_for_runs_that_can_end(tmp_path: Path):
     assert len(effects(tmp_path)) == 6 * 5
     with Worker(tmp_path, "30") as second, second.client() as client:
         assert [client.get(f"/runs/{run_id}").json()["status"] for run_id in ids] == ["succeeded"] * 4
+
+
+@pytest.mark.parametrize("options", [("0.2",), ("0.2", "20"), ("30", "1")], ids=["plain", "patient", "impatient"])
+def test_a_handler_of_ones_own_is_drained_too(tmp_path: Path, options: tuple[str, ...]):
+    """`await runner.run(...)` in a request: a deadline ends the run, ours or the server's own, and it can be taken up."""
+    with Worker(tmp_path, *options) as first, first.client() as waiting:
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
+        asking.start()
+        while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
+            assert asking.is_alive()
+        first.end(signal.SIGTERM)
+        asking.join(30)
+    assert [answer.status_code for answer in answers] == [500]
+    [run_id] = set(effects_ids(tmp_path))
+    (tmp_path / "gate").touch()
+    with Worker(tmp_path, "30") as second, second.client() as client:
+        check_done(client, tmp_path, [run_id], first=5)
+
+
+def test_a_handler_of_ones_own_is_waited_for(tmp_path: Path):
+    """What ends before the deadline is answered."""
+    with Worker(tmp_path, "30") as first, first.client() as waiting:
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
+        asking.start()
+        while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
+            assert asking.is_alive()
+        first.process.send_signal(signal.SIGTERM)
+        (tmp_path / "gate").touch()
+        first.process.wait(30)
+        asking.join(30)
+    assert [answer.json() for answer in answers] == [[12, 14, 16]]
+
+
+def test_a_run_that_kills_its_process_is_given_up(tmp_path: Path):
+    """It is taken up three times, then left as failed with the reason, and a person may still resume it."""
+    with Worker(tmp_path, "30") as first, first.client() as client:
+        [run_id] = start(client, 1)
+        wait_for_quick(client, [run_id])
+        flush(client)
+        first.end(signal.SIGKILL)
+    for _ in range(3):
+        with Worker(tmp_path, "30") as again, again.client() as client:
+            wait_for_quick(client, [run_id])
+            flush(client)
+            again.end(signal.SIGKILL)
+    with Worker(tmp_path, "30") as last, last.client() as client:
+        with client.stream("GET", f"/runs/{run_id}/events") as stream:
+            assert list(events(stream))[-1]["event"] == "run_finished"
+        state = client.get(f"/runs/{run_id}").json()
+        assert (state["status"], state["failed_at"]) == ("failed", None)
+        assert state["detail"].startswith("the process that ran it ended 4 times before the run did")
+    journal = str(tmp_path / "runs.db")
+    listed = subprocess.run(
+        ["stagegraph", "runs", "--journal", journal, "--status", "failed"], capture_output=True, text=True, check=True
+    )
+    assert "the process that ran it ended 4 times" in " ".join(listed.stdout.split())

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,29 @@ def test_a_graph_is_served_from_the_command_line(url: str):
         assert page.headers["x-frame-options"] == "DENY"
         assert "Tidy up &lt;b&gt;carefully&lt;/b&gt;." in page.text
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["graph.py:Tidy", "--port", "{taken}"], "something else listens there"),
+        (["graph.py:Tidy", "--host", "no.such.host.invalid"], "there is no such host"),
+        (["nowhere.py"], "there is no such file"),
+        (["nowhere"], "there is no folder, file or module of this name"),
+        (["graph.py:Tody"], "did you mean `Tidy`?"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, options: list[str], said: str):
+    """What is wrong and what to do, without a traceback."""
+    (tmp_path / "graph.py").write_text(GRAPH, "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [option.format(taken=taken.getsockname()[1]) for option in options]
+        command = [sys.executable, "-m", "stagegraph", "serve", *given]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.fixture(scope="module", name="browser")

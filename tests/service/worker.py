@@ -1,20 +1,19 @@
 """A service whose steps leave one line in a file when they begin, and wait until another file is there."""
 
-import asyncio
-import os
-import socket
 import sys
 from pathlib import Path
 
 import anyio
-import uvicorn
 from fastapi import FastAPI
 
+from serving import serve
 from stagegraph import Graph, Runner, current_call, fan_out, step
 from stagegraph.journal import SqliteJournal
 from stagegraph.service import router
 
 FOLDER, DRAIN = Path(sys.argv[1]), float(sys.argv[2])
+PATIENCE = int(sys.argv[3]) if len(sys.argv) > 3 else None
+"""What uvicorn calls `--timeout-graceful-shutdown`."""
 
 
 def did() -> None:
@@ -51,16 +50,13 @@ def main() -> None:
     runner = Runner(journal=SqliteJournal(FOLDER / "runs.db"), drain_seconds=DRAIN, resume_interrupted=True)
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Work(), runner))
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(2048)
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            os.write(1, f"http://127.0.0.1:{listening.getsockname()[1]}\n".encode())
+    @app.post("/by-hand/{number}")
+    async def by_hand(number: int) -> list[int]:
+        """A handler that somebody wrote without the router."""
+        return (await runner.run(Work(), number)).output
 
-    asyncio.run(Server(uvicorn.Config(app, log_level="warning")).serve(sockets=[listening]))
+    serve(app, timeout_graceful_shutdown=PATIENCE)
 
 
 if __name__ == "__main__":

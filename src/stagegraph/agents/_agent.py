@@ -17,6 +17,8 @@ from ._questions import TOOL_NAMES, approval_tool, external_tools
 from ._shape import described, snake_case
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic_ai import RunContext
     from pydantic_ai.capabilities import WrapOutputProcessHandler
     from pydantic_ai.models import ModelRequestContext
@@ -29,7 +31,13 @@ __all__ = ["graph_agent"]
 
 
 def graph_agent(
-    graph: Graph[Any, Any], *, runner: Runner | None = None, name: str | None = None, asks: bool = False
+    graph: Graph[Any, Any],
+    *,
+    runner: Runner | None = None,
+    name: str | None = None,
+    asks: bool = False,
+    user: Callable[[RunContext[Any]], str | None] | None = None,
+    errors: bool = False,
 ) -> Agent[Any, Any]:
     """See `Graph.as_agent`."""
 
@@ -48,7 +56,7 @@ def graph_agent(
         retries=0,
         tools=[approval_tool()] if asks else [],
         toolsets=[external_tools()] if asks else [],
-        capabilities=[RunsGraph(graph, runner, asks)],
+        capabilities=[RunsGraph(graph, runner, asks, user, errors)],
     )
 
 
@@ -59,6 +67,8 @@ class RunsGraph(AbstractCapability[Any]):
     graph: Graph[Any, Any]
     runner: Runner | None
     asks: bool
+    user: Callable[[RunContext[Any]], str | None] | None
+    errors: bool
     run: Run[Any, Any] | None = None
 
     async def for_run(self, ctx: RunContext[Any]) -> RunsGraph:
@@ -71,7 +81,8 @@ class RunsGraph(AbstractCapability[Any]):
         if parameters.output_mode != "text":
             msg = f"{self.graph.label} gives {self.graph.gives.name}; a run cannot have another `output_type`"
             raise UserError(msg)
-        model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep)
+        user = None if self.user is None else self.user(ctx)
+        model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=self.errors)
         # Front ends bring tools of their own, which a graph has no use for.
         tools = [tool for tool in parameters.function_tools if self.asks and tool.name in TOOL_NAMES]
         parameters = replace(parameters, function_tools=tools, native_tools=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 
+from stagegraph.errors import ReplayError, StagegraphError
 from stagegraph.stored import stored_run
 
 from ._input import read_input
@@ -17,6 +19,7 @@ from ._questions import answers_in
 from ._spent import since
 from ._stream import PROVIDER, GraphStream
 from ._terms import limits_left, model_of, options
+from ._told import told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
     from stagegraph.graph import Graph
+    from stagegraph.journal import RunRow
     from stagegraph.live import LiveRun
     from stagegraph.run import Run
     from stagegraph.runner import Runner
@@ -72,8 +76,13 @@ class GraphModel(UnboundModel):
         runner: Runner,
         ctx: RunContext[Any],
         done: Callable[[Run[Any, Any]], None],
+        *,
+        user: str | None,
+        errors: bool,
     ) -> None:
         super().__init__(graph)
+        self._user = user
+        self._errors = errors
         self._runner = runner
         self._ctx = ctx
         self._done = done
@@ -85,7 +94,7 @@ class GraphModel(UnboundModel):
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
         """Run the graph and tell everything at once."""
-        async with self.request_stream(messages, model_settings, model_request_parameters) as stream:
+        async with self._stream(messages, model_settings, model_request_parameters) as stream:
             async for _ in stream:
                 pass
         return stream.get()
@@ -97,6 +106,21 @@ class GraphModel(UnboundModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
         run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """The same to a front end, which shows what happens, and what an error says, to people."""
+        try:
+            async with self._stream(messages, model_settings, model_request_parameters) as stream:
+                yield stream
+        except StagegraphError as error:
+            shown = error if self._errors else told(error, self.graph.label)
+            raise shown from (error if shown is not error else error.__cause__)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
     ) -> AsyncGenerator[StreamedResponse]:
         """Run the graph and tell what happens; leaving the context ends the run."""
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
@@ -122,13 +146,16 @@ class GraphModel(UnboundModel):
             read_input(self.graph, messages),
             model=self._model,
             deps=self._ctx.deps,
-            **options(self._ctx, self._runner.limits),
+            **options(self._ctx, self._runner.limits, self._user),
         )
 
-    async def _go_on(self, run_id: str, answers: dict[str, object]) -> tuple[LiveRun[Any, Any], Run[Any, Any] | None]:
+    async def _go_on(self, run_id: str, answers: dict[str, object]) -> tuple[LiveRun[Any, Any], Run[Any, Any]]:
         journal = self._runner.journal
         row = None if journal is None else await journal.run(run_id)
-        before = None if journal is None or row is None else await stored_run(journal, row, self.graph)
+        if journal is None or row is None or not self._may_answer(row):
+            msg = f"there is no run {run_id!r} of {self.graph.label} here to answer"
+            raise ReplayError(msg)
+        before = await stored_run(journal, row, self.graph)
         live = await self._runner.start_resume(
             run_id,
             graph=self.graph,
@@ -138,6 +165,10 @@ class GraphModel(UnboundModel):
             limits=limits_left(self._ctx, self._runner.limits),
         )
         return live, before
+
+    def _may_answer(self, row: RunRow) -> bool:
+        """Whether it is a run of this graph that this user began: a front end sends back what a client made up."""
+        return row.graph == self.graph.label and json.loads(row.labels)["user_id"] == self._user
 
     @property
     def _model(self) -> Model | None:

@@ -22,9 +22,9 @@ _UNSAID = UsageLimits().request_limit
 """Pydantic AI's guard against agents that never end; a graph may well need more requests."""
 
 
-def options(ctx: RunContext[Any], own: Limits) -> RunOptions:
-    """The conversation as the run's session, and what the caller may still spend."""
-    found: RunOptions = {"limits": limits_left(ctx, own)}
+def options(ctx: RunContext[Any], own: Limits, user: str | None = None) -> RunOptions:
+    """Who asks, the conversation as the run's session, and what the caller may still spend."""
+    found: RunOptions = {"limits": limits_left(ctx, own), "user_id": user}
     if ctx.conversation_id is not None:
         found["session_id"] = ctx.conversation_id
     if ctx.metadata:

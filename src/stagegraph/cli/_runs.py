@@ -35,6 +35,7 @@ def runs(
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
+    from stagegraph.interrupted import GIVEN_UP, is_interrupted  # noqa: PLC0415
     from stagegraph.journal import RunFilter  # noqa: PLC0415
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running")
@@ -73,7 +74,7 @@ def runs(
         table.add_row(
             Text(plain(row.run_id)),
             Text(plain(row.graph)),
-            styled_status(row.status),
+            styled_status("interrupted" if is_interrupted(row) else row.status),
             datetime.fromtimestamp(row.started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             took(row.duration) if row.status != "running" else "",
             str(row.requests),
@@ -82,6 +83,9 @@ def runs(
             Text(plain(", ".join(f"{score.name}={json.loads(score.value)}" for score in scores if score.key is None))),
         )
     console().print(table if found else "no runs")
+    for row, _ in found:
+        if row.error_type == GIVEN_UP:
+            console().print(Text(plain(f"{row.run_id}: {row.error}"), "yellow"))
 
 
 def _run_json(row: RunRow, scores: list[FeedbackRow]) -> dict[str, Any]:

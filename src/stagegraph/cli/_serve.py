@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Annotated
 
@@ -47,9 +49,21 @@ def serve(
     served = app(node, runner)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page can reach it under a name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=2048) as listening:
+    with _listening(host, port) as listening:
         shown = f"[{host}]" if ":" in host else host
         console(stderr=True).print(f"{node.label} is at http://{shown}:{listening.getsockname()[1]}/", highlight=False)
         config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=int(drain) + 10)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        from stagegraph.errors import DeclarationError  # noqa: PLC0415
+
+        known = {errno.EADDRINUSE: "something else listens there", socket.EAI_NONAME: "there is no such host"}
+        why = known.get(error.errno or 0) or os.strerror(error.errno or 0)
+        msg = f"cannot listen at {host}, port {port}: {why}; choose another with --port (0 takes a free one) or --host"
+        raise DeclarationError(msg) from error

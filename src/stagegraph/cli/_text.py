@@ -12,7 +12,14 @@ from rich.text import Text
 
 __all__ = ["console", "mark", "plain", "print_json", "styled_status", "took"]
 
-_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "suspended": "yellow", "running": "cyan"}
+_STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "suspended": "yellow",
+    "running": "cyan",
+    "interrupted": "yellow",
+}
 _MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from stagegraph.errors import JournalError
 
 from ._owner import is_alive
-from ._rows import CallRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 
 __all__ = ["MemoryJournal", "fits"]
 
@@ -23,6 +23,7 @@ class MemoryJournal:
         self._calls: dict[str, dict[str, CallRow]] = {}
         self._ops: dict[str, dict[tuple[str, str, str], OpRow]] = {}
         self._feedback: dict[str, dict[str, FeedbackRow]] = {}
+        self._cancels: dict[str, CancelRow] = {}
 
     async def put(self, *rows: Row) -> None:
         self.put_soon(*rows)
@@ -36,6 +37,8 @@ class MemoryJournal:
                     self._calls.setdefault(row.run_id, {})[row.key] = row
                 case OpRow():
                     self._ops.setdefault(row.run_id, {})[row.key, row.identity, row.op] = row
+                case CancelRow():
+                    self._cancels[row.run_id] = row
                 case FeedbackRow():
                     self._feedback.setdefault(row.run_id, {})[row.id] = row
 
@@ -63,6 +66,9 @@ class MemoryJournal:
     async def feedback(self, run_id: str) -> list[FeedbackRow]:
         return sorted(self._feedback.get(run_id, {}).values(), key=lambda row: row.time)
 
+    async def cancels(self) -> list[CancelRow]:
+        return [row for row in self._cancels.values() if self._runs[row.run_id].owner is not None]
+
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         ended = [row for row in await self.runs(RunFilter(limit=len(self._runs))) if row.owner is None]
         limit = time.time() - older_than if older_than is not None else None
@@ -71,7 +77,7 @@ class MemoryJournal:
             for place, row in enumerate(ended)
             if (keep is not None and place >= keep) or (limit is not None and row.started + row.duration < limit)
         ]
-        tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback)
+        tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
         for row in doomed:
             for table in tables:
                 table.pop(row.run_id, None)

@@ -25,7 +25,7 @@ _TEXT: dict[type[Row], tuple[str, ...]] = {RunRow: ("error",), CallRow: ("error"
 
 def redacted(row: Row, redact: Redact) -> Row:
     changes: dict[str, Any] = {}
-    for name in _JSON[type(row)]:
+    for name in _JSON.get(type(row), ()):
         text = getattr(row, name)
         if text is not None:
             changes[name] = json.dumps(redact(json.loads(text)), ensure_ascii=False)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stagegraph.call import Kind, Status
 
-__all__ = ["CallRow", "FeedbackRow", "Journal", "OpRow", "Row", "RunFilter", "RunRow"]
+__all__ = ["CallRow", "CancelRow", "FeedbackRow", "Journal", "OpRow", "Row", "RunFilter", "RunRow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,16 @@ class FeedbackRow:
     time: float
 
 
-Row = RunRow | CallRow | OpRow | FeedbackRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRow:
+    """A wish that a run ends, for the process that holds it."""
+
+    run_id: str
+    segment: int
+    """How often the run had been resumed: a wish does not outlive what it was about."""
+
+
+Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +166,10 @@ class Journal(Protocol):
 
     async def feedback(self, run_id: str) -> list[FeedbackRow]:
         """The oldest first."""
+        ...
+
+    async def cancels(self) -> list[CancelRow]:
+        """What is wished of runs that are going on."""
         ...
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:

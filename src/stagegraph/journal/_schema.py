@@ -12,19 +12,21 @@ from typing import Any, NamedTuple, TypeVar
 
 from stagegraph.errors import JournalError
 
-from ._rows import CallRow, FeedbackRow, OpRow, Row, RunRow
+from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
 
 __all__ = ["TABLES", "Statement", "connect", "explained", "is_busy", "prepare", "row_of", "statement_for"]
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as ours (`SGJ1`)."""
-VERSION = 1
+VERSION = 2
+"""2 has `cancels`; an older file gets what it lacks when it is opened."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
     CallRow: ("calls", ("run_id", "key")),
     OpRow: ("ops", ("run_id", "key", "identity", "op")),
     FeedbackRow: ("feedback", ("id",)),
+    CancelRow: ("cancels", ("run_id", "segment")),
 }
 """Row type -> table and primary key."""
 _INDEXES = (
@@ -34,7 +36,7 @@ _INDEXES = (
 _SQL_TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
 _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
 
-R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow)
+R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 
 
 _DEFAULTS = {

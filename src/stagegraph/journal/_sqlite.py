@@ -17,13 +17,13 @@ from stagegraph.errors import JournalError
 
 from ._memory import fits, refusal_to_claim
 from ._redact import Redact, redacted
-from ._rows import CallRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from ._schema import TABLES, connect, explained, prepare, row_of, statement_for
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
 
-R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow)
+R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 T = TypeVar("T")
 
 
@@ -110,6 +110,9 @@ class SqliteJournal:
 
     async def feedback(self, run_id: str) -> list[FeedbackRow]:
         return await self._select(FeedbackRow, "run_id = ? ORDER BY time", (run_id,))
+
+    async def cancels(self) -> list[CancelRow]:
+        return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         limit = time.time() - older_than if older_than is not None else None

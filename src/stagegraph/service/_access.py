@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.journal._owner import this_process
+import anyio
+
+from stagegraph.interrupted import give_up, is_interrupted, segment_of
+from stagegraph.journal import CancelRow
 from stagegraph.stored import stored_run
 
 from ._problems import Problem
+from ._watch import Watch
 
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
     from stagegraph.journal import Journal, RunRow
 
 __all__ = ["Desk", "Policy", "RunRef", "only_its_user"]
+
+_LOOK_EVERY = 0.25
+"""Seconds between two looks whether another process has ended a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,7 @@ class Desk:
         self._policy = policy
         self._remember = remember
         self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
+        self._watched: OrderedDict[str, Watch] = OrderedDict()
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
         """Remember a run after its end, until too many others have ended."""
@@ -97,20 +104,32 @@ class Desk:
         journal = cast("Journal", self.runner.journal)  # which the row came from
         return await stored_run(journal, row, self.graph)
 
+    def watch(self, run_id: str) -> Watch:
+        """What the journal shows of a run that is not here; one for all who look, and for those who come back."""
+        found = self._watched.get(run_id) or Watch(cast("Journal", self.runner.journal), run_id)
+        self._watched[run_id] = found
+        self._watched.move_to_end(run_id)
+        while len(self._watched) > self._remember:
+            self._watched.popitem(last=False)
+        return found
+
     async def forget(self, row: RunRow) -> RunRow:
         """Give up a run that nobody runs: it will not go on.
 
         Raises:
             JournalError: somebody has taken it up meanwhile.
         """
+        return await give_up(cast("Journal", self.runner.journal), row, "cancelled")
+
+    async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
+        """Tell the process that holds a run to end it, and wait so long; gives the run as it stands then."""
         journal = cast("Journal", self.runner.journal)
-        labels = json.loads(row.labels)
-        labels["resumed"] = [*labels.get("resumed", ()), time.time()]
-        mine = replace(row, labels=json.dumps(labels, ensure_ascii=False))
-        await journal.claim(replace(mine, status="running", owner=this_process()), fresh=False)
-        given_up = replace(mine, status="cancelled", owner=None)
-        await journal.put(given_up)
-        return given_up
+        await journal.put(CancelRow(run_id=row.run_id, segment=segment_of(row)))
+        with anyio.move_on_after(seconds):
+            while row.status == "running" and not is_interrupted(row):
+                await anyio.sleep(_LOOK_EVERY)
+                row = await journal.run(row.run_id) or row
+        return row
 
     async def _check(self, user: str | None, run: RunRef) -> None:
         """Who may not see a run is told what somebody is told who made its id up."""

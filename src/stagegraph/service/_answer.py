@@ -51,6 +51,8 @@ class RunState(BaseModel):
     pending: list[Question] = []
     failed_at: str | None = None
     """The key of the call that failed first."""
+    detail: str | None = None
+    """Why a run does not go on by itself, where its process is what failed."""
 
 
 def answer_type(graph: Node[Any, Any]) -> type[RunState]:
@@ -60,7 +62,7 @@ def answer_type(graph: Node[Any, Any]) -> type[RunState]:
     return create_model(name, __base__=RunState, __doc__=f"A run of {graph.label}.", output=output)
 
 
-def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus) -> bytes:
+def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus, detail: str | None = None) -> bytes:
     """A run's state as it is sent."""
     usage, failures = run.usage, run.failures() if run.status == "failed" else []
     pending = [
@@ -80,6 +82,7 @@ def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus) -> 
         "duration": run.duration,
         "pending": to_jsonable_python(pending, fallback=repr),
         "failed_at": failures[0].key if failures else None,
+        "detail": detail,
     }
     try:
         output = graph.gives.to_json(run.output) if status == "succeeded" else b"null"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,11 +15,11 @@ from starlette.responses import Response
 
 from stagegraph import BusyError, DeclarationError, JournalError, LiveRun, ReplayError, Run, RunError, feedback
 from stagegraph.asking import by_call
-from stagegraph.lifetime import is_interrupted
+from stagegraph.interrupted import GIVEN_UP, is_interrupted, segment_of
 
 from ._answer import Denied, state_json
 from ._problems import RETRY_AFTER, Problem, problem_of_run
-from ._stream import EventStream, after_id, last_chunk, live_chunks
+from ._stream import EventStream, after_id, live_chunks, watched_chunks
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunRow
@@ -120,21 +120,18 @@ class Handling:
         return EventStream(chunks, headers={"X-Run-Id": live.run_id}, **options)
 
     async def events(self, run_id: str, user: str | None, after: int, last: str | None) -> Response:
-        """The events of a run that was begun before; of one that is not here, only its end."""
+        """The events of a run that was begun before; of one that is not here, what its journal shows."""
         live = await self._desk.live(run_id, user)
-        if live is not None:
-            return self._stream(live, after_id(last, live.segment) if last is not None else after)
-        row = await self._desk.row(run_id, user)
-        return EventStream(self._last_event(row, user, max(after, after_id(last, 0))), headers={"X-Run-Id": run_id})
+        if live is not None and not await self._is_elsewhere(live, user):
+            return self._stream(live, after_id(last, str(live.segment)) if last is not None else after)
+        await self._desk.row(run_id, user)
+        watch = self._desk.watch(run_id)
+        chunks = watched_chunks(watch, after_id(last, watch.name), self._heartbeat, errors=self._errors)
+        return EventStream(chunks, headers={"X-Run-Id": run_id})
 
-    async def _last_event(self, row: RunRow, user: str | None, after: int) -> AsyncIterator[bytes]:
-        yield b": this run's events are in another place; its end follows\n\n"
-        while row.status == "running":
-            await anyio.sleep(min(self._heartbeat, 1.0))
-            yield b": still here\n\n"
-            row = await self._desk.row(row.run_id, user)
-        run = await self._desk.stored(row)
-        yield last_chunk(self._graph, run, after)
+    async def _is_elsewhere(self, live: LiveRun[Any, Any], user: str | None) -> bool:
+        """Whether somebody else has gone on with a run since it was suspended here."""
+        return self._may_be_elsewhere(live) and segment_of(await self._desk.row(live.run_id, user)) != live.segment
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """A run as it stands."""
@@ -148,10 +145,13 @@ class Handling:
         """Whether somebody else may have gone on with a run, or given it up, since it was suspended here."""
         return live.done and self._runner.journal is not None and live.run.status == "suspended"
 
-    async def _stored(self, row: RunRow) -> Response:
+    async def _stored(self, row: RunRow, status: int = 200) -> Response:
         run = await self._desk.stored(row)
         shown: RunStatus = "interrupted" if is_interrupted(row) else run.status
-        return Response(state_json(self._graph, run, shown), 200, None, "application/json")
+        detail = row.error if row.error_type == GIVEN_UP else None
+        if shown == "interrupted":
+            detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
+        return Response(state_json(self._graph, run, shown, detail), status, None, "application/json")
 
     async def cancel(self, run_id: str, user: str | None) -> Response:
         """End a run now, or forget about going on with it."""
@@ -162,7 +162,8 @@ class Handling:
             return self._response(live.run, 200 if live.done else 202)
         row = await self._desk.row(run_id, user)
         if row.status == "running" and not is_interrupted(row):
-            raise Problem(409, "elsewhere", "the run goes on in another process: cancel it there", run_id=run_id)
+            row = await self._desk.ask_to_cancel(row, _PATIENCE)
+            return await self._stored(row, 202 if row.status == "running" else 200)
         if row.status in {"running", "suspended"}:
             try:
                 row = await self._desk.forget(row)

@@ -63,11 +63,15 @@ def _limited(request: Request, most: int) -> Request:
 
 
 def _check_text(body: bytes) -> None:
-    """Refuse half characters, which JSON can spell and no text can hold.
+    """Refuse half characters, which JSON can spell, and Python reads even from bytes, but no text can hold.
 
     Raises:
-        Problem: there is one.
+        Problem: there is one, or the bytes are no UTF-8 at all.
     """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise Problem(422, "invalid", "the body is no JSON that can be read: it has to be UTF-8") from None
     if b"\\ud" not in body and b"\\uD" not in body:
         return
     try:

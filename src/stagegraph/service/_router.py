@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Resp
 from fastapi.params import Depends as Dependency
 
 from stagegraph import DeclarationError, Node, Runner
-from stagegraph.lifetime import DepsOf
+from stagegraph.interrupted import DepsOf
 
 from ._access import Desk, Policy, only_its_user
 from ._answer import Answers, FeedbackBody, GraphInfo, Health, answer_type, graph_info
@@ -49,7 +49,7 @@ def router(
     deps: Hook | None = None,
     policy: Policy = only_its_user,
     dependencies: Sequence[Dependency] = (),
-    resume_deps: DepsOf | None = None,
+    resume_deps: DepsOf | Literal["never"] | None = None,
     on_disconnect: Literal["continue", "cancel"] = "continue",
     max_body: int = 1_000_000,
     heartbeat: float = 15.0,
@@ -66,8 +66,8 @@ def router(
         deps: A dependency that gives the `deps` of a run.
         policy: Who may see a run and act on it; by default the user who started it.
         dependencies: More of them, for every endpoint but the health checks.
-        resume_deps: What makes the deps of a run that was interrupted, when `deps` needs a request. Where `deps` is
-            given and this is not, interrupted runs are not finished by themselves.
+        resume_deps: What makes the deps of a run that was interrupted, out of its row in the journal, since there is no
+            request then; `"never"` leaves interrupted runs of this graph alone.
         on_disconnect: Whether a run goes on when the client that waits for it, or that streams it, has left.
         max_body: Bytes that a body may have.
         heartbeat: Seconds of silence after which an event stream says that it is still there.
@@ -75,9 +75,16 @@ def router(
         errors: Whether events say what an error said. That may hold parts of prompts, inputs and provider answers.
 
     Raises:
-        DeclarationError: the graph's types have no JSON form.
+        DeclarationError: the graph's types have no JSON form; or the runner has to finish interrupted runs, and nothing
+            says with which deps.
     """
-    if deps is None or resume_deps is not None:
+    if deps is not None and resume_deps is None and runner.resumes_interrupted:
+        msg = (
+            f"router({graph.label}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
+            'without a request: say what makes their deps, `resume_deps=`, or leave them alone, `resume_deps="never"`'
+        )
+        raise DeclarationError(msg)
+    if resume_deps != "never":
         runner.add(graph, deps_of=resume_deps)
     handling = Handling(
         Desk(graph, runner, policy, remember), on_disconnect == "cancel", heartbeat=heartbeat, errors=errors
@@ -164,9 +171,12 @@ def _runs(  # noqa: PLR0917
         """The events of a run from its beginning, or after the last one that the client has."""
         return await handling.events(run_id, user_id, after, last_event_id)
 
-    @api.post("/runs/{run_id}/cancel", response_model=state, responses=documented(404, 409, 413, 415, 422, 500, 503))
+    ending: dict[int | str, dict[str, Any]] = {202: {"model": state, "description": "The run is still ending."}}
+    left = documented(404, 409, 413, 415, 422, 500, 503)
+
+    @api.post("/runs/{run_id}/cancel", response_model=state, responses={**ending, **left})
     async def cancel(run_id: RunId, user_id: Any = who) -> Response:
-        """End a run now; one that has ended stays as it is."""
+        """End a run now, in whichever process it is; one that has ended stays as it is."""
         return await handling.cancel(run_id, user_id)
 
     @api.post("/runs/{run_id}/answers", response_model=state, responses={**begins, **documented(404, 409), **refused})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,9 +13,13 @@ from starlette.types import Receive, Scope, Send
 from stagegraph.events import CallFinished, CallRetried, Event, RunFinished
 
 if TYPE_CHECKING:
-    from stagegraph import LiveRun, Node, Run
+    from stagegraph import LiveRun
 
-__all__ = ["EventStream", "after_id", "last_chunk", "live_chunks"]
+    from ._watch import Watch
+
+__all__ = ["EventStream", "after_id", "live_chunks", "watched_chunks"]
+
+_STILL_HERE = b": still here\n\n"
 
 _HIDDEN = "the details are in the service's own records"
 
@@ -61,30 +65,38 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
 
 async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
     """The events of a run that is, or was, here."""
-    segment = live.segment
+    prefix = f"{live.segment}-" if live.segment else ""
     async for batch in live.event_batches(after=after, every=heartbeat):
-        yield b"".join(_chunk(event, segment, errors=errors) for event in batch) or b": still here\n\n"
+        yield b"".join(_chunk(event, prefix, errors=errors) for event in batch) or _STILL_HERE
 
 
-def last_chunk(graph: Node[Any, Any], run: Run[Any, Any], after: int) -> bytes:
-    """The end of a run whose other events are not here."""
-    output = graph.gives.dump(run.output) if run.status == "succeeded" else None
-    now = datetime.now(UTC)
-    event = RunFinished(run_id=run.id, seq=after + 1, time=now, status=run.status, output=output, duration=run.duration)
-    return _chunk(event, 0, errors=False)
+async def watched_chunks(watch: Watch, after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
+    """The events of a run that is in another process."""
+    yield b": this run is in another process; its calls follow as they are recorded\n\n"
+    last = monotonic()
+    async for batch in watch.batches(after):
+        if batch:
+            yield b"".join(_chunk(event, f"{watch.name}-", errors=errors) for event in batch)
+        elif monotonic() - last >= heartbeat:
+            yield _STILL_HERE
+        else:
+            continue
+        last = monotonic()
 
 
-def _chunk(event: Event, segment: int, *, errors: bool) -> bytes:
+def _chunk(event: Event, prefix: str, *, errors: bool) -> bytes:
     if not errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
         event = event.model_copy(update={"error": _HIDDEN})
-    number = f"{segment}-{event.seq}" if segment else str(event.seq)
-    return f"id: {number}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+    return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
-def after_id(text: str | None, segment: int) -> int:
-    """The number of the last event that a client has, from the id it was sent; -1 for one of an earlier segment."""
+def after_id(text: str | None, source: str) -> int:
+    """The number of the last event that a client has, from the id it was sent.
+
+    *source* is what ids begin with here: the segment of a run, or the name of a watch; any other id gives -1.
+    """
     first, dash, second = (text or "").strip().partition("-")
     part, number = (first, second) if dash else ("0", first)
-    if not (part.isascii() and part.isdecimal() and number.isascii() and number.isdecimal() and len(number) < 16):  # noqa: PLR2004
+    if not (number.isascii() and number.isdecimal() and len(number) < 16):  # noqa: PLR2004
         return -1
-    return int(number) if int(part) == segment else -1
+    return int(number) if part == source else -1

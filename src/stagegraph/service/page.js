@@ -19,9 +19,18 @@ function resolved(schema) {
   return seen || {};
 }
 
+// A type that may be null is shown as what it is otherwise; left empty, it is null.
+function withoutNull(given) {
+  const schema = resolved(given);
+  const others = (schema.anyOf || []).filter((one) => one.type !== "null");
+  if (others.length !== 1 || others.length === schema.anyOf.length) return [schema, false];
+  const { anyOf, ...rest } = schema;
+  return [{ ...resolved(others[0]), ...rest }, true];
+}
+
 // Each field gives its value, or undefined to be left out.
 function field(name, given, required) {
-  const schema = resolved(given);
+  const [schema, nullable] = withoutNull(given);
   const label = make("label");
   let input, read;
   if (schema.enum) {
@@ -38,20 +47,20 @@ function field(name, given, required) {
     input = make("input");
     input.type = "number";
     input.step = schema.type === "integer" ? "1" : "any";
-    if (schema.default !== undefined) input.value = schema.default;
-    read = () => (input.value === "" ? undefined : Number(input.value));
+    if (typeof schema.default === "number") input.value = schema.default;
+    read = () => (input.value !== "" ? Number(input.value) : nullable && required ? null : undefined);
   } else if (schema.type === "string") {
     input = make("textarea");
     input.rows = 3;
     if (typeof schema.default === "string") input.value = schema.default;
-    read = () => (input.value === "" && !required ? undefined : input.value);
+    read = () => (input.value !== "" ? input.value : nullable && required ? null : required ? "" : undefined);
   } else {
     input = make("textarea", "json");
-    input.rows = 5;
+    input.rows = 3;
     input.placeholder = "JSON";
-    if (schema.default !== undefined) input.value = JSON.stringify(schema.default);
+    if (schema.default !== undefined && schema.default !== null) input.value = JSON.stringify(schema.default);
     read = () => {
-      if (input.value.trim() === "") return undefined;
+      if (input.value.trim() === "") return nullable && required ? null : undefined;
       try {
         return JSON.parse(input.value);
       } catch (error) {
@@ -135,20 +144,22 @@ const shown = {
   events_dropped: (event) => byId("calls").append(make("li", "note", `${event.count} events were missed`)),
   run_finished: () => {
     source.close();
-    finish();
+    attempt(finish);
   },
 };
 
 async function finish() {
   const answer = await fetch(`runs/${encodeURIComponent(run)}`);
   const state = await answer.json();
+  if (!answer.ok) throw new Error(state.detail || state.title);
   say(state.status, state.status);
   busy(false);
   const spent = state.usage;
   const tokens = spent.input_tokens + spent.output_tokens;
   const cost = spent.cost === null || Number(spent.cost) === 0 ? "" : `, $${spent.cost}`;
-  byId("counts").textContent = `${state.duration.toFixed(2)} s, ${spent.requests} requests, ${tokens} tokens${cost}`;
-  if (state.failed_at !== null && state.status === "failed") byId("problem").textContent = `It failed at ${state.failed_at || graph.name}.`;
+  byId("counts").textContent = `${state.duration.toFixed(2)} s, ${spent.requests} request${spent.requests === 1 ? "" : "s"}, ${tokens} tokens${cost}`;
+  if (state.detail) byId("problem").textContent = state.detail;
+  else if (state.failed_at !== null && state.status === "failed") byId("problem").textContent = `It failed at ${state.failed_at || graph.name}.`;
   if (state.status === "succeeded") {
     byId("result").textContent = typeof state.output === "string" ? state.output : JSON.stringify(state.output, null, 2);
     byId("result").hidden = byId("result-title").hidden = false;
@@ -174,7 +185,14 @@ function question(asked) {
   } else {
     const input = make("textarea", "json");
     box.append(input);
-    answer("Answer", () => JSON.parse(input.value));
+    input.placeholder = "A text, or JSON";
+    answer("Answer", () => {
+      try {
+        return JSON.parse(input.value);
+      } catch {
+        return input.value;
+      }
+    });
   }
   return box;
 }
@@ -182,7 +200,13 @@ function question(asked) {
 function follow() {
   byId("questions").replaceChildren();
   busy(true);
+  byId("run").scrollIntoView({ block: matchMedia("(max-width: 800px)").matches ? "start" : "nearest" });
   source = new EventSource(`runs/${encodeURIComponent(run)}/events`);
+  source.onerror = () => {
+    if (source.readyState !== EventSource.CLOSED) return; // it connects again by itself
+    byId("problem").textContent = "The service does not send this run's events any more.";
+    busy(false);
+  };
   for (const [name, show] of Object.entries(shown)) {
     source.addEventListener(name, (message) => show(JSON.parse(message.data)));
   }
