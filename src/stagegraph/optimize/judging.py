@@ -10,17 +10,15 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any
 
-import anyio
 from pydantic import BaseModel, Field, create_model
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.settings import ModelSettings
 
 from stagegraph.errors import DeclarationError, TuningError
-from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from stagegraph.models import Models
 from stagegraph.score import Note, Score
 
+from ._asking import NO_ANSWER, ask_patiently
 from ._evidence import evidence
 from ._loop import await_here
 from ._start import name_of
@@ -156,24 +154,15 @@ class Asking:
         return blake2b(json.dumps(facts, sort_keys=True, default=repr).encode(), digest_size=8).hexdigest()
 
     async def verdict(self, example: Example[Any], run: Run[Any, Any]) -> Score:
-        question = evidence(example, run, self.limit)
-        for wait in (*self.waits, None):
-            try:
-                result = await self._agent.run(question, infer_name=False)
-            except (AgentRunError, OSError) as error:
-                fault = fault_in(error)
-                if fault is None:
-                    msg = f"the judge's model {name_of(self.model)} gave no verdict, which is no score: {error}"
-                    raise TuningError(msg) from error
-                if wait is None or is_lasting(fault):
-                    msg = f"the judge's model {name_of(self.model)} could not be asked: {error}"
-                    raise TuningError(msg) from error
-                await anyio.sleep(max(wait, wait_asked_for(fault)))
-                continue
-            usage = result.usage
-            cost = None if usage.cost is None else float(usage.cost)
-            return self._score(result.output.model_dump(), run, cost, usage.total_tokens)
-        raise AssertionError
+        question, who = evidence(example, run, self.limit), f"the judge's model {name_of(self.model)}"
+        try:
+            result = await ask_patiently(self._agent, question, self.waits, who)
+        except NO_ANSWER as error:
+            msg = f"{who} gave no verdict, which is no score: {error}"
+            raise TuningError(msg) from error
+        usage = result.usage
+        cost = None if usage.cost is None else float(usage.cost)
+        return self._score(result.output.model_dump(), run, cost, usage.total_tokens)
 
     def _score(self, answer: dict[str, Any], run: Run[Any, Any], cost: float | None, tokens: int) -> Score:
         given: dict[str, float] = answer["scores"] if self._has_criteria else {"score": answer["score"]}

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import AgentRunError
 
 from stagegraph.errors import TuningError
-from stagegraph.faults import fault_in, is_lasting, wait_asked_for
 from stagegraph.models import Models
 
+from ._asking import NO_ANSWER, ask_patiently
 from ._components import Kind, name_of_part
 from ._shown import SCHEMA, abridged, cut, restored
 
@@ -133,23 +132,15 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[f
     agents = {kind: Agent(known, instructions=task) for kind, task in _TASKS.items()}
 
     async def propose(proposal: Proposal) -> str | None:
-        for wait in (*waits, None):
-            try:
-                result = await agents[proposal.kind].run(_question(proposal), infer_name=False)
-            except (AgentRunError, OSError) as error:
-                fault = fault_in(error)
-                if fault is None:
-                    return None
-                if wait is None or is_lasting(fault):
-                    msg = f"the reflection model could not be asked for `{proposal.component}`: {error}"
-                    raise TuningError(msg) from error
-                await anyio.sleep(max(wait, wait_asked_for(fault)))
-                continue
-            usage = result.usage
-            spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
-            text = written(result.output)
-            return None if text is None else restored(text, proposal.text)
-        raise AssertionError
+        who = f"the reflection model (for `{proposal.component}`)"
+        try:
+            result = await ask_patiently(agents[proposal.kind], _question(proposal), waits, who)
+        except NO_ANSWER:
+            return None
+        usage = result.usage
+        spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
+        text = written(result.output)
+        return None if text is None else restored(text, proposal.text)
 
     return propose
 
