@@ -126,7 +126,13 @@ class Handling:
             return self._stream(live, after_id(last, str(live.segment)) if last is not None else after)
         await self._desk.row(run_id, user)
         watch = self._desk.watch(run_id)
-        chunks = watched_chunks(watch, after_id(last, watch.name), self._heartbeat, errors=self._errors)
+        chunks = watched_chunks(
+            watch,
+            after_id(last, watch.name),
+            self._heartbeat,
+            errors=self._errors,
+            here=lambda: self._runner.live(run_id),
+        )
         return EventStream(chunks, headers={"X-Run-Id": run_id})
 
     async def _is_elsewhere(self, live: LiveRun[Any, Any], user: str | None) -> bool:

@@ -70,13 +70,19 @@ async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, 
         yield b"".join(_chunk(event, prefix, errors=errors) for event in batch) or _STILL_HERE
 
 
-async def watched_chunks(watch: Watch, after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
-    """The events of a run that is in another process."""
-    yield b": this run is in another process; its calls follow as they are recorded\n\n"
+async def watched_chunks(
+    watch: Watch, after: int, heartbeat: float, *, errors: bool, here: Callable[[], LiveRun[Any, Any] | None]
+) -> AsyncIterator[bytes]:
+    """The events of a run that is in another process, until it comes *here*: then all of it from its new beginning."""
+    yield b": this run is not here; its calls follow as they are recorded\n\n"
     last = monotonic()
     async for batch in watch.batches(after):
         if batch:
             yield b"".join(_chunk(event, f"{watch.name}-", errors=errors) for event in batch)
+        elif (live := here()) is not None:
+            async for chunk in live_chunks(live, -1, heartbeat, errors=errors):
+                yield chunk
+            return
         elif monotonic() - last >= heartbeat:
             yield _STILL_HERE
         else:
