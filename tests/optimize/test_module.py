@@ -272,6 +272,25 @@ def test_a_saved_program_says_the_same_when_it_is_loaded(module: GraphModule, tm
     assert module.plan.lm is not None
 
 
+def test_a_saved_program_keeps_what_it_says_about_fields(tmp_path: Path) -> None:
+    """A search may have changed it; another program that is loaded into forgets its own."""
+    told = Prompts({"plan": Prompt("List.", fields={"words": "At most three."}), "rate.judge": Prompt("Rate.")})
+    module = GraphModule(Words(), model=scripted(), prompts=told)
+    module.save(tmp_path / "program.json")
+    own = Prompts({"rate.judge": Prompt("Rate.", fields={"score": "Twice the length."})})
+    other = GraphModule(Words(), model=scripted(), prompts=own)
+    other.load(tmp_path / "program.json")
+    assert other.prompts() == module.prompts()
+    assert other.deepcopy().prompts()["plan"].fields == {"words": "At most three."}
+    assert other.prompts()["rate.judge"].fields == {}
+
+    state = json.loads((tmp_path / "program.json").read_text())
+    state["plan"]["described"] = {"fields": {"words": 3}}
+    (tmp_path / "program.json").write_text(json.dumps(state))
+    with pytest.raises(PromptError, match=r"the saved program: `plan`: fields.words"):
+        other.load(tmp_path / "program.json")
+
+
 def test_a_program_saved_from_another_graph_is_refused(module: GraphModule, tmp_path: Path) -> None:
     """The error names the stages, and nothing is half loaded."""
     module.save(tmp_path / "program.json")

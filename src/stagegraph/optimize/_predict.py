@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import DeclarationError
-from stagegraph.prompt import Demo, Prompt
+from stagegraph.prompt import Demo, Prompt, parsed
 
 from ._fields import Fields, reject_reserved, signature_of
 from ._lm import PydanticEngine
@@ -48,6 +49,10 @@ class Declared:
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self
+
+
+_DESCRIBED = "described"
+"""Where a saved predictor has what is said about tools and fields of the answer; DSPy knows no such thing."""
 
 
 class StagePredict(dspy.Predict):
@@ -153,19 +158,28 @@ class StagePredict(dspy.Predict):
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """Instructions and demos as plain data; which model runs is the graph's affair and not part of it."""
+        """The prompt as plain data; which model runs is the graph's affair and not part of it."""
         lm, self.lm = self.lm, None if _is_ours(self.lm) else self.lm
         try:
             state = super().dump_state(json_mode=json_mode)
         finally:
             self.lm = lm
         state["signature"]["instructions"] = self.text
+        if described := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
+            state[_DESCRIBED] = described
         return to_jsonable_python(state, fallback=str) if json_mode else state
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Self:
-        """Take over instructions and demos; descriptions of fields stay those of the code."""
+        """Take over a prompt.
+
+        Raises:
+            PromptError: what it says about tools and fields is no text.
+        """
+        given = parsed(self.path, state.get(_DESCRIBED), "the saved program")
+        self._seed = replace(self._seed, tools=given.tools, fields=given.fields)
         own = cast("Any", self.signature).dump_state()["fields"]
-        kept = {**state, "signature": {"instructions": state["signature"]["instructions"], "fields": own}}
+        known = {name: value for name, value in state.items() if name != _DESCRIBED}
+        kept = {**known, "signature": {"instructions": state["signature"]["instructions"], "fields": own}}
         cast("Any", super()).load_state(kept, allow_unsafe_lm_state=allow_unsafe_lm_state)
         demos = cast("list[Any]", self.demos)
         self.demos = [dspy.Example(cast("Any", demo)) if isinstance(demo, dict) else demo for demo in demos]
