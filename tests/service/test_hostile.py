@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -93,18 +94,14 @@ def raw(client: httpx.Client, *pieces: bytes) -> bytes:
     """What the server sends until it closes, or until it answers, to bytes that no client would send."""
     url = client.base_url
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        for piece in pieces:
-            try:
+        with contextlib.suppress(OSError):  # it may have closed already
+            for piece in pieces:
                 connection.sendall(piece)
-            except OSError:
-                break  # it has closed already
-        connection.shutdown(socket.SHUT_WR)
+            connection.shutdown(socket.SHUT_WR)
         found = b""
-        try:
+        with contextlib.suppress(OSError):
             while piece := connection.recv(65_536):
                 found += piece
-        except OSError:
-            pass
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -199,6 +200,9 @@ def test_a_run_that_kills_its_process_is_given_up(tmp_path: Path):
         assert state["detail"].startswith("the process that ran it ended 4 times before the run did")
     journal = str(tmp_path / "runs.db")
     listed = subprocess.run(
-        ["stagegraph", "runs", "--journal", journal, "--status", "failed"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "stagegraph", "runs", "--journal", journal, "--status", "failed"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "the process that ran it ended 4 times" in " ".join(listed.stdout.split())
