@@ -96,8 +96,8 @@ def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool) -> str |
         return f"there is no run {run_id!r} in this journal"
     if known.owner is not None and is_alive(known.owner):
         return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
-    if _resumed(row) != _resumed(known) + 1:
-        return f"run {run_id!r} was taken up in another place meanwhile; read it again"
+    if known.status == "succeeded" or _resumed(row) != _resumed(known) + 1:
+        return f"run {run_id!r} was taken up in another place, or finished, meanwhile; read it again"
     return None
 
 
