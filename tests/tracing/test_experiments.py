@@ -43,7 +43,7 @@ async def experiment(desk: Desk, **options: Any) -> Any:
 async def test_an_experiment_is_recorded(desk: Desk) -> None:
     """Each item is a run in an environment of its own, whose every span says which experiment it belongs to."""
     done = await experiment(desk)
-    assert {row.example.input.text for row in done.rows} == {"a", "bad", "b"}
+    assert [row.example.input.text for row in done.rows] == ["a", "bad", "b"]
     items = {item["metadata"]["example_id"]: item["id"] for item in desk.server.dataset_items.values()}
     for row in done.rows:
         spans = desk.server.trace(trace_id(row.run.id))

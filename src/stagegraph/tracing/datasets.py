@@ -42,6 +42,8 @@ Out = TypeVar("Out", default=Any)
 log = logging.getLogger("stagegraph.tracing")
 
 _SIDE_BY_SIDE = 8
+_ORDER = "example_order"
+"""The key in an item's metadata: when `to_dataset` was called, and which of its examples it was."""
 
 
 async def to_dataset(
@@ -64,14 +66,16 @@ async def to_dataset(
         await rest.post("v2/datasets", {"name": name, **about})
         limiter = anyio.CapacityLimiter(_SIDE_BY_SIDE)
 
-        async def put(example: Example[Any]) -> None:
+        began = datetime.now(UTC).isoformat()
+
+        async def put(example: Example[Any], order: str) -> None:
             async with limiter:
-                await rest.post("dataset-items", _item(example, name))
+                await rest.post("dataset-items", _item(example, name, order))
 
         with _ungrouped():
             async with anyio.create_task_group() as group:
                 for example in examples:
-                    group.start_soon(put, example)
+                    group.start_soon(put, example, f"{began}/{count:09}")
                     count += 1
     return count
 
@@ -86,7 +90,8 @@ def _ungrouped() -> Generator[None]:
         raise first from first.__cause__
 
 
-def _item(example: Example[Any], dataset: str) -> dict[str, Any]:
+def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
+    """What the server is sent; as examples go there side by side, *order* says where this one stood."""
     data = example.data()
     # Ids are unique in a whole project, and the same example may stand in several data sets.
     item = {
@@ -94,7 +99,7 @@ def _item(example: Example[Any], dataset: str) -> dict[str, Any]:
         "datasetName": dataset,
         "input": data["input"],
         "expectedOutput": data.get("expected"),
-        "metadata": {**data.get("metadata", {}), "example_id": example.id},
+        "metadata": {**data.get("metadata", {}), "example_id": example.id, _ORDER: order},
     }
     run_id, key = example.metadata.get("run_id"), example.metadata.get("key")
     if isinstance(run_id, str):
@@ -105,7 +110,7 @@ def _item(example: Example[Any], dataset: str) -> dict[str, Any]:
 
 
 async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connection | None = None) -> list[Example[In]]:
-    """The active items of a Langfuse data set, with inputs of the graph's type, the oldest first.
+    """The active items of a Langfuse data set, with inputs of the graph's type: the oldest first, as they were given.
 
     Raises:
         TracingError: there is no such data set, an input does not fit (it names the item), or nobody answers.
@@ -114,7 +119,7 @@ async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connectio
 
 
 async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], dict[str, Any]]]:
-    found: list[tuple[Example[In], dict[str, Any]]] = []
+    found: list[tuple[str, Example[In], dict[str, Any]]] = []
     async with Rest(connection) as rest:
         async for item in rest.rows("dataset-items", datasetName=name, limit=100):
             if item.get("status", "ACTIVE") != "ACTIVE":
@@ -128,9 +133,10 @@ async def _items(name: str, graph: Node[In, Any], connection: Connection) -> lis
             told: Any = item.get("metadata")
             metadata = dict(cast("dict[str, Any]", told)) if isinstance(told, dict) else {}
             id_ = str(metadata.pop("example_id", None) or item.get("id"))
-            found.append((Example(given, item.get("expectedOutput"), id_, metadata), item))
+            order = str(metadata.pop(_ORDER, None) or item.get("createdAt") or "")
+            found.append((order, Example(given, item.get("expectedOutput"), id_, metadata), item))
     found.reverse()
-    return found
+    return [(example, item) for _, example, item in sorted(found, key=lambda one: one[0])]
 
 
 @dataclass(frozen=True, slots=True)
