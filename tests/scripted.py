@@ -11,7 +11,9 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-__all__ = ["JumpingLoop", "Turnstile", "asked", "echo", "fails", "others", "priced", "says", "submits"]
+from stagegraph import Graph, current_call, step
+
+__all__ = ["JumpingLoop", "Turnstile", "Who", "asked", "echo", "fails", "others", "priced", "says", "submits"]
 
 
 def asked(messages: list[ModelMessage]) -> str:
@@ -142,3 +144,17 @@ def others() -> set[asyncio.Task[object]]:
     """Every task that is alive besides the one that asks."""
     current = asyncio.current_task()
     return {task for task in asyncio.all_tasks() if task is not current}
+
+
+@step
+async def who(text: str) -> str:
+    return f"{text} for {current_call().deps}"
+
+
+class Who(Graph[str, str]):
+    """Says what deps reached it."""
+
+    who = who
+
+    async def flow(self, text: str) -> str:
+        return await self.who(text)

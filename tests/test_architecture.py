@@ -14,11 +14,11 @@ FACTS = {
     "errors", "score", "call", "events", "example", "example_file", "rows", "schema", "render", "prompt", "prompts",
     "prompts_file", "json_fields", "fit",
 }  # fmt: skip
-DECLARE = {"frame", "node", "offered", "steps", "stage", "graph", "flow", "structure", "mermaid"}
+DECLARE = {"branches", "frame", "node", "offered", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {
-    "admission", "agent_call", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject",
+    "admission", "agent_call", "agent_failure", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "inject",
     "interrupted", "journal", "lifetime", "limits", "live",
-    "models", "ops", "options", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
+    "models", "ops", "options", "order", "page", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip
 EDGES = {"agents", "draw", "local", "optimize", "service"}

@@ -37,7 +37,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from scripted import Turnstile, echo, fails, others, priced, says
+from scripted import Turnstile, Who, echo, fails, others, priced, says
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -48,7 +48,6 @@ from stagegraph import (
     RunError,
     Runner,
     Stage,
-    current_call,
     fan_out,
     step,
 )
@@ -308,18 +307,6 @@ async def test_an_input_may_ask_for_the_conversation():
     assert first.output == "[] one"
     second = await agent.run('{"text": "two"}', message_history=first.all_messages())
     assert second.output == "['one'] two"
-
-
-@step
-async def who(text: str) -> str:
-    return f"{text} for {current_call().deps}"
-
-
-class Who(Graph[str, str]):
-    who = who
-
-    async def flow(self, text: str) -> str:
-        return await self.who(text)
 
 
 async def test_deps_of_the_agent_run_reach_the_graph():

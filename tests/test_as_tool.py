@@ -25,8 +25,8 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import UsageLimits
 
-from scripted import Turnstile, echo, fails, others, priced, says
-from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage, current_call, step
+from scripted import Turnstile, Who, echo, fails, others, priced, says
+from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage
 from stagegraph.journal import MemoryJournal, RunFilter
 
 pytestmark = pytest.mark.anyio
@@ -218,18 +218,6 @@ async def test_a_model_that_never_gets_it_right_ends_the_run_of_its_agent():
     agent = Agent(calls("numbers", {"input": "x"}, {"wrong": 1}, {}), tools=[Numbers().as_tool()])
     with pytest.raises(UnexpectedModelBehavior, match="numbers"):
         await agent.run("go")
-
-
-@step
-async def who(text: str) -> str:
-    return f"{text} for {current_call().deps}"
-
-
-class Who(Graph[str, str]):
-    who = who
-
-    async def flow(self, text: str) -> str:
-        return await self.who(text)
 
 
 async def test_the_run_gets_the_deps_of_the_calling_agent():

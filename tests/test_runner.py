@@ -26,6 +26,7 @@ from stagegraph import (
     fan_out,
     step,
 )
+from stagegraph.journal import MemoryJournal
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +60,24 @@ async def test_a_graph_class_instead_of_an_object_says_what_to_write():
     for go in (Runner().run, Runner().start):
         with pytest.raises(DeclarationError, match=r"write Write\(\)"):
             await go(Write, "a")
+
+
+async def test_an_option_that_does_not_exist_is_refused():
+    """A misspelt limit would limit nothing: every way to run says which word it does not know, before anything runs."""
+    graph, runner, model = Write(), Runner(journal=MemoryJournal()), fails(AssertionError("it was asked"))
+    by_graph, by_id = (runner.run, runner.start), (graph.run, runner.resume, runner.start_resume)
+    for go, given in [*((go, (graph, "a")) for go in by_graph), *((go, ("a",)) for go in by_id)]:
+        with pytest.raises(TypeError, match=r"unexpected keyword argument `limit`; did you mean `limits`\?"):
+            await go(*given, model=model, limit=Limits(requests=1))
+    with pytest.raises(TypeError, match="sesion_id") as caught:
+        await asyncio.to_thread(Write().run_sync, "a", sesion_id="s")
+    assert caught.value.__context__ is None
+
+
+async def test_a_model_for_a_stage_that_does_not_exist_is_refused():
+    """A misspelt path would leave the stage with a model that nobody meant."""
+    with pytest.raises(DeclarationError, match=r"no stage `wirte` \(did you mean `write`\?\)"):
+        await Runner(echo()).run(Write(), "a", models={"wirte": says("other")})
 
 
 async def test_what_is_no_node_is_refused():

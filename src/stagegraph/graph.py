@@ -126,12 +126,14 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
-        msg = (
-            f"{self.label}.run_sync() was called where an event loop is running, which it would block: "
-            f"write `await {self.label}().run(...)` instead"
-        )
-        raise NotRunningError(msg)
+            pass
+        else:
+            msg = (
+                f"{self.label}.run_sync() was called where an event loop is running, which it would block: "
+                f"write `await {self.label}().run(...)` instead"
+            )
+            raise NotRunningError(msg)
+        return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
 
     def as_tool(
         self, *, name: str | None = None, description: str | None = None, runner: Runner | None = None

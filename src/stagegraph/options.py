@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from .structure import closest
+
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
     from pydantic_ai.models import Model
 
     from .limits import Limits
+    from .node import Node
+    from .prompts import Prompts
     from .run import Run
 
-__all__ = ["AgentOptions", "Labels", "RunOptions"]
+__all__ = ["AgentOptions", "Labels", "ResumeOptions", "RunOptions", "check_options"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -34,6 +38,24 @@ class RunOptions(TypedDict, total=False):
     """Key of a stage or step call -> the output that it gets, whatever it would compute: for what-if runs."""
     models: Mapping[str, Model | str] | None
     """Stage path -> model, for this run alone; goes before every other choice."""
+
+
+class ResumeOptions(TypedDict, total=False):
+    """What a caller may say about a recorded run that goes on."""
+
+    graph: Node[Any, Any] | None
+    """What ran; needed when the runner has not run it yet."""
+    answers: Mapping[str, object] | None
+    """What a suspended run asks (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False`,
+    `ToolDenied(...)` for an approval, the result for an external tool."""
+    strict: bool
+    """Raise `ReplayError` instead of running a changed call again."""
+    model: Model | str | None
+    deps: object
+    prompts: Prompts | None
+    """Instead of those that the run began with."""
+    limits: Limits | None
+    """Instead of the runner's, for what is still to be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +79,16 @@ class AgentOptions(TypedDict, total=False):
     errors: bool
     """Whether a streamed run fails with all that the error said, which front ends show to people. Without it, the error
     says where the run failed, and the original is its `__cause__`."""
+
+
+def check_options(given: Mapping[str, object], known: type, call: str) -> None:
+    """Refuse a keyword that means nothing: a limit that was misspelt would limit nothing.
+
+    Raises:
+        TypeError: as for any function; it names what may have been meant.
+    """
+    names = known.__annotations__
+    for name in given:
+        if name not in names:
+            msg = f"{call}() got an unexpected keyword argument `{name}`{closest(name, list(names))}"
+            raise TypeError(msg)

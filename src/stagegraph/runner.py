@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
 from .admission import Admission, Slots
-from .asking import by_call
-from .errors import DeclarationError, JournalError, NotRunningError, ReplayError
+from .branches import DEFAULT_LIMIT
+from .errors import DeclarationError, NotRunningError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
-from .flow import DEFAULT_LIMIT
+from .fit import unknown_stages
 from .interrupted import DepsOf
 from .journal._rows import Journal, RunRow
 from .lifetime import Lifetime
@@ -26,14 +24,11 @@ from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
 from .node import Node
-from .options import Labels, RunOptions
-from .page import RunPage, labels_json
-from .prompt import Origin
+from .options import ResumeOptions, RunOptions, check_options
+from .order import Order, order_to_resume
 from .prompts import Prompts
-from .recorder import as_json
 from .run import Run
 from .running import Running
-from .stored import stored_run
 from .structure import Structure
 from .trace import Tracing, by_environment
 
@@ -144,7 +139,9 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        running = self._open(node, input, model, deps, prompts, None, deltas=False, options=options)
+        check_options(options, RunOptions, "run")
+        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options)
+        running = self._open(order, None)
         return cast("Run[In, Out]", await self._lifetime.within(running))
 
     def start(
@@ -170,12 +167,14 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        log = EventLog("", _BUFFERED_EVENTS)
-        running = self._open(node, input, model, deps, prompts, log, deltas=deltas, options=options)
-        log.run_id = running.terms.run_id
-        return cast("LiveRun[In, Out]", self._live_run(running, log))
+        check_options(options, RunOptions, "start")
+        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options, deltas=deltas)
+        return cast("LiveRun[In, Out]", self._start(order))
 
-    def _live_run(self, running: Running, log: EventLog) -> LiveRun[Any, Any]:
+    def _start(self, order: Order, *, patient: bool = False) -> LiveRun[Any, Any]:
+        log = EventLog("", _BUFFERED_EVENTS)
+        running = self._open(order, log, patient=patient)
+        log.run_id = running.terms.run_id
         live: LiveRun[Any, Any] = LiveRun(running, log)
         self._lifetime.add(live)
         return live
@@ -212,22 +211,10 @@ class Runner:
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
         deps = None if deps_of is None else await deps_of(row)
-        log = EventLog(row.run_id, _BUFFERED_EVENTS)
-        running = await self._reopen(row.run_id, graph, None, False, None, deps, None, None, log, patient=True)
-        return running if isinstance(running, Run) else await self._live_run(running, log).result()
+        order = await self._order(row.run_id, {"graph": graph, "deps": deps})
+        return order if isinstance(order, Run) else await self._start(order, patient=True).result()
 
-    async def resume(
-        self,
-        run_id: str,
-        *,
-        graph: Node[Any, Any] | None = None,
-        answers: Mapping[str, object] | None = None,
-        strict: bool = False,
-        model: Model | str | None = None,
-        deps: object = None,
-        prompts: Prompts | None = None,
-        limits: Limits | None = None,
-    ) -> Run[Any, Any]:
+    async def resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> Run[Any, Any]:
         """Finish a run that a crash, a limit, an error or a question interrupted; a finished run is given back.
 
         Nothing that was recorded is asked again. What changed since (code, prompts, types) runs again with what depends
@@ -235,101 +222,33 @@ class Runner:
 
         Args:
             run_id: The run, in this runner's journal.
-            graph: What ran; needed when this runner has not run it yet.
-            answers: What a suspended run asks (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False`,
-                `ToolDenied(...)` for an approval, the result for an external tool.
-            strict: Raise `ReplayError` instead of running a changed call again.
+            options: See `ResumeOptions`: the graph, answers to what it asked, and what is to be other than it was.
 
         Raises:
             JournalError: there is no such run, or another living process holds it.
             ReplayError: an answer fits no question, or (strict) the program changed.
             RunError: the run ended without an output again.
         """
-        running = await self._reopen(run_id, graph, answers, strict, model, deps, prompts, limits, None)
-        return running if isinstance(running, Run) else await self._lifetime.within(running)
+        check_options(options, ResumeOptions, "resume")
+        order = await self._order(run_id, options)
+        return order if isinstance(order, Run) else await self._lifetime.within(self._open(order, None))
 
-    async def start_resume(
-        self,
-        run_id: str,
-        *,
-        graph: Node[Any, Any] | None = None,
-        answers: Mapping[str, object] | None = None,
-        strict: bool = False,
-        model: Model | str | None = None,
-        deps: object = None,
-        prompts: Prompts | None = None,
-        limits: Limits | None = None,
-    ) -> LiveRun[Any, Any]:
+    async def start_resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> LiveRun[Any, Any]:
         """The same in a task of its own, with events.
 
         Raises:
             ReplayError: the run is finished already, or an answer fits no question.
             JournalError: there is no such run.
         """
-        log = EventLog(run_id, _BUFFERED_EVENTS)
-        running = await self._reopen(run_id, graph, answers, strict, model, deps, prompts, limits, log)
-        if isinstance(running, Run):
+        check_options(options, ResumeOptions, "start_resume")
+        order = await self._order(run_id, options)
+        if isinstance(order, Run):
             msg = f"run {run_id!r} is finished; there is nothing to resume"
             raise ReplayError(msg)
-        return self._live_run(running, log)
+        return self._start(order)
 
-    async def _reopen(  # noqa: PLR0917
-        self,
-        run_id: str,
-        graph: Node[Any, Any] | None,
-        answers: Mapping[str, object] | None,
-        strict: bool,
-        model: Model | str | None,
-        deps: object,
-        prompts: Prompts | None,
-        limits: Limits | None,
-        log: EventLog | None,
-        *,
-        patient: bool = False,
-    ) -> Running | Run[Any, Any]:
-        journal = self._journal_for("resume")
-        row = await journal.run(run_id)
-        if row is None:
-            msg = f"there is no run {run_id!r} in this journal"
-            raise JournalError(msg)
-        node = graph or self._known.get(row.graph)
-        if node is None:
-            msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
-            raise ReplayError(msg)
-        recorded = await stored_run(journal, row, node)
-        if row.status == "succeeded":
-            return recorded
-        labels = json.loads(row.labels)
-        options: RunOptions = {
-            "run_id": run_id,
-            "limits": limits,
-            "session_id": labels["session_id"],
-            "user_id": labels["user_id"],
-            "tags": tuple(labels["tags"]),
-            "metadata": labels["metadata"],
-        }
-        given = prompts if prompts is not None else self._recorded_prompts(row, labels)
-        page = RunPage(journal, row, claims=True, replays=run_id, strict=strict)
-        return self._open(
-            node,
-            json.loads(row.input),
-            model or row.model,
-            deps,
-            given,
-            log,
-            deltas=False,
-            options=options,
-            page=page,
-            answers=by_call(recorded.pending, answers or {}),
-            patient=patient,
-        )
-
-    @staticmethod
-    def _recorded_prompts(row: RunRow, labels: dict[str, Any]) -> Prompts | None:
-        """What the run began with, if it was chosen for it alone or came from a server."""
-        if row.prompts is None:
-            return None
-        return Prompts.from_json(row.prompts, {path: Origin(*told) for path, told in labels.get("origins", {}).items()})
+    async def _order(self, run_id: str, options: ResumeOptions) -> Order | Run[Any, Any]:
+        return await order_to_resume(self._journal_for("resume"), run_id, self._known, options)
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
@@ -337,87 +256,40 @@ class Runner:
             raise DeclarationError(msg)
         return self.journal
 
-    def _open(  # noqa: PLR0917 - `run` and `start` are the same call but for the log
-        self,
-        node: Node[Any, Any],
-        raw: object,
-        model: Model | str | None,
-        deps: object,
-        prompts: Prompts | None,
-        log: EventLog | None,
-        *,
-        deltas: bool,
-        options: RunOptions,
-        page: RunPage | None = None,
-        answers: Mapping[str, Mapping[str, object]] | None = None,
-        patient: bool = False,
-    ) -> Running:
+    def _open(self, order: Order, log: EventLog | None, *, patient: bool = False) -> Running:
+        """Check what can be checked before anything runs; a *patient* run waits however long the line is."""
+        options = order.options
         self._lifetime.check(options.get("run_id"))
-        if not isinstance(node, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
-            instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
-            msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
-            raise DeclarationError(msg)
+        node = _checked(order.node)
         structure = Structure.of(node)
-        deployed = prompts if prompts is not None else self.prompts
+        deployed = order.prompts if order.prompts is not None else self.prompts
         deployed.check_known(structure.stages, node.label)
+        if unknown := unknown_stages(options.get("models") or {}, structure.stages):
+            msg = f"the models do not fit {node.label}: {'; '.join(unknown)}"
+            raise DeclarationError(msg)
         limits = options.get("limits") or self.limits
-        default = model if model is not None else self.model
+        default = order.model if order.model is not None else self.model
         self._known[node.label] = node
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
-            deps=deps,
+            deps=order.deps,
             prompts=deployed,
             model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),
             ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
             log=log,
-            deltas=deltas,
+            deltas=order.deltas,
             tracing=self.tracing,
-            answers=answers or {},
+            answers=order.answers,
         )
-        labels = Labels(
-            session_id=options.get("session_id"),
-            user_id=options.get("user_id"),
-            tags=tuple(options.get("tags", ())),
-            metadata=MappingProxyType(dict(options.get("metadata") or {})),
-        )
+        labels, page = order.labels, order.page
         if page is None and (self.journal is not None or options.get("replay") or options.get("override")):
-            page = self._new_page(structure, raw, terms, labels, model, prompts, options)
-        running = Running(structure, raw, terms, limits, labels, page)
+            page = order.new_page(self._journal_for("replay"), structure, terms, labels)
+        running = Running(structure, order.raw, terms, limits, labels, page)
         running.leaves = lambda: not self._lifetime.taking
         running.seat = self._admission.admit(patient=patient)
         return running
-
-    def _new_page(  # noqa: PLR0917
-        self,
-        structure: Structure,
-        raw: object,
-        terms: Terms,
-        labels: Labels,
-        model: Model | str | None,
-        prompts: Prompts | None,
-        options: RunOptions,
-    ) -> RunPage:
-        replay = options.get("replay")
-        row = RunRow(
-            run_id=terms.run_id,
-            graph=structure.root.label,
-            status="running",
-            started=time.time(),
-            input=as_json(structure.root.takes, raw),
-            prompts_digest=terms.prompts.digest if terms.prompts.settled else "",
-            prompts=prompts.to_json() if prompts is not None and prompts.settled else None,
-            model=model if isinstance(model, str) else None,
-            labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id),
-        )
-        return RunPage(
-            self._journal_for("replay"),
-            row,
-            claims=options.get("run_id") is not None,
-            replays=replay.id if isinstance(replay, Run) else replay,
-            overrides=options.get("override") or {},
-        )
 
     def _model_for(
         self, path: str, stage: Stage[Any, Any], default: Model | str | None, own: Mapping[str, Model | str]
@@ -437,3 +309,11 @@ class Runner:
         if kind is not None:
             self._lifetime.cancel()
         await self._lifetime.wait()
+
+
+def _checked(node: object) -> Node[Any, Any]:
+    if isinstance(node, Node):
+        return cast("Node[Any, Any]", node)
+    instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
+    msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
+    raise DeclarationError(msg)

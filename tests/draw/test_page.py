@@ -1,16 +1,14 @@
 """The page of a run in a real browser: found, opened, searched, drawn, and safe whatever a model wrote."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from browser import chromium
 from stagegraph import Graph, Runner, fan_out, feedback, settle, step
 from stagegraph.draw import page_of
 from stagegraph.journal import MemoryJournal
@@ -22,26 +20,7 @@ EVIL = "</script><img src=x onerror=\"document.title='pwned'\"><script>document.
 
 @pytest.fixture(scope="module", name="browser")
 def _browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if shutil.which("chromium") is None and os.environ.get("STAGEGRAPH_NO_BROWSER"):
-        pytest.skip("no browser on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        "--window-size=1400,800",
-    ):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+    yield from chromium(tmp_path_factory.mktemp("chromium"), "1400,800")
 
 
 @step

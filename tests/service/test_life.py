@@ -51,6 +51,16 @@ def wait_for_quick(client: httpx.Client, ids: list[str]) -> None:
         assert client.get(f"/runs/{run_id}").json()["status"] == "running"
 
 
+def ask(client: httpx.Client, folder: Path, number: int) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A request that waits for its run, from a thread of its own, once the run has begun; and where its answer comes."""
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(client.post("/runs", json=number)))
+    asking.start()
+    while len(set(effects_ids(folder))) <= number:
+        assert asking.is_alive()
+    return asking, answers
+
+
 def flush(client: httpx.Client) -> None:
     """A 202 is answered when everything that was recorded before is in the file."""
     client.post("/runs?wait=false", json=0)
@@ -109,11 +119,7 @@ def test_a_shutdown_that_cannot_wait_leaves_runs_to_be_taken_up(tmp_path: Path, 
     with Worker(tmp_path, "0.2") as first, first.client() as client, first.client() as waiting:
         ids = start(client, 6)
         wait_for_quick(client, ids)
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(waiting.post("/runs", json=6)))
-        asking.start()
-        while len(set(effects_ids(tmp_path))) < 7:
-            assert asking.is_alive()
+        asking, answers = ask(waiting, tmp_path, 6)
         first.end(number)
         asking.join(30)
         [answer] = answers
@@ -131,11 +137,7 @@ def test_a_shutdown_waits_for_runs_that_can_end(tmp_path: Path):
     with Worker(tmp_path, "30") as first, first.client() as client, first.client() as waiting:
         ids = start(client, 4)
         wait_for_quick(client, ids)
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(waiting.post("/runs", json=4)))
-        asking.start()
-        while len(set(effects_ids(tmp_path))) < 5:
-            assert asking.is_alive()
+        asking, answers = ask(waiting, tmp_path, 4)
         first.process.send_signal(signal.SIGTERM)
         (tmp_path / "gate").touch()
         assert first.process.wait(30) in {0, -signal.SIGTERM}

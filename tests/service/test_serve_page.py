@@ -1,8 +1,6 @@
 """`stagegraph serve` and its page in a real browser: typed in, watched, answered, and safe whatever a model wrote."""
 
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from browser import chromium
 
 GRAPH = '''
 from typing import Literal
@@ -118,28 +117,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, options: list[str], said: str):
 
 @pytest.fixture(scope="module", name="browser")
 def _browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if shutil.which("chromium") is None and os.environ.get("STAGEGRAPH_NO_BROWSER"):
-        pytest.skip("no browser on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--no-proxy-server",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        "--window-size=1200,800",
-    ):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+    yield from chromium(tmp_path_factory.mktemp("chromium"), "1200,800")
 
 
 def run(browser: webdriver.Chrome, url: str, text: str, *, ask: bool = False) -> None:

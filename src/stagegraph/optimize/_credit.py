@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from stagegraph.call import key_order
 from stagegraph.edges import makers_of_output
 from stagegraph.errors import TuningError
 from stagegraph.score import Note
+from stagegraph.structure import closest
 
 if TYPE_CHECKING:
     from stagegraph.call import Call
@@ -33,8 +33,7 @@ def check_targets(run: Run[Any, Any], notes: Iterable[Note]) -> None:
     known = {call.key for call in run.root.walk()} | set(run.structure.nodes)
     for note in notes:
         if note.target and note.target not in known:
-            near = difflib.get_close_matches(note.target, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = closest(note.target, sorted(known))
             msg = f"a note hangs on `{note.target}`, which is no call of the run and no stage of {run.graph}{hint}"
             raise TuningError(msg)
 
