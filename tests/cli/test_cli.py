@@ -196,7 +196,10 @@ def test_an_interrupted_run_ends_with_130(folder: Path) -> None:
     )
     (folder / "graph" / "graph.py").write_text(code, encoding="utf-8")
     environment = {**os.environ, "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
-    command = [sys.executable, "-m", "stagegraph", "run", "graph", "x"]
+    # A shell lets what it starts in the background ignore Ctrl-C, and this suite may be such a thing.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = hearing + "import runpy; runpy.run_module('stagegraph', run_name='__main__')"
+    command = [sys.executable, "-c", program, "run", "graph", "x"]
     run = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
     while "WAITING" not in run.stderr.readline():

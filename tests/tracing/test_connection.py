@@ -36,7 +36,7 @@ async def test_keys_in_the_environment_are_enough(server: LangfuseServer, keys: 
     run = await runner.run(Echo(), "a")
     assert runner.tracing is not None
     assert runner.tracing is Runner().tracing
-    assert await runner.tracing.flush(5)
+    assert await runner.tracing.flush(30)
     root, _ = server.trace(trace_id(run.id))
     assert (root.attributes["langfuse.environment"], root.attributes["langfuse.release"]) == ("staging", "v7")
     assert root.resource["langfuse.environment"] == "staging"
@@ -48,7 +48,7 @@ async def test_the_older_name_of_the_address_works(server: LangfuseServer, keys:
     keys.setenv("LANGFUSE_HOST", server.url + "/")
     tracing = LangfuseTracing()
     ids = await runs(tracing, 1)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     tracing.close()
     assert once_each(server, ids)
 
@@ -66,7 +66,7 @@ async def test_space_around_a_key_is_not_part_of_it(server: LangfuseServer, keys
     keys.setenv("LANGFUSE_SECRET_KEY", f" {server.secret_key}\r\n")
     tracing = LangfuseTracing()
     ids = await runs(tracing, 1)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     tracing.close()
     assert once_each(server, ids)
 
@@ -80,7 +80,7 @@ async def test_a_timeout_that_is_none_is_left_aside(
     tracing = make()
     assert tracing.connection.timeout == 5
     ids = await runs(tracing, 1)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
 
 

@@ -60,7 +60,7 @@ async def main():
     await feedback("r1", "good", 0.1, key="say[0]", runner=runner)
     await feedback("r1", "correction", '"ODD"', key="say[0]", runner=runner)
     if runner.tracing is not None:
-        assert await runner.tracing.flush(10)
+        assert await runner.tracing.flush(30)
     await runner.journal.aclose()
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ async def test_many_runs_are_few_requests(server: LangfuseServer, make: Make):
     """Nothing is sent run by run: what ends within a second goes together."""
     tracing = make()
     ids = await runs(tracing, 200)
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     assert len(server.asked(TRACES)) < 20
     assert tracing.lost == 0
@@ -62,7 +62,7 @@ async def test_a_wrong_key_is_said_without_the_key(make: Make, caplog: pytest.Lo
     """Neither the log nor the way objects print themselves shows the secret key."""
     tracing = make(secret_key="sk-lf-very-wrong")
     await runs(tracing)
-    await tracing.flush(5)
+    await tracing.flush(30)
     assert tracing.lost == 6
     said = caplog.text + repr(tracing) + repr(tracing.connection) + repr(vars(tracing))
     assert "401" in said
@@ -116,7 +116,7 @@ async def test_told_to_come_back_later_it_does(server: LangfuseServer, make: Mak
     tracing = make()
     ids = await runs(tracing)
     server.wait_for(lambda: once_each(server, ids), 20)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     assert tracing.lost == 0
 
 
@@ -136,7 +136,7 @@ async def test_a_short_illness_loses_nothing(server: LangfuseServer, make: Make,
     server.fail_next(2, 500)
     tracing = make()
     ids = await runs(tracing)
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     assert tracing.lost == 0
     assert warned(caplog) == []
@@ -153,7 +153,7 @@ async def test_after_a_long_illness_it_goes_on(server: LangfuseServer, make: Mak
     assert tracing.lost == 12
     server.status = None
     ids = await runs(tracing)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     assert tracing.lost == 12
     assert len(warned(caplog)) == 1
@@ -165,9 +165,9 @@ async def test_a_refusal_is_no_illness(server: LangfuseServer, make: Make):
     server.fail_next(2, 503)
     tracing = make()
     await runs(tracing, 1)
-    await tracing.flush(5)
+    await tracing.flush(30)
     ids = await runs(tracing)
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     assert tracing.lost == 2
 
@@ -177,7 +177,7 @@ async def test_too_much_at_once_goes_in_parts(server: LangfuseServer, make: Make
     server.fail_next(3, 413)
     tracing = make()
     ids = await runs(tracing, 8)
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     assert tracing.lost == 0
 
@@ -189,7 +189,7 @@ async def test_parts_are_not_sent_twice(server: LangfuseServer, make: Make):
     ids = await runs(tracing, 4)
     server.wait_for(lambda: server.asked(TRACES))
     server.wait_for(lambda: server.spans)
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     assert once_each(server, ids)
     server.fail_next(1, 413)
     server.fail_next(1, 400)
@@ -227,9 +227,9 @@ async def test_an_odd_answer_does_no_harm(server: LangfuseServer, make: Make, ca
     server.nonsense = b"\x00\xff<html>"
     tracing = make()
     await runs(tracing)
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     await feedback("run", "good", 1, runner=Runner(tracing=tracing))
-    assert await tracing.flush(5)
+    assert await tracing.flush(30)
     assert (tracing.lost, warned(caplog)) == (0, [])
 
 
@@ -238,7 +238,7 @@ async def test_scores_are_sent_again(server: LangfuseServer, make: Make):
     server.fail_next(2, 503, path=SCORES)
     tracing = make()
     await feedback("run", "good", True, runner=Runner(tracing=tracing))
-    assert await tracing.flush(10)
+    assert await tracing.flush(30)
     (score,) = server.scores
     assert (score["name"], score["value"], score["traceId"]) == ("good", 1, trace_id("run"))
     assert tracing.lost == 0
@@ -267,7 +267,7 @@ async def test_large_texts_stay_below_the_size_of_a_request(server: LangfuseServ
     done = [await runner.run(Echo(), "字" * 120_000) for _ in range(12)]
     await feedback(done[0].id, "text", "字" * 1_000_000, comment="字" * 1_000_000, runner=runner)
     await feedback(done[0].id, "more", "字" * 1_000_000, comment="字" * 1_000_000, runner=runner)
-    assert await tracing.flush(20)
+    assert await tracing.flush(30)
     assert once_each(server, [trace_id(run.id) for run in done])
     spans = [len(gzip.decompress(one.body)) for one in server.asked(TRACES)]
     assert len(spans) > 1
@@ -288,7 +288,7 @@ async def test_after_the_end_nothing_is_taken_and_nothing_fails(
     assert tracing.lost == 0
     await runs(tracing, 2)
     await feedback("run", "good", 1, runner=Runner(tracing=tracing))
-    assert await tracing.flush(1)
+    assert await tracing.flush(30)
     tracing.close()
     assert tracing.lost == 5
     assert len(warned(caplog)) == 2  # one of the observations, one of the scores

@@ -57,7 +57,7 @@ class Watch:
     async def sent(self) -> None:
         """Send everything, and make sure that nothing was lost."""
         for tracing in self.tracings:
-            assert await tracing.flush(10)
+            assert await tracing.flush(30)
             assert tracing.lost == 0
 
     def everything(self) -> str:
