@@ -161,7 +161,7 @@ async def test_a_later_run_gets_the_new_version_without_waiting(
     server: LangfuseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time to live a run still uses what is there, and lets the next one have what it fetched."""
-    monkeypatch.setenv("LANGFUSE_TIMEOUT", "2")
+    monkeypatch.setenv("LANGFUSE_TIMEOUT", "5")
     MINE.to_langfuse(Write(), "production")
     live = Prompts.from_langfuse(Write(), ttl=0)
     runner = Runner(told(), tracing=None, prompts=live)
@@ -171,9 +171,9 @@ async def test_a_later_run_gets_the_new_version_without_waiting(
     server.delay = 30
     begun = time.monotonic()
     assert said(await runner.run(Write(), INPUT)) == TUNED
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 4
     server.delay = 0
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while (run := await runner.run(Write(), INPUT)).prompts_digest != better.digest:
             pass
     assert said(run)[0] == "Better."

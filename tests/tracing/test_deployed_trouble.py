@@ -87,10 +87,10 @@ async def test_trouble_leaves_the_code_in_force(
     heart.cancel()
     assert all(said(run) == CODE for run in runs)
     assert all(run.prompts_digest == Prompts().digest for run in runs)
-    assert took < 4
+    assert took < 20  # a server that hangs does so for 30
     if name == "hanging":
         assert beats > 10, "the event loop stood still"
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not warned(caplog):  # noqa: ASYNC110 - a thread of its own says it
                 await asyncio.sleep(0.01)
     assert len(warned(caplog)) == 1
@@ -117,7 +117,7 @@ async def test_what_was_fetched_outlives_the_server(server: LangfuseServer, capl
     runner = Runner(told(), tracing=None, prompts=live)
     await runner.run(Write(), INPUT)
     server.close()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not warned(caplog):
             assert said(await runner.run(Write(), INPUT)) == TUNED
     for _ in range(20):

@@ -90,7 +90,7 @@ async def test_a_hanging_server_holds_nobody_up(server: LangfuseServer, make: Ma
     await runs(tracing, 20)
     assert not await tracing.flush(0.2)
     tracing.close(0.2)
-    assert loop.time() - begun < 10
+    assert loop.time() - begun < 40
     assert tracing.lost == 40
     assert len(warned(caplog)) == 1
 
