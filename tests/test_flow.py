@@ -815,8 +815,65 @@ async def test_a_cancelled_future_in_a_branch_is_not_taken_for_a_result(form: st
                 return [outcome.value async for outcome in outcomes]
         return await fan_out(branch, many(0, 1, 2) if form == "async items" else range(3))
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(RunError, match="graph Parts failed: it awaited something that somebody had cancelled"):
         await run(flow)
+
+
+async def test_a_step_that_awaits_what_was_cancelled_has_failed():
+    """Nobody cancelled the run: the step is named, `settle` has it as an error, and who awaits the run goes on."""
+
+    @step
+    async def lost(number: int) -> int:
+        gone = asyncio.ensure_future(anyio.sleep_forever())
+        gone.cancel()
+        if number:
+            await gone
+        return number
+
+    class Loses(Graph[int, list[str]]):
+        wait = lost
+
+        async def flow(self, count: int) -> list[str]:
+            return [str(outcome.error or outcome.value) for outcome in await settle(self.wait, range(count))]
+
+    said = (await Runner().run(Loses(), 2)).output
+    assert said[0] == "0"
+    assert "step `wait[1]` failed: it awaited something that somebody had cancelled" in said[1]
+    with pytest.raises(RunError, match="step `lost` failed"):
+        await Runner().run(lost, 1)
+
+
+async def test_an_outcome_says_where_it_ran():
+    """Its key finds the call, also when a second fan-out runs in the same place, and when two items have one name."""
+    keys: list[tuple[str, int]] = []
+
+    @step
+    async def tenfold(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number * 10
+
+    def odd_or_even(number: int) -> str:
+        return "odd" if number % 2 else "even"
+
+    def keep(outcome: Outcome[int]) -> None:
+        keys.append((outcome.key, -1 if outcome.error else outcome.value))
+
+    class Twice(Graph[int, int]):
+        times = tenfold
+
+        async def flow(self, number: int) -> int:
+            for base in (1, 100):
+                for outcome in await settle(self.times, [base, base + 1, base + 2], key=odd_or_even):
+                    keep(outcome)
+            async with as_completed(self.times, [7, 8]) as outcomes:
+                async for outcome in outcomes:
+                    keep(outcome)
+            return number
+
+    done = await Runner().run(Twice(), 1)
+    assert len({key for key, _ in keys}) == len(keys) == 8
+    assert [done.call(key).output if value > 0 else -1 for key, value in keys] == [value for _, value in keys]
 
 
 @pytest.mark.parametrize("form", ["fan_out", "settle", "as_completed"])

@@ -636,3 +636,45 @@ async def test_a_graph_has_the_model_of_its_run():
     run = await Outer().run(Text(body="hi"), model=says("one", "two", "three"))
     assert run.output == Word(text="three")
     assert run.usage.requests == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("frozen", [True, False])
+async def test_a_graph_may_be_a_dataclass(frozen: bool):
+    """Nodes are told apart by identity: one may have no hash, and two may be equal."""
+
+    @dataclass(frozen=frozen)
+    class Times(Graph[str, str]):
+        rounds: int = 2
+        twice = double
+
+        async def flow(self, text: str) -> str:
+            for _ in range(self.rounds):
+                text = await self.twice(text)
+            return text
+
+    class Both(Graph[str, str]):
+        def __init__(self) -> None:
+            self.one, self.other = Times(2), Times(2)
+
+        async def flow(self, text: str) -> str:
+            return await self.other(await self.one(text))
+
+    assert (await Times(3).run("a")).output == "a" * 8
+    done = await Both().run("a")
+    assert done.output == "a" * 16
+    assert keys(done) == ["", "one", "one.twice", "one.twice#1", "other", "other.twice", "other.twice#1"]
+    assert "one (Times)" in Both().mermaid()
+
+
+def test_a_mixin_does_not_hide_the_types_of_a_graph():
+    """A generic class in front of a graph has types of its own; the graph's doors stay where they were."""
+    Anything = TypeVar("Anything")
+
+    class Mixin(Generic[Anything]):
+        pass
+
+    class Mixed(Mixin, Inner):
+        pass
+
+    assert (Mixed().takes.name, Mixed().gives.name) == (Inner().takes.name, Inner().gives.name) != ("Any", "Any")

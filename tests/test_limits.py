@@ -10,7 +10,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic_ai import Agent
+from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -431,3 +431,77 @@ async def test_a_limit_is_a_run_error():
         await run(2, echo(), Limits(requests=1))
     assert isinstance(caught.value, LimitError)
     assert "was not allowed to ask its model" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("limits", [Limits(tokens=1000), Limits(usd=1)], ids=repr)
+async def test_requests_that_grow_dearer_do_not_go_over_by_the_width(limits: Limits):
+    """After one cheap request the others go out slowly, and what nobody could foresee is one dear answer."""
+    sizes: list[int] = []
+
+    async def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        tokens = 1000 if sizes else 10
+        sizes.append(tokens)
+        await anyio.lowlevel.checkpoint()
+        return ModelResponse([TextPart("x")], usage=RequestUsage(input_tokens=tokens, cost=Decimal(tokens) / 1000))
+
+    with pytest.raises(LimitError) as caught:
+        await run(50, FunctionModel(answer), limits)
+    assert sizes == [10, 1000]
+    assert not caught.value.timed_out
+
+
+async def test_a_run_that_went_over_has_not_succeeded():
+    """Its last answer took it over: the record is whole, and the run says that it reached its limit."""
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart("long")], usage=RequestUsage(input_tokens=150))
+
+    with pytest.raises(LimitError, match="150 tokens were spent, and the limit is 100") as caught:
+        await run(1, FunctionModel(answer), Limits(tokens=100))
+    assert [call.output for call in caught.value.run.calls(Wide.write)] == ["long"]
+
+
+async def test_what_tools_ask_of_other_agents_counts():
+    """Agents that a tool runs on its agent's account (`usage=ctx.usage`) spend the run's limit, too."""
+    helper = Agent(echo(), output_type=str)
+    agent = Agent(output_type=str)
+
+    @agent.tool
+    async def ask(ctx: RunContext[object], question: str) -> str:
+        return (await helper.run(question, usage=ctx.usage)).output
+
+    def lead(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        if len(messages) > 1:
+            return ModelResponse([TextPart("done")])
+        return ModelResponse([ToolCallPart("ask", {"question": str(number)}) for number in range(5)])
+
+    stage = Stage(str, agent)
+    assert (await Runner(FunctionModel(lead), limits=Limits(requests=7)).run(stage, "x")).usage.requests == 7
+    for few in (2, 6):
+        with pytest.raises(LimitError, match=f"6 model requests were made, and the limit is {few}"):
+            await Runner(FunctionModel(lead), limits=Limits(requests=few)).run(stage, "x")
+
+
+@pytest.mark.parametrize("way", ["swallows", "replaces"])
+async def test_a_flow_cannot_talk_its_way_out_of_a_time_limit(way: str):
+    """Whatever it makes of being cancelled, the run took longer than it may."""
+
+    @step
+    async def for_ever(number: int) -> int:
+        await anyio.sleep_forever()
+        return number
+
+    class Stubborn(Graph[int, int]):
+        wait = for_ever
+
+        async def flow(self, number: int) -> int:
+            try:
+                return await self.wait(number)
+            except BaseException:  # noqa: BLE001 - that is what this flow does
+                if way == "replaces":
+                    raise ValueError("cleaning up failed") from None
+                return 7
+
+    with pytest.raises(LimitError, match=r"took longer than 0\.05 s") as caught:
+        await Runner(limits=Limits(seconds=0.05)).run(Stubborn(), 1)
+    assert caught.value.timed_out

@@ -377,3 +377,18 @@ async def test_a_runner_says_what_it_deploys():
     prompts = Prompts.of(Write())
     assert Runner(prompts=prompts).prompts is prompts
     assert Runner().prompts == Prompts()
+
+
+async def test_a_stage_runs_by_itself_beside_deployed_prompts():
+    """The prompts of a runner are its graph's; a stage or a step of it has no paths, and runs as the code says."""
+
+    class Outer(Graph[str, list[str]]):
+        inner = Write()
+
+        async def flow(self, text: str) -> list[str]:
+            return await self.inner(text)
+
+    runner = Runner(echo(), prompts=Prompts.of(Outer()))
+    assert (await runner.run(Outer(), "a b")).output == ["a", "b"]
+    assert (await runner.run(Write.write, "c")).output == "c"
+    assert (await runner.run(double, 2)).output == 4

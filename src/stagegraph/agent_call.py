@@ -107,6 +107,7 @@ async def call_agent(
                 raise Suspended
             finally:
                 use.usage.incr(usage)
+                setting.gate.used(usage)
                 use.messages = tuple(messages)
         await setting.gate.rest(wait)
         use.attempts += 1

@@ -165,13 +165,14 @@ class Branches(Generic[In, Out]):
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         try:
-            return Outcome(index, self._branch_key(label), None, await self.node(item))
+            value = await self.node(item)
         except Exception as error:  # noqa: BLE001 - the whole point: an outcome holds any error
             return Outcome(index, self._branch_key(label), error)
+        return Outcome(index, self._branch_key(label), None, value)
 
     def _branch_key(self, label: str) -> str:
         if self.frame is not None:
-            return self.frame.branch_key(self.node, label)
+            return current.get().branch_key(self.node, label)
         return f"{getattr(self.node, '__name__', 'branch')}[{label}]"
 
     def _pull(self, announce: Callable[[], None]) -> tuple[int, In] | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from pydantic_ai.messages import ModelResponse
-from pydantic_ai.usage import RequestUsage
 
 from .agent_call import Setting, call_agent
 from .errors import DeclarationError, NotRunningError, StageError
 from .event_log import EventLog
-from .events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
-from .inject import RequestGate
+from .events import CallFinished, CallRetried, CallStarted, TextDelta
+from .gate import Gate
 from .journal._identity import Fixed, stage_parts, step_parts
 from .limits import Ledger, LimitReached
 from .node import Node
@@ -57,6 +55,7 @@ class Execution:
     """The state of one run. Nothing of it outlives the run but the record."""
 
     __slots__ = (
+        "broken",
         "entries",
         "fixed",
         "limit",
@@ -83,6 +82,8 @@ class Execution:
         """Which limit ended the run, if one did."""
         self.stopped: StageError | None = None
         """The call that came to the limit first."""
+        self.broken: Exception | None = None
+        """Why nothing can be recorded any more, or may not be made again."""
         self.over = False
         """Whether the flow has ended; a task that got away from it can call nothing any more."""
         self.recorder: Recorder | None = None
@@ -146,6 +147,11 @@ class Execution:
             self.limit, self.stopped = reason, stopped
         self.scope.cancel()
 
+    def break_off(self, error: Exception) -> None:
+        """Cancel everything, whatever the flow catches: what goes on unrecorded would be paid for again."""
+        self.broken = self.broken or error
+        self.scope.cancel()
+
     async def run_step(self, step: Step[Any, Any], entry: Entry) -> Any:
         if self.recorder is not None:
             fixed = self.fixed.get(entry.path)
@@ -172,7 +178,7 @@ class Execution:
                 model=terms.model_for(entry.path, stage),
                 prompt=terms.prompts.get(entry.path),
                 deps=stage.deps(terms.deps) if stage.deps is not None else terms.deps,
-                gate=_Gate(self, entry),
+                gate=Gate(self, entry),
                 on_text=on_text if log is not None and terms.deltas else None,
                 on_retry=on_retry,
                 answers=terms.answers.get(entry.key, {}),
@@ -201,51 +207,3 @@ class Execution:
             stopped = StageError(msg, key=entry.key, path=entry.path)
             self.end_by_limit(str(error), stopped)
             raise stopped from error
-
-
-class _Gate(RequestGate):
-    """Counts and holds back the model requests of one stage call."""
-
-    def __init__(self, execution: Execution, entry: Entry) -> None:
-        self.execution = execution
-        self.entry = entry
-
-    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
-        ledger = self.execution.terms.ledger
-        if ledger is None:
-            return await self._in_slot(ask)
-        # Before the slot: a run that waits for its own limit may not hold back the others.
-        with self.waiting():
-            reservation = await ledger.reserve(self.entry.path)
-        usage: RequestUsage | None = None
-        try:
-            response = await self._in_slot(ask)
-            usage = response.usage
-        finally:
-            ledger.settle(reservation, usage)
-        return response
-
-    async def _in_slot(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
-        slots = self.execution.terms.slots
-        if slots is None:
-            response = await ask()
-        else:
-            with self.waiting():
-                await slots.acquire()
-            try:
-                response = await ask()
-            finally:
-                slots.release()
-        self.entry.use.unpriced |= response.usage.cost is None
-        return response
-
-    async def rest(self, seconds: float) -> None:
-        if (ledger := self.execution.terms.ledger) is None:
-            await anyio.sleep(seconds)
-            return
-        with ledger.idle():
-            await anyio.sleep(seconds)
-
-    def tool_called(self, tool: str) -> None:
-        if (log := self.execution.log) is not None:
-            log.put(ToolCalled, key=self.entry.key, path=self.entry.path, tool=tool)

@@ -14,7 +14,7 @@ from .frame import Suspended
 if TYPE_CHECKING:
     from .run import Run
 
-__all__ = ["failure_in", "only_leaf", "problems_of", "run_error"]
+__all__ = ["failure_in", "limit_error", "only_leaf", "problems_of", "run_error"]
 
 
 def failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
@@ -33,6 +33,14 @@ def only_leaf(error: Exception) -> Exception:
     """The error itself, or the one error in the groups around it."""
     found = leaves(error)
     return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
+
+
+def limit_error(graph: str, reached: str, cause: BaseException | None, *, timed_out: bool) -> LimitError:
+    """The end of a run by one of its limits."""
+    error = LimitError(f"the run of {graph} reached a limit: {reached}; raise `Limits`, or ask for less")
+    error.timed_out = timed_out
+    error.__cause__ = cause
+    return error
 
 
 def _said(error: BaseException) -> str:

@@ -47,7 +47,7 @@ class Frame(Protocol):
         ...
 
     def branch_key(self, target: object, label: str) -> str:
-        """The key of what the branch runs."""
+        """The key of what this branch has run."""
         ...
 
     def fanned_out(self, target: object, size: int) -> None:

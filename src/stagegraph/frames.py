@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
+from .branches import is_cancelled
 from .call import CallError, CallInfo
-from .errors import DeclarationError, StageError, leaves
+from .errors import DeclarationError, JournalError, ReplayError, StageError, leaves
 from .events import FanOutStarted
 from .faults import is_passing
 from .frame import Suspended, current
@@ -25,11 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphFrame", "LeafFrame", "root_frame"]
 
+_NOT_OURS = (
+    "it awaited something that somebody had cancelled, though nobody cancelled the call itself; "
+    "catch `asyncio.CancelledError` where that is awaited"
+)
+
 
 def root_frame(execution: Execution) -> GraphFrame:
     """The frame in which the node that is run finds itself declared."""
     root = execution.structure.root
-    return GraphFrame(execution, None, {root: (execution.root_name, execution.root_name)}, "")
+    return GraphFrame(execution, None, {id(root): (execution.root_name, execution.root_name)}, "")
 
 
 class LeafFrame:
@@ -71,13 +78,13 @@ class LeafFrame:
 class GraphFrame:
     """Where the flow of a graph runs, or one branch of a fan-out in it; see `frame.Frame`."""
 
-    __slots__ = ("entry", "execution", "fan", "names", "prefix", "scope")
+    __slots__ = ("called", "entry", "execution", "fan", "names", "prefix", "scope")
 
     def __init__(  # noqa: PLR0917 - made for every branch
         self,
         execution: Execution,
         entry: Entry | None,
-        names: Mapping[Node[Any, Any], tuple[str, str]],
+        names: Mapping[int, tuple[str, str]],
         prefix: str,
         scope: str = "",
         fan: tuple[int, int | None] | None = None,
@@ -88,6 +95,8 @@ class GraphFrame:
         self.prefix = prefix
         self.scope = scope
         self.fan = fan
+        self.called: str | None = None
+        """The key of the call that was made here last."""
 
     @property
     def info(self) -> CallInfo:
@@ -104,24 +113,26 @@ class GraphFrame:
         return GraphFrame(self.execution, self.entry, self.names, self.prefix, f"{self.scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
-        return f"{self._target_key(target)}[{label}]"
+        known = id(target) in self.names
+        return self.called if known and self.called else self._target_key(target)
 
     def fanned_out(self, target: object, size: int) -> None:
         if (log := self.execution.log) is not None:
             log.put(FanOutStarted, key=self._target_key(target), size=size)
 
     def _target_key(self, target: object) -> str:
-        known = self.names.get(cast("Node[Any, Any]", target)) if isinstance(target, Node) else None
-        name = known[0] if known is not None else getattr(cast("object", target), "__name__", "branch")
+        known = self.names.get(id(target))
+        name = known[0] if known is not None else getattr(target, "__name__", "branch")
         return f"{self.prefix}{name}{self.scope}"
 
     async def call(self, node: Node[Any, Any], value: object) -> Any:
-        known = self.names.get(node)
+        known = self.names.get(id(node))
         if known is None:
             raise self._undeclared(node)
         name, path = known
         execution = self.execution
         entry = execution.open(node, path, f"{self.prefix}{name}{self.scope}", self.entry, value)
+        self.called = entry.key
         if self.fan is not None:
             entry.fan = self.fan
         kind = node.kind
@@ -152,9 +163,13 @@ class GraphFrame:
             # What a limit stopped has not failed by itself: it goes on where it stood when the run is resumed.
             entry.status = "failed" if execution.limit is None else "cancelled"
             entry.error = _told(error)
+            if kind != "graph" and isinstance(error, (JournalError, ReplayError)):
+                execution.break_off(error)
             raise
-        except BaseException:
+        except BaseException as error:
             entry.status = "cancelled"
+            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
+                raise _lost(entry) from error
             raise
         finally:
             current.reset(token)
@@ -182,6 +197,13 @@ def _told(error: Exception) -> CallError:
     passing = is_passing(error)
     inner = [CallError(type(leaf).__name__, str(leaf), passing) for leaf in leaves(error)]
     return inner[0] if len(inner) == 1 else CallError(type(error).__name__, "; ".join(map(str, inner)), passing)
+
+
+def _lost(entry: Entry) -> StageError:
+    """The failure of a call that ended by somebody else's cancellation: passed on, it would end who awaits the run."""
+    entry.status, entry.error = "failed", CallError("CancelledError", _NOT_OURS)
+    name = f"`{entry.key}`" if entry.key else entry.node.label
+    return StageError(f"{entry.node.kind} {name} failed: {_NOT_OURS}", key=entry.key, path=entry.path)
 
 
 def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:

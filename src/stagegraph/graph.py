@@ -23,7 +23,7 @@ from typing import (
 )
 
 from typing_extensions import TypeVar as TypeVarWithDefault
-from typing_extensions import Unpack
+from typing_extensions import Unpack, get_original_bases
 
 from .errors import DeclarationError, NotRunningError
 from .node import Node
@@ -213,7 +213,7 @@ def _schemas(cls: type) -> tuple[Schema, Schema]:
 
 def _graph_types(cls: Any) -> tuple[Any, Any]:
     """The `[In, Out]` that a class gave to `Graph`, through generic base classes as well."""
-    bases: tuple[Any, ...] = getattr(cls, "__orig_bases__", ())
+    bases: tuple[Any, ...] = get_original_bases(cls)
     for base in bases:
         origin: Any = get_origin(base) or base
         if origin is Graph:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import UserContent
     from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
     from pydantic_ai.tools import ToolDefinition
+    from pydantic_ai.usage import RequestUsage, RunUsage
 
     from .ops import OpMemory
     from .prompts import Prompt
@@ -68,8 +69,15 @@ class RequestGate:
         finally:
             attempt.deadline = anyio.current_time() + left
 
-    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
+    async def request(self, ask: Callable[[], Awaitable[ModelResponse]], usage: RunUsage) -> ModelResponse:
+        """Make a request of an agent run that has used so much before."""
         return await ask()
+
+    def recalled(self, usage: RequestUsage) -> None:
+        """A request need not be made: a journal has its answer, which the agent run counts as ever."""
+
+    def used(self, usage: RunUsage) -> None:
+        """An agent run has ended with this usage."""
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt."""
@@ -133,10 +141,19 @@ class Injection(AbstractCapability[Any]):
         request_context: ModelRequestContext,
         handler: Callable[[ModelRequestContext], Awaitable[ModelResponse]],
     ) -> ModelResponse:
-        async def ask() -> ModelResponse:
-            return await self.gate.request(lambda: handler(request_context))
+        made = False
 
-        return await ask() if self.memory is None else await self.memory.request(request_context.messages, ask)
+        async def ask() -> ModelResponse:
+            nonlocal made
+            made = True
+            return await self.gate.request(lambda: handler(request_context), ctx.usage)
+
+        if self.memory is None:
+            return await ask()
+        response = await self.memory.request(request_context.messages, ask)
+        if not made:
+            self.gate.recalled(response.usage)
+        return response
 
     async def wrap_tool_execute(
         self,

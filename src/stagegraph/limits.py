@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ class Limits:
     """What one run may spend; reaching one ends the run with `LimitError`, and what was recorded remains.
 
     A request is counted before it is made, so a wide fan-out cannot overshoot. Tokens and dollars of a request are
-    not known before: as much as the dearest request of the same stage so far is set aside, and the first goes alone.
-    Requests that are on their way when a limit is reached are answered first, so nothing that is paid for is lost.
+    not known before: as much as the dearest request of the same stage so far is set aside, the first goes alone, and no
+    more are on their way at once than were answered before. Requests that are on their way when a limit is reached are
+    answered first, so nothing that is paid for is lost. What an agent's tools spend through agents of their own counts
+    when it is seen in the agent's usage (`usage=ctx.usage`), at its next request and at its end.
     """
 
     requests: int | None = None
@@ -69,6 +72,7 @@ class Ledger:
         self._usd = _ZERO
         self._held: list[Reservation] = []
         self._dearest: dict[str, tuple[int, Decimal]] = {}
+        self._answered: Counter[str] = Counter()
         self._unpriced: str | None = None
         self._calls = 0
         self._idle = 0
@@ -129,12 +133,31 @@ class Ledger:
         self._usd += usd
         before = self._dearest.get(reservation.path, (0, _ZERO))
         self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
+        self._answered[reservation.path] += 1
         if self._usd_limit is not None and usage.cost is None:
             self._unpriced = (
                 f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
                 f"`{reservation.path}`; limit requests or tokens instead, or use a model with a known price"
             )
             raise LimitReached(self._unpriced)
+
+    def charge(self, requests: int, tokens: int, usd: Decimal) -> None:
+        """Count what was spent by agents that no reservation was made for."""
+        self._requests += requests
+        self._tokens += tokens
+        self._usd += usd
+
+    def overspent(self) -> str | None:
+        """What went over its limit, if anything did: nobody could know before what the last answers took."""
+        counts = (
+            ("model requests", self.limits.requests, self._requests),
+            ("tokens", self.limits.tokens, self._tokens),
+            ("US dollars", self._usd_limit, self._usd),
+        )
+        for unit, limit, spent in counts:
+            if limit is not None and spent > limit:
+                return f"{spent} {unit} were spent, and the limit is {limit}"
+        return None
 
     def _wake(self) -> None:
         self._changed.set()
@@ -147,7 +170,7 @@ class Ledger:
         """Why a request may not be made now."""
         limit = self.limits.requests
         if limit is not None and self._requests >= limit:
-            return f"{limit} model requests were made, and the limit is {limit}"
+            return f"{self._requests} model requests were made, and the limit is {limit}"
         return self._unpriced or self._refusal_of_amounts(path)
 
     def _refusal_of_amounts(self, path: str) -> str | None:
@@ -166,6 +189,8 @@ class Ledger:
             first = path not in self._dearest
             if self._held and (first or any(r.path not in self._dearest for r in self._held)):
                 return "the first request of a stage goes alone"
+            if sum(r.path == path for r in self._held) >= max(1, self._answered[path]):
+                return "as many are on their way as were answered before"
             if spent + held + wanted > limit:
                 return "requests in flight may need the rest"
         return None

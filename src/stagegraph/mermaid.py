@@ -86,7 +86,8 @@ def _declare(chart: _Chart, structure: Structure, path: str, depth: int, classes
         return
     title = f"{path} ({node.label})" if path else node.label
     chart.add(depth, f'subgraph {chart.id(f"graph {path}")} ["{_escaped(title)}"]')
-    for child, (name, below) in structure.names[path].items():
+    for name, below in structure.names[path].values():
+        child = structure.nodes[below]
         if isinstance(child, Graph):
             _declare(chart, structure, below, depth + 1, classes)
         else:

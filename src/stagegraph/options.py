@@ -56,6 +56,8 @@ class ResumeOptions(TypedDict, total=False):
     """Instead of those that the run began with."""
     limits: Limits | None
     """Instead of the runner's, for what is still to be done."""
+    models: Mapping[str, Model | str] | None
+    """Stage path -> model; the names that the run began with count without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 from .asking import by_call
 from .errors import JournalError, ReplayError
 from .journal._rows import Journal, RunRow
@@ -19,13 +21,13 @@ from .prompts import Prompts
 from .recorder import as_json
 from .run import Run
 from .stored import stored_run
+from .structure import Structure
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .execution import Terms
     from .node import Node
-    from .structure import Structure
 
 __all__ = ["Order", "order_to_resume"]
 
@@ -71,7 +73,7 @@ class Order:
             prompts_digest=terms.prompts.digest if terms.prompts.settled else "",
             prompts=prompts.to_json() if prompts is not None and prompts.settled else None,
             model=self.model if isinstance(self.model, str) else None,
-            labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id),
+            labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id, self._said()),
         )
         return RunPage(
             journal,
@@ -80,6 +82,12 @@ class Order:
             replays=replay.id if isinstance(replay, Run) else replay,
             overrides=self.options.get("override") or {},
         )
+
+    def _said(self) -> dict[str, object]:
+        """What else was said about this run alone, and counts when it goes on."""
+        models = {path: model for path, model in (self.options.get("models") or {}).items() if isinstance(model, str)}
+        override: object = to_jsonable_python(dict(self.options.get("override") or {}), fallback=str)
+        return {name: said for name, said in (("models", models), ("override", override)) if said}
 
 
 async def order_to_resume(
@@ -102,7 +110,8 @@ async def order_to_resume(
     recorded = await stored_run(journal, row, node)
     if row.status == "succeeded":
         return recorded
-    labels = json.loads(row.labels)
+    labels, strict = json.loads(row.labels), options.get("strict", False)
+    _check_same(recorded, node, strict=strict)
     given = options.get("prompts")
     return Order(
         node=node,
@@ -117,10 +126,25 @@ async def order_to_resume(
             "user_id": labels["user_id"],
             "tags": tuple(labels["tags"]),
             "metadata": labels["metadata"],
+            "models": {**labels.get("models", {}), **(options.get("models") or {})},
         },
-        page=RunPage(journal, row, claims=True, replays=run_id, strict=options.get("strict", False)),
+        page=RunPage(journal, row, claims=True, replays=run_id, strict=strict, overrides=labels.get("override", {})),
         answers=by_call(recorded.pending, options.get("answers") or {}),
     )
+
+
+def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) -> None:
+    """Make sure that a graph, which may have changed and have another name, is the one that was run.
+
+    Raises:
+        ReplayError: nothing that was recorded is part of it; in strict mode, anything that was.
+    """
+    known = Structure.of(node).nodes
+    leaves = {call.path for call in recorded.root.walk() if call.kind != "graph"}
+    gone = sorted(leaves - known.keys())
+    if gone and (strict or len(gone) == len(leaves)):
+        msg = f"run {recorded.id!r} of {recorded.graph} called `{gone[0]}`, which is not part of {node.label}"
+        raise ReplayError(msg)
 
 
 def _recorded_prompts(row: RunRow, labels: dict[str, Any]) -> Prompts | None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import JournalError
@@ -93,6 +94,12 @@ class RunPage:
         )
 
 
-def labels_json(metadata: Mapping[str, object], tags: tuple[str, ...], session: str | None, user: str | None) -> str:
-    labels = {"metadata": dict(metadata), "tags": list(tags), "session_id": session, "user_id": user}
+def labels_json(
+    metadata: Mapping[str, object],
+    tags: tuple[str, ...],
+    session: str | None,
+    user: str | None,
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    labels = {"metadata": dict(metadata), "tags": list(tags), "session_id": session, "user_id": user, **more}
     return json.dumps(labels, ensure_ascii=False, default=str)

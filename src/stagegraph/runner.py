@@ -17,6 +17,7 @@ from .errors import DeclarationError, NotRunningError, ReplayError
 from .event_log import EventLog
 from .execution import Terms
 from .fit import unknown_stages
+from .graph import Graph
 from .interrupted import DepsOf
 from .journal._rows import Journal, RunRow
 from .lifetime import Lifetime
@@ -263,7 +264,8 @@ class Runner:
         node = _checked(order.node)
         structure = Structure.of(node)
         deployed = order.prompts if order.prompts is not None else self.prompts
-        deployed.check_known(structure.stages, node.label)
+        if order.prompts is not None or isinstance(node, Graph):  # a stage by itself has no paths
+            deployed.check_known(structure.stages, node.label)
         if unknown := unknown_stages(options.get("models") or {}, structure.stages):
             msg = f"the models do not fit {node.label}: {'; '.join(unknown)}"
             raise DeclarationError(msg)

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from . import asking
 from .call import Call, CallError, Pending, Status
-from .errors import InputError, JournalError, LimitError, RunError
+from .errors import InputError, JournalError, RunError
 from .events import RunFinished, RunStarted
 from .execution import Execution, Terms
-from .failure import failure_in, only_leaf, problems_of, run_error
+from .failure import failure_in, limit_error, only_leaf, problems_of, run_error
 from .frame import Suspended
 from .frames import root_frame
 from .record import Clock, Entry, freeze, total
@@ -189,15 +189,16 @@ class Running:
                 failure = failure_in(group)
         if failure is None and execution.recorder is not None:
             failure = execution.recorder.unused_override()
-        if execution.limit is None and scope.cancelled_caught:
+        if execution.broken is not None:
+            return execution.broken
+        timed_out = execution.limit is None and scope.cancel_called  # whatever the flow made of being cancelled
+        if timed_out:
             execution.limit = f"it took longer than {self.limits.seconds} s"
-        if execution.limit is not None:
-            text = f"the run of {root.label} reached a limit: {execution.limit}; raise `Limits`, or ask for less"
-            limit = LimitError(text)
-            limit.timed_out = scope.cancelled_caught
-            limit.__cause__ = failure or execution.stopped
-            return limit
-        return failure
+        elif execution.limit is None and self.terms.ledger is not None:
+            execution.limit = self.terms.ledger.overspent()
+        if execution.limit is None:
+            return failure
+        return limit_error(root.label, execution.limit, failure or execution.stopped, timed_out=timed_out)
 
     def _reject(self, error: ValidationError) -> None:
         name = self.execution.root_name

@@ -24,8 +24,9 @@ class Structure:
     root: AnyNode
     nodes: Mapping[str, AnyNode]
     """Path -> node, parents before children, in the order of declaration."""
-    names: Mapping[str, Mapping[AnyNode, tuple[str, str]]] = field(repr=False)
-    """Path of a graph -> its own nodes, each with its name in it and its path."""
+    names: Mapping[str, Mapping[int, tuple[str, str]]] = field(repr=False)
+    """Path of a graph -> `id` of each of its own nodes -> its name in it and its path. A dataclass may be
+    equal to another, or have no hash."""
 
     @classmethod
     def of(cls, root: AnyNode) -> Structure:
@@ -35,7 +36,7 @@ class Structure:
             DeclarationError: a node is declared twice in one graph, a graph contains itself, a name cannot be a path.
         """
         nodes: dict[str, AnyNode] = {}
-        names: dict[str, Mapping[AnyNode, tuple[str, str]]] = {}
+        names: dict[str, Mapping[int, tuple[str, str]]] = {}
         if isinstance(root, Graph):
             _collect(root, "", (), nodes, names)
         else:
@@ -72,22 +73,22 @@ def _collect(
     path: str,
     above: tuple[AnyNode, ...],
     nodes: dict[str, AnyNode],
-    names: dict[str, Mapping[AnyNode, tuple[str, str]]],
+    names: dict[str, Mapping[int, tuple[str, str]]],
 ) -> None:
-    if graph in above:
+    if any(graph is one for one in above):
         msg = (
             f"graph {graph.label} contains itself at `{path}`, so it has no end of paths: "
             "write the recursion as an async method and fan out over that"
         )
         raise DeclarationError(msg)
     nodes[path] = graph
-    own: dict[AnyNode, tuple[str, str]] = {}
+    own: dict[int, tuple[str, str]] = {}
     names[path] = own
     for name, node in _declared(graph):
         reject_reserved(type(graph), name)
-        if node in own:
+        if id(node) in own:
             msg = (
-                f"{graph.label} declares the same {node.kind} twice, as `{own[node][0]}` and `{name}`, "
+                f"{graph.label} declares the same {node.kind} twice, as `{own[id(node)][0]}` and `{name}`, "
                 f"so a call could not say which it is: make a second {type(node).__name__} for `{name}`"
             )
             raise DeclarationError(msg)
@@ -95,7 +96,7 @@ def _collect(
         if below in nodes:
             msg = f"{graph.label} declares two nodes at `{below}`: give them keys that differ as text"
             raise DeclarationError(msg)
-        own[node] = (name, below)
+        own[id(node)] = (name, below)
         if isinstance(node, Graph):
             _collect(node, below, (*above, graph), nodes, names)
         else:
