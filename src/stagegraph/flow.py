@@ -83,7 +83,8 @@ async def as_completed(
 ) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
     """Hand out outcomes as they come: `async with as_completed(self.search, queries) as outcomes: async for ...`.
 
-    Leaving the block cancels what is still running.
+    Leaving the block cancels what is still running. They come in another order when a run is resumed or replayed: calls
+    that the loop makes are numbered as they come, and recorded ones are recognised by what they were given.
     """
     branches = Branches(node, items, limit, key)
     send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)

@@ -29,7 +29,7 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     """A plain async function as a leaf of a graph; side effects live here.
 
     What the function raises stays what it is, so a flow may catch it. After a crash a step may run again
-    (at least once, never silently twice at a time); `current_call().key` is its idempotency key.
+    (at least once, never silently twice at a time); `current_call()` has its idempotency key: `run_id` and `key`.
     """
 
     kind: ClassVar[Kind] = "step"
