@@ -35,7 +35,7 @@ class CallInfo:
     path: str
     """Where the node is declared: `build.code`."""
     key: str
-    """Where it runs: `build[2].code`; stable when the run is resumed, so with the run's id it serves as an idempotency key."""
+    """Where it runs: `build[2].code`; stable when the run is resumed: with the run's id, it is an idempotency key."""
     run_id: str
     deps: object = None
     """What the caller passed as `deps=` to the run."""

@@ -61,8 +61,8 @@ current: ContextVar[Frame] = ContextVar("stagegraph_frame")
 def current_call() -> CallInfo:
     """The path, key, run id and deps of the call that is running.
 
-    For steps, tools and flows. The key stays the same when a run is resumed: with the run's id it is the idempotency key
-    of a step's side effect; a tool adds its `ctx.tool_call_id`, as all tools of an agent run share its call.
+    For steps, tools and flows. The key stays the same when a run is resumed: with the run's id it is the idempotency
+    key of a step's side effect; a tool adds its `ctx.tool_call_id`, as all tools of an agent run share its call.
 
     Raises:
         NotRunningError: outside a run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from .prompts import Prompts
 from .recorder import as_json
 from .run import Run
 from .stored import stored_run
-from .structure import Structure
+from .structure import Structure, closest
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .node import Node
 
 __all__ = ["Order", "order_to_resume"]
+
+_BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
+"""What a call's key has beyond its path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,20 @@ class Order:
             replays=replay.id if isinstance(replay, Run) else replay,
             overrides=self.options.get("override") or {},
         )
+
+    def check_override(self, structure: Structure) -> None:
+        """Refuse an output that is given for a call that no run of the graph can make, before anything is paid for.
+
+        Raises:
+            ReplayError: it names what is near.
+        """
+        for key in self.options.get("override") or {}:
+            path = _BRANCH_OR_REPEAT.sub("", key)
+            node = structure.nodes.get(path)
+            if node is None or node.kind == "graph":
+                leaves = [path for path, node in structure.nodes.items() if node.kind != "graph"]
+                msg = f"`override` names `{key}`, and {structure.root.label} has no such stage or step"
+                raise ReplayError(msg + closest(path, leaves))
 
     def _said(self) -> dict[str, object]:
         """What else was said about this run alone, and counts when it goes on."""

@@ -266,6 +266,7 @@ class Runner:
         deployed = order.prompts if order.prompts is not None else self.prompts
         if order.prompts is not None or isinstance(node, Graph):  # a stage by itself has no paths
             deployed.check_known(structure.stages, node.label)
+        order.check_override(structure)
         if unknown := unknown_stages(options.get("models") or {}, structure.stages):
             msg = f"the models do not fit {node.label}: {'; '.join(unknown)}"
             raise DeclarationError(msg)

@@ -163,6 +163,10 @@ async def test_what_if_one_call_had_given_something_else(journal: Journal, model
     assert run.output == [Text(text="made")]
     with pytest.raises(ReplayError, match=r"`shout\[9\]`"):
         await runner.run(Flow(), ["a"], override={"shout[9]": Text(text="x")})
+    model.asked.clear()
+    with pytest.raises(ReplayError, match=r"`shuot\[0\]`, and Flow has no such stage or step; did you mean `shout`\?"):
+        await runner.run(Flow(), ["b"], override={"shuot[0]": Text(text="x")})
+    assert model.asked == []  # it is said before anything is paid for
 
 
 async def test_a_changed_program_is_noticed(journal: Journal, model: Model) -> None:
