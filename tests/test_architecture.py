@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "stagegraph"
 FACTS = {
     "errors", "score", "call", "events", "example", "example_file", "rows", "schema", "render", "prompt", "prompts",
-    "prompts_file", "json_fields", "fit",
+    "prompts_file", "json_fields", "fit", "checks", "json_form", "type_names",
 }  # fmt: skip
 DECLARE = {"branches", "frame", "node", "offered", "steps", "stage", "graph", "flow", "structure", "mermaid"}
 EXECUTE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from scripted import asked, echo, others, says
-from stagegraph import DeclarationError, Graph, NotRunningError, RunError, Runner, Stage, current_call, step
+from stagegraph import DeclarationError, Graph, InputError, NotRunningError, RunError, Runner, Stage, current_call, step
 
 
 class Text(BaseModel):
@@ -564,6 +564,30 @@ async def test_a_type_that_is_known_nowhere_is_refused():
 
     with pytest.raises(DeclarationError, match="the type 'Nowhere' is not known at module level"):
         await Late().run("a")
+
+
+class Early(Graph["list[Letter]", 'dict[str, "Letter"]']):
+    async def flow(self, letters: list[Letter]) -> dict[str, Letter]:
+        return {letter.text: letter for letter in letters}
+
+
+class Nested(Graph[list["Letter"], "Letter"]):
+    async def flow(self, letters: list[Letter]) -> Letter:
+        return letters[0]
+
+
+class Letter(BaseModel):
+    text: str
+
+
+@pytest.mark.anyio
+async def test_a_type_that_is_defined_later_may_stand_inside_another_one():
+    """Names of types are looked up wherever they stand, and what comes in is validated all through."""
+    data: Any = [{"text": "a"}]
+    assert (await Early().run(data)).output == {"a": Letter(text="a")}
+    assert (await Nested().run(data)).output == Letter(text="a")
+    with pytest.raises(InputError, match=r"0\.text: Field required"):
+        await Nested().run(cast("Any", [{"x": 1}]))
 
 
 @pytest.mark.anyio

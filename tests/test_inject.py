@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field, computed_field
 from pydantic_ai import (
     Agent,
     BinaryContent,
@@ -50,6 +50,16 @@ class Answer(BaseModel):
 
 class Doubt(BaseModel):
     why: str
+
+
+class Titled(BaseModel):
+    text: str = Field(alias="theText")
+    why: str = Field("", validation_alias=AliasChoices("reason", "why"), serialization_alias="shown")
+
+    @computed_field
+    @property
+    def length(self) -> int:
+        return len(self.text)
 
 
 class Envelope(BaseModel):
@@ -365,6 +375,8 @@ SHAPES: list[tuple[Any, Any, Any, tuple[str, Any]]] = [
     (str, "yes", NATIVE, ("TextPart", "yes")),
     (Answer, Answer(text="yes"), None, ("call final_result", {"text": "yes"})),
     (Answer, Answer(text="yes"), NATIVE, ("TextPart", '{"text": "yes"}')),
+    (Titled, Titled(theText="a", reason="b"), None, ("call final_result", {"theText": "a", "reason": "b"})),
+    (Titled, Titled(theText="a"), NATIVE, ("TextPart", '{"theText": "a", "reason": ""}')),
     (int, 5, None, ("call final_result", {"response": 5})),
     (int, 5, NATIVE, ("TextPart", '{"response": 5}')),
     (list[int], [5], None, ("call final_result", {"response": [5]})),
@@ -419,7 +431,12 @@ async def test_what_a_demo_shows_is_an_answer_that_the_agent_would_accept(profil
         (shown, *_) = [message for message in messages if isinstance(message, ModelResponse)]
         return ModelResponse(shown.parts)
 
-    for output_type, output in (([Answer, Doubt], Doubt(why="x")), (list[int], [1, 2]), (Answer, Answer(text="t"))):
+    for output_type, output in (
+        ([Answer, Doubt], Doubt(why="x")),
+        (list[int], [1, 2]),
+        (Answer, Answer(text="t")),
+        (Titled, Titled(theText="a", reason="b")),
+    ):
         stage: Stage[Any, Any] = Stage(str, Agent(output_type=output_type), demos="messages")
         async with Runner(FunctionModel(parrot, profile=profile)) as runner:
             run = await runner.run(stage, "live", prompts=Prompts({"stage": Prompt(demos=(Demo("demo", output),))}))

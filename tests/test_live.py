@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -350,6 +351,31 @@ def test_what_is_no_event_is_refused(text: str):
     """Other JSON is a validation error."""
     with pytest.raises(ValidationError):
         parse_event(text)
+
+
+@step
+async def garbles(text: str) -> str:
+    msg = f"bad {text}"
+    raise ValueError(msg)
+
+
+@step
+async def infinite(text: str) -> dict[str, float | str]:
+    return {"text": text, "inf": math.inf, "nan": math.nan}
+
+
+async def test_what_no_file_can_hold_stands_in_events_as_it_can():
+    """Half a surrogate pair in an error or an output, and numbers that JSON cannot say, are no reason to fail."""
+    for node in (garbles, infinite):
+        live = Runner().start(node, "\ud800")
+        events = await read(live)
+        assert [parse_event(event.model_dump_json()) for event in events] == events
+        if node is garbles:
+            assert "bad \\ud800" in str(events[-1].error)
+            with pytest.raises(RunError):
+                await live.result()
+        else:
+            assert events[-1].output == {"text": "?", "inf": "Infinity", "nan": "NaN"}
 
 
 async def test_the_events_of_a_run_survive_json():

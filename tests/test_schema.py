@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,12 +15,14 @@ from typing import Annotated, Any, Generic, Literal, NewType, NotRequired, Optio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, JsonValue, ValidationError
-from pydantic_ai import BinaryContent, ImageUrl
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, JsonValue, ValidationError, computed_field
+from pydantic_ai import Agent, BinaryContent, ImageUrl, StructuredDict
+from pydantic_ai.models.test import TestModel
 from typing_extensions import TypeAliasType, TypedDict
 
 from scripted import echo
-from stagegraph import Graph, InputError, Run, RunError, Runner, step
+from stagegraph import Graph, InputError, Run, RunError, Runner, Stage, step
+from stagegraph.journal import MemoryJournal
 from stagegraph.schema import Schema
 
 
@@ -239,6 +241,119 @@ def test_types_have_the_names_that_people_write() -> None:
     assert names[0] == "Model"
     assert names[4:6] == ["int | None", "Literal['a']"]
     assert names[6] == "Box[int]"
+
+
+@pytest.mark.parametrize(
+    ("type_", "name"),
+    [
+        (Annotated[Model | Data, Field(description="x")], "Model | Data"),
+        (list[Annotated[Model, {"un": "hashable"}]], "list[Model]"),
+        (Optional[Model], "Model | None"),  # noqa: UP045
+        (Mapping[str, tuple[Model, ...]], "Mapping[str, tuple[Model, ...]]"),
+        (dict[str, list[Id]], "dict[str, list[Id]]"),
+        (Names, "Names"),
+        (Any, "Any"),
+        (tuple[()], "tuple[()]"),
+        (Callable[[int], str], "collections.abc.Callable[[int], str]"),
+    ],
+    ids=str,
+)
+def test_a_name_says_neither_modules_nor_annotations(type_: Any, name: str) -> None:
+    """What is only there for validation makes no message longer."""
+    assert Schema(type_).name == name
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+@step
+async def wrong(text: str) -> Annotated[Cat | Dog, Field(discriminator="kind")]:
+    return text  # type: ignore[return-value]
+
+
+@pytest.mark.anyio
+async def test_an_annotated_type_is_named_by_its_models_where_it_is_missed() -> None:
+    """The message about a wrong value says which models it should have been."""
+    with pytest.raises(RunError, match=r"returned str 'x', but it gives Cat \| Dog: "):
+        await Runner().run(wrong, "x")
+
+
+def test_a_graph_with_any_annotation_can_be_drawn() -> None:
+    """What stands in `Annotated` need not be hashable, and the arrows are those of the type itself."""
+
+    class Drawn(Graph[str, str]):
+        make = Stage(str, Agent(output_type=Cat))
+        take = Stage(Annotated[Cat, {"un": "hashable"}], Agent())
+
+        async def flow(self, text: str) -> str:
+            return await self.take(await self.make(text))
+
+    chart = Drawn().mermaid()
+    assert "Cat to str" in chart
+    assert "-.->" in chart
+
+
+@step
+async def boxed(inside: Any) -> Box[int]:
+    return Box(inside=inside)
+
+
+@pytest.mark.anyio
+async def test_a_generic_model_made_without_its_parameter_fits_by_what_it_holds() -> None:
+    """`Box(inside=1)` is a `Box[int]`, as for a type checker; `Box(inside="a")` is none."""
+    run = await Runner().run(boxed, 1)
+    assert run.output.inside == 1
+    assert Run.from_json(run.to_json(), boxed).output == Box[int](inside=1)
+    assert Schema(list[Box[int]]).accepts([Box(inside=1), Box[int](inside=2)])
+    with pytest.raises(RunError, match=r"but it gives Box\[int\]"):
+        await Runner().run(boxed, "a")
+
+
+THING: Any = StructuredDict({"type": "object", "properties": {"a": {"type": "string"}}}, name="Thing")
+
+
+@pytest.mark.anyio
+async def test_a_structured_dict_is_a_dict() -> None:
+    """What an agent with `StructuredDict` gives is a plain dict; it goes through JSON and is replayed."""
+    stage = Stage(str, Agent(output_type=THING))
+    model = TestModel(custom_output_args={"a": "b"})
+    async with Runner(model, journal=MemoryJournal()) as runner:
+        run = await runner.run(stage, "x")
+        again = await runner.run(stage, "x", replay=run)
+    assert run.output == again.output == Run.from_json(run.to_json(), stage).output == {"a": "b"}
+    assert again.usage.requests == 0
+    assert stage.gives.adapter.json_schema()["properties"] == {"a": {"type": "string"}}
+    assert not stage.gives.accepts("a")
+
+
+class Titled(BaseModel):
+    number: int = Field(alias="theNumber")
+    text: str = Field("", validation_alias=AliasChoices("t", AliasPath("deep", 0)), serialization_alias="T")
+
+    @computed_field
+    @property
+    def double(self) -> int:
+        return 2 * self.number
+
+
+def test_each_reader_gets_the_names_it_knows() -> None:
+    """The record has field names, outsiders what the JSON schema says, a model what it would answer; all are read."""
+    schema = Schema(list[Titled])
+    value = [Titled(theNumber=3, t="x")]
+    assert schema.dump(value) == [{"number": 3, "text": "x"}]
+    assert schema.show(value) == json.loads(schema.show_json(value)) == [{"theNumber": 3, "T": "x", "double": 6}]
+    assert schema.answer(value) == [{"theNumber": 3, "t": "x"}]
+    shown = schema.adapter.json_schema(mode="serialization")["$defs"]["Titled"]["properties"]
+    assert shown.keys() == schema.show(value)[0].keys()
+    for data in (schema.dump(value), schema.answer(value), [{"theNumber": 3, "text": "x", "double": 6}]):
+        assert schema.load(data) == value
+        assert schema.recall(data) == value
+        assert schema.validate(data) == value
 
 
 @step

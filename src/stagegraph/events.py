@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, JsonValue, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, JsonValue, TypeAdapter
 
 from .call import Kind, Status
 
@@ -24,6 +24,14 @@ __all__ = [
     "ToolCalled",
     "parse_event",
 ]
+
+
+def _legible(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+Text = Annotated[str, AfterValidator(_legible)]
+"""Half a surrogate pair, which an error or a model may well hold, would keep an event from being written."""
 
 
 class _Event(BaseModel):
@@ -66,7 +74,7 @@ class TextDelta(_Event):
     type: Literal["text_delta"] = "text_delta"
     key: str
     path: str
-    text: str
+    text: Text
 
 
 class ToolCalled(_Event):
@@ -75,7 +83,7 @@ class ToolCalled(_Event):
     type: Literal["tool_called"] = "tool_called"
     key: str
     path: str
-    tool: str
+    tool: Text
 
 
 class CallRetried(_Event):
@@ -86,7 +94,7 @@ class CallRetried(_Event):
     path: str
     attempt: int
     """The attempt that failed, from 1."""
-    error: str
+    error: Text
     wait: float
     """Seconds until the next attempt."""
 
@@ -99,7 +107,7 @@ class CallFinished(_Event):
     path: str
     kind: Kind
     status: Status
-    error: str | None = None
+    error: Text | None = None
     duration: float
     """Seconds."""
     requests: int = 0
@@ -113,7 +121,7 @@ class RunFinished(_Event):
 
     type: Literal["run_finished"] = "run_finished"
     status: Status
-    error: str | None = None
+    error: Text | None = None
     output: JsonValue = None
     duration: float
 

@@ -43,7 +43,8 @@ class Example(Generic[In]):
 
     def data(self) -> dict[str, Any]:
         """The row as plain data; what is empty is left out."""
-        row: dict[str, Any] = {"id": self.id, "input": to_jsonable_python(self.input, bytes_mode="base64")}
+        given = to_jsonable_python(self.input, bytes_mode="base64", round_trip=True)
+        row: dict[str, Any] = {"id": self.id, "input": given}
         if self.expected is not None:
             row["expected"] = to_jsonable_python(self.expected, bytes_mode="base64")
         if self.metadata:

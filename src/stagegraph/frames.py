@@ -14,7 +14,7 @@ from .events import FanOutStarted
 from .faults import is_passing
 from .frame import Suspended, current
 from .node import Node
-from .schema import type_name
+from .type_names import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,8 +8,10 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cache, cached_property
+from types import SimpleNamespace
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     ClassVar,
     ForwardRef,
@@ -19,6 +21,7 @@ from typing import (
     cast,
     get_args,
     get_origin,
+    get_type_hints,
     overload,
 )
 
@@ -217,7 +220,7 @@ def _graph_types(cls: Any) -> tuple[Any, Any]:
     for base in bases:
         origin: Any = get_origin(base) or base
         if origin is Graph:
-            given_types = [_evaluated(arg, cls) for arg in get_args(base)]
+            given_types = [_evaluated(arg, cls) if _is_forward(arg) else arg for arg in get_args(base)]
             return (given_types[0], given_types[1]) if given_types else (Any, Any)
         if isinstance(origin, type) and issubclass(origin, Graph):
             takes, gives = _graph_types(origin)
@@ -234,12 +237,22 @@ def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:
     return type_[tuple(given.get(p, p) for p in parameters)] if parameters else type_
 
 
+def _is_forward(type_: Any) -> bool:
+    """Whether a type is, or holds, the name of one that may be defined later."""
+    if isinstance(type_, list):  # the parameters of a `Callable`
+        return any(map(_is_forward, cast("list[Any]", type_)))
+    if get_origin(type_) is Literal:
+        return False
+    args = get_args(type_)[:1] if get_origin(type_) is Annotated else get_args(type_)
+    return isinstance(type_, (str, ForwardRef)) or any(map(_is_forward, args))
+
+
 def _evaluated(type_: Any, cls: type) -> Any:
-    name = type_.__forward_arg__ if isinstance(type_, ForwardRef) else type_
-    if not isinstance(name, str):
-        return type_
-    found = vars(sys.modules[cls.__module__]).get(name)
-    if found is None:
-        msg = f"{cls.__name__}: the type {name!r} is not known at module level; define it before the graph"
-        raise DeclarationError(msg)
-    return found
+    holder = SimpleNamespace(__annotations__={"type": type_})
+    try:
+        return get_type_hints(holder, globalns=vars(sys.modules[cls.__module__]), include_extras=True)["type"]
+    except Exception as error:
+        shown = type_.__forward_arg__ if isinstance(type_, ForwardRef) else type_
+        why = f" ({error})" if shown != getattr(error, "name", None) else ""
+        msg = f"{cls.__name__}: the type {shown!r} is not known at module level{why}; define it before the graph"
+        raise DeclarationError(msg) from error

@@ -112,7 +112,7 @@ class Injection(AbstractCapability[Any]):
                 parts.insert(own, InstructionPart(text, id=OWN_INSTRUCTIONS))
         if self.prompt.demos and self.stage.demos == "examples":
             after = own + 1 if any(part.id == OWN_INSTRUCTIONS for part in parts) else own
-            demos = [(given, render_output(output, self.stage.gives.dump)) for given, output in self._rendered()]
+            demos = [(given, render_output(output, self.stage.gives.answer)) for given, output in self._rendered()]
             parts.insert(after, InstructionPart(demo_block(demos)))
         return replace(request_context, model_request_parameters=replace(parameters, instruction_parts=parts))
 
@@ -124,7 +124,7 @@ class Injection(AbstractCapability[Any]):
         # `prepare_request` resolves the output mode, and with it the shape that this model answers in.
         settings, parameters = request_context.model_settings, request_context.model_request_parameters
         _, parameters = request_context.model.prepare_request(settings, parameters)
-        turns = _turns(self._rendered(), self.stage.gives.dump, parameters)
+        turns = _turns(self._rendered(), self.stage.gives.answer, parameters)
         messages = _after_system_prompt(turns, request_context.messages)
         return replace(request_context, messages=messages)
 

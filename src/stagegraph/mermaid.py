@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from .call import Call
 from .graph import Graph
-from .schema import named_models
 from .structure import Structure
+from .type_names import bare, named_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,15 +67,17 @@ def declared_chart(root: Node[Any, Any]) -> str:
     for path, maker in leaves:
         made = named_models(maker.gives.type)
         for other, taker in leaves:
-            if path != other and made & ({taker.takes.type} | _fields(taker.takes.type)):
+            if path != other and made & _taken(taker.takes.type):
                 chart.add(0, f"{chart.id(path)} -.-> {chart.id(other)}")
     return chart.text(classes)
 
 
-def _fields(type_: Any) -> set[type]:
-    """The models that stand directly in a model's fields: what its values are put together from."""
-    fields: dict[str, Any] = getattr(type_, "model_fields", None) or {}
-    return {model for field in fields.values() for model in named_models(field.annotation)}
+def _taken(type_: Any) -> set[type]:
+    """A type and the models that stand directly in its fields: what its values are put together from."""
+    whole = bare(type_)
+    fields: dict[str, Any] = getattr(whole, "model_fields", None) or {}
+    models = {model for field in fields.values() for model in named_models(field.annotation)}
+    return models | {whole} if isinstance(whole, type) else models
 
 
 def _declare(chart: _Chart, structure: Structure, path: str, depth: int, classes: dict[str, list[str]]) -> None:

@@ -20,11 +20,12 @@ from pydantic_core import PydanticSerializationError
 
 from .journal._identity import hashed
 from .journal._rows import Journal, OpRow
+from .json_form import encodable
 
 if TYPE_CHECKING:
     from .record import Entry
 
-__all__ = ["OpMemory", "encodable", "json_of"]
+__all__ = ["OpMemory", "json_of"]
 
 _PASSING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
@@ -126,10 +127,6 @@ def json_of(adapter: TypeAdapter[Any], value: object) -> str:
         return adapter.dump_json(value).decode()
     except PydanticSerializationError:
         return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
-
-
-def encodable(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 def _recalled(payload: str) -> Any:

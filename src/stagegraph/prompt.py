@@ -26,7 +26,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
-            object.__setattr__(self, name, to_jsonable_python(getattr(self, name)))
+            object.__setattr__(self, name, to_jsonable_python(getattr(self, name), by_alias=False, round_trip=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import PydanticSerializationError
 
 from .errors import ReplayError
 from .journal._bag import Bag, Recorded
 from .journal._identity import Fixed
 from .journal._rows import CallRow, Journal
-from .ops import OpMemory, encodable, json_of
+from .ops import OpMemory, json_of
 from .record import USAGE, Clock, Entry, Memo, ModelUse
+from .schema import plain
 from .structure import closest
 
 if TYPE_CHECKING:
@@ -84,14 +85,16 @@ class Recorder:
             output = self._output(entry, found)
             if output is not MISSING:
                 return output, None
+        else:
+            self._note_loss(key)
         return MISSING, found
 
     def _output(self, entry: Entry, found: Recorded) -> Any:
         row = found.row
         try:
-            output = entry.node.gives.load(json.loads(row.output or "null"))
+            output = entry.node.gives.recall(json.loads(row.output or "null"))
         except (ValidationError, ValueError):
-            self.rerun[entry.key] = "the output type"
+            self.rerun[entry.key] = "the output cannot be read back"
             return MISSING
         entry.replayed = True
         if entry.node.kind == "stage":
@@ -105,7 +108,10 @@ class Recorder:
     def _note_change(self, key: str, memo: Memo) -> None:
         recall = self.recall_from
         changed = recall.bag.changed(key, memo.input, memo.fixed.parts)
-        if changed is None or changed == "nothing":
+        if changed is None:
+            return
+        if changed == "nothing":
+            self._note_loss(key)
             return
         self.rerun[key] = changed
         if recall.strict:
@@ -113,6 +119,12 @@ class Recorder:
                 f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
             )
             raise ReplayError(msg)
+
+    def _note_loss(self, key: str) -> None:
+        """A call that succeeded has no identity when what its record says is not all that it gave."""
+        before = self.recall_from.bag.at(key)
+        if before is not None and before.status == "succeeded" and not before.identity:
+            self.rerun[key] = "the output cannot be written down whole"
 
     def unused_override(self) -> ReplayError | None:
         """A given output that no call asked for: most likely its key is mistyped."""
@@ -153,6 +165,9 @@ class Recorder:
 
     def _row(self, entry: Entry) -> CallRow:
         node, error, memo = entry.node, entry.error, entry.memo
+        output, whole = None, True
+        if entry.status == "succeeded":
+            output, whole = _record(node.gives, entry.output, asked=memo is not None and not entry.replayed)
         row = CallRow(
             run_id=self._run_id,
             key=entry.key,
@@ -161,10 +176,10 @@ class Recorder:
             parent=entry.parent.key if entry.parent is not None else None,
             position=entry.position,
             status=entry.status,
-            identity=memo.identity if memo is not None else "",
+            identity=memo.identity if memo is not None and whole else "",  # nobody may take it for what it was
             parts=memo.fixed.json if memo is not None else "{}",
             input=memo.input if memo is not None else as_json(node.takes, entry.input),
-            output=as_json(node.gives, entry.output) if entry.status == "succeeded" else None,
+            output=output,
             error_type=error.type if error is not None else None,
             error=error.message if error is not None else None,
             started=self._clock.offset + entry.began,
@@ -185,12 +200,28 @@ class Recorder:
 
 def as_json(schema: Schema, value: object) -> str:
     """A value as JSON through its type; one that does not fit is written as it can be."""
+    return _record(schema, value, asked=False)[0]
+
+
+def shown_json(schema: Schema, value: object) -> str:
+    """The same for those outside: as the type's JSON schema says."""
     try:
-        return schema.serializer.to_json(value, warnings=False).decode()
+        return schema.show_json(value).decode()
     except (PydanticSerializationError, ValueError, TypeError):
-        pass
+        return _as_it_can_be(value)
+
+
+def _record(schema: Schema, value: object, *, asked: bool) -> tuple[str, bool]:
+    """The JSON of a value, and whether it comes back from it as it was, if that is *asked*."""
     try:
-        data = to_jsonable_python(value, fallback=repr, serialize_unknown=True, inf_nan_mode="strings")
-        return encodable(json.dumps(data, ensure_ascii=False))
+        text = schema.record(value).decode()
+        return text, not asked or schema.keeps(value, text)
+    except (PydanticSerializationError, ValueError, TypeError):
+        return _as_it_can_be(value), False
+
+
+def _as_it_can_be(value: object) -> str:
+    try:
+        return json.dumps(plain(value), ensure_ascii=False)
     except (PydanticSerializationError, ValueError, TypeError):
         return json.dumps(f"<{type(value).__name__}>")

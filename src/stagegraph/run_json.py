@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from .call import Call, CallError, Pending, Status
 from .errors import ReplayError, RunError
+from .schema import plain
 from .score import Feedback
 from .structure import Structure
 
@@ -47,7 +48,10 @@ def dump(run: Run[Any, Any]) -> str:
         "edges": run.edges(),
         "root": _call_data(run.root, run.structure),
     }
-    return json.dumps(data, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(data, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # a number in the metadata or in a message that JSON cannot say
+        return json.dumps(plain(json.loads(json.dumps(data, default=str))), ensure_ascii=False)
 
 
 def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
@@ -57,7 +61,10 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
         json.dumps([given, output], ensure_ascii=False).encode()  # what no file or request could hold is found here
     except (ValueError, TypeError, PydanticUserError) as error:
         reason = str(error).splitlines()[0]
-        msg = f"call `{call.key or node.label}`: a value cannot be written as JSON: {reason}; give it a serializer"
+        hint = "give it a serializer"
+        if "utf-8" in reason and "surrogates" not in reason:
+            hint = "give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`"
+        msg = f"call `{call.key or node.label}`: a value cannot be written as JSON: {reason}; {hint}"
         raise RunError(msg) from error
     return {
         "path": call.path,
@@ -181,14 +188,17 @@ def _call(record: _CallRecord, structure: Structure, label: str) -> Call:
     given, output = record.input, None
     succeeded = record.status == "succeeded"
     try:
-        given = node.takes.load(given)
+        given = node.takes.recall(given)
     except ValidationError as error:
-        if succeeded:  # a call may have failed for the very reason that its input was wrong
+        # A call may have failed for the very reason that its input was wrong, and what was left out may be required.
+        if succeeded and not node.takes.traits.hides:
             raise _misfit(record, label, "input", f"is no {node.takes.name}", error) from error
     try:
-        output = node.gives.load(record.output) if succeeded else None
+        output = node.gives.recall(record.output) if succeeded else None
     except ValidationError as error:
-        raise _misfit(record, label, "output", f"is no {node.gives.name}", error) from error
+        if not node.gives.traits.hides:
+            raise _misfit(record, label, "output", f"is no {node.gives.name}", error) from error
+        output = record.output  # what was left out on purpose may be what the type asks for
     try:
         messages = ModelMessagesTypeAdapter.validate_python(record.messages)
     except ValidationError as error:

@@ -213,7 +213,7 @@ class Running:
         output = None
         if run.status == "succeeded":
             try:
-                output = self.structure.root.gives.dump(run.output)
+                output = self.structure.root.gives.show(run.output)
             except (ValueError, TypeError):
                 output = None  # the event is a notice; the output itself is in the run
         error = run.error.message if run.error else None

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import collections.abc
-import dataclasses
 import json
-import types
-import typing
+import operator
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, Literal, NewType, NotRequired, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, cast, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, PydanticUserError, TypeAdapter
-from pydantic_core import SchemaSerializer, to_json, to_jsonable_python
-from typing_extensions import TypeAliasType, get_type_hints, is_typeddict
+from pydantic import AliasChoices, BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import (
+    CoreConfig,
+    PydanticSerializationError,
+    SchemaSerializer,
+    from_json,
+    to_json,
+    to_jsonable_python,
+)
 
-__all__ = ["Schema", "field_keys", "named_models", "ordered"]
+from .checks import Check, check
+from .json_form import Traits, alike, encodable, serializer_of, traits_of
+from .type_names import type_name
 
-_ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
+__all__ = ["Schema", "field_keys", "ordered", "plain"]
+
 _BYTES = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
-
-Check = collections.abc.Callable[[object], bool]
+_WHOLE = CoreConfig(ser_json_inf_nan="strings")
 
 
 class Schema:
-    """One declared type: an instance check for every call, validation and JSON for the outer doors."""
+    """One declared type: an instance check for every call, validation and JSON for the outer doors.
+
+    JSON has three forms. The record (`to_json`, `dump`, `recall`) goes by the names of fields and leaves out what is
+    computed, so that a value comes back as it was. What others see (`show`) is what the type's own JSON schema says:
+    aliases, and computed fields. What a model is asked for (`answer`) is what the value would be made from.
+    """
 
     def __init__(self, type_: Any) -> None:
         self.type = type_
-        self.accepts: Check = _check(type_)
+        self.accepts: Check = check(type_)
         """Whether a value fits: an instance check that neither copies nor coerces."""
 
     @property
@@ -39,10 +49,14 @@ class Schema:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
+        return self._configured[0]
+
+    @cached_property
+    def _configured(self) -> tuple[TypeAdapter[Any], CoreConfig]:
         try:
-            return TypeAdapter(self.type, config=_BYTES)
+            return TypeAdapter(self.type, config=_BYTES), {**_WHOLE, "ser_json_bytes": "base64"}
         except PydanticUserError:  # a model brings a configuration of its own
-            return TypeAdapter(self.type)
+            return TypeAdapter(self.type), _WHOLE
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,21 +68,25 @@ class Schema:
         try:
             return json.dumps(self.adapter.json_schema(), sort_keys=True, default=str)
         except Exception:  # noqa: BLE001 - a user's type may fail in any way here
-            return self.name
+            return str(self.type).replace("typing.", "") if get_args(self.type) else self.name
 
     def to_json(self, value: object) -> bytes:
-        """JSON of a value that fits, the same in every process: a set comes in another order in each.
+        """The record of a value that fits, the same in every process: a set comes in another order in each.
 
         Raises:
             PydanticSerializationError: the value, or something in it, cannot be written down.
         """
         if self._holds_sets:
             try:
-                data = ordered(self.serializer.to_python(value, warnings=False))
+                data = self.serializer.to_python(value, by_alias=False, round_trip=True, warnings=False)
+                return to_json(ordered(data), bytes_mode="base64", inf_nan_mode="strings")
             except TypeError:  # a set of models: as plain data they are in no set
-                return self.serializer.to_json(value, warnings=False)
-            return to_json(data, bytes_mode="base64")
-        return self.serializer.to_json(value, warnings=False)
+                pass
+        return self.record(value)
+
+    def record(self, value: object) -> bytes:
+        """The same, with sets as they come."""
+        return self.serializer.to_json(value, by_alias=False, round_trip=True, warnings=False)
 
     @cached_property
     def _holds_sets(self) -> bool:
@@ -76,28 +94,102 @@ class Schema:
 
     @cached_property
     def serializer(self) -> SchemaSerializer:
-        return self.adapter.serializer  # pyright: ignore[reportReturnType] - a mock only until the type is complete
+        adapter, config = self._configured
+        return serializer_of(adapter.core_schema, config)
+
+    @cached_property
+    def _asked(self) -> SchemaSerializer:
+        adapter, config = self._configured
+        return serializer_of(adapter.core_schema, config, asked=True)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What the type says about the JSON of its values."""
+        try:
+            return traits_of(self.adapter.core_schema)
+        except PydanticUserError:  # it cannot be written anyway
+            return Traits()
+
+    def keeps(self, value: object, record: bytes | str) -> bool:
+        """Whether this record of a value says all there is: no secret, excluded field or subclass is lost in it."""
+        traits = self.traits
+        if not traits.hides and not (traits.classes and any(map(type.__subclasses__, traits.classes))):
+            return True
+        try:
+            return alike(value, self.recall(from_json(record)), equal=self.traits.hides)
+        except ValidationError:
+            return False
 
     def validate(self, raw: object) -> Any:
         """Turn outside data into the type; a value that fits already passes as it is.
 
         What stands in `Annotated` is known to validation alone, so such a type is always validated.
         """
-        return raw if self.accepts(raw) and not self._annotated else self.adapter.validate_python(raw)
+        if self.accepts(raw) and not self._annotated:
+            return raw
+        return self.adapter.validate_python(raw, by_alias=True, by_name=True)
 
     @cached_property
     def _annotated(self) -> bool:
         return _mentions_annotated(self.type)
 
     def load(self, data: object) -> Any:
+        """Read JSON data that others wrote: by alias, or by the names of fields."""
+        return self.adapter.validate_json(json.dumps(data), by_alias=True, by_name=True)
+
+    def recall(self, data: object) -> Any:
         """Read back what `dump` wrote."""
-        return self.adapter.validate_json(json.dumps(data))
+        if self.traits.clashes:
+            try:
+                return self.adapter.validate_json(json.dumps(data), by_alias=False, by_name=True)
+            except ValidationError:
+                pass
+        try:
+            return self.load(data)
+        except ValidationError:
+            numbers = _with_numbers(data)
+            if numbers is data:
+                raise
+            return self.load(numbers)
 
     def dump(self, value: object) -> Any:
-        """Plain JSON data for a value; one that does not fit its type is written as it can be."""
-        if self.accepts(value):
-            return self.adapter.dump_python(value, mode="json", warnings=False)
-        return to_jsonable_python(value, fallback=repr, serialize_unknown=True)
+        """The record as plain data; a value that does not fit its type is written as it can be."""
+        return from_json(self.record(value)) if self.accepts(value) else plain(value)
+
+    def show(self, value: object) -> Any:
+        """Plain data for those outside, as the type's JSON schema says it is."""
+        if not self.accepts(value):
+            return plain(value)
+        try:
+            return from_json(self.show_json(value))
+        except PydanticSerializationError:  # it may be no more than half a surrogate pair in a text
+            return legible(self.serializer.to_python(value, mode="json", by_alias=True, warnings=False))
+
+    def show_json(self, value: object) -> bytes:
+        """The same as JSON.
+
+        Raises:
+            PydanticSerializationError: the value, or something in it, cannot be written down.
+        """
+        return self.serializer.to_json(value, by_alias=True, warnings=False)
+
+    def answer(self, value: object) -> Any:
+        """Plain data by the names that the type's values are made from: what a model would answer."""
+        if not self.accepts(value):
+            return plain(value)
+        return from_json(self._asked.to_json(value, by_alias=True, round_trip=True, warnings=False))
+
+
+def plain(value: object) -> Any:
+    """JSON data for anything: what has no JSON is shown as Python shows it."""
+    data = to_jsonable_python(value, fallback=repr, serialize_unknown=True)
+    return legible(data)
+
+
+def legible(data: object) -> Any:
+    """JSON data with what no file could hold replaced: half surrogate pairs, and numbers that are not finite."""
+    texts = json.loads(encodable(json.dumps(data, ensure_ascii=False)))
+    return from_json(to_json(texts, inf_nan_mode="strings"))
 
 
 def field_keys(model: type[BaseModel]) -> dict[str, str]:
@@ -122,117 +214,23 @@ def ordered(data: Any) -> Any:
     return data
 
 
-def type_name(type_: Any) -> str:
-    if type_ is None or type_ is type(None):
-        return "None"
-    return type_.__name__ if isinstance(type_, type) and not get_args(type_) else str(type_).replace("typing.", "")
+_NO_NUMBERS = {text: float(text) for text in ("Infinity", "-Infinity", "NaN")}
 
 
-def _check(type_: Any) -> Check:
-    origin = get_origin(type_)
-    if origin is None:
-        return _check_plain(type_)
-    args = get_args(type_)
-    if origin is Annotated:
-        return _check(args[0])
-    if origin in (Union, types.UnionType):
-        options = [_check(arg) for arg in args]
-        return lambda value: any(option(value) for option in options)
-    if origin is Literal:
-        return lambda value: any(value == arg and type(value) is type(arg) for arg in args)
-    if origin in (list, set, frozenset, collections.abc.Sequence, collections.abc.Set) and len(args) == 1:
-        item = _check(args[0])
-        return lambda value: isinstance(value, origin) and all(map(item, cast("Any", value)))
-    if origin in (dict, collections.abc.Mapping) and len(args) == 2:  # noqa: PLR2004 - a key and a value
-        key, item = map(_check, args)
-        return lambda value: (
-            isinstance(value, origin) and all(key(k) and item(v) for k, v in cast("Any", value).items())
-        )
-    if origin is tuple:
-        return _check_tuple(args)
-    return lambda value: isinstance(value, origin) if isinstance(origin, type) else True
-
-
-def _check_plain(type_: Any) -> Check:
-    if type_ is None:
-        return lambda value: value is None
-    if isinstance(type_, _ALIASES):
-        return _check_alias(type_)
-    if isinstance(type_, NewType):
-        return _check(type_.__supertype__)
-    if isinstance(type_, TypeVar):
-        return _check(type_.__bound__) if type_.__bound__ is not None else lambda _: True
-    if type_ is float:  # PEP 484: an int is acceptable where a float is asked for
-        return lambda value: isinstance(value, (float, int))
-    if is_typeddict(type_):
-        return _check_typeddict(type_)
-    if type_ is Any or not isinstance(type_, type) or getattr(type_, "_is_protocol", False):
-        return lambda _: True
-    return lambda value: isinstance(value, type_)
-
-
-def _check_alias(alias: Any) -> Check:
-    @cache
-    def check() -> Check:  # made when it is needed, since an alias may stand for a type that contains it
-        return _check(alias.__value__)
-
-    def accepts(value: object) -> bool:
-        return check()(value)
-
-    return accepts
-
-
-def _check_typeddict(type_: Any) -> Check:
-    @cache
-    def entries() -> tuple[frozenset[str], dict[str, Check]]:
-        required: frozenset[str] = type_.__required_keys__
-        try:
-            marked, hints = get_type_hints(type_, include_extras=True), get_type_hints(type_)
-        except NameError:  # a type that is local to a function
-            return frozenset(), {}
-        optional = {name for name, hint in marked.items() if get_origin(hint) is NotRequired}
-        return required - optional, {name: _check(hint) for name, hint in hints.items()}
-
-    def accepts(value: object) -> bool:
-        if not isinstance(value, dict):
-            return False
-        given = cast("dict[object, object]", value)
-        required, checks = entries()
-        return required <= given.keys() and all(fits(given[name]) for name, fits in checks.items() if name in given)
-
-    return accepts
+def _with_numbers(data: Any) -> Any:
+    """The same with numbers for the texts that stand for what is no finite number: a strict model reads no text."""
+    if isinstance(data, str):
+        return _NO_NUMBERS.get(data, data)
+    if isinstance(data, list):
+        items = cast("list[Any]", data)
+        found = [_with_numbers(item) for item in items]
+        return items if all(map(operator.is_, items, found)) else found
+    if isinstance(data, dict):
+        before = cast("dict[str, Any]", data)
+        after = {name: _with_numbers(value) for name, value in before.items()}
+        return before if all(map(operator.is_, before.values(), after.values())) else after
+    return data
 
 
 def _mentions_annotated(type_: Any) -> bool:
     return get_origin(type_) is Annotated or any(map(_mentions_annotated, get_args(type_)))
-
-
-def _check_tuple(args: tuple[Any, ...]) -> Check:
-    if len(args) == 2 and args[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
-        every = _check(args[0])
-        return lambda value: isinstance(value, tuple) and all(map(every, cast("Any", value)))
-    items = [_check(arg) for arg in args]
-    return lambda value: (
-        isinstance(value, tuple)
-        and len(cast("Any", value)) == len(items)
-        and all(item(v) for item, v in zip(items, cast("Any", value), strict=True))
-    )
-
-
-def named_models(type_: Any) -> set[type]:
-    """The models and dataclasses that a type is or contains, however deep."""
-    found: set[type] = set()
-    pending: list[Any] = [type_]
-    while pending:
-        current = pending.pop()
-        pending.extend(get_args(current))
-        if not isinstance(current, type) or get_args(current) or current in found:
-            continue
-        fields = getattr(current, "model_fields", None)
-        if fields is not None:
-            found.add(current)
-            pending.extend(field.annotation for field in fields.values())
-        elif dataclasses.is_dataclass(current):
-            found.add(current)
-            pending.extend(field.type for field in dataclasses.fields(current))
-    return found

@@ -128,7 +128,7 @@ def _value(schema: Schema | None, text: str | None) -> Any:
     if schema is None:
         return data
     try:
-        return schema.load(data)
+        return schema.recall(data)
     except ValidationError:
         return data
 

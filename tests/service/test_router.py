@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Iterator
 from typing import Annotated
@@ -12,7 +13,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Header, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, computed_field
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -112,6 +113,32 @@ def test_a_run_is_answered_with_its_typed_output(client: httpx.Client):
     assert Shout.model_validate(state["output"]) == Shout(text="A B")
     assert state["usage"] == {"requests": 0, "input_tokens": 0, "output_tokens": 0, "cost": "0"}
     assert client.get(f"/shout/runs/{state['run_id']}").json() == state
+
+
+class Titled(BaseModel):
+    text: str = Field(alias="theText")
+    size: float = Field(math.inf, serialization_alias="theSize")
+
+    @computed_field
+    @property
+    def length(self) -> int:
+        return len(self.text)
+
+
+@step
+async def entitle(titled: Titled) -> Titled:
+    return titled
+
+
+def test_an_answer_is_what_its_schema_says():
+    """Aliases and computed fields go out as the OpenAPI document has them, as JSON that everybody reads."""
+    app = FastAPI()
+    app.include_router(router(entitle, Runner()))
+    with served(app) as client:
+        answer = client.post("/runs", json={"theText": "ab"})
+        shown = client.get("/graph").json()["output_schema"]["properties"]
+    assert answer.json()["output"] == {"theText": "ab", "theSize": "Infinity", "length": 2}
+    assert shown.keys() == answer.json()["output"].keys()
 
 
 def test_a_run_may_be_left_to_itself(client: httpx.Client, gate: Gate):

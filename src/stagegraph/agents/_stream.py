@@ -99,7 +99,7 @@ class GraphStream(StreamedResponse):
     def _text(self, run: Run[Any, Any]) -> str:
         if isinstance(run.output, str):
             return run.output
-        return json.dumps(self.graph.gives.dump(run.output), indent=2, ensure_ascii=False)
+        return json.dumps(self.graph.gives.show(run.output), indent=2, ensure_ascii=False)
 
     async def close_stream(self) -> None:
         """End the run, since nobody reads its answer any more."""

@@ -102,7 +102,7 @@ async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], *, as_json: bool
     if as_json:
         print(json.dumps(_as_data(result, node), ensure_ascii=False))  # noqa: T201
     elif result.status == "succeeded":
-        print_json(console(), node.gives.dump(result.output))
+        print_json(console(), node.gives.show(result.output))
     err = console(stderr=True)
     if error is not None:
         err.print(Text.assemble(("error: ", "bold red"), plain(str(error))))
@@ -119,7 +119,7 @@ def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:
     return {
         "run_id": result.id,
         "status": result.status,
-        "output": node.gives.dump(result.output) if result.status == "succeeded" else None,
+        "output": node.gives.show(result.output) if result.status == "succeeded" else None,
         "error": str(result.error) if result.error is not None else None,
         "usage": {
             "requests": usage.requests,

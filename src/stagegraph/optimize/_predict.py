@@ -125,7 +125,7 @@ class StagePredict(dspy.Predict):
             if not any(name in fields for name in side.names):
                 return None
             try:
-                values.append(side.schema.dump(side.join(fields)))
+                values.append(side.schema.answer(side.join(fields)))
             except (ValidationError, KeyError, ValueError, TypeError):
                 return None
         return Demo(*values)

@@ -85,7 +85,7 @@ def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus, det
         "detail": detail,
     }
     try:
-        output = graph.gives.to_json(run.output) if status == "succeeded" else b"null"
+        output = graph.gives.show_json(run.output) if status == "succeeded" else b"null"
     except PydanticSerializationError:
         raise Problem(
             500, "output", "the run succeeded, but its output cannot be written as JSON", run_id=run.id

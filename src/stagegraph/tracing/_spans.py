@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.ops import encodable
+from stagegraph.json_form import encodable
 
 from ._content import Capture, Redact, cut, redacted, redacted_text
 from ._secrets import HIDDEN, scrubbed, sounds_secret

@@ -16,7 +16,7 @@ from opentelemetry.trace import Status, StatusCode
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 
-from stagegraph.recorder import as_json
+from stagegraph.recorder import shown_json
 
 from ._agents import CallTracer
 from ._content import shape, without_files
@@ -200,5 +200,5 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        output = without_files(as_json(node.gives, entry.output)) if status == "succeeded" else None
-        return without_files(as_json(node.takes, entry.input)), output
+        output = without_files(shown_json(node.gives, entry.output)) if status == "succeeded" else None
+        return without_files(shown_json(node.takes, entry.input)), output
