@@ -22,8 +22,8 @@ from typing import (
     overload,
 )
 
+from typing_extensions import Format, Unpack, get_annotations
 from typing_extensions import TypeVar as TypeVarWithDefault
-from typing_extensions import Unpack
 
 from .errors import DeclarationError, NotRunningError
 from .node import Node
@@ -68,6 +68,8 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         for name, value in vars(cls).items():
             if isinstance(value, Node):
                 reject_reserved(cls, name)
+            elif isinstance(value, type) and issubclass(value, Node):
+                _reject_class(cls, name, cast("type[Any]", value))
         flow = vars(cls).get("flow")
         if flow is not None and not inspect.iscoroutinefunction(flow):
             msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
@@ -202,6 +204,16 @@ def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
     if name in _RESERVED:
         msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
         raise DeclarationError(msg)
+
+
+def _reject_class(cls: type[Graph[Any, Any]], name: str, node: type[Any]) -> None:
+    """Refuse a class in the place of a node; one that is named like a class, or annotated, is meant as a class."""
+    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
+        return
+    inside = {"stage": "Input, Agent(...)", "step": "function"}.get(getattr(node, "kind", ""), "")
+    made = f"{name} = {node.__name__}({inside})"
+    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
+    raise DeclarationError(msg)
 
 
 @cache
