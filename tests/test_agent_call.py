@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 import pytest
 from pydantic import BaseModel, Field
@@ -18,7 +21,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from scripted import asked, echo, fails, others, says
-from stagegraph import Graph, RunError, Runner, Stage, StageError, fan_out
+from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, StageError, fan_out
 
 pytestmark = pytest.mark.anyio
 
@@ -264,3 +267,71 @@ async def test_what_an_agent_does_not_own_is_left_alone():
     before = dict(vars(agent))
     await Runner(model=echo()).run(stage, "x")
     assert {name: value for name, value in vars(agent).items() if name in before} == before
+
+
+def rendering(render: Callable[[str], Any]) -> Graph[str, str]:
+    class Renders(Graph[str, str]):
+        write = Stage(str, Agent(echo(), output_type=str), render=render)
+
+        async def flow(self, text: str) -> str:
+            return await self.write(text)
+
+    return Renders()
+
+
+async def late(text: str) -> str:
+    return text
+
+
+@pytest.mark.parametrize(
+    ("render", "gave"),
+    [
+        (lambda text: None, r"and gave None: return one of these"),
+        (lambda text: 3, r"and gave 3"),
+        (lambda text: b"x", r"and gave b'x'"),
+        (lambda text: late(text), r"and gave a coroutine: make it an ordinary function, without `async`"),  # noqa: PLW0108
+    ],
+)
+async def test_a_renderer_that_gives_no_prompt_is_named(render: Callable[[str], Any], gave: str):
+    """The error says which stage, which option and what it must give."""
+    said = rf"stage `write`: its `render=` must give text or a list of content parts, {gave}"
+    with pytest.raises(RunError, match=said) as caught:
+        await Runner().run(rendering(render), "x")
+    assert isinstance(caught.value.__cause__, StageError)
+
+
+async def test_a_renderer_may_give_parts():
+    """A tuple of content parts is as good as a list."""
+    run = await Runner(TestModel()).run(Stage(str, Agent(output_type=str), render=lambda text: (text, "more")), "x")
+    assert "more" in str(run.calls()[0].messages)
+
+
+@pytest.mark.parametrize("option", ["render", "deps"])
+async def test_a_function_of_a_stage_is_not_async(option: str):
+    """Nobody would await it, so the declaration is refused."""
+    with pytest.raises(
+        DeclarationError, match=rf"Stage\({option}=\.\.\.\) takes an ordinary function .* leave out its `async`"
+    ):
+        Stage(str, Agent(output_type=str), **{option: late})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("deps", "told"),
+    [
+        (None, r"the run was given no deps: pass `deps=`"),
+        (3, r"the run's deps are of type int: pass what the selector"),
+    ],
+)
+async def test_deps_that_a_stage_cannot_pick_from_are_named(deps: object, told: str):
+    """A run without deps is the likeliest reason, and the error says so."""
+
+    class Picks(Graph[str, str]):
+        write = Stage(str, Agent(echo(), output_type=str), deps=lambda app: app.db)
+
+        async def flow(self, text: str) -> str:
+            return await self.write(text)
+
+    with pytest.raises(
+        RunError, match=rf"stage `write`: its `deps=` selector failed \(AttributeError: .*'db'\); {told}"
+    ):
+        await Picks().run("x", deps=deps)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
+from collections.abc import Callable
 
 import anyio
 import pytest
@@ -320,3 +322,35 @@ def test_errors_survive_a_process_boundary():
         Sum().run_sync([-1])
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (type(again), str(again), again.attached) == (RunError, str(caught.value), False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copied_error_keeps_its_record(duplicate: Callable[[RunError], RunError]):
+    """In one process the record is as much the copy's as the original's; so are the cause and the notes."""
+    with pytest.raises(RunError) as caught:
+        Sum().run_sync([-1])
+    caught.value.add_note("seen")
+    again = duplicate(caught.value)
+    assert (type(again), str(again), again.run) == (RunError, str(caught.value), caught.value.run)
+    assert again.__cause__ is caught.value.__cause__
+    assert again.__notes__ == ["seen"]
+
+
+def test_a_pickled_error_says_where_its_record_is():
+    """What came out of a process pool was raised in a run, and does not claim otherwise, however far it travels."""
+    with pytest.raises(RunError) as caught:
+        Sum().run_sync([-1])
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(caught.value))))  # noqa: S301
+    with pytest.raises(
+        AttributeError, match=r"its record stayed in the process that ran it: send `error\.run\.to_json"
+    ):
+        _ = again.run
+    with pytest.raises(AttributeError, match="outside a run"):
+        _ = pickle.loads(pickle.dumps(RunError("x"))).run  # noqa: S301
+
+
+def test_a_pickled_limit_error_still_says_whether_it_was_the_time():
+    """Who waits for a pool may want to tell a slow run from an expensive one."""
+    error = LimitError("slow")
+    error.timed_out = True
+    assert pickle.loads(pickle.dumps(error)).timed_out  # noqa: S301

@@ -1230,3 +1230,26 @@ async def test_a_failing_stage_among_parallel_ones_ends_their_requests():
         await Runner().run(Two(), "x")
     assert gate.inside == []
     assert others() <= before
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda self: fan_out(self.double, self.double(1)), r"was given a coroutine: write `await` before the call"),
+        (lambda self: settle(self.double, self.double(1)), r"was given a coroutine: write `await` before the call"),
+        (
+            lambda self: fan_out(self.double(1), [1]),
+            r"takes the node itself and then the items, as in `fan_out\(self\.node",
+        ),
+        (lambda self: gather([self.double(1), self.double(2)]), r"not a list of them: .* or `gather\(\*calls\)`"),
+        (lambda self: gather(self.double(n) for n in (1, 2)), r"not a generator of them"),
+        (lambda self: gather(self.double(1), self.double), r"<step double> was not called: write `gather\(self\.node"),
+        (lambda self: gather(self.double(1), 2), r"gather takes calls, as in .*, and 2 cannot be awaited"),
+    ],
+)
+async def test_a_slip_in_what_runs_at_once_is_told_in_words(make: Flow, said: str):
+    """A call that was not awaited, or a list of calls, is named; no call is left behind that Python would warn of."""
+    with pytest.raises(RunError, match=said) as caught:
+        await run(make)
+    assert isinstance(caught.value.__cause__, DeclarationError)
+    assert caught.value.run.calls() == []

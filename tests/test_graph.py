@@ -505,7 +505,7 @@ async def test_a_node_of_the_wrong_type_gets_no_call():
 
     with pytest.raises(RunError) as caught:
         await Wrong().run(3, model=FunctionModel(answer))
-    assert "stage write (`write`) was given" in str(caught.value)
+    assert "stage `write` was given" in str(caught.value)
     assert "int" in str(caught.value)
     assert "takes str" in str(caught.value)
     assert prompts == []
@@ -702,3 +702,86 @@ def test_a_mixin_does_not_hide_the_types_of_a_graph():
         pass
 
     assert (Mixed().takes.name, Mixed().gives.name) == (Inner().takes.name, Inner().gives.name) != ("Any", "Any")
+
+
+@pytest.mark.anyio
+async def test_a_forgotten_await_is_named_where_a_model_was_given_it():
+    """Instead of what pydantic says of coroutines, the message names the fields, and leaves no warning behind."""
+
+    class Forgets(Graph[str, str]):
+        shout = shout
+
+        async def flow(self, text: str) -> str:
+            return Text(body=self.shout(text)).body  # type: ignore[arg-type]
+
+    with pytest.raises(RunError) as caught:
+        await Forgets().run("a")
+    said = "Forgets failed: Text was given a coroutine as `body` (is an `await` missing before a call?)"
+    assert str(caught.value) == said
+
+
+@pytest.mark.anyio
+async def test_what_does_not_fit_a_model_of_the_flow_is_told_in_full():
+    """Other values that a model refuses keep pydantic's own words."""
+
+    class Wrong(Graph[str, str]):
+        async def flow(self, text: str) -> str:
+            return Text.model_validate({"body": 3}).body
+
+    with pytest.raises(
+        RunError, match=r"ValidationError: 1 validation error for Text\nbody\n  Input should be a valid"
+    ):
+        await Wrong().run("a")
+
+
+@pytest.mark.parametrize(
+    ("node", "written"),
+    [(Inner, r"Inner\(\)"), (Stage, r"Stage\(Input, Agent\(\.\.\.\)\)"), (type(shout), r"Step\(function\)")],
+)
+def test_a_class_is_no_node(node: type, written: str):
+    """`inner = Inner` is a slip that would be met inside a run, in words about `__init__`."""
+    with pytest.raises(DeclarationError, match=rf"Has\.inner is the class \w+, not a node: write `inner = {written}`"):
+        type("Has", (Graph,), {"inner": node})
+
+
+@pytest.mark.anyio
+async def test_a_graph_may_keep_classes():
+    """One that is defined in it, or annotated, is no slip: a graph may be made out of a class that it was given."""
+
+    class Keeps(Graph[str, str]):
+        class Part(Graph[str, str]):
+            shout = shout
+
+            async def flow(self, text: str) -> str:
+                return await self.shout(text)
+
+        made_of: type[Graph[str, str]] = Part
+
+        def __init__(self) -> None:
+            self.part = self.made_of()
+
+        async def flow(self, text: str) -> str:
+            return await self.part(text)
+
+    assert (await Keeps().run("a")).output == "A"
+
+
+@pytest.mark.anyio
+async def test_a_stage_is_called_after_its_place():
+    """One stage object in two graphs is named by the graph that runs, not by the one that was declared first."""
+    shared = stage()
+
+    class First(Graph[str, str]):
+        first = shared
+
+        async def flow(self, text: str) -> str:
+            return await self.first(text)
+
+    class Second(Graph[int, str]):
+        second = shared
+
+        async def flow(self, number: int) -> str:
+            return await self.second(number)  # type: ignore[arg-type]
+
+    with pytest.raises(RunError, match=r"stage `second` was given int 3, but it takes str"):
+        await Second().run(3)

@@ -1,7 +1,9 @@
 """What a run leaves behind: typed calls, the data flow that really happened, drawings, and JSON that comes back."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from decimal import Decimal
 from enum import Enum
 from typing import Literal
@@ -17,6 +19,11 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
 
 from stagegraph import DeclarationError, Graph, ReplayError, Run, RunError, Runner, Stage, fan_out, gather, settle, step
+
+
+@step
+async def double(number: int) -> int:
+    return number * 2
 
 
 class Mood(Enum):
@@ -296,3 +303,15 @@ async def test_the_same_run_can_be_read_while_it_goes_on() -> None:
     assert before.status == "running"
     assert live.run.status == "succeeded"
     assert len(list(live.run.root.walk())) > len(list(before.root.walk()))
+
+
+@pytest.mark.anyio
+async def test_a_run_may_be_copied_and_is_not_pickled() -> None:
+    """What never changes is its own copy; pickle is refused with what to use for other processes."""
+    run = await Runner().run(double, 2)
+    assert copy.copy(run) is run
+    assert copy.deepcopy({"run": run})["run"] is run
+    with pytest.raises(
+        TypeError, match=r"cannot be pickled.*send `run\.to_json\(\)`, and read it with `Run\.from_json"
+    ):
+        pickle.dumps(run)

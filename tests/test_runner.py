@@ -8,9 +8,10 @@ import threading
 import anyio
 import pytest
 from pydantic import ValidationError
-from pydantic_ai import Agent
+from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, asked, echo, fails, others, says
 from stagegraph import (
@@ -20,6 +21,7 @@ from stagegraph import (
     Limits,
     NotRunningError,
     Prompts,
+    ReplayError,
     RunError,
     Runner,
     Stage,
@@ -34,6 +36,11 @@ pytestmark = pytest.mark.anyio
 @step
 async def double(number: int) -> int:
     return number * 2
+
+
+@step
+async def more(number: int) -> int:
+    return number + 1
 
 
 class Write(Graph[str, list[str]]):
@@ -392,3 +399,40 @@ async def test_a_stage_runs_by_itself_beside_deployed_prompts():
     assert (await runner.run(Outer(), "a b")).output == ["a", "b"]
     assert (await runner.run(Write.write, "c")).output == "c"
     assert (await runner.run(double, 2)).output == 4
+
+
+async def test_a_what_if_needs_no_journal():
+    """`override` puts an output in the place of a call in any run; what it names that did not run is told as ever."""
+
+    class Adds(Graph[int, int]):
+        add = more
+
+        async def flow(self, number: int) -> int:
+            return await self.add(await self.add(number))
+
+    run = await Runner().run(Adds(), 1, override={"add": 40})
+    assert run.output == 41
+    assert [call.replayed for call in run.calls()] == [True, False]
+    with pytest.raises(ReplayError, match=r"`override` names `addd`"):
+        await Runner().run(Adds(), 1, override={"addd": 40})
+    with pytest.raises(DeclarationError, match=r"replay needs recorded runs"):
+        await Runner().run(Adds(), 1, override={"add": 40}, replay="x")
+
+
+async def test_a_what_if_without_a_journal_does_not_wait_for_answers():
+    """Nobody could ever go on with it, so an agent that asks fails as it does in any run without a journal."""
+    agent = Agent(TestModel(), output_type=[str, DeferredToolRequests])
+
+    @agent.tool_plain(requires_approval=True)
+    def pay() -> str:
+        return "paid"
+
+    class Asks(Graph[int, str]):
+        add = more
+        ask = Stage(str, agent)
+
+        async def flow(self, number: int) -> str:
+            return await self.ask(str(await self.add(number)))
+
+    with pytest.raises(RunError, match=r"a run without a journal cannot wait for it"):
+        await Runner().run(Asks(), 1, override={"add": 40})

@@ -221,7 +221,7 @@ async def test_tools_and_current_call_see_the_run():
 async def test_a_deps_selector_that_fails_is_named():
     """Forgetting `deps=` of a run reads as the stage's failure, not as a bare AttributeError."""
     stage = text_stage(deps=lambda deps: deps.shop)
-    with pytest.raises(RunError, match=r"write failed at `write`: .*'NoneType' object has no attribute 'shop'"):
+    with pytest.raises(RunError, match=r"write failed: stage `write`: .*'NoneType' object has no attribute 'shop'"):
         await Runner(model=echo()).run(stage, "x")
 
 

@@ -21,7 +21,15 @@ from pydantic_ai.messages import (
 from pydantic_ai.usage import RunUsage
 
 from . import asking
-from .agent_failure import AttemptTimeoutError, stage_error, unanswered, wait_before, worth_repeating
+from .agent_failure import (
+    AttemptTimeoutError,
+    bad_deps,
+    bad_render,
+    stage_error,
+    unanswered,
+    wait_before,
+    worth_repeating,
+)
 from .errors import JournalError
 from .frame import Suspended
 from .inject import Injection, RequestGate
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
     from .prompts import Prompt
     from .stage import Stage
 
-__all__ = ["Setting", "call_agent"]
+__all__ = ["Setting", "call_agent", "picked_deps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,20 @@ async def call_agent(
         use.attempts += 1
 
 
+def picked_deps(stage: Stage[Any, Any], entry: Entry, deps: object) -> object:
+    """What of the run's *deps* the stage's agent gets.
+
+    Raises:
+        StageError: the stage's selector does not fit them.
+    """
+    if stage.deps is None:
+        return deps
+    try:
+        return stage.deps(deps)
+    except Exception as error:
+        raise bad_deps(error, entry, deps) from error
+
+
 async def _opening(
     stage: Stage[Any, Any], entry: Entry, setting: Setting, memory: OpMemory | None, found: Recorded | None
 ) -> tuple[str | list[UserContent] | None, list[ModelMessage] | None, DeferredToolResults | None]:
@@ -122,7 +144,11 @@ async def _opening(
             content = stage.render(entry.input)
         except Exception as error:
             raise stage_error(error, stage, entry, []) from error
-        return (content if isinstance(content, str) else list(content)), None, None
+        if isinstance(content, str):
+            return content, None, None
+        if not isinstance(content, Sequence) or isinstance(content, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise bad_render(content, entry)
+        return list(content), None, None
     use = entry.use
     use.usage = USAGE.validate_json(found.row.usage)
     history, given = asking.asked(found.row, setting.answers)

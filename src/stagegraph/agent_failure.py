@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
@@ -29,10 +30,19 @@ if TYPE_CHECKING:
     from .record import Entry
     from .stage import Stage
 
-__all__ = ["AttemptTimeoutError", "stage_error", "unanswered", "wait_before", "worth_repeating"]
+__all__ = [
+    "AttemptTimeoutError",
+    "bad_deps",
+    "bad_render",
+    "stage_error",
+    "unanswered",
+    "wait_before",
+    "worth_repeating",
+]
 
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _RAW_TEXT = 600
+_SHOWN = 80
 
 
 class AttemptTimeoutError(TimeoutError):
@@ -64,6 +74,26 @@ def unanswered(entry: Entry) -> StageError:
         "and a run without a journal cannot wait for it: use Runner(journal=SqliteJournal(...)), "
         "or answer inside the agent (HandleDeferredToolCalls)"
     )
+    return StageError(msg, key=entry.key, path=entry.path)
+
+
+def bad_render(content: object, entry: Entry) -> StageError:
+    if inspect.iscoroutine(content):
+        content.close()  # the message says what Python would warn of
+        gave, remedy = "a coroutine", "make it an ordinary function, without `async`"
+    else:
+        gave, remedy = repr(content)[:_SHOWN], "return one of these"
+    msg = f"stage `{entry.key}`: its `render=` must give text or a list of content parts, and gave {gave}: {remedy}"
+    return StageError(msg, key=entry.key, path=entry.path)
+
+
+def bad_deps(error: Exception, entry: Entry, deps: object) -> StageError:
+    if deps is None:
+        given = "the run was given no deps: pass `deps=` where you run the graph"
+    else:
+        given = f"the run's deps are of type {type(deps).__name__}: pass what the selector expects, or change it"
+    told = f"{type(error).__name__}: {_one_line(error)}"
+    msg = f"stage `{entry.key}`: its `deps=` selector failed ({told}); {given}"
     return StageError(msg, key=entry.key, path=entry.path)
 
 

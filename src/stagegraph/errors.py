@@ -21,7 +21,7 @@ the runner wraps it in a `RunError` at the outer door, with the original as `__c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
     from .call import Call
@@ -120,17 +120,34 @@ class RunError(StagegraphError):
     def __init__(self, message: str, *, run: Run[Any, Any] | None = None) -> None:
         super().__init__(message)
         self._run = run
+        self._elsewhere = False
+        """Whether the record is in another process, from which the error came without it."""
 
     @property
     def run(self) -> Run[Any, Any]:
         """The partial record: every call that finished, failed or was cancelled."""
         if self._run is None:
             msg = "this error was raised outside a run, so there is no record"
+            if self._elsewhere:
+                msg = (
+                    "this error was pickled, and its record stayed in the process that ran it: "
+                    "send `error.run.to_json()` from there, and read it with `Run.from_json(text, graph)`"
+                )
             raise AttributeError(msg)
         return self._run
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self),)  # the record stays in the process that ran it
+        kept = {name: value for name, value in vars(self).items() if name in {"timed_out", "__notes__"}}
+        return type(self), (str(self),), {**kept, "_elsewhere": self._elsewhere or self._run is not None}
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self), *self.args)
+        vars(copied).update(vars(self))
+        copied.__cause__ = self.__cause__
+        return copied.with_traceback(self.__traceback__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()  # the record is frozen
 
     @property
     def attached(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .agent_call import Setting, call_agent
+from .agent_call import Setting, call_agent, picked_deps
 from .errors import DeclarationError, NotRunningError, StageError
 from .event_log import EventLog
 from .events import CallFinished, CallRetried, CallStarted, TextDelta
@@ -49,6 +49,8 @@ class Terms:
     tracing: Tracing | None
     answers: Mapping[str, Mapping[str, object]]
     """Key of a suspended call -> tool call id -> answer."""
+    kept: bool = True
+    """Whether somebody can go on with the run later, if it is recorded."""
 
 
 class Execution:
@@ -177,7 +179,7 @@ class Execution:
             setting = Setting(
                 model=terms.model_for(entry.path, stage),
                 prompt=terms.prompts.get(entry.path),
-                deps=stage.deps(terms.deps) if stage.deps is not None else terms.deps,
+                deps=picked_deps(stage, entry, terms.deps),
                 gate=Gate(self, entry),
                 on_text=on_text if log is not None and terms.deltas else None,
                 on_retry=on_retry,
@@ -194,7 +196,7 @@ class Execution:
             output, found = recorder.recalled(entry, fixed, setting.prompt)
             if output is not MISSING:
                 return output
-            memory = recorder.memory(entry, found)
+            memory = recorder.memory(entry, found) if terms.kept else None
             if self.trace is None:
                 return await call_agent(stage, entry, setting, memory, found)
             with self.trace.replaying():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,22 @@ def limit_error(graph: str, reached: str, cause: BaseException | None, *, timed_
 
 def _said(error: BaseException) -> str:
     """An error as it reads in the message of a run: our own texts say all there is."""
+    if isinstance(error, ValidationError) and (fields := _not_awaited(error)):
+        return f"{error.title} was given a coroutine as {fields} (is an `await` missing before a call?)"
     own = isinstance(error, StagegraphError) and str(error)
     return str(error) if own else str(CallError(type(error).__name__, str(error)))
+
+
+def _not_awaited(error: ValidationError) -> str:
+    """The fields that were given calls nobody awaited, which are closed: the message says what Python would warn of."""
+    fields: list[str] = []
+    for problem in error.errors(include_url=False):
+        given = problem["input"]
+        if inspect.iscoroutine(given):
+            if inspect.getcoroutinestate(given) == inspect.CORO_CREATED:
+                given.close()
+            fields.append(f"`{'.'.join(map(str, problem['loc'])) or 'input'}`")
+    return ", ".join(dict.fromkeys(fields))
 
 
 def _is_about(call: Call, error: BaseException) -> bool:

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from types import GeneratorType
 from typing import Any, TypeVar, cast, overload
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from .branches import Branches, Ends, Outcome, is_cancelled
+from .errors import DeclarationError
 from .frame import Suspended
 
 __all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
@@ -51,7 +53,7 @@ async def fan_out(
     async def one(index: int, _label: str, item: In) -> None:
         results[index] = await node(item)
 
-    await Branches(node, items, limit, key).run(one, lambda: results.append(None))
+    await _branches(node, items, limit, key).run(one, lambda: results.append(None))
     return cast("list[Out]", results)
 
 
@@ -64,7 +66,7 @@ async def settle(
 ) -> list[Outcome[Out]]:
     """Like `fan_out`, but a failure cancels nobody: each outcome holds a value or an error, in the items' order."""
     outcomes: list[Any] = []
-    branches = Branches(node, items, limit, key)
+    branches = _branches(node, items, limit, key)
 
     async def one(index: int, label: str, item: In) -> None:
         outcomes[index] = await branches.outcome(index, label, item)
@@ -86,7 +88,7 @@ async def as_completed(
     Leaving the block cancels what is still running. They come in another order when a run is resumed or replayed: calls
     that the loop makes are numbered as they come, and recorded ones are recognised by what they were given.
     """
-    branches = Branches(node, items, limit, key)
+    branches = _branches(node, items, limit, key)
     send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
     failure: Exception | Suspended | None = None
     problem: list[BaseException] = []
@@ -141,7 +143,12 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
 
     Raises:
         Exception: the first failure, after the others were cancelled.
+        DeclarationError: what it was given cannot be awaited.
     """
+    for awaitable in awaitables:
+        if not inspect.isawaitable(awaitable):
+            _close(awaitables)
+            raise DeclarationError(_not_awaitable(awaitable))
     results: list[Any] = [None] * len(awaitables)
     ends = Ends()
 
@@ -156,11 +163,54 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             for index, awaitable in enumerate(awaitables):
                 group.start_soon(one, index, awaitable)
     finally:
-        for awaitable in awaitables:  # one that was cancelled before it began would warn that nobody awaited it
-            if inspect.iscoroutine(awaitable):
-                awaitable.close()
+        _close(awaitables)  # one that was cancelled before it began would warn that nobody awaited it
     ends.tell()
     return tuple(results)
+
+
+def _close(awaitables: Iterable[object]) -> None:
+    for awaitable in awaitables:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+
+
+def _not_awaitable(value: object) -> str:
+    if isinstance(value, (list, tuple, set, GeneratorType)):
+        if not isinstance(value, GeneratorType):
+            _close(cast("Iterable[object]", value))
+        what = type(cast("object", value)).__name__
+        return f"gather takes awaitables one by one, not a {what} of them: write `gather(a, b)`, or `gather(*calls)`"
+    if callable(value):
+        return f"gather takes calls, and {value!r} was not called: write `gather(self.node(value), ...)`"
+    return f"gather takes calls, as in `gather(self.node(value), ...)`, and {value!r} cannot be awaited"
+
+
+def _branches(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    limit: object,
+    key: Callable[[In], str] | None,
+) -> Branches[In, Out]:
+    """The branches of a fan-out, with the likeliest slips told in words.
+
+    Raises:
+        DeclarationError: something of it is not what a fan-out takes.
+    """
+    if not callable(node):
+        _close([node])
+        msg = (
+            "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
+            f"and {type(node).__name__} is no node: do not call it"
+        )
+        raise DeclarationError(msg)
+    if inspect.iscoroutine(items):
+        items.close()
+        msg = "a fan-out runs over items, and was given a coroutine: write `await` before the call that gives them"
+        raise DeclarationError(msg)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        msg = f"limit={limit!r}: say how many branches may run at once as a whole number, as in `limit=8`"
+        raise DeclarationError(msg)
+    return Branches(node, items, limit, key)
 
 
 class _Outcomes(AsyncIterator[Outcome[Out]]):

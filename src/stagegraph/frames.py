@@ -209,6 +209,8 @@ def _lost(entry: Entry) -> StageError:
 def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:
     what = entry.node.kind
     name = f"{what} {entry.node.label}" + (f" (`{entry.key}`)" if entry.key else "")
+    if what == "stage":  # one object may have other names in other graphs
+        name = f"stage `{entry.key}`"
     hint = "check its `flow`" if what == "graph" and verb == "returned" else "check what is passed on"
     if inspect.iscoroutine(value):
         value.close()  # the message says what Python would warn of

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 from abc import abstractmethod
 from collections.abc import Mapping
-from functools import cache, cached_property
-from types import SimpleNamespace
+from functools import cached_property
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
     ClassVar,
-    ForwardRef,
     Generic,
     Literal,
-    TypeVar,
     cast,
-    get_args,
-    get_origin,
-    get_type_hints,
     overload,
 )
 
+from typing_extensions import Format, Unpack, get_annotations
 from typing_extensions import TypeVar as TypeVarWithDefault
-from typing_extensions import Unpack, get_original_bases
 
 from .errors import DeclarationError, NotRunningError
+from .graph_types import schemas_of
 from .node import Node
 from .schema import Schema
 
@@ -71,6 +64,8 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         for name, value in vars(cls).items():
             if isinstance(value, Node):
                 reject_reserved(cls, name)
+            elif isinstance(value, type) and issubclass(value, Node):
+                _reject_class(cls, name, cast("type[Any]", value))
         flow = vars(cls).get("flow")
         if flow is not None and not inspect.iscoroutinefunction(flow):
             msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
@@ -83,11 +78,11 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     @cached_property
     def takes(self) -> Schema:
-        return _schemas(type(self))[0]
+        return schemas_of(type(self), Graph)[0]
 
     @cached_property
     def gives(self) -> Schema:
-        return _schemas(type(self))[1]
+        return schemas_of(type(self), Graph)[1]
 
     @property
     def label(self) -> str:
@@ -207,52 +202,11 @@ def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
         raise DeclarationError(msg)
 
 
-@cache
-def _schemas(cls: type) -> tuple[Schema, Schema]:
-    """The types of a graph class, worked out once: graphs may be made for every request."""
-    takes, gives = _graph_types(cls)
-    return Schema(takes), Schema(gives)
-
-
-def _graph_types(cls: Any) -> tuple[Any, Any]:
-    """The `[In, Out]` that a class gave to `Graph`, through generic base classes as well."""
-    bases: tuple[Any, ...] = get_original_bases(cls)
-    for base in bases:
-        origin: Any = get_origin(base) or base
-        if origin is Graph:
-            given_types = [_evaluated(arg, cls) if _is_forward(arg) else arg for arg in get_args(base)]
-            return (given_types[0], given_types[1]) if given_types else (Any, Any)
-        if isinstance(origin, type) and issubclass(origin, Graph):
-            takes, gives = _graph_types(origin)
-            parameters: tuple[Any, ...] = getattr(cast("Any", origin), "__parameters__", ())
-            given = dict(zip(parameters, get_args(base), strict=False))
-            return _substituted(takes, given), _substituted(gives, given)
-    return Any, Any
-
-
-def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:
-    if isinstance(type_, TypeVar):
-        return given.get(type_, type_)
-    parameters = getattr(type_, "__parameters__", ())
-    return type_[tuple(given.get(p, p) for p in parameters)] if parameters else type_
-
-
-def _is_forward(type_: Any) -> bool:
-    """Whether a type is, or holds, the name of one that may be defined later."""
-    if isinstance(type_, list):  # the parameters of a `Callable`
-        return any(map(_is_forward, cast("list[Any]", type_)))
-    if get_origin(type_) is Literal:
-        return False
-    args = get_args(type_)[:1] if get_origin(type_) is Annotated else get_args(type_)
-    return isinstance(type_, (str, ForwardRef)) or any(map(_is_forward, args))
-
-
-def _evaluated(type_: Any, cls: type) -> Any:
-    holder = SimpleNamespace(__annotations__={"type": type_})
-    try:
-        return get_type_hints(holder, globalns=vars(sys.modules[cls.__module__]), include_extras=True)["type"]
-    except Exception as error:
-        shown = type_.__forward_arg__ if isinstance(type_, ForwardRef) else type_
-        why = f" ({error})" if shown != getattr(error, "name", None) else ""
-        msg = f"{cls.__name__}: the type {shown!r} is not known at module level{why}; define it before the graph"
-        raise DeclarationError(msg) from error
+def _reject_class(cls: type[Graph[Any, Any]], name: str, node: type[Any]) -> None:
+    """Refuse a class in the place of a node; one that is named like a class, or annotated, is meant as a class."""
+    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
+        return
+    inside = {"stage": "Input, Agent(...)", "step": "function"}.get(getattr(node, "kind", ""), "")
+    made = f"{name} = {node.__name__}({inside})"
+    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
+    raise DeclarationError(msg)

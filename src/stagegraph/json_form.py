@@ -111,7 +111,7 @@ def serializer_of(core: Any, config: CoreConfig, *, asked: bool = False) -> Sche
     """
     rewritten = _rewritten(core, asked=asked)
     try:
-        return SchemaSerializer(rewritten, config, _use_prebuilt=False)  # else each model's own goes before what is here
+        return SchemaSerializer(rewritten, config, _use_prebuilt=False)  # each model's own would go first
     except TypeError:  # a Pydantic without the argument has none that was built before
         return SchemaSerializer(rewritten, config)
 

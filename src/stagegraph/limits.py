@@ -40,6 +40,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("requests", "tokens", "usd", "seconds"):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, (int, float, Decimal)):
+                msg = f"Limits({name}={value!r}): a limit is a number, without quotes"
+                raise TypeError(msg)
             if value is not None and not value >= 0:
                 msg = f"Limits({name}={value!r}): a limit is 0 or more"
                 raise ValueError(msg)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from pydantic_ai.models import Model
+
+from .limits import Limits
+from .prompts import Prompts
+from .run import Run
 from .structure import closest
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
-    from pydantic_ai.models import Model
 
-    from .limits import Limits
     from .node import Node
-    from .prompts import Prompts
-    from .run import Run
 
-__all__ = ["AgentOptions", "Labels", "ResumeOptions", "RunOptions", "check_options"]
+__all__ = ["AgentOptions", "Labels", "ResumeOptions", "RunOptions", "check_options", "check_values"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -83,8 +84,48 @@ class AgentOptions(TypedDict, total=False):
     says where the run failed, and the original is its `__cause__`."""
 
 
-def check_options(given: Mapping[str, object], known: type, call: str) -> None:
-    """Refuse a keyword that means nothing: a limit that was misspelt would limit nothing.
+_MAPPING = (dict, Mapping)  # which is quicker than asking for a `Mapping` alone
+_A_MODEL = "a model or its name, such as 'openai:gpt-5-mini'"
+_VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "model": ((str, Model), _A_MODEL),
+    "models": (_MAPPING, "a dict of stage paths and models, such as {'plan': 'openai:gpt-5-mini'}"),
+    "prompts": (Prompts, "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
+    "limits": (Limits, "Limits(requests=100)"),
+    "metadata": (_MAPPING, "a dict, such as {'customer': 7}"),
+    "tags": ((tuple, list, set, frozenset), "a tuple of texts, such as ('nightly',)"),
+    "replay": ((Run, str), "a run or its id"),
+    "override": (_MAPPING, "a dict of call keys and outputs, such as {'plan': plan}"),
+    "answers": (_MAPPING, "a dict, such as {run.pending[0].id: True}"),
+    "max_queued": (int, "a whole number"),
+    "drain_seconds": ((int, float), "seconds as a number"),
+}
+"""Name of an option -> what it may be, and how that is written."""
+
+
+def check_values(given: Mapping[str, object], call: str) -> None:
+    """Refuse what is of another type than an option takes, before it fails somewhere inside.
+
+    Raises:
+        TypeError: it says what to write.
+    """
+    for name, value in given.items():
+        if value is None or name not in _VALUES:
+            continue
+        types, written = _VALUES[name]
+        if not isinstance(value, types):
+            msg = f"{call}({name}=...) was given {type(value).__name__} {value!r}: write {written}"
+            raise TypeError(msg)
+        if name == "models":
+            for path, model in cast("Mapping[str, object]", value).items():
+                if model is not None and not isinstance(model, (str, Model)):
+                    msg = (
+                        f"{call}(models=...) was given {type(model).__name__} {model!r} for `{path}`: write {_A_MODEL}"
+                    )
+                    raise TypeError(msg)
+
+
+def check_options(given: Mapping[str, object], known: type, call: str, **named: object) -> None:
+    """Refuse a keyword that means nothing: a limit that was misspelt would limit nothing; and values that cannot be.
 
     Raises:
         TypeError: as for any function; it names what may have been meant.
@@ -94,3 +135,5 @@ def check_options(given: Mapping[str, object], known: type, call: str) -> None:
         if name not in names:
             msg = f"{call}() got an unexpected keyword argument `{name}`{closest(name, list(names))}"
             raise TypeError(msg)
+    check_values(given, call)
+    check_values(named, call)

@@ -28,17 +28,23 @@ __all__ = ["Demo", "Origin", "Prompt", "Prompts"]
 class Prompts(Mapping[str, Prompt]):
     """Stage path -> `Prompt`: the one thing that tuning changes, in a file that people review.
 
-    A stage that is not in here keeps the text of the code. Equal content is equal, whatever the order.
+    A stage that is not in here keeps the text of the code; a `str` is its instructions alone. Equal content is equal,
+    whatever the order.
     """
 
     def __init__(
         self,
-        prompts: Mapping[str, Prompt] | None = None,
+        prompts: Mapping[str, Prompt | str] | None = None,
         *,
         graph: str | None = None,
         origins: Mapping[str, Origin] | None = None,
     ) -> None:
-        self._prompts = dict(prompts or {})
+        if prompts is not None and not isinstance(prompts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = (
+                f"Prompts({prompts!r}): write Prompts.load(path) for a file, or Prompts({{'plan': 'the instructions'}})"
+            )
+            raise TypeError(msg)
+        self._prompts = {path: _prompt(path, prompt) for path, prompt in (prompts or {}).items()}
         self.graph = graph
         """The name of the graph they were made for; for people, it decides nothing."""
         self._origins = dict(origins or {})
@@ -231,6 +237,17 @@ class Prompts(Mapping[str, Prompt]):
 
     def __repr__(self) -> str:
         return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
+
+
+def _prompt(path: str, prompt: object) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    msg = (
+        f"`{path}` is {type(prompt).__name__} {prompt!r}: write Prompt(instructions=...), or the instructions as a text"
+    )
+    raise PromptError(msg)
 
 
 def _files() -> ModuleType:

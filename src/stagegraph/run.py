@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -153,6 +153,19 @@ class Run(Generic[In, Out]):
         """
         node = cast("Node[Any, Any]", graph() if isinstance(graph, type) else graph)
         return cast("Run[I, O]", run_json.load(text, node, Run[Any, Any]))
+
+    def __copy__(self) -> Self:
+        return self  # nothing of it changes any more
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "a Run cannot be pickled, since it holds the graph that ran: "
+            "send `run.to_json()`, and read it with `Run.from_json(text, graph)`"
+        )
+        raise TypeError(msg)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.graph}: {self.status}>"

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
@@ -19,13 +20,14 @@ from .execution import Terms
 from .fit import unknown_stages
 from .graph import Graph
 from .interrupted import DepsOf
+from .journal._memory import MemoryJournal
 from .journal._rows import Journal, RunRow
 from .lifetime import Lifetime
 from .limits import Ledger, Limits
 from .live import LiveRun
 from .models import Models
 from .node import Node
-from .options import ResumeOptions, RunOptions, check_options
+from .options import ResumeOptions, RunOptions, check_options, check_values
 from .order import Order, order_to_resume
 from .prompts import Prompts
 from .run import Run
@@ -91,9 +93,14 @@ class Runner:
         counts = {"max_concurrency": max_concurrency, "fan_out_limit": fan_out_limit, "max_runs": max_runs}
         counts["resume_attempts"] = resume_attempts
         for name, value in counts.items():
-            if value is not None and value < 1:
-                msg = f"Runner({name}={value}): at least 1 is needed for anything to run"
+            if value is not None and (not isinstance(value, int) or value < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+                msg = f"Runner({name}={value!r}): at least 1 is needed for anything to run, as a whole number"
                 raise DeclarationError(msg)
+        said = {"model": model, "models": models, "prompts": prompts, "limits": limits}
+        check_values({**said, "max_queued": max_queued, "drain_seconds": drain_seconds}, "Runner")
+        if isinstance(journal, (str, PathLike)):
+            msg = f"Runner(journal={journal!r}): write SqliteJournal({str(journal)!r})"
+            raise TypeError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
         self.prompts = prompts or Prompts()
@@ -140,7 +147,7 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        check_options(options, RunOptions, "run")
+        check_options(options, RunOptions, "run", model=model, prompts=prompts)
         order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options)
         running = self._open(order, None)
         return cast("Run[In, Out]", await self._lifetime.within(running))
@@ -168,7 +175,7 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        check_options(options, RunOptions, "start")
+        check_options(options, RunOptions, "start", model=model, prompts=prompts)
         order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options, deltas=deltas)
         return cast("LiveRun[In, Out]", self._start(order))
 
@@ -285,10 +292,13 @@ class Runner:
             deltas=order.deltas,
             tracing=self.tracing,
             answers=order.answers,
+            # A what-if needs no records, so without a journal it has one that nobody sees.
+            kept=self.journal is not None or not options.get("override") or bool(options.get("replay")),
         )
         labels, page = order.labels, order.page
-        if page is None and (self.journal is not None or options.get("replay") or options.get("override")):
-            page = order.new_page(self._journal_for("replay"), structure, terms, labels)
+        if page is None and (not terms.kept or self.journal is not None or options.get("replay")):
+            journal = self._journal_for("replay") if terms.kept else MemoryJournal()
+            page = order.new_page(journal, structure, terms, labels)
         running = Running(structure, order.raw, terms, limits, labels, page)
         running.leaves = lambda: not self._lifetime.taking
         running.seat = self._admission.admit(patient=patient)

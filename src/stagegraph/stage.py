@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Union, cast
@@ -10,6 +11,7 @@ from pydantic_ai import DeferredToolRequests
 from pydantic_ai._output import types_from_output_spec  # the only way from an output spec to its types
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
 from pydantic_ai.messages import AgentInstructionSource, InstructionId, InstructionPart
+from pydantic_ai.models import Model
 from typing_extensions import TypeForm, TypeVar
 
 from .errors import DeclarationError
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic_ai.messages import UserContent
-    from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings
 
     from .call import Kind
@@ -75,6 +76,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         demos: Literal["examples", "messages"] = "examples",
     ) -> None:
         _reject_unfit(agent, timeout, retries)
+        _reject_values(model, render, deps)
         self.agent = agent
         self.render: Callable[[Any], str | Sequence[UserContent]] = render or render_input
         self.model = model
@@ -154,9 +156,22 @@ def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> 
             "declare the graph itself as a node, as in `build = Build()`"
         )
         raise DeclarationError(msg)
-    if timeout is not None and timeout <= 0:
-        msg = f"Stage(timeout={timeout}): the seconds must be more than 0"
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"Stage(timeout={timeout!r}): the seconds must be a number, more than 0"
         raise DeclarationError(msg)
-    if retries is not None and retries < 0:
-        msg = f"Stage(retries={retries}): the number must be 0 or more"
+    if retries is not None and not (isinstance(retries, int) and retries >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"Stage(retries={retries!r}): the number must be a whole one, 0 or more"
         raise DeclarationError(msg)
+
+
+def _reject_values(model: object, render: object, deps: object) -> None:
+    if model is not None and not isinstance(model, (str, Model)):
+        msg = f"Stage(model={model!r}): write a Pydantic AI model or its name, such as 'openai:gpt-5-mini'"
+        raise DeclarationError(msg)
+    for name, function, gives in (("render", render, "text or a list of content parts"), ("deps", deps, "the deps")):
+        if inspect.iscoroutinefunction(function):
+            msg = f"Stage({name}=...) takes an ordinary function that gives {gives}: leave out its `async`"
+            raise DeclarationError(msg)
+        if function is not None and not callable(function):
+            msg = f"Stage({name}={function!r}): write a function that gives {gives}, such as `{name}=lambda given: ...`"
+            raise DeclarationError(msg)

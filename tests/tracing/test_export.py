@@ -183,7 +183,7 @@ def test_examples_are_dealt_out(cli: Cli) -> None:
         (["export", "graph.py"], 2, "Missing option"),
         (["export", "graph.py", "--out", "o", "--stage", "sya"], 1, "did you mean `say`"),
         (["export", "nowhere", "--out", "o"], 1, "no folder, file or module"),
-        (["export", "graph.py", "--out", "no/o"], 1, "No such file or directory"),
+        (["export", "graph.py", "--out", "no/o"], 2, "there is no folder no"),
         (["export", "graph.py", "--out", "o", "--journal", "none.db"], 1, "there is no journal"),
         (["export", "graph.py", "--out", "o", "--since", "yesterday"], 2, "is no time"),
         (["export", "graph.py", "--out", "o", "--since", "9999999d"], 2, "is no time"),

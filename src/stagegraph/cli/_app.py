@@ -63,3 +63,9 @@ def main() -> None:
         # The reader of our output went away, as `head` does: end quietly, and keep Python from flushing into it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        place = f"{error.filename}: {error.strerror}; check the path and who may read or write it"
+        console(stderr=True).print(Text.assemble(("error: ", "bold red"), plain(place)))
+        sys.exit(1)

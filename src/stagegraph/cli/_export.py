@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from ._langfuse import LangfuseOption, time_of
+from ._place import writable
 from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
 from ._text import console, plain
 
@@ -22,7 +23,9 @@ __all__ = ["export"]
 
 def export(
     graph: Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the examples go, one JSON object a line.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the examples go, one JSON object a line.", callback=writable)
+    ],
     stage: Annotated[str | None, typer.Option(metavar="PATH", help="Only the calls of this stage or step.")] = None,
     since: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
     until: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,

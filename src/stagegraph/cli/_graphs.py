@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from ._place import writable
 from ._text import console
 
 __all__ = ["draw", "prompts_app"]
@@ -19,7 +20,9 @@ prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 def draw(
     graph: GraphArgument,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the drawing to a file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the drawing to a file.", callback=writable)
+    ] = None,
 ) -> None:
     """Draw what a graph declares, as a Mermaid flowchart."""
     from stagegraph.mermaid import declared_chart  # noqa: PLC0415

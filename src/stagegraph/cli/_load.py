@@ -109,7 +109,8 @@ def _module_named(name: str, text: str) -> ModuleType:
 
 
 def _import_failed(place: str, error: Exception) -> DeclarationError:
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
     where = f" ({lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
     return DeclarationError(f"{place}: importing it failed: {type(error).__name__}: {error}{where}")
 
@@ -120,8 +121,11 @@ def _only_graph(module: ModuleType, text: str) -> object:
     if len(own) > 1:
         inner: set[type] = set()
         for graph in own:
-            nodes = Structure.of(_instance(graph, text)).nodes
-            inner |= {type(node) for path, node in nodes.items() if path}
+            try:
+                made = _instance(graph, text)
+            except DeclarationError:
+                continue  # what needs arguments is named with the others, and says so when it is chosen
+            inner |= {type(node) for path, node in Structure.of(made).nodes.items() if path}
         own = [graph for graph in own if graph not in inner] or own
     if len(own) == 1:
         return own[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from ._run import ModelOption, PromptsOption, SetOption, make_runner
 from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, open_journal
+from ._text import json_output
 
 __all__ = ["resume"]
 
@@ -44,7 +45,7 @@ def resume(
         except ValueError:
             answers[name] = value
 
-    async def work() -> None:
+    async def work(out: TextIO | None) -> None:
         store = open_journal(journal)
         try:
             row = await find_run(store, run)
@@ -55,8 +56,9 @@ def resume(
             node = load_graph(place)
             async with make_runner(node, model, prompts, models, store) as runner:
                 live = await runner.start_resume(row.run_id, graph=node, answers=answers, strict=strict, model=model)
-                await finish(live, node, as_json=as_json)
+                await finish(live, node, out)
         finally:
             await store.aclose()
 
-    asyncio.run(work())
+    with json_output(as_json) as out:
+        asyncio.run(work(out))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
 
 from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
-from ._text import console, plain, print_json
+from ._text import console, json_output, plain, print_json
 
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
@@ -36,20 +36,19 @@ def run(
     from ._input import read_input  # noqa: PLC0415 - `--help` answers without loading the library
     from ._load import load_graph  # noqa: PLC0415
 
-    node = load_graph(graph)
-    value = read_input(input, node.takes)
-
-    async def work() -> None:
+    async def work(node: Node[Any, Any], value: object, out: TextIO | None) -> None:
         store = open_journal(journal, create=True) if record else None
         try:
             async with make_runner(node, model, prompts, models, store) as runner:
                 live = runner.start(node, value, metadata={"graph": graph})
-                await finish(live, node, as_json=as_json)
+                await finish(live, node, out)
         finally:
             if store is not None:
                 await store.aclose()
 
-    asyncio.run(work())
+    with json_output(as_json) as out:
+        node = load_graph(graph)  # before there is an event loop: a file may use one of its own
+        asyncio.run(work(node, read_input(input, node.takes), out))
 
 
 def make_runner(
@@ -69,9 +68,10 @@ def make_runner(
     by_path: dict[str, str] = {}
     for pair in models or []:
         path, equals, name = pair.partition("=")
-        if not equals or path not in stages:
+        if not equals or not name.strip() or path not in stages:
             known = ", ".join(stages) or "none"
-            msg = f"--set {pair}: write PATH=MODEL; the stages are: {known}{closest(path, list(stages))}"
+            meant = "" if path in stages else closest(path, list(stages))
+            msg = f"--set {pair}: write PATH=MODEL; the stages are: {known}{meant}"
             raise typer.BadParameter(msg)
         by_path[path] = name
     known_models = Models()
@@ -84,8 +84,8 @@ def make_runner(
     return Runner(model, models=by_path, prompts=deployed, journal=journal, **options)
 
 
-async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], *, as_json: bool) -> None:
-    """Show a live run to its end, then its output; exits with 1 when it has none."""
+async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | None) -> None:
+    """Show a live run to its end, then its output, as JSON on *out* if that is given; exits with 1 when it has none."""
     from stagegraph import RunError  # noqa: PLC0415
 
     from ._tree import watch  # noqa: PLC0415
@@ -99,8 +99,8 @@ async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], *, as_json: bool
     except asyncio.CancelledError:
         await live.cancel()
         raise
-    if as_json:
-        print(json.dumps(_as_data(result, node), ensure_ascii=False))  # noqa: T201
+    if out is not None:
+        print(json.dumps(_as_data(result, node), ensure_ascii=False), file=out)
     elif result.status == "succeeded":
         print_json(console(), node.gives.show(result.output))
     err = console(stderr=True)

@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ._langfuse import LangfuseOption, page_from_langfuse
+from ._place import writable
 from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, open_journal
 from ._text import console, mark, plain, print_json, styled_status, took
 
@@ -29,7 +30,9 @@ def show(
     call: Annotated[
         str | None, typer.Option(metavar="KEY", help="Show what this call was given, said and gave.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one self-contained page.", callback=writable)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every call of a wide fan-out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
     langfuse: LangfuseOption = False,

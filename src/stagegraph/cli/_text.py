@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import unicodedata
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-__all__ = ["console", "mark", "plain", "print_json", "styled_status", "took"]
+__all__ = ["console", "json_output", "mark", "plain", "print_json", "styled_status", "took"]
 
 _STYLES = {
     "succeeded": "green",
@@ -61,3 +65,21 @@ def print_json(out: Console, value: Any) -> None:
         return
     text = plain(json.dumps(value, ensure_ascii=False, indent=2))
     out.print(Syntax(text, "json", background_color="default", word_wrap=True) if out.is_terminal else Text(text))
+
+
+@contextmanager
+def json_output(wanted: bool) -> Generator[TextIO | None]:
+    """Standard output for our JSON alone, when that is *wanted*: what a user's code prints meanwhile goes to the error
+    output, also where a program that it starts does it.
+    """
+    if not wanted:
+        yield None
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        try:
+            yield out
+        finally:
+            sys.stdout.flush()
+            os.dup2(out.fileno(), 1)

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ._place import writable
 from ._run import ModelOption, PromptsOption, make_runner
 from ._text import console, plain
 
@@ -37,7 +38,9 @@ def evaluate(
     model: ModelOption = None,
     prompts: PromptsOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each example.")] = 1,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report here, as JSON.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the report here, as JSON.", callback=writable)
+    ] = None,
     min_score: Annotated[float | None, typer.Option(help="Exit with 3 when the mean is below.")] = None,
     no_worse_than: Annotated[
         str | None, typer.Option(metavar="REPORT", help="Exit with 3 when it is shown to be worse.")
@@ -88,7 +91,9 @@ def evaluate(
 def compare(
     before: ReportArgument,
     after: ReportArgument,
-    html: Annotated[str | None, typer.Option(metavar="FILE", help="Write a page with the changed examples.")] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page with the changed examples.", callback=writable)
+    ] = None,
 ) -> None:
     """Compare two evaluations of the same examples; exits with 3 when the second is shown to be worse."""
     from stagegraph import optimize  # noqa: PLC0415
@@ -117,7 +122,9 @@ def tune(
         list[str] | None, typer.Option(help="What to change: instructions (without it), tools, fields; repeatable.")
     ] = None,
     prompts: PromptsOption = None,
-    out: Annotated[str, typer.Option(metavar="FILE", help="The best prompts.")] = "prompts.tuned.yaml",
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="The best prompts.", callback=writable)
+    ] = "prompts.tuned.yaml",
     run_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Keep what is paid for; go on from there.")] = None,
     seed: Annotated[int, typer.Option(help="Another number searches otherwise.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
