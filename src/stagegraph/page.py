@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import JournalError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from .errors import DeclarationError, JournalError
 from .interrupted import counted, segment_of
 from .journal._bag import Bag
 from .journal._owner import this_process
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from .run import Run
 
 __all__ = ["RunPage", "labels_json"]
+
+
+_MOST = 2**63 - 1
+"""The largest number that a journal file can hold; a provider that reports more tokens is wrong."""
 
 
 @dataclass(slots=True)
@@ -84,9 +90,9 @@ class RunPage:
                 output=as_json(run.structure.root.gives, run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
-                requests=usage.requests,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
+                requests=min(usage.requests, _MOST),
+                input_tokens=min(usage.input_tokens, _MOST),
+                output_tokens=min(usage.output_tokens, _MOST),
                 cost=None if cost is None else str(cost),
                 owner=None,
             )
@@ -94,5 +100,14 @@ class RunPage:
 
 
 def labels_json(metadata: Mapping[str, object], tags: tuple[str, ...], session: str | None, user: str | None) -> str:
+    """What the caller said about a run; objects that are no JSON are written as their text."""
     labels = {"metadata": dict(metadata), "tags": list(tags), "session_id": session, "user_id": user}
-    return json.dumps(labels, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(labels, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # a key that is no text, or something that contains itself
+        pass
+    try:
+        return json.dumps(to_jsonable_python(labels, fallback=str), ensure_ascii=False)
+    except (PydanticSerializationError, TypeError, ValueError) as error:
+        msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
+        raise DeclarationError(msg) from error

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.errors import JournalError
+from stagegraph.errors import DeclarationError, JournalError
 
+from ._commit import encodable, transaction, write_one
 from ._memory import fits, refusal_to_claim
 from ._redact import Redact, redacted
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
-from ._schema import TABLES, connect, explained, prepare, row_of, statement_for
+from ._schema import TABLES, connect, explained, prepare, row_of
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
@@ -41,9 +42,13 @@ class SqliteJournal:
 
     Raises:
         JournalError: the file is no journal, was written by a newer version, or cannot be opened.
+        DeclarationError: *path* is `:memory:`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, redact: Redact | None = None, timeout: float = 10.0) -> None:
+        if os.fspath(path) == ":memory:":
+            msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
+            raise DeclarationError(msg)
         self.path = Path(path)
         self._redact = redact
         self._timeout = timeout
@@ -65,19 +70,12 @@ class SqliteJournal:
         [written] = self._written((row,))
 
         def take(connection: sqlite3.Connection) -> str | None:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", (row.run_id,)).fetchone()
+            with transaction(connection):
+                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((row.run_id,))).fetchone()
                 known = None if found is None else row_of(RunRow, found)
                 refusal = refusal_to_claim(row, known, fresh=fresh)
                 if refusal is None:
-                    statement = statement_for(written)
-                    connection.execute(statement.sql, statement.values(written))
-                connection.execute("COMMIT" if refusal is None else "ROLLBACK")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+                    write_one(connection, written)
             return refusal
 
         refusal = await self._in_thread(take)
@@ -140,7 +138,7 @@ class SqliteJournal:
     async def _select(self, row_type: type[R], where: str, values: tuple[Any, ...]) -> list[R]:
         table, _ = TABLES[row_type]
         query = f"SELECT * FROM {table} WHERE {where}"  # noqa: S608 - our own names
-        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, values)])
+        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, encodable(values))])
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the file off the event loop, with everything written that was handed in before."""
