@@ -10,6 +10,7 @@ from typing import Any
 from stagegraph.errors import JournalError
 
 from ._owner import is_alive
+from ._prune import Standing, forgettable
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 
 __all__ = ["MemoryJournal", "fits"]
@@ -70,17 +71,13 @@ class MemoryJournal:
         return [row for row in self._cancels.values() if self._runs[row.run_id].owner is not None]
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        ended = [row for row in await self.runs(RunFilter(limit=len(self._runs))) if row.owner is None]
-        limit = time.time() - older_than if older_than is not None else None
-        doomed = [
-            row
-            for place, row in enumerate(ended)
-            if (keep is not None and place >= keep) or (limit is not None and row.started + row.duration < limit)
-        ]
+        before = time.time() - older_than if older_than is not None else None
+        standings = [Standing(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
+        doomed = forgettable(standings, before=before, keep=keep)
         tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
-        for row in doomed:
+        for run_id in doomed:
             for table in tables:
-                table.pop(row.run_id, None)
+                table.pop(run_id, None)
         return len(doomed)
 
     async def aclose(self) -> None:

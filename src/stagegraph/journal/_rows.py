@@ -173,7 +173,12 @@ class Journal(Protocol):
         ...
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        """Forget ended runs that ended more than *older_than* seconds ago, and all but the newest *keep*."""
+        """Forget runs that ended more than *older_than* seconds ago, and all ended ones but the newest *keep*.
+
+        A run that a living process holds stays; of a process on another host nobody can tell, so it counts as living.
+        A run that waits to go on (suspended, or interrupted by the end of its process) is neither counted nor forgotten
+        by *keep*; by *older_than* it is, when it was suspended, or began, that long ago.
+        """
         ...
 
     async def aclose(self) -> None: ...

@@ -14,7 +14,7 @@ from stagegraph.errors import JournalError
 
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
 
-__all__ = ["TABLES", "Statement", "connect", "explained", "is_busy", "prepare", "row_of", "statement_for"]
+__all__ = ["TABLES", "Statement", "connect", "explained", "is_busy", "prepare", "row_of", "shrink", "statement_for"]
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as ours (`SGJ1`)."""
@@ -132,6 +132,16 @@ def prepare(path: Path, *, timeout: float) -> None:
             connection.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
         raise explained(path, error) from error
+
+
+def shrink(connection: sqlite3.Connection) -> None:
+    """Give back the room of what was deleted; while somebody else reads or writes it stays, and is used again."""
+    try:
+        connection.execute("VACUUM")  # copies the file through the log, which would keep that size
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
 
 
 def is_busy(error: Exception) -> bool:

@@ -17,9 +17,10 @@ from stagegraph.errors import DeclarationError, JournalError
 
 from ._commit import encodable, transaction, write_one
 from ._memory import fits, refusal_to_claim
+from ._prune import Standing, forgettable
 from ._redact import Redact, redacted
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
-from ._schema import TABLES, connect, explained, prepare, row_of
+from ._schema import TABLES, connect, explained, prepare, row_of, shrink
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
@@ -113,21 +114,17 @@ class SqliteJournal:
         return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        limit = time.time() - older_than if older_than is not None else None
+        before = time.time() - older_than if older_than is not None else None
 
         def forget(connection: sqlite3.Connection) -> int:
-            ended = connection.execute("SELECT run_id, started + duration AS ended FROM runs WHERE owner IS NULL")
-            newest = sorted(((row["ended"], row["run_id"]) for row in ended), reverse=True)
-            doomed = [
-                (run_id,)
-                for place, (moment, run_id) in enumerate(newest)
-                if (keep is not None and place >= keep) or (limit is not None and moment < limit)
-            ]
-            connection.execute("BEGIN IMMEDIATE")
-            for table, _ in TABLES.values():
-                connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
-            connection.execute("COMMIT")
-            connection.execute("VACUUM")
+            with transaction(connection):
+                query = "SELECT run_id, status, owner, started + duration FROM runs"
+                standings = [Standing(*values) for values in connection.execute(query)]
+                doomed = [(run_id,) for run_id in forgettable(standings, before=before, keep=keep)]
+                for table, _ in TABLES.values():
+                    connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
+            if doomed:
+                shrink(connection)
             return len(doomed)
 
         return await self._in_thread(forget)

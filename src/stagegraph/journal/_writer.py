@@ -25,6 +25,9 @@ __all__ = ["Writer"]
 
 _ROWS_PER_CHECKPOINT = 2_000
 _SIZE_PER_CHECKPOINT = 16_000_000
+"""Characters."""
+_MILLISECONDS_WITHOUT_WRITERS = 200
+"""How long the end of a checkpoint may wait for readers, and make writers wait."""
 
 Waiter = asyncio.Future[None]
 
@@ -163,6 +166,9 @@ class Writer:
             connection = connect(self._path, timeout=self._timeout)
             try:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                # Almost all is done beside the writers; without a moment that is theirs, the log never begins anew.
+                connection.execute(f"PRAGMA busy_timeout = {_MILLISECONDS_WITHOUT_WRITERS}")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             finally:
                 connection.close()
         except sqlite3.Error:
