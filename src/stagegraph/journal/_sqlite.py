@@ -16,11 +16,12 @@ import anyio.to_thread
 from stagegraph.errors import DeclarationError, JournalError
 
 from ._commit import encodable, transaction, write_one
+from ._file import connect, explained, prepare, recognise, shrink
 from ._memory import fits, refusal_to_claim
 from ._prune import Standing, forgettable
 from ._redact import Redact, redacted
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
-from ._schema import TABLES, connect, explained, prepare, row_of, shrink
+from ._schema import TABLES, row_of
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
@@ -34,26 +35,39 @@ class SqliteJournal:
 
     Write-ahead logging with `synchronous=NORMAL`: what was recorded survives a killed process; a power cut may lose
     the last moments, never the file. Several processes may share a file; each run belongs to one of them at a time.
+    A file that is made here, or was empty, is its owner's alone (mode 0600); of an older journal the mode stays.
 
     Args:
         path: The file; it is made when it is not there.
         redact: Sees every value (JSON data) before it is written and gives what may be written. What it takes out
             is gone for replay as well: a replayed call gives what was written.
         timeout: Seconds to wait for another process that is writing.
+        read_only: Only look into a journal that is there: nothing is written, so it may lie where nothing can be.
 
     Raises:
         JournalError: the file is no journal, was written by a newer version, or cannot be opened.
         DeclarationError: *path* is `:memory:`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, redact: Redact | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        redact: Redact | None = None,
+        timeout: float = 10.0,
+        read_only: bool = False,
+    ) -> None:
         if os.fspath(path) == ":memory:":
             msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
             raise DeclarationError(msg)
         self.path = Path(path)
         self._redact = redact
         self._timeout = timeout
-        prepare(self.path, timeout=timeout)
+        self._read_only = read_only
+        if read_only:
+            recognise(self.path, timeout=timeout)
+        else:
+            prepare(self.path, timeout=timeout)
         self._writer = Writer(self.path, timeout=timeout)
 
     async def put(self, *rows: Row) -> None:
@@ -65,7 +79,14 @@ class SqliteJournal:
         self._writer.put(self._written(rows), None)
 
     def _written(self, rows: tuple[Row, ...]) -> list[Row]:
+        if rows:
+            self._check_that_it_may_write()
         return list(rows) if self._redact is None else [redacted(row, self._redact) for row in rows]
+
+    def _check_that_it_may_write(self) -> None:
+        if self._read_only:
+            msg = f"{self.path}: this journal was opened to look into it (`read_only`); nothing can be recorded"
+            raise JournalError(msg)
 
     async def claim(self, row: RunRow, *, fresh: bool) -> None:
         [written] = self._written((row,))
@@ -114,6 +135,7 @@ class SqliteJournal:
         return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
+        self._check_that_it_may_write()
         before = time.time() - older_than if older_than is not None else None
 
         def forget(connection: sqlite3.Connection) -> int:
@@ -139,13 +161,14 @@ class SqliteJournal:
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the file off the event loop, with everything written that was handed in before."""
-        await self.put()
+        if not self._read_only:
+            await self.put()
 
         def connected() -> T:
             try:
-                with closing(connect(self.path, timeout=self._timeout)) as connection:
+                with closing(connect(self.path, timeout=self._timeout, read_only=self._read_only)) as connection:
                     return work(connection)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise explained(self.path, error) from error
 
         return await anyio.to_thread.run_sync(connected)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from stagegraph.errors import JournalError
 
 from ._commit import commit
+from ._file import connect, explained, is_busy
 from ._rows import Row
-from ._schema import connect, explained, is_busy
 
 __all__ = ["Writer"]
 
@@ -84,7 +84,8 @@ class Writer:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown()
-        self._write(self._timeout)
+        if self._batches:
+            self._write(self._timeout)
         with self._lock:
             connection, self._connection = self._connection, None
         if connection is not None:
