@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .asking import by_call
 from .errors import JournalError, ReplayError
+from .journal._redact import redacted_parts
 from .journal._rows import Journal, RunRow
 from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
@@ -89,7 +90,7 @@ async def order_to_resume(
 
     Raises:
         JournalError: there is no such run.
-        ReplayError: nobody knows its graph, or an answer fits no question.
+        ReplayError: nobody knows its graph, an answer fits no question, or what it needs was redacted.
     """
     row = await journal.run(run_id)
     if row is None:
@@ -104,6 +105,7 @@ async def order_to_resume(
         return recorded
     labels = json.loads(row.labels)
     given = options.get("prompts")
+    _check_whole(row, given)
     return Order(
         node=node,
         raw=json.loads(row.input),
@@ -121,6 +123,23 @@ async def order_to_resume(
         page=RunPage(journal, row, claims=True, replays=run_id, strict=options.get("strict", False)),
         answers=by_call(recorded.pending, options.get("answers") or {}),
     )
+
+
+def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
+    """Refuse to go on with an input or with prompts that are not what they were."""
+    gone = redacted_parts(row.labels)
+    if "input" in gone:
+        msg = (
+            f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
+            f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
+        )
+        raise ReplayError(msg)
+    if "prompts" in gone and prompts is None:
+        msg = (
+            f"`redact=` changed the prompts of run {row.run_id!r} when they were recorded: "
+            "say with which it is to go on, as in `resume(..., prompts=...)`"
+        )
+        raise ReplayError(msg)
 
 
 def _recorded_prompts(row: RunRow, labels: dict[str, Any]) -> Prompts | None:

@@ -111,7 +111,7 @@ async def test_a_journal_can_be_looked_into_without_writing(tmp_path: Path) -> N
         await Runner(journal=looking).run(Echo(), "x", run_id="new")
     await looking.aclose()
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]  # noqa: ASYNC240
 
 
 @pytest.mark.parametrize("content", [b"", b"hello"])

@@ -39,8 +39,12 @@ class SqliteJournal:
 
     Args:
         path: The file; it is made when it is not there.
-        redact: Sees every value (JSON data) before it is written and gives what may be written. What it takes out
-            is gone for replay as well: a replayed call gives what was written.
+        redact: Sees every value (JSON data: inputs, outputs, messages, prompts, scores) and every error text before
+            it is written, and gives what may be written. What it takes out is gone: a replayed call gives what was
+            written, a run whose input or prompts it changed cannot be resumed, and an answer of which it leaves nothing
+            readable is asked for again after a crash. It does not see identifiers, which have to stay what they are:
+            run ids, the `key=` names of branches (`build[<name>]`), names of scores, tool call ids. Keep secrets out
+            of those. When it fails, nothing is written, and the run ends with a `JournalError`.
         timeout: Seconds to wait for another process that is writing.
         read_only: Only look into a journal that is there: nothing is written, so it may lie where nothing can be.
 
@@ -81,7 +85,9 @@ class SqliteJournal:
     def _written(self, rows: tuple[Row, ...]) -> list[Row]:
         if rows:
             self._check_that_it_may_write()
-        return list(rows) if self._redact is None else [redacted(row, self._redact) for row in rows]
+        if self._redact is None:
+            return list(rows)
+        return [row for row in (redacted(row, self._redact) for row in rows) if row is not None]
 
     def _check_that_it_may_write(self) -> None:
         if self._read_only:
