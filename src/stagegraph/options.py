@@ -56,6 +56,9 @@ class ResumeOptions(TypedDict, total=False):
     """Instead of those that the run began with."""
     limits: Limits | None
     """Instead of the runner's, for what is still to be done."""
+    take_over: bool
+    """Go on even though a process on another host holds the run: you know that it is gone for good, as when a container
+    was replaced. A process of this host is looked for, and never taken over from while it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,14 @@ async def order_to_resume(
             "tags": tuple(labels["tags"]),
             "metadata": labels["metadata"],
         },
-        page=RunPage(journal, row, claims=True, replays=run_id, strict=options.get("strict", False)),
+        page=RunPage(
+            journal,
+            row,
+            claims=True,
+            replays=run_id,
+            strict=options.get("strict", False),
+            take_over=options.get("take_over", False),
+        ),
         answers=by_call(recorded.pending, options.get("answers") or {}),
     )
 

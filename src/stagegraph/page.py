@@ -41,6 +41,8 @@ class RunPage:
     replays: str | None = None
     """The run whose outputs may be used: another one, or this one when it goes on."""
     strict: bool = False
+    take_over: bool = False
+    """Whether the process on another host that held the run is known to be gone."""
     overrides: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
@@ -66,7 +68,7 @@ class RunPage:
         row = counted(self.row) if continues else self.row
         self.row = replace(row, status="running", owner=this_process(), error=None, error_type=None)
         if self.claims:
-            await self.journal.claim(self.row, fresh=not continues)
+            await self.journal.claim(self.row, fresh=not continues, take_over=self.take_over)
         else:
             self.journal.put_soon(self.row)
         bag = Bag()

@@ -183,6 +183,9 @@ def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
         pass
     run.kill()
     run.communicate()
+    [listed] = cli(folder, "runs", "--status", "interrupted", "--json").stdout.splitlines()
+    assert json.loads(listed)["status"] == "interrupted"
+    assert "no runs" in cli(folder, "runs", "--status", "running").stdout
     (folder / "graph" / "graph.py").write_text(GRAPH.replace("time.sleep(60)", "time.sleep(0)"), encoding="utf-8")
     done = cli(folder, "resume", "last", "--json")
     assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr

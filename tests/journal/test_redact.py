@@ -88,7 +88,7 @@ async def test_a_run_does_not_go_on_with_a_masked_input(tmp_path: Path, redact: 
     with pytest.raises(RunError):
         await runner.run(Flow(), "my SECRET", run_id="r", tags=("SECRET",), metadata={"a": "SECRET"}, user_id="SECRET")
     broken.clear()
-    with pytest.raises(ReplayError, match="changed the input of run 'r'.*replay='r'"):
+    with pytest.raises(ReplayError, match=r"changed the input of run 'r'.*replay='r'"):
         await runner.resume("r")
     assert model.asked == ["my SECRET"]
     await feedback("r", "helpful", 1, comment="no SECRET", runner=runner)

@@ -148,8 +148,12 @@ class Journal(Protocol):
         """Store rows in order with the others, at the latest with the next `put`."""
         ...
 
-    async def claim(self, row: RunRow, *, fresh: bool) -> None:
-        """Begin (*fresh*) or take over a run for `row.owner`; at most one living process may hold it."""
+    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
+        """Begin (*fresh*) or take up a run for `row.owner`; at most one living process may hold it.
+
+        Of a process on another host nobody can tell, so it counts as living, unless the caller knows that it is gone
+        (*take_over*).
+        """
         ...
 
     async def run(self, run_id: str) -> RunRow | None: ...

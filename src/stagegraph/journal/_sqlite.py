@@ -94,14 +94,14 @@ class SqliteJournal:
             msg = f"{self.path}: this journal was opened to look into it (`read_only`); nothing can be recorded"
             raise JournalError(msg)
 
-    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
         [written] = self._written((row,))
 
         def take(connection: sqlite3.Connection) -> str | None:
             with transaction(connection):
                 found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((row.run_id,))).fetchone()
                 known = None if found is None else row_of(RunRow, found)
-                refusal = refusal_to_claim(row, known, fresh=fresh)
+                refusal = refusal_to_claim(row, known, fresh=fresh, take_over=take_over)
                 if refusal is None:
                     write_one(connection, written)
             return refusal
