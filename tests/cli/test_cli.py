@@ -111,6 +111,7 @@ def test_a_part_of_a_graph_can_be_run(folder: Path) -> None:
         (["run"], 2, "Missing argument"),
         (["show", "x"], 1, "no journal"),
         (["runs", "--status", "odd"], 2, "is no status"),
+        (["runs", "--limit", "0"], 2, "--limit"),
         (["draw", "broken.py"], 1, "line 2"),
     ],
 )
