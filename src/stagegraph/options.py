@@ -59,6 +59,9 @@ class ResumeOptions(TypedDict, total=False):
     """Instead of the runner's, for what is still to be done."""
     models: Mapping[str, Model | str] | None
     """Stage path -> model; the names that the run began with count without it."""
+    take_over: bool
+    """Go on even though a process on another host holds the run: you know that it is gone for good, as when a container
+    was replaced. A process of this host is looked for, and never taken over from while it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

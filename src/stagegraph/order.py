@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from .asking import by_call
 from .errors import JournalError, ReplayError
+from .journal._redact import redacted_parts
 from .journal._rows import Journal, RunRow
 from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
@@ -115,7 +116,7 @@ async def order_to_resume(
 
     Raises:
         JournalError: there is no such run.
-        ReplayError: nobody knows its graph, or an answer fits no question.
+        ReplayError: nobody knows its graph, an answer fits no question, or what it needs was redacted.
     """
     row = await journal.run(run_id)
     if row is None:
@@ -131,6 +132,7 @@ async def order_to_resume(
     labels, strict = json.loads(row.labels), options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     given = options.get("prompts")
+    _check_whole(row, given)
     return Order(
         node=node,
         raw=json.loads(row.input),
@@ -146,7 +148,15 @@ async def order_to_resume(
             "metadata": labels["metadata"],
             "models": {**labels.get("models", {}), **(options.get("models") or {})},
         },
-        page=RunPage(journal, row, claims=True, replays=run_id, strict=strict, overrides=labels.get("override", {})),
+        page=RunPage(
+            journal,
+            row,
+            claims=True,
+            replays=run_id,
+            strict=strict,
+            overrides=labels.get("override", {}),
+            take_over=options.get("take_over", False),
+        ),
         answers=by_call(recorded.pending, options.get("answers") or {}),
     )
 
@@ -162,6 +172,23 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
     gone = sorted(leaves - known.keys())
     if gone and (strict or len(gone) == len(leaves)):
         msg = f"run {recorded.id!r} of {recorded.graph} called `{gone[0]}`, which is not part of {node.label}"
+        raise ReplayError(msg)
+
+
+def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
+    """Refuse to go on with an input or with prompts that are not what they were."""
+    gone = redacted_parts(row.labels)
+    if "input" in gone:
+        msg = (
+            f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
+            f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
+        )
+        raise ReplayError(msg)
+    if "prompts" in gone and prompts is None:
+        msg = (
+            f"`redact=` changed the prompts of run {row.run_id!r} when they were recorded: "
+            "say with which it is to go on, as in `resume(..., prompts=...)`"
+        )
         raise ReplayError(msg)
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .errors import JournalError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from .errors import DeclarationError, JournalError
 from .interrupted import counted, segment_of
 from .journal._bag import Bag
 from .journal._owner import this_process
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["RunPage", "labels_json"]
 
 
+_MOST = 2**63 - 1
+"""The largest number that a journal file can hold; a provider that reports more tokens is wrong."""
+
+
 @dataclass(slots=True)
 class RunPage:
     """The row of one run, and what it may recall."""
@@ -36,6 +42,8 @@ class RunPage:
     replays: str | None = None
     """The run whose outputs may be used: another one, or this one when it goes on."""
     strict: bool = False
+    take_over: bool = False
+    """Whether the process on another host that held the run is known to be gone."""
     overrides: Mapping[str, object] = field(default_factory=dict[str, object])
 
     @property
@@ -61,7 +69,7 @@ class RunPage:
         row = counted(self.row) if continues else self.row
         self.row = replace(row, status="running", owner=this_process(), error=None, error_type=None)
         if self.claims:
-            await self.journal.claim(self.row, fresh=not continues)
+            await self.journal.claim(self.row, fresh=not continues, take_over=self.take_over)
         else:
             self.journal.put_soon(self.row)
         bag = Bag()
@@ -85,9 +93,9 @@ class RunPage:
                 output=as_json(run.structure.root.gives, run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
-                requests=usage.requests,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
+                requests=min(usage.requests, _MOST),
+                input_tokens=min(usage.input_tokens, _MOST),
+                output_tokens=min(usage.output_tokens, _MOST),
                 cost=None if cost is None else str(cost),
                 owner=None,
             )
@@ -101,5 +109,14 @@ def labels_json(
     user: str | None,
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
+    """What the caller said about a run; objects that are no JSON are written as their text."""
     labels = {"metadata": dict(metadata), "tags": list(tags), "session_id": session, "user_id": user, **more}
-    return json.dumps(labels, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(labels, ensure_ascii=False, default=str)
+    except (TypeError, ValueError):  # a key that is no text, or something that contains itself
+        pass
+    try:
+        return json.dumps(to_jsonable_python(labels, fallback=str), ensure_ascii=False)
+    except (PydanticSerializationError, TypeError, ValueError) as error:
+        msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
+        raise DeclarationError(msg) from error

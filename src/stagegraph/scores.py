@@ -43,9 +43,10 @@ async def feedback(
     It is stored first and sent then; sending neither waits nor fails.
 
     Raises:
-        DeclarationError: there is neither a journal nor tracing, or the value is none of these.
+        DeclarationError: there is neither a journal nor tracing, or an argument is none of these.
         JournalError: the journal has no such run or call.
     """
+    _check(name, value, key, comment)
     journal = runner.journal if runner is not None else None
     tracing = runner.tracing if runner is not None else by_environment()
     if journal is None and tracing is None:
@@ -53,12 +54,6 @@ async def feedback(
             "feedback is stored with the run: give the runner a journal, as in "
             "Runner(journal=SqliteJournal('runs.db')), or set the keys of Langfuse"
         )
-        raise DeclarationError(msg)
-    if not name.strip():
-        msg = "feedback needs a name, such as `helpful`"
-        raise DeclarationError(msg)
-    if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"feedback `{name}` is a finite number, a boolean or a text, not {value!r}"
         raise DeclarationError(msg)
     now = time.time()
     segment, begun = 0, now
@@ -68,6 +63,28 @@ async def feedback(
         moment = datetime.fromtimestamp(now, UTC)
         given = Feedback(name=name, value=value, key=key, comment=comment, time=moment)
         tracing.score(run_id, given, segment, datetime.fromtimestamp(begun, UTC))
+
+
+def _check(name: object, value: object, key: object, comment: object) -> None:
+    """Refuse what no journal and no server can keep, before anything is written."""
+    if not isinstance(name, str) or not name.strip():
+        msg = f"feedback needs a name, such as `helpful`, not {name!r}"
+        raise DeclarationError(msg)
+    for what, text in (("key", key), ("comment", comment)):
+        if text is not None and not isinstance(text, str):
+            msg = f"the {what} of feedback `{name}` is a text or None, not {type(text).__name__}"
+            raise DeclarationError(msg)
+    if not isinstance(value, str) and not _is_finite(value):
+        shown = repr(value) if not isinstance(value, int) else "a number of that size"
+        msg = f"feedback `{name}` is a finite number, a boolean or a text, not {shown}"
+        raise DeclarationError(msg)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold, and so no server and no comparison with one
+        return False
 
 
 async def _store(  # noqa: PLR0917

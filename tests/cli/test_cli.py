@@ -111,6 +111,7 @@ def test_a_part_of_a_graph_can_be_run(folder: Path) -> None:
         (["run"], 2, "Missing argument"),
         (["show", "x"], 1, "no journal"),
         (["runs", "--status", "odd"], 2, "is no status"),
+        (["runs", "--limit", "0"], 2, "--limit"),
         (["draw", "broken.py"], 1, "line 2"),
     ],
 )
@@ -183,6 +184,9 @@ def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
         pass
     run.kill()
     run.communicate()
+    [listed] = cli(folder, "runs", "--status", "interrupted", "--json").stdout.splitlines()
+    assert json.loads(listed)["status"] == "interrupted"
+    assert "no runs" in cli(folder, "runs", "--status", "running").stdout
     (folder / "graph" / "graph.py").write_text(GRAPH.replace("time.sleep(60)", "time.sleep(0)"), encoding="utf-8")
     done = cli(folder, "resume", "last", "--json")
     assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr

@@ -22,6 +22,9 @@ def resume(
         list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="The process on another host that held the run is gone for good.")
+    ] = False,
     model: ModelOption = None,
     prompts: PromptsOption = None,
     models: SetOption = None,
@@ -55,7 +58,9 @@ def resume(
                 raise ReplayError(msg)
             node = load_graph(place)
             async with make_runner(node, model, prompts, models, store) as runner:
-                live = await runner.start_resume(row.run_id, graph=node, answers=answers, strict=strict, model=model)
+                live = await runner.start_resume(
+                    row.run_id, graph=node, answers=answers, strict=strict, model=model, take_over=take_over
+                )
                 await finish(live, node, out)
         finally:
             await store.aclose()

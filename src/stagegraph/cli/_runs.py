@@ -20,37 +20,42 @@ if TYPE_CHECKING:
 
 __all__ = ["diff", "feedback", "runs"]
 
+_MANY = 1_000_000
+
 
 def runs(
     graph: Annotated[str | None, typer.Option(help="Only runs of this graph.")] = None,
-    status: Annotated[str | None, typer.Option(help="succeeded, failed, cancelled, suspended or running.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="succeeded, failed, cancelled, suspended, running or interrupted.")
+    ] = None,
     since: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
     until: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
     score: Annotated[str | None, typer.Option(metavar="NAME", help="Only runs with this score.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Only runs with a score of at least this.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Only runs with a score of at most this.")] = None,
-    limit: Annotated[int, typer.Option(help="How many.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
     langfuse: LangfuseOption = False,
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
-    from stagegraph.interrupted import GIVEN_UP, is_interrupted  # noqa: PLC0415
+    from stagegraph.interrupted import GIVEN_UP  # noqa: PLC0415
     from stagegraph.journal import RunFilter  # noqa: PLC0415
 
-    states = ("succeeded", "failed", "cancelled", "suspended", "running")
+    states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
         msg = f"{status!r} is no status; there are {', '.join(states)}"
         raise typer.BadParameter(msg)
+    stored_as = "running" if status == "interrupted" else status  # a process that dies writes nothing any more
     wanted = RunFilter(
         graph=graph,
-        status=status,
+        status=stored_as,
         since=moment(since),
         until=moment(until),
         feedback=score,
         min_score=min_score,
         max_score=max_score,
-        limit=limit,
+        limit=_MANY if stored_as == "running" and not langfuse else limit,
     )
 
     async def read() -> list[tuple[RunRow, list[FeedbackRow]]]:
@@ -58,7 +63,8 @@ def runs(
             return [(row, scores) for row, _, scores in await runs_from_langfuse(wanted)]
         store = open_journal(journal)
         try:
-            return [(row, await store.feedback(row.run_id)) for row in await store.runs(wanted)]
+            rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
+            return [(row, await store.feedback(row.run_id)) for row in rows[:limit]]
         finally:
             await store.aclose()
 
@@ -74,7 +80,7 @@ def runs(
         table.add_row(
             Text(plain(row.run_id)),
             Text(plain(row.graph)),
-            styled_status("interrupted" if is_interrupted(row) else row.status),
+            styled_status(_status(row)),
             datetime.fromtimestamp(row.started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             took(row.duration) if row.status != "running" else "",
             str(row.requests),
@@ -88,11 +94,17 @@ def runs(
             console().print(Text(plain(f"{row.run_id}: {row.error}"), "yellow"))
 
 
+def _status(row: RunRow) -> str:
+    from stagegraph.interrupted import is_interrupted  # noqa: PLC0415
+
+    return "interrupted" if is_interrupted(row) else row.status
+
+
 def _run_json(row: RunRow, scores: list[FeedbackRow]) -> dict[str, Any]:
     return {
         "run_id": row.run_id,
         "graph": row.graph,
-        "status": row.status,
+        "status": _status(row),
         "started": datetime.fromtimestamp(row.started, UTC).isoformat(),
         "duration": row.duration,
         "requests": row.requests,

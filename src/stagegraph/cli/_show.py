@@ -54,6 +54,7 @@ def show(
     if html is not None:
         from stagegraph.draw import run_page  # noqa: PLC0415
 
+        html.touch(mode=0o600)  # every value of the run is in it; a file that was there keeps its mode
         html.write_text(run_page(row, calls, scores), encoding="utf-8")
         console(stderr=True).print(Text(plain(f"wrote {html}")))
     elif call is not None:

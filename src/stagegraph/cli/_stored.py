@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,10 @@ JournalOption = Annotated[
 
 
 def open_journal(path: str, *, create: bool = False) -> SqliteJournal:
-    """The journal at *path*; a missing one is only made when something will be written."""
+    """The journal at *path*; a missing one is only made when something will be written.
+
+    One that cannot be written here, as on a read-only file system, can still be looked into.
+    """
     from stagegraph.journal import SqliteJournal  # noqa: PLC0415 - `--help` needs no journal
 
     file = Path(path)
@@ -34,7 +38,8 @@ def open_journal(path: str, *, create: bool = False) -> SqliteJournal:
     elif not file.exists():
         msg = f"{path}: there is no journal here; `stagegraph run` makes one, `--journal FILE` names another"
         raise JournalError(msg)
-    return SqliteJournal(file)
+    writable = create or (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+    return SqliteJournal(file, read_only=not writable)
 
 
 async def find_run(journal: Journal, name: str) -> RunRow:

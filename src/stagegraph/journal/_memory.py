@@ -9,7 +9,8 @@ from typing import Any
 
 from stagegraph.errors import JournalError
 
-from ._owner import is_alive
+from ._owner import host_elsewhere, is_alive
+from ._prune import Standing, forgettable
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 
 __all__ = ["MemoryJournal", "fits"]
@@ -42,9 +43,9 @@ class MemoryJournal:
                 case FeedbackRow():
                     self._feedback.setdefault(row.run_id, {})[row.id] = row
 
-    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
         known = self._runs.get(row.run_id)
-        refusal = refusal_to_claim(row, known, fresh=fresh)
+        refusal = refusal_to_claim(row, known, fresh=fresh, take_over=take_over)
         if refusal is not None:
             raise JournalError(refusal)
         self._runs[row.run_id] = row
@@ -70,31 +71,35 @@ class MemoryJournal:
         return [row for row in self._cancels.values() if self._runs[row.run_id].owner is not None]
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        ended = [row for row in await self.runs(RunFilter(limit=len(self._runs))) if row.owner is None]
-        limit = time.time() - older_than if older_than is not None else None
-        doomed = [
-            row
-            for place, row in enumerate(ended)
-            if (keep is not None and place >= keep) or (limit is not None and row.started + row.duration < limit)
-        ]
+        before = time.time() - older_than if older_than is not None else None
+        standings = [Standing(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
+        doomed = forgettable(standings, before=before, keep=keep)
         tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
-        for row in doomed:
+        for run_id in doomed:
             for table in tables:
-                table.pop(row.run_id, None)
+                table.pop(run_id, None)
         return len(doomed)
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
 
-def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool) -> str | None:
+def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool, take_over: bool) -> str | None:
     """Why a run cannot be begun or taken over, if it cannot."""
     run_id = row.run_id
     if fresh:
         return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
     if known is None:
         return f"there is no run {run_id!r} in this journal"
-    if known.owner is not None and is_alive(known.owner):
+    host = None if known.owner is None else host_elsewhere(known.owner)
+    if host is not None and not take_over:
+        return (
+            f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there. Nobody "
+            f"here can tell whether that process still runs on host {host!r}: when it is gone for good, take the run "
+            "over with "
+            f"`runner.resume({run_id!r}, take_over=True)` or `stagegraph resume {run_id} --take-over`"
+        )
+    if known.owner is not None and host is None and is_alive(known.owner):
         return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
     if known.status == "succeeded" or _resumed(row) != _resumed(known) + 1:
         return f"run {run_id!r} was taken up in another place, or finished, meanwhile; read it again"

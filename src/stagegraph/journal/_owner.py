@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["is_alive", "this_process"]
+__all__ = ["host_elsewhere", "is_alive", "this_process"]
 
 
 def this_process() -> str:
@@ -17,9 +17,9 @@ def this_process() -> str:
 
 def is_alive(owner: str) -> bool:
     """Whether the process still runs; of another host nobody can tell, so it counts as alive."""
-    host, pid_text, started = owner.rsplit("/", 2)
-    if host != socket.gethostname():
+    if host_elsewhere(owner) is not None:
         return True
+    _, pid_text, started = owner.rsplit("/", 2)
     pid = int(pid_text)
     try:
         os.kill(pid, 0)
@@ -28,6 +28,12 @@ def is_alive(owner: str) -> bool:
     except PermissionError:
         return True
     return started == _started(pid)
+
+
+def host_elsewhere(owner: str) -> str | None:
+    """The host of a process of which nobody here can tell whether it lives; `None` for one of this host."""
+    host = owner.rsplit("/", 2)[0]
+    return host if host != socket.gethostname() else None
 
 
 def _started(pid: int) -> str:

@@ -148,8 +148,12 @@ class Journal(Protocol):
         """Store rows in order with the others, at the latest with the next `put`."""
         ...
 
-    async def claim(self, row: RunRow, *, fresh: bool) -> None:
-        """Begin (*fresh*) or take over a run for `row.owner`; at most one living process may hold it."""
+    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
+        """Begin (*fresh*) or take up a run for `row.owner`; at most one living process may hold it.
+
+        Of a process on another host nobody can tell, so it counts as living, unless the caller knows that it is gone
+        (*take_over*).
+        """
         ...
 
     async def run(self, run_id: str) -> RunRow | None: ...
@@ -173,7 +177,12 @@ class Journal(Protocol):
         ...
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        """Forget ended runs that ended more than *older_than* seconds ago, and all but the newest *keep*."""
+        """Forget runs that ended more than *older_than* seconds ago, and all ended ones but the newest *keep*.
+
+        A run that a living process holds stays; of a process on another host nobody can tell, so it counts as living.
+        A run that waits to go on (suspended, or interrupted by the end of its process) is neither counted nor forgotten
+        by *keep*; by *older_than* it is, when it was suspended, or began, that long ago.
+        """
         ...
 
     async def aclose(self) -> None: ...

@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.errors import JournalError
+from stagegraph.errors import DeclarationError, JournalError
 
+from ._commit import encodable, transaction, write_one
+from ._file import connect, explained, prepare, recognise, shrink
 from ._memory import fits, refusal_to_claim
+from ._prune import Standing, forgettable
 from ._redact import Redact, redacted
 from ._rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
-from ._schema import TABLES, connect, explained, prepare, row_of, statement_for
+from ._schema import TABLES, row_of
 from ._writer import Writer
 
 __all__ = ["SqliteJournal"]
@@ -32,22 +35,43 @@ class SqliteJournal:
 
     Write-ahead logging with `synchronous=NORMAL`: what was recorded survives a killed process; a power cut may lose
     the last moments, never the file. Several processes may share a file; each run belongs to one of them at a time.
+    A file that is made here, or was empty, is its owner's alone (mode 0600); of an older journal the mode stays.
 
     Args:
         path: The file; it is made when it is not there.
-        redact: Sees every value (JSON data) before it is written and gives what may be written. What it takes out
-            is gone for replay as well: a replayed call gives what was written.
+        redact: Sees every value (JSON data: inputs, outputs, messages, prompts, scores) and every error text before
+            it is written, and gives what may be written. What it takes out is gone: a replayed call gives what was
+            written, a run whose input or prompts it changed cannot be resumed, and an answer of which it leaves nothing
+            readable is asked for again after a crash. It does not see identifiers, which have to stay what they are:
+            run ids, the `key=` names of branches (`build[<name>]`), names of scores, tool call ids. Keep secrets out
+            of those. When it fails, nothing is written, and the run ends with a `JournalError`.
         timeout: Seconds to wait for another process that is writing.
+        read_only: Only look into a journal that is there: nothing is written, so it may lie where nothing can be.
 
     Raises:
         JournalError: the file is no journal, was written by a newer version, or cannot be opened.
+        DeclarationError: *path* is `:memory:`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, redact: Redact | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        redact: Redact | None = None,
+        timeout: float = 10.0,
+        read_only: bool = False,
+    ) -> None:
+        if os.fspath(path) == ":memory:":
+            msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
+            raise DeclarationError(msg)
         self.path = Path(path)
         self._redact = redact
         self._timeout = timeout
-        prepare(self.path, timeout=timeout)
+        self._read_only = read_only
+        if read_only:
+            recognise(self.path, timeout=timeout)
+        else:
+            prepare(self.path, timeout=timeout)
         self._writer = Writer(self.path, timeout=timeout)
 
     async def put(self, *rows: Row) -> None:
@@ -59,25 +83,27 @@ class SqliteJournal:
         self._writer.put(self._written(rows), None)
 
     def _written(self, rows: tuple[Row, ...]) -> list[Row]:
-        return list(rows) if self._redact is None else [redacted(row, self._redact) for row in rows]
+        if rows:
+            self._check_that_it_may_write()
+        if self._redact is None:
+            return list(rows)
+        return [row for row in (redacted(row, self._redact) for row in rows) if row is not None]
 
-    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+    def _check_that_it_may_write(self) -> None:
+        if self._read_only:
+            msg = f"{self.path}: this journal was opened to look into it (`read_only`); nothing can be recorded"
+            raise JournalError(msg)
+
+    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
         [written] = self._written((row,))
 
         def take(connection: sqlite3.Connection) -> str | None:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", (row.run_id,)).fetchone()
+            with transaction(connection):
+                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((row.run_id,))).fetchone()
                 known = None if found is None else row_of(RunRow, found)
-                refusal = refusal_to_claim(row, known, fresh=fresh)
+                refusal = refusal_to_claim(row, known, fresh=fresh, take_over=take_over)
                 if refusal is None:
-                    statement = statement_for(written)
-                    connection.execute(statement.sql, statement.values(written))
-                connection.execute("COMMIT" if refusal is None else "ROLLBACK")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+                    write_one(connection, written)
             return refusal
 
         refusal = await self._in_thread(take)
@@ -115,21 +141,18 @@ class SqliteJournal:
         return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        limit = time.time() - older_than if older_than is not None else None
+        self._check_that_it_may_write()
+        before = time.time() - older_than if older_than is not None else None
 
         def forget(connection: sqlite3.Connection) -> int:
-            ended = connection.execute("SELECT run_id, started + duration AS ended FROM runs WHERE owner IS NULL")
-            newest = sorted(((row["ended"], row["run_id"]) for row in ended), reverse=True)
-            doomed = [
-                (run_id,)
-                for place, (moment, run_id) in enumerate(newest)
-                if (keep is not None and place >= keep) or (limit is not None and moment < limit)
-            ]
-            connection.execute("BEGIN IMMEDIATE")
-            for table, _ in TABLES.values():
-                connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
-            connection.execute("COMMIT")
-            connection.execute("VACUUM")
+            with transaction(connection):
+                query = "SELECT run_id, status, owner, started + duration FROM runs"
+                standings = [Standing(*values) for values in connection.execute(query)]
+                doomed = [(run_id,) for run_id in forgettable(standings, before=before, keep=keep)]
+                for table, _ in TABLES.values():
+                    connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
+            if doomed:
+                shrink(connection)
             return len(doomed)
 
         return await self._in_thread(forget)
@@ -140,17 +163,18 @@ class SqliteJournal:
     async def _select(self, row_type: type[R], where: str, values: tuple[Any, ...]) -> list[R]:
         table, _ = TABLES[row_type]
         query = f"SELECT * FROM {table} WHERE {where}"  # noqa: S608 - our own names
-        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, values)])
+        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, encodable(values))])
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do something with the file off the event loop, with everything written that was handed in before."""
-        await self.put()
+        if not self._read_only:
+            await self.put()
 
         def connected() -> T:
             try:
-                with closing(connect(self.path, timeout=self._timeout)) as connection:
+                with closing(connect(self.path, timeout=self._timeout, read_only=self._read_only)) as connection:
                     return work(connection)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise explained(self.path, error) from error
 
         return await anyio.to_thread.run_sync(connected)

@@ -1,0 +1,139 @@
+"""What `redact=` takes out is gone, what it leaves can be read, and nobody goes on with a masked value unawares."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from stagegraph import Graph, JournalError, Prompt, Prompts, ReplayError, RunError, Runner, Stage, feedback, step
+from stagegraph.journal import SqliteJournal
+
+pytestmark = pytest.mark.anyio
+
+broken: set[str] = set()
+
+
+@step
+async def gate(text: str) -> str:
+    if broken:
+        raise RuntimeError(text)
+    return text
+
+
+agent = Agent(output_type=[str, DeferredToolRequests])
+
+
+@agent.tool_plain(requires_approval=True)
+def delete(path: str) -> str:
+    return f"{path} gone"
+
+
+class Flow(Graph[str, str]):
+    ask = Stage(str, agent)
+    gate = gate
+
+    async def flow(self, text: str) -> str:
+        return await self.gate(await self.ask(text))
+
+
+class Model:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        text = str(messages[0].parts[0].content)  # type: ignore[union-attr]
+        self.asked.append(text)
+        if text == "approve" and len(messages) == 1:
+            return ModelResponse([ToolCallPart("delete", {"path": "SECRET"}, tool_call_id="c1")])
+        return ModelResponse([TextPart("done")])
+
+
+def mask(value: Any) -> Any:
+    return json.loads(json.dumps(value).replace("SECRET", "***"))
+
+
+def mask_every_text(value: Any) -> Any:
+    match value:
+        case str():
+            return "***"
+        case list():
+            return [mask_every_text(one) for one in value]  # pyright: ignore[reportUnknownVariableType]
+        case dict():
+            return {name: mask_every_text(one) for name, one in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return value
+
+
+def fail(_value: Any) -> Any:
+    msg = "what SECRET is this"
+    raise ValueError(msg)
+
+
+def fail_at_messages(value: Any) -> Any:
+    return fail(value) if isinstance(value, dict) and "parts" in value else value
+
+
+@pytest.mark.parametrize("redact", [mask, mask_every_text, lambda _: "***", lambda _: None])
+async def test_a_run_does_not_go_on_with_a_masked_input(tmp_path: Path, redact: Callable[[Any], Any]) -> None:
+    """Resuming says so, and what to do; the record can be looked into and scored, however little is left of it."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=redact)
+    model = Model()
+    runner = Runner(FunctionModel(model), journal=journal)
+    broken.add("gate")
+    with pytest.raises(RunError):
+        await runner.run(Flow(), "my SECRET", run_id="r", tags=("SECRET",), metadata={"a": "SECRET"}, user_id="SECRET")
+    broken.clear()
+    with pytest.raises(ReplayError, match=r"changed the input of run 'r'.*replay='r'"):
+        await runner.resume("r")
+    assert model.asked == ["my SECRET"]
+    await feedback("r", "helpful", 1, comment="no SECRET", runner=runner)
+    await runner.run(Flow(), "my SECRET", run_id="whole", replay="r")
+    assert (await runner.resume("whole")).status == "succeeded"
+    await journal.aclose()
+    assert b"SECRET" not in (tmp_path / "runs.db").read_bytes()
+
+
+async def test_a_run_does_not_go_on_with_masked_prompts(tmp_path: Path) -> None:
+    """Unless it is told with which."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=mask)
+    runner = Runner(FunctionModel(Model()), journal=journal)
+    prompts = Prompts({"ask": Prompt(instructions="The SECRET way.")})
+    broken.add("gate")
+    with pytest.raises(RunError):
+        await runner.run(Flow(), "x", run_id="r", prompts=prompts)
+    broken.clear()
+    with pytest.raises(ReplayError, match="changed the prompts"):
+        await runner.resume("r")
+    assert (await runner.resume("r", prompts=prompts)).output == "done"
+    await journal.aclose()
+
+
+async def test_a_question_survives_what_is_masked_in_it(tmp_path: Path) -> None:
+    """Its arguments are masked; who asks is not, so it can be answered."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=mask)
+    runner = Runner(FunctionModel(Model()), journal=journal)
+    await runner.run(Flow(), "approve", run_id="r", metadata={"a": 1}, user_id="ann")
+    assert (await runner.resume("r")).pending[0].args == {"path": "***"}
+    run = await runner.resume("r", answers={"c1": True})
+    assert (run.output, run.metadata, run.user_id) == ("done", {"a": 1}, "ann")
+    await journal.aclose()
+
+
+@pytest.mark.parametrize("redact", [fail, fail_at_messages, lambda _: object()])
+async def test_a_redact_that_fails_is_named_and_nothing_is_written(
+    tmp_path: Path, redact: Callable[[Any], Any]
+) -> None:
+    """It is not taken for a fault of the stage, and its own words, which may hold the secret, are only the cause."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=redact)
+    runner = Runner(FunctionModel(Model()), journal=journal)
+    with pytest.raises((JournalError, RunError), match="`redact=` failed with") as caught:
+        await runner.run(Flow(), "approve")
+    assert "SECRET" not in str(caught.value)
+    assert "a tool, a validator" not in str(caught.value)
+    await journal.aclose()
+    assert b"SECRET" not in (tmp_path / "runs.db").read_bytes()

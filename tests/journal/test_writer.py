@@ -1,0 +1,135 @@
+"""What cannot be written: it fails whoever wrote it, and neither the others nor what comes later."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.usage import RequestUsage
+
+from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback, step
+from stagegraph.journal import FeedbackRow, Journal, MemoryJournal, RunFilter, SqliteJournal
+
+pytestmark = pytest.mark.anyio
+
+HALF = "\ud800"
+"""Half a surrogate pair."""
+
+
+@step
+async def echo(text: str) -> str:
+    return text
+
+
+class Echo(Graph[str, str]):
+    echo = echo
+
+    async def flow(self, text: str) -> str:
+        return await self.echo(text)
+
+
+def score(name: str, **changes: Any) -> FeedbackRow:
+    row = FeedbackRow(id=name, run_id=name, key=None, name=name, value="1", comment=None, time=0.0)
+    return replace(row, **changes)
+
+
+@pytest.fixture(name="journal", params=["memory", "sqlite"])
+def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> Journal:
+    return MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
+
+
+@pytest.mark.parametrize("wrong", [{"comment": {"by": "ann"}}, {"time": 2**63}, {"value": [1]}])
+async def test_a_row_that_can_never_be_written_fails_its_writer_alone(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """Others that are written in the same moment, and later ones, are there; the message names the value."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    puts = [journal.put(score("before")), journal.put(score("wrong", **wrong)), journal.put(score("after"))]
+    async with asyncio.timeout(20):
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+        await journal.put(score("later"))
+    assert [type(outcome) for outcome in outcomes] == [type(None), JournalError, type(None)]
+    assert f"run 'wrong' was left out: its `{next(iter(wrong))}`" in str(outcomes[1])
+    stored = [len(await journal.feedback(name)) for name in ("before", "wrong", "after", "later")]
+    assert stored == [1, 0, 1, 1]
+    await journal.aclose()
+
+
+async def test_a_row_nobody_waited_for_is_told_to_its_own_run(tmp_path: Path) -> None:
+    """The run's next `put` hears that something was left out, once; other runs hear nothing."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    journal.put_soon(score("r", time=2**63))
+    await journal.put(score("other"))
+    with pytest.raises(JournalError, match="run 'r' was left out"):
+        await journal.put(score("r", id="second"))
+    await journal.put(score("r", id="third"))
+    assert [row.id for row in await journal.feedback("r")] == ["second", "third"]
+    await journal.aclose()
+
+
+async def test_usage_that_no_file_can_hold_does_not_stop_a_run(tmp_path: Path) -> None:
+    """A provider that reports nonsense costs the numbers, not the answers."""
+
+    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        return ModelResponse([TextPart("ok")], usage=RequestUsage(input_tokens=2**63))
+
+    class Ask(Graph[str, str]):
+        ask = Stage(str, Agent())
+
+        async def flow(self, text: str) -> str:
+            return await self.ask(text)
+
+    journal = SqliteJournal(tmp_path / "runs.db")
+    runner = Runner(FunctionModel(answer), journal=journal)
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            assert (await runner.run(Ask(), "x")).output == "ok"
+    assert [row.status for row in await journal.runs(RunFilter())] == ["succeeded", "succeeded"]
+    await journal.aclose()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": 5}, "needs a name"),
+        ({"comment": {"by": "ann"}}, "comment of feedback `helpful` is a text or None, not dict"),
+        ({"key": 3}, "key of feedback `helpful` is a text or None, not int"),
+        ({"value": None}, "finite number, a boolean or a text, not None"),
+        ({"value": 10**5000}, "finite number"),
+    ],
+)
+async def test_feedback_that_cannot_be_kept_is_refused(journal: Journal, given: dict[str, Any], said: str) -> None:
+    """At once, with what to write; the journal goes on."""
+    runner = Runner(journal=journal)
+    await runner.run(Echo(), "x", run_id="r")
+    with pytest.raises(DeclarationError, match=said):
+        await feedback("r", **{"name": "helpful", "value": 1, **given}, runner=runner)
+    await feedback("r", "helpful", 1, runner=runner)
+    assert len(await journal.feedback("r")) == 1
+
+
+@pytest.mark.parametrize("metadata", [{"a": HALF}, {(1, 2): 2}, {"a": {(1, 2): object()}}])
+async def test_odd_metadata_is_recorded_as_it_can_be(journal: Journal, metadata: dict[Any, Any]) -> None:
+    """With a chosen id as without one."""
+    runner = Runner(journal=journal)
+    for options in ({"run_id": f"r{HALF}"}, {}):
+        run = await runner.run(Echo(), "x", metadata=metadata, **options)  # type: ignore[arg-type]
+        assert run.output == "x"
+        await feedback(run.id, f"good{HALF}", 1, runner=runner)
+    assert len(await journal.runs(RunFilter())) == 2
+
+
+async def test_metadata_that_contains_itself_is_refused(journal: Journal) -> None:
+    """There is no end to writing it down."""
+    metadata: dict[str, Any] = {}
+    metadata["me"] = metadata
+    with pytest.raises(DeclarationError, match="metadata of a run cannot be recorded"):
+        await Runner(journal=journal).run(Echo(), "x", metadata=metadata)
+
+
+def test_a_journal_in_memory_has_its_own_class() -> None:
+    """The name that SQLite knows for it would make a file of that name."""
+    with pytest.raises(DeclarationError, match=r"MemoryJournal\(\)"):
+        SqliteJournal(":memory:")
