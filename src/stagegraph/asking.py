@@ -1,4 +1,4 @@
-"""When an agent has to ask somebody: what it asks, kept with the call, and how the answers get back to it."""
+"""When an agent has to ask somebody: what it asks, and which answer is for whom."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic_ai import DeferredToolRequests, DeferredToolResults, ToolDenied
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ToolCallPart
+from pydantic_ai import DeferredToolRequests, ToolDenied
 from pydantic_ai.tools import ToolApproved
 from pydantic_core import to_json
 
@@ -15,12 +14,9 @@ from .call import Pending
 from .errors import ReplayError
 
 if TYPE_CHECKING:
-    from .journal._rows import CallRow
+    from pydantic_ai.messages import ToolCallPart
 
-__all__ = ["Question", "asked", "by_call", "pending_of"]
-
-Question = tuple[list[ModelMessage], DeferredToolResults | None]
-"""What was said before the agent asked, and the answers; `None` while any is missing."""
+__all__ = ["by_call", "dump", "load", "pending_of"]
 
 
 def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pending, ...]:
@@ -43,44 +39,22 @@ def load(text: str) -> tuple[Pending, ...]:
     return tuple(Pending(**one) for one in json.loads(text))
 
 
-def asked(row: CallRow, answers: Mapping[str, object]) -> Question:
-    """The recorded question of a suspended call, with what was answered to it."""
-    messages = ModelMessagesTypeAdapter.validate_json(row.messages)
-    results = DeferredToolResults()
-    for pending in load(row.pending or "[]"):
-        if pending.tool_call_id not in answers:
-            return messages, None
-        answer = answers[pending.tool_call_id]
-        if pending.kind == "approval":
-            results.approvals[pending.tool_call_id] = _approval(pending, answer)
-        else:
-            results.calls[pending.tool_call_id] = answer
-    return messages, results
-
-
-def _approval(pending: Pending, answer: object) -> bool | ToolApproved | ToolDenied:
-    if isinstance(answer, (bool, ToolApproved, ToolDenied)):
-        return answer
-    msg = f"the answer to `{pending.id}` must be True, False, ToolApproved or ToolDenied, not {answer!r}"
-    raise ReplayError(msg)
-
-
 def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """Answers sorted by the call they belong to.
 
     They are given by `Pending.id`, by tool call id where that is unique, or all for one call by its key.
 
     Raises:
-        ReplayError: nobody asked this, or it is not clear who.
+        ReplayError: nobody asked this, it is not clear who, or it is no answer to what was asked.
     """
     found: dict[str, dict[str, object]] = {}
     for name, answer in answers.items():
         asking = [one for one in pending if name in (one.id, one.tool_call_id)]
-        if not asking and isinstance(answer, Mapping):
-            given = cast("Mapping[str, Any]", answer)
+        given = cast("Mapping[str, Any]", answer) if isinstance(answer, Mapping) else {}
+        if not asking:
             asking = [one for one in pending if one.key == name and one.tool_call_id in given]
             for one in asking:
-                found.setdefault(one.key, {})[one.tool_call_id] = given[one.tool_call_id]
+                found.setdefault(one.key, {})[one.tool_call_id] = _fitting(one, given[one.tool_call_id])
             if asking:
                 continue
         if len(asking) != 1:
@@ -88,5 +62,15 @@ def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict
             problem = "several calls ask" if asking else "nobody asks"
             msg = f"{problem} `{name}`; open are: {open_ones}"
             raise ReplayError(msg)
-        found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = answer
+        found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = _fitting(asking[0], answer)
     return found
+
+
+def _fitting(pending: Pending, answer: object) -> object:
+    if pending.kind == "external" or isinstance(answer, (bool, ToolApproved, ToolDenied)):
+        return answer
+    msg = (
+        f"`{pending.id}` asks whether `{pending.tool}` may be called, and {answer!r} is no answer to that: "
+        "give it True, False, ToolApproved(...) or ToolDenied(...)"
+    )
+    raise ReplayError(msg)

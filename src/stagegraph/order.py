@@ -16,6 +16,7 @@ from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
 from .prompt import Origin
 from .prompts import Prompts
+from .question import unanswered_in
 from .recorder import as_json
 from .run import Run
 from .stored import stored_run
@@ -103,7 +104,8 @@ async def order_to_resume(
     if row.status == "succeeded":
         return recorded
     labels = json.loads(row.labels)
-    given = options.get("prompts")
+    given, answers = options.get("prompts"), options.get("answers") or {}
+    waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
     return Order(
         node=node,
         raw=json.loads(row.input),
@@ -119,7 +121,7 @@ async def order_to_resume(
             "metadata": labels["metadata"],
         },
         page=RunPage(journal, row, claims=True, replays=run_id, strict=options.get("strict", False)),
-        answers=by_call(recorded.pending, options.get("answers") or {}),
+        answers=by_call(waiting, answers),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import unicodedata
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-__all__ = ["console", "mark", "plain", "print_json", "styled_status", "took"]
+__all__ = ["console", "mark", "plain", "print_json", "question", "styled_status", "took"]
 
 _STYLES = {
     "succeeded": "green",
@@ -61,3 +62,12 @@ def print_json(out: Console, value: Any) -> None:
         return
     text = plain(json.dumps(value, ensure_ascii=False, indent=2))
     out.print(Syntax(text, "json", background_color="default", word_wrap=True) if out.is_terminal else Text(text))
+
+
+def question(run_id: str, place: str, kind: str, tool: str, args: object) -> Text:
+    """What a suspended run asks, and the command that answers it."""
+    asks = f"{place} asks ({kind}): {tool} {json.dumps(args, ensure_ascii=False)}"
+    answer = "true" if kind == "approval" else "JSON"
+    instead = ", or =false" if kind == "approval" else ""
+    command = f"  stagegraph resume {run_id} --answer {shlex.quote(f'{place}={answer}')}{instead}"
+    return Text.assemble((plain(asks), "yellow"), "\n", plain(command))
