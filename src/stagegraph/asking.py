@@ -16,7 +16,7 @@ from .errors import ReplayError
 if TYPE_CHECKING:
     from pydantic_ai.messages import ToolCallPart
 
-__all__ = ["by_call", "dump", "load", "pending_of"]
+__all__ = ["by_call", "check", "dump", "load", "pending_of"]
 
 
 def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pending, ...]:
@@ -45,16 +45,16 @@ def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict
     They are given by `Pending.id`, by tool call id where that is unique, or all for one call by its key.
 
     Raises:
-        ReplayError: nobody asked this, it is not clear who, or it is no answer to what was asked.
+        ReplayError: nobody asked this, or it is not clear who.
     """
     found: dict[str, dict[str, object]] = {}
     for name, answer in answers.items():
         asking = [one for one in pending if name in (one.id, one.tool_call_id)]
-        given = cast("Mapping[str, Any]", answer) if isinstance(answer, Mapping) else {}
-        if not asking:
+        if not asking and isinstance(answer, Mapping):
+            given = cast("Mapping[str, Any]", answer)
             asking = [one for one in pending if one.key == name and one.tool_call_id in given]
             for one in asking:
-                found.setdefault(one.key, {})[one.tool_call_id] = _fitting(one, given[one.tool_call_id])
+                found.setdefault(one.key, {})[one.tool_call_id] = given[one.tool_call_id]
             if asking:
                 continue
         if len(asking) != 1:
@@ -62,15 +62,21 @@ def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict
             problem = "several calls ask" if asking else "nobody asks"
             msg = f"{problem} `{name}`; open are: {open_ones}"
             raise ReplayError(msg)
-        found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = _fitting(asking[0], answer)
+        found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = answer
     return found
 
 
-def _fitting(pending: Pending, answer: object) -> object:
-    if pending.kind == "external" or isinstance(answer, (bool, ToolApproved, ToolDenied)):
-        return answer
-    msg = (
-        f"`{pending.id}` asks whether `{pending.tool}` may be called, and {answer!r} is no answer to that: "
-        "give it True, False, ToolApproved(...) or ToolDenied(...)"
-    )
-    raise ReplayError(msg)
+def check(pending: tuple[Pending, ...], answers: Mapping[str, Mapping[str, object]]) -> None:
+    """Refuse what is no answer to its question, before anything is done with it.
+
+    Raises:
+        ReplayError: an approval is neither given nor denied.
+    """
+    for one in pending:
+        answer = answers.get(one.key, {}).get(one.tool_call_id, True)
+        if one.kind == "approval" and not isinstance(answer, (bool, ToolApproved, ToolDenied)):
+            msg = (
+                f"`{one.id}` asks whether `{one.tool}` may be called, and {answer!r} is no answer to that: "
+                "give it True, False, ToolApproved(...) or ToolDenied(...)"
+            )
+            raise ReplayError(msg)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .asking import by_call
+from .asking import by_call, check
 from .errors import JournalError, ReplayError
 from .journal._rows import Journal, RunRow
 from .options import Labels, ResumeOptions, RunOptions
@@ -106,6 +106,8 @@ async def order_to_resume(
     labels = json.loads(row.labels)
     given, answers = options.get("prompts"), options.get("answers") or {}
     waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
+    answered = by_call(waiting, answers)
+    check(waiting, answered)
     return Order(
         node=node,
         raw=json.loads(row.input),
@@ -121,7 +123,7 @@ async def order_to_resume(
             "metadata": labels["metadata"],
         },
         page=RunPage(journal, row, claims=True, replays=run_id, strict=options.get("strict", False)),
-        answers=by_call(waiting, answers),
+        answers=answered,
     )
 
 

@@ -79,7 +79,7 @@ class Question:
         for one in new:
             answer = DeferredToolResults()
             of_kind = answer.approvals if one.kind == "approval" else answer.calls
-            of_kind[one.tool_call_id] = given[one.tool_call_id]  # pyright: ignore[reportArgumentType] - `by_call` has seen to it
+            of_kind[one.tool_call_id] = given[one.tool_call_id]  # pyright: ignore[reportArgumentType] - `check` has seen to it
             kept.append((_answer(number, one.tool_call_id), "", _answers().dump_json(answer, fallback=repr).decode()))
             self.answers.update(answer)
         if kept:
