@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic_ai import DeferredToolRequests, DeferredToolResults, capture_run_messages
+from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     AgentStreamEvent,
     ModelMessage,
@@ -34,7 +35,8 @@ from .errors import JournalError
 from .frame import Suspended
 from .inject import Injection, RequestGate
 from .limits import LimitReached
-from .record import USAGE, Entry, ModelUse
+from .question import Question
+from .record import Entry, ModelUse
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
@@ -72,7 +74,8 @@ async def call_agent(
 ) -> Any:
     """Run the agent until it answers, as often as `Stage(retries=)` allows; the entry keeps usage and messages.
 
-    *memory* keeps its requests and tool calls, *found* is what a journal knows of this very call.
+    *memory* keeps its requests and tool calls, *found* is what a journal knows of this very call. With it an attempt
+    goes on where the last one failed, unless the answers on record are what it failed of.
 
     Raises:
         StageError: the last attempt failed.
@@ -84,6 +87,8 @@ async def call_agent(
     content, history, answers = await _opening(stage, entry, setting, memory, found)
     while True:
         usage = RunUsage()
+        if memory is not None:
+            memory.begin()
         with capture_run_messages() as messages:
             try:
                 with _deadline(stage, setting.gate):
@@ -102,6 +107,11 @@ async def call_agent(
             except (LimitReached, JournalError):
                 raise
             except Exception as error:
+                if memory is not None and memory.only_recalled and not isinstance(error, UserError):
+                    memory.ask_anew()
+                    continue  # nothing was tried yet but what is known to fail
+                if memory is not None and isinstance(error, UnexpectedModelBehavior):
+                    memory.ask_anew()
                 if use.attempts > stage.retries or not worth_repeating(error):
                     raise stage_error(error, stage, entry, messages) from error
                 wait = wait_before(error, use.attempts)
@@ -114,7 +124,7 @@ async def call_agent(
                 use.pending = asking.dump(asking.pending_of(entry.key, entry.path, result.output))
                 raise Suspended
             finally:
-                use.usage.incr(usage)
+                use.usage.incr(usage if memory is None else usage - memory.miscounted)
                 setting.gate.used(usage)
                 use.messages = tuple(messages)
         await setting.gate.rest(wait)
@@ -139,7 +149,8 @@ async def _opening(
     stage: Stage[Any, Any], entry: Entry, setting: Setting, memory: OpMemory | None, found: Recorded | None
 ) -> tuple[str | list[UserContent] | None, list[ModelMessage] | None, DeferredToolResults | None]:
     """What the agent is told first: its input, or the answers to what it asked when its run was suspended."""
-    if memory is None or found is None or found.row.status != "suspended":
+    question = Question.last(found) if memory is not None and found is not None else None
+    if memory is None or question is None:
         try:
             content = stage.render(entry.input)
         except Exception as error:
@@ -150,13 +161,12 @@ async def _opening(
             raise bad_render(content, entry)
         return list(content), None, None
     use = entry.use
-    use.usage = USAGE.validate_json(found.row.usage)
-    history, given = asking.asked(found.row, setting.answers)
-    answers = await memory.answers(given)
-    if answers is None:
-        use.messages, use.pending = tuple(history), found.row.pending
+    use.usage, use.messages = question.usage, tuple(question.history)
+    still_open = await question.answered(setting.answers, memory)
+    if still_open:
+        use.pending = asking.dump(still_open)
         raise Suspended
-    return None, history, answers
+    return None, question.history, question.answers
 
 
 def _listener(on_text: Callable[[str], None] | None) -> Any:

@@ -1,4 +1,4 @@
-"""When an agent has to ask somebody: what it asks, kept with the call, and how the answers get back to it."""
+"""When an agent has to ask somebody: what it asks, and which answer is for whom."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic_ai import DeferredToolRequests, DeferredToolResults, ToolDenied
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ToolCallPart
+from pydantic_ai import DeferredToolRequests, ToolDenied
 from pydantic_ai.tools import ToolApproved
 from pydantic_core import to_json
 
@@ -15,12 +14,9 @@ from .call import Pending
 from .errors import ReplayError
 
 if TYPE_CHECKING:
-    from .journal._rows import CallRow
+    from pydantic_ai.messages import ToolCallPart
 
-__all__ = ["Question", "asked", "by_call", "pending_of"]
-
-Question = tuple[list[ModelMessage], DeferredToolResults | None]
-"""What was said before the agent asked, and the answers; `None` while any is missing."""
+__all__ = ["by_call", "check", "dump", "load", "pending_of"]
 
 
 def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pending, ...]:
@@ -41,28 +37,6 @@ def dump(pending: tuple[Pending, ...]) -> str:
 
 def load(text: str) -> tuple[Pending, ...]:
     return tuple(Pending(**one) for one in json.loads(text))
-
-
-def asked(row: CallRow, answers: Mapping[str, object]) -> Question:
-    """The recorded question of a suspended call, with what was answered to it."""
-    messages = ModelMessagesTypeAdapter.validate_json(row.messages)
-    results = DeferredToolResults()
-    for pending in load(row.pending or "[]"):
-        if pending.tool_call_id not in answers:
-            return messages, None
-        answer = answers[pending.tool_call_id]
-        if pending.kind == "approval":
-            results.approvals[pending.tool_call_id] = _approval(pending, answer)
-        else:
-            results.calls[pending.tool_call_id] = answer
-    return messages, results
-
-
-def _approval(pending: Pending, answer: object) -> bool | ToolApproved | ToolDenied:
-    if isinstance(answer, (bool, ToolApproved, ToolDenied)):
-        return answer
-    msg = f"the answer to `{pending.id}` must be True, False, ToolApproved or ToolDenied, not {answer!r}"
-    raise ReplayError(msg)
 
 
 def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -90,3 +64,19 @@ def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict
             raise ReplayError(msg)
         found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = answer
     return found
+
+
+def check(pending: tuple[Pending, ...], answers: Mapping[str, Mapping[str, object]]) -> None:
+    """Refuse what is no answer to its question, before anything is done with it.
+
+    Raises:
+        ReplayError: an approval is neither given nor denied.
+    """
+    for one in pending:
+        answer = answers.get(one.key, {}).get(one.tool_call_id, True)
+        if one.kind == "approval" and not isinstance(answer, (bool, ToolApproved, ToolDenied)):
+            msg = (
+                f"`{one.id}` asks whether `{one.tool}` may be called, and {answer!r} is no answer to that: "
+                "give it True, False, ToolApproved(...) or ToolDenied(...)"
+            )
+            raise ReplayError(msg)

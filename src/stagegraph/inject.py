@@ -168,7 +168,7 @@ class Injection(AbstractCapability[Any]):
             self.gate.tool_called(call.tool_name)
             return await handler(args)
 
-        return await execute() if self.memory is None else await self.memory.tool(call, execute)
+        return await execute() if self.memory is None else await self.memory.tool(call, len(ctx.messages), execute)
 
     def _rendered(self) -> list[Rendered]:
         stage = self.stage

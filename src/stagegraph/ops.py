@@ -1,7 +1,11 @@
 """What happens inside one stage call: model requests and tool calls, kept so that a crash loses none that was paid for.
 
-A request is known by what it asks, a tool call by the id that the model's (recorded) answer gave it, and both by the
-call's place and content: identical calls that run at once keep their own answers, in whatever order they go on.
+A request is known by what it asks, a tool call by where in the conversation it stands, and both by the call's place and
+content: identical calls that run at once keep their own answers, in whatever order they go on.
+
+An attempt recalls what the ones before it were told, in this process or in another one, so only what failed is made
+again. Where that leads to nothing but the same failure, the next attempt asks anew: every such *round* has records of
+its own.
 """
 
 from __future__ import annotations
@@ -9,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import TypeAdapter
-from pydantic_ai import DeferredToolResults, ModelRetry
+from pydantic import ConfigDict, TypeAdapter
+from pydantic_ai import ModelRetry
 from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart
+from pydantic_ai.usage import RunUsage
 from pydantic_core import PydanticSerializationError
 
 from .journal._identity import hashed
@@ -40,12 +45,9 @@ def _responses() -> TypeAdapter[ModelResponse]:
 def _tool_results() -> TypeAdapter[Any]:
     from pydantic_ai.durable_exec import CallToolResult  # noqa: PLC0415 - a twentieth of the time to import us
 
-    return TypeAdapter(CallToolResult)
-
-
-@cache
-def _answers() -> TypeAdapter[DeferredToolResults]:
-    return TypeAdapter(DeferredToolResults)
+    # Bytes as messages have them, and no number lost: what is recalled has to read like what the model was shown.
+    config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+    return TypeAdapter(CallToolResult, config=config)
 
 
 class OpMemory:
@@ -57,42 +59,65 @@ class OpMemory:
         self._entry = entry
         self._identity = identity
         self._known = dict(known)
-        self._asked: dict[str, int] = {}
+        self._counted: set[str] = set()
+        self._round = 0
+        self.begin()
 
-    async def answers(self, given: DeferredToolResults | None) -> DeferredToolResults | None:
-        """The answers to what the agent asked, kept before they are used, so that a crash does not ask them again."""
-        if given is not None:
-            await self._keep("answers", "", _answers().dump_json(given, fallback=repr).decode())
-            return given
-        known = self._known.get("answers")
-        return None if known is None else _answers().validate_json(known.payload)
+    def begin(self) -> None:
+        """Another attempt goes through the same conversation from its start."""
+        self._times: dict[str, int] = {}
+        self._recalled = 0
+        self._made = 0
+        self.miscounted = RunUsage()
+        """What the agent's own count of this attempt has too much: answers that an earlier attempt was charged for. It
+        leaves recalled tool calls out, so those that no attempt counted yet are negative here."""
+
+    def ask_anew(self) -> None:
+        """Recall nothing of what was recorded so far: it leads to nothing."""
+        self._round += 1
+
+    @property
+    def only_recalled(self) -> bool:
+        """Whether all that this attempt was told was on record, so that the same again would come to the same."""
+        return self._recalled > 0 and self._made == 0
 
     async def request(self, messages: list[ModelMessage], ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         """The recorded answer to this request, or a new one, recorded before anybody acts on it."""
         digest = _digest(messages)
-        number = self._asked[digest] = self._asked.get(digest, -1) + 1
-        op = f"request:{digest}#{number}"
-        known = self._known.get(op)
-        if known is not None:
+        op = self._named(f"request:{digest}")
+        if (known := self._recall(op)) is not None:
             record_durable_unit(executed=False)
             response = _responses().validate_json(known.payload)
             self._entry.use.unpriced |= response.usage.cost is None
-            return response
-        response = await ask()
-        await self._keep(op, digest, json_of(_responses(), response))
-        record_durable_unit(executed=True)
+            if op in self._counted:
+                self.miscounted.incr(RunUsage(requests=1))
+                self.miscounted.incr(response.usage)
+        else:
+            self._made += 1
+            response = await ask()
+            await self.keep((op, digest, json_of(_responses(), response)))
+            record_durable_unit(executed=True)
+        self._counted.add(op)
         return response
 
-    async def tool(self, call: ToolCallPart, execute: Callable[[], Awaitable[Any]]) -> Any:
-        """The recorded result of this tool call, or the result of running it now (at least once)."""
-        op, digest = f"tool:{call.tool_call_id}", hashed(call.tool_name, call.args_as_json_str())
-        known = self._known.get(op)
-        if known is not None and known.digest == digest:
+    async def tool(self, call: ToolCallPart, turn: int, execute: Callable[[], Awaitable[Any]]) -> Any:
+        """The recorded result of this tool call, or the result of running it now (at least once).
+
+        *turn* is how many messages came before: there are providers that use the same ids again in every turn.
+        """
+        digest = hashed(call.tool_name, call.args_as_json_str())
+        op = self._named(f"tool:{call.tool_call_id}:{turn}:{digest}")
+        known = self._recall(op) or self._recall_unnumbered(call.tool_call_id, op, digest)
+        if known is not None:
             record_durable_unit(executed=False)
-            return _recalled(known.payload)
+            result = _recalled(known.payload)
+            self.miscounted.tool_calls -= op not in self._counted
+            self._counted.add(op)
+            return result
+        self._made += 1
         try:
             result = await execute()
-            outcome: dict[str, Any] = {"kind": "tool_return", "result": result}
+            outcome = {"kind": _kind_of(result), "result": result}
         except ModelRetry as error:
             await self._keep_outcome(op, digest, {"kind": "model_retry", "message": error.message})
             raise
@@ -101,20 +126,44 @@ class OpMemory:
             raise
         await self._keep_outcome(op, digest, outcome)
         record_durable_unit(executed=True)
+        self._counted.add(op)
         return result
+
+    async def keep(self, *ops: tuple[str, str, str]) -> None:
+        """Record names with digests and payloads, all of them or none."""
+        rows = [
+            OpRow(run_id=self._run_id, key=self._entry.key, identity=self._identity, op=op, digest=digest, payload=text)
+            for op, digest, text in ops
+        ]
+        await self._journal.put(*rows)
+        self._known.update((row.op, row) for row in rows)
+
+    def _named(self, what: str) -> str:
+        """The name under which this is on record: the same may be asked several times in one conversation."""
+        number = self._times[what] = self._times.get(what, -1) + 1
+        anew = f"~{self._round}" if self._round else ""
+        return f"{what}#{number}{anew}"
+
+    def _recall(self, op: str) -> OpRow | None:
+        known = self._known.get(op)
+        self._recalled += known is not None
+        return known
+
+    def _recall_unnumbered(self, call_id: str, op: str, digest: str) -> OpRow | None:
+        """A result as journals had it before turns were numbered; it belongs to the first call with this id."""
+        before = self._known.get(f"tool:{call_id}")
+        if before is None or before.digest != digest or self._round:
+            return None
+        del self._known[before.op]
+        self._known[op] = before
+        return self._recall(op)
 
     async def _keep_outcome(self, op: str, digest: str, outcome: dict[str, Any]) -> None:
         try:
             payload = json_of(_tool_results(), _tool_results().validate_python(outcome))
         except (PydanticSerializationError, ValueError):
             return  # a result that cannot be written down is computed again after a crash
-        await self._keep(op, digest, payload)
-
-    async def _keep(self, op: str, digest: str, payload: str) -> None:
-        row = OpRow(
-            run_id=self._run_id, key=self._entry.key, identity=self._identity, op=op, digest=digest, payload=payload
-        )
-        await self._journal.put(row)
+        await self.keep((op, digest, payload))
 
 
 def json_of(adapter: TypeAdapter[Any], value: object) -> str:
@@ -129,6 +178,12 @@ def json_of(adapter: TypeAdapter[Any], value: object) -> str:
         return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
 
 
+def _kind_of(result: object) -> str:
+    """How a result is written down: a dictionary may look like a `ToolReturn` as JSON without being one."""
+    data = cast("dict[str, object]", result) if isinstance(result, dict) else {}
+    return "tool_content_result" if data.get("kind") == "tool-return" else "tool_return"
+
+
 def _recalled(payload: str) -> Any:
     outcome = _tool_results().validate_json(payload)
     if outcome.kind == "model_retry":
@@ -139,8 +194,13 @@ def _recalled(payload: str) -> Any:
 
 
 def _digest(messages: list[ModelMessage]) -> str:
-    """What a request asks: its last message, and how many came before (earlier answers are recorded themselves)."""
-    last = ModelMessagesTypeAdapter.dump_python(messages[-1:], mode="json")
+    """What a request asks: its last message, and how many came before (earlier answers are recorded themselves).
+
+    It is taken of the message as it would be recalled. A tool's `datetime` comes back as a text, and half a surrogate
+    pair as a question mark; the request that tells the model of them is the same.
+    """
+    as_recalled = ModelMessagesTypeAdapter.validate_json(json_of(ModelMessagesTypeAdapter, messages[-1:]))
+    last = ModelMessagesTypeAdapter.dump_python(as_recalled, mode="json")
     return hashed(str(len(messages)), json.dumps(_lasting(last), sort_keys=True))
 
 

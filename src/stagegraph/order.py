@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
-from .asking import by_call
+from .asking import by_call, check
 from .errors import JournalError, ReplayError
 from .journal._redact import redacted_parts
 from .journal._rows import Journal, RunRow
@@ -20,6 +20,7 @@ from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
 from .prompt import Origin
 from .prompts import Prompts
+from .question import unanswered_in
 from .recorder import as_json
 from .run import Run
 from .stored import stored_run
@@ -131,8 +132,11 @@ async def order_to_resume(
         return recorded
     labels, strict = json.loads(row.labels), options.get("strict", False)
     _check_same(recorded, node, strict=strict)
-    given = options.get("prompts")
+    given, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, given)
+    waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
+    answered = by_call(waiting, answers)
+    check(waiting, answered)
     return Order(
         node=node,
         raw=json.loads(row.input),
@@ -157,7 +161,7 @@ async def order_to_resume(
             overrides=labels.get("override", {}),
             take_over=options.get("take_over", False),
         ),
-        answers=by_call(recorded.pending, options.get("answers") or {}),
+        answers=answered,
     )
 
 

@@ -192,6 +192,41 @@ def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
     assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr
 
 
+ASKS = """
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import FunctionModel
+from stagegraph import Graph, Stage
+
+agent = Agent(output_type=[str, DeferredToolRequests])
+
+@agent.tool_plain(requires_approval=True)
+def delete(path: str) -> str:
+    return f"{path} gone"
+
+def model(messages, info):
+    asks = ToolCallPart("delete", {"path": "p"}, tool_call_id="c1")
+    return ModelResponse([asks if len(messages) == 1 else TextPart("done")])
+
+class Tidy(Graph[str, str]):
+    clean = Stage(str, agent, model=FunctionModel(model))
+    async def flow(self, text: str) -> str:
+        return await self.clean(text)
+"""
+
+
+def test_a_suspended_run_shows_what_it_asks_and_how_to_answer(folder: Path) -> None:
+    """`show` prints the command; an answer that does not fit leaves the run waiting."""
+    (folder / "tidy.py").write_text(ASKS, encoding="utf-8")
+    cli(folder, "run", "tidy.py:Tidy", "x")
+    shown = cli(folder, "show", "last").stdout
+    assert 'clean:c1 asks (approval): delete {"path": "p"}' in shown
+    assert "--answer clean:c1=true, or =false" in shown
+    refused = cli(folder, "resume", "last", "--answer", "c1=maybe")
+    assert (refused.returncode, "`clean:c1` asks whether" in refused.stderr) == (1, True)
+    assert cli(folder, "resume", "last", "--answer", "clean:c1=true").stdout == "done\n"
+
+
 def test_an_interrupted_run_ends_with_130(folder: Path) -> None:
     """Ctrl-C cancels the run; the exit code is what shells expect, and the run is in the journal as cancelled."""
     code = GRAPH.replace("time.sleep(60)", "pass").replace(

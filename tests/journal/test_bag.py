@@ -90,13 +90,21 @@ def test_the_exact_place_goes_first_while_nobody_took_its_record(
             taken.add(found.row.key)
 
 
-def test_a_failed_call_starts_again_and_a_stopped_one_goes_on() -> None:
-    """What a failed call was told made it fail; what a cancelled or suspended one was told is still good."""
-    for status, kept in (("failed", False), ("cancelled", True), ("suspended", True), ("running", True)):
-        bag = Bag([call("ask", "x", status)], [op("ask", "x")])
-        found = bag.claim("ask", "x")
-        assert (found is not None) == kept, status
-        assert found is None or (not found.finished and list(found.ops) == ["request:d#0"])
+def test_a_call_that_did_not_finish_goes_on() -> None:
+    """However it ended without an output, what its agent was told is still good."""
+    for status in ("failed", "cancelled", "suspended", "running"):
+        found = Bag([call("ask", "x", status)], [op("ask", "x")]).claim("ask", "x")
+        assert found is not None, status
+        assert not found.finished
+        assert list(found.ops) == ["request:d#0"]
+
+
+def test_a_failed_call_that_was_told_nothing_takes_no_place() -> None:
+    """There is nothing to hand out, and nothing that keeps the record of another call from its content."""
+    bag = Bag([call("ask[0]", "x", "failed"), call("ask[1]", "x")])
+    found = bag.claim("ask[2]", "x")
+    assert found is not None
+    assert found.row.key == "ask[1]"
 
 
 def test_what_a_call_was_told_before_its_own_row_was_written_counts() -> None:

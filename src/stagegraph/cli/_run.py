@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
-from ._text import console, json_output, plain, print_json
+from ._text import console, json_output, plain, print_json, question
 
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
@@ -108,10 +108,7 @@ async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | No
         err.print(Text.assemble(("error: ", "bold red"), plain(str(error))))
         raise typer.Exit(1)
     for pending in result.pending:
-        question = f"{pending.id} asks ({pending.kind}): {pending.tool} {json.dumps(pending.args, ensure_ascii=False)}"
-        err.print(Text(plain(question), "yellow"))
-    if result.pending:
-        err.print(Text(f"stagegraph resume {result.id} --answer ID=true goes on"))
+        err.print(question(result.id, pending.id, pending.kind, pending.tool, pending.args))
 
 
 def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.tree import Tree
 from ._langfuse import LangfuseOption, page_from_langfuse
 from ._place import writable
 from ._stored import DEFAULT_JOURNAL, JournalOption, find_run, open_journal
-from ._text import console, mark, plain, print_json, styled_status, took
+from ._text import console, mark, plain, print_json, question, styled_status, took
 
 if TYPE_CHECKING:
     from stagegraph.journal import CallRow, FeedbackRow, RunRow
@@ -85,6 +85,11 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
         children.setdefault(one.parent, []).append(one)
     for root in children.get(None, []):
         out.print(_branch(root, children, everything=everything))
+    if row.status == "suspended":
+        for one in calls:
+            for asked in json.loads(one.pending or "[]"):
+                place = f"{asked['key']}:{asked['tool_call_id']}"
+                out.print(question(row.run_id, place, asked["kind"], asked["tool"], asked["args"]))
 
 
 def _branch(call: CallRow, children: dict[str | None, list[CallRow]], *, everything: bool) -> Tree:

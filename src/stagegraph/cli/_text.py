@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Generator
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
-__all__ = ["console", "json_output", "mark", "plain", "print_json", "styled_status", "took"]
+__all__ = ["console", "json_output", "mark", "plain", "print_json", "question", "styled_status", "took"]
 
 _STYLES = {
     "succeeded": "green",
@@ -83,3 +84,12 @@ def json_output(wanted: bool) -> Generator[TextIO | None]:
         finally:
             sys.stdout.flush()
             os.dup2(out.fileno(), 1)
+
+
+def question(run_id: str, place: str, kind: str, tool: str, args: object) -> Text:
+    """What a suspended run asks, and the command that answers it."""
+    asks = f"{place} asks ({kind}): {tool} {json.dumps(args, ensure_ascii=False)}"
+    answer = "true" if kind == "approval" else "JSON"
+    instead = ", or =false" if kind == "approval" else ""
+    command = f"  stagegraph resume {run_id} --answer {shlex.quote(f'{place}={answer}')}{instead}"
+    return Text.assemble((plain(asks), "yellow"), "\n", plain(command))

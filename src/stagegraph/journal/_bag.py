@@ -37,13 +37,10 @@ class Bag:
         for row in calls:
             if row.kind != "graph":
                 self._at[row.key] = row
-                # A call that failed is tried again from its beginning: its answers are what made it fail.
+                # A step that failed has nothing to give; a stage that failed has what its agent was told before.
                 if row.identity and row.status != "failed":
                     self._by_identity.setdefault(row.identity, {})[row.key] = Recorded(row)
         for op in ops:
-            before = self._at.get(op.key)
-            if before is not None and before.identity == op.identity and before.status == "failed":
-                continue
             same = self._by_identity.setdefault(op.identity, {})
             same.setdefault(op.key, Recorded(_begun(op))).ops[op.op] = op
         self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}

@@ -86,7 +86,7 @@ class OpRow:
     key: str
     identity: str
     op: str
-    """`request:<number>` or `tool:<tool call id>`."""
+    """What it is, unique within the call: a `request:`, a `tool:` call, a `question:`, an `answer:` to one."""
     digest: str
     """What it was asked, as a hash."""
     payload: str
