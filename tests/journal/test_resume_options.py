@@ -153,3 +153,23 @@ async def test_another_graph_is_no_continuation() -> None:
     with pytest.raises(ReplayError, match="called `first`, which is not part of Shorter"):
         await runner.resume("r", graph=Shorter(), strict=True)
     assert (await runner.resume("r", graph=Shorter())).output == "x"
+
+
+async def test_a_branch_that_failed_does_not_take_the_answer_of_an_equal_one() -> None:
+    """Two branches ask the same; the one that was answered keeps its answer, and only the other asks again."""
+    asked_now: list[str] = []
+    trouble = [True]
+
+    def answer(text: str) -> str:
+        asked_now.append(text)
+        if trouble and len(asked_now) == 1:
+            raise ConnectionError
+        return f"answer {len(asked_now)}"
+
+    runner, graph = Runner(echo(answer), journal=MemoryJournal()), asks("1", closed=True)
+    with pytest.raises(RunError, match="closed"):
+        await runner.run(graph, ["same", "same"], run_id="r")
+    trouble.clear()
+    run = await runner.resume("r", graph=asks("1", closed=False))
+    assert run.output == ["answer 3", "answer 2"]
+    assert [call.usage.requests for call in run.calls() if call.path == "ask"] == [1, 1]

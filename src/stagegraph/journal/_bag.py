@@ -43,7 +43,11 @@ class Bag:
         for op in ops:
             same = self._by_identity.setdefault(op.identity, {})
             same.setdefault(op.key, Recorded(_begun(op))).ops[op.op] = op
-        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
+        failed = {row.identity for row in self._at.values() if row.status == "failed"}
+        # Other places asked for the same and have nothing to give: they will ask again.
+        self._unique = {
+            identity for identity, same in self._by_identity.items() if len(same) == 1 and identity not in failed
+        }
 
     def __bool__(self) -> bool:
         return bool(self._at)
