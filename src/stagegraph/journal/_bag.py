@@ -43,11 +43,7 @@ class Bag:
         for op in ops:
             same = self._by_identity.setdefault(op.identity, {})
             same.setdefault(op.key, Recorded(_begun(op))).ops[op.op] = op
-        failed = {row.identity for row in self._at.values() if row.status == "failed"}
-        # Other places asked for the same and have nothing to give: they will ask again.
-        self._unique = {
-            identity for identity, same in self._by_identity.items() if len(same) == 1 and identity not in failed
-        }
+        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
 
     def __bool__(self) -> bool:
         return bool(self._at)
@@ -66,7 +62,10 @@ class Bag:
     def _elsewhere(self, key: str, identity: str, same: Mapping[str, Recorded]) -> str | None:
         """A record of the same content at another place, unless that place may still ask for it."""
         abandoned = next((place for place in same if place in self._called), None)
-        moved = key in self._at and self._at[key].identity != identity
+        before = self._at.get(key)
+        if before is not None and before.identity == identity:
+            return abandoned  # it asked the same here and failed: the other answer is another's
+        moved = before is not None
         return abandoned or (next(iter(same)) if moved or identity in self._unique else None)
 
     def at(self, key: str) -> CallRow | None:
