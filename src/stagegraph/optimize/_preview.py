@@ -76,7 +76,7 @@ async def preview(
             calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
     costs = [run.cost for run in runs]
     return Preview(
-        runs=budget.runs or val + steps * (2 * minibatch + val),
+        runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
         stage_calls={path: fmean(counts) for path, counts in calls.items()},

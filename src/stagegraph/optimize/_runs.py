@@ -40,6 +40,7 @@ class Runs:
     grader: Grader
     runner: Runner
     model: Any
+    models: Mapping[str, Any]
     spent: Spent
     budget: Budget
     store: Store
@@ -100,6 +101,7 @@ class Runs:
             self.graph,
             example,
             model=self.model,
+            models=self.models,
             prompts=prompts_of(self.base, candidate, self.components),
             waits=self.waits,
             replay=replay,

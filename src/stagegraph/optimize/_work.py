@@ -20,10 +20,12 @@ from stagegraph.structure import Structure
 
 from ._adapter import Adapter
 from ._components import EngineName, checked_kinds, components_of, prompts_of
+from ._counts import check_counts
 from ._loop import await_here
+from ._manifest import manifest
 from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
-from ._start import check_overlap, manifest, proposer_of
+from ._start import check_overlap, proposer_of
 from ._store import Store
 from .budget import Budget, BudgetReached, Spent
 from .evaluation import checked_examples, report_of
@@ -64,9 +66,13 @@ class Work:
             checked_examples(graph, val, "validation examples"),
         )
         check_overlap(train=self.train, val=self.val)
+        check_counts(minibatch=options.minibatch, side_by_side=options.side_by_side)
+        if options.stagnation is not None:
+            check_counts(stagnation=options.stagnation)
         self.stages = Structure.of(graph).stages
         grader = grader_of(metric)
-        self.base = options.prompts or Prompts(graph=graph.label)
+        start = options.prompts or Prompts()
+        self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
         self.base.check_known(self.stages, graph.label)
         kinds = checked_kinds(options.components)
         self.options = options = replace(options, components=kinds)
@@ -75,7 +81,8 @@ class Work:
         if not self.seed:
             msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
             raise TuningError(msg)
-        self._step = max(2 * options.minibatch, _MERGE) + len(self.val)
+        self._minibatch = min(options.minibatch, len(self.train))
+        self._step = max(2 * self._minibatch, _MERGE) + len(self.val)
         if budget.runs is not None and budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={budget.runs}) does not even pay for the seed on {len(self.val)} validation "
@@ -83,7 +90,7 @@ class Work:
             )
             raise TuningError(msg)
         self.spent = Spent()
-        facts = manifest(graph, self.seed, grader, self.train, self.val, options)
+        facts = manifest(graph, self.base, self.seed, grader, self.train, self.val, options)
         folder = None if options.run_dir is None else Path(options.run_dir)
         store, proposer = Store(folder, facts, self.spent), proposer_of(options, self.seed, self.spent)
         self.resumes = store.known
@@ -96,6 +103,7 @@ class Work:
             grader=grader,
             runner=_journaled(options.runner, folder),
             model=options.model,
+            models=options.models,
             spent=self.spent,
             budget=budget,
             store=store,
@@ -157,7 +165,7 @@ class Work:
                 adapter=adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
                 skip_perfect_score=False,  # what GEPA sees is lifted; the selector looks at the scores themselves
-                reflection_minibatch_size=options.minibatch,
+                reflection_minibatch_size=self._minibatch,
                 module_selector=Selector(options.perfect, self.components),  # pyright: ignore[reportArgumentType]
                 acceptance_criterion=Acceptance(options.perfect, self.components),
                 use_merge=options.merge and len(self.seed) > 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
@@ -38,7 +39,13 @@ class Budget:
             msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
             raise TuningError(msg)
         for name, limit in limits.items():
-            if limit is not None and not limit > 0:
+            if limit is None:
+                continue
+            kind = (int, "a whole number") if name in {"runs", "tokens"} else (Real, "a number")
+            if isinstance(limit, bool) or not isinstance(limit, kind[0]):
+                msg = f"Budget({name}={limit!r}): it is {kind[1]}"
+                raise TuningError(msg)
+            if not limit > 0:
                 msg = f"Budget({name}={limit}): it has to be above 0"
                 raise TuningError(msg)
 

@@ -167,6 +167,9 @@ class Report:
                 msg = f"{path}: a report in a format that this version does not read"
                 raise TuningError(msg)
             rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(data.pop("rows"))
+            if not rows:
+                msg = f"{path}: this report has no rows, so there is nothing that it could say"
+                raise TuningError(msg)
             return cls(rows=rows, **data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             msg = f"{path}: this is no report of an evaluation: {type(error).__name__}: {str(error).splitlines()[0]}"

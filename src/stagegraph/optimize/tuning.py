@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.errors import TuningError
 from stagegraph.runner import Runner
 
+from ._fingerprint import name_of
 from ._missing import needing
 from ._preview import Preview, preview, preview_of
-from ._start import check_overlap, name_of
+from ._start import check_overlap, starting
 from .comparison import Comparison, compare
 from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of
 from .grading import grader_of
@@ -137,7 +138,7 @@ async def tune(
         test: Examples that nothing was chosen by, for the verdict; without them it is about *val*, and says so.
         optimizer: `"gepa"`; other optimizers of DSPy take a `GraphModule`.
         runner: Runs the graph; with a journal, a child does not repeat what its change does not touch.
-        prompts: Where to start; the code's texts without it.
+        prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
         components: Which texts to change: `"instructions"`, `"tools"` (the descriptions of the agents' tools, as far as
             they are known before a run), `"fields"` (of the fields of their answers). Each text is a component:
             `plan`, `plan:tool:search`, `plan:field:items.name`. Blame decides on the stage; its texts take turns.
@@ -170,7 +171,7 @@ async def tune(
         reflection_model=proposer_model or reflection_model,
         proposer=proposer,
         runner=runner,
-        prompts=prompts,
+        prompts=await starting(prompts, runner),
         components=components,
         minibatch=minibatch,
         merge=merge,
