@@ -16,6 +16,7 @@ from stagegraph.stage import Stage
 from stagegraph.steps import Step
 from stagegraph.structure import Structure
 
+from ._chosen import model_named
 from ._fingerprint import Fingerprint, hash_of, name_of
 from .proposers import Candidates
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
     from stagegraph.prompts import Prompts
-    from stagegraph.runner import Runner
 
     from .grading import Grader
     from .search import Options
@@ -79,7 +79,9 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
             for name, part in parts.items():
                 yield f"{named.get(name, name)} of `{path}`", [part, types[0]] if name == "the output type" else part
             yield f"the agent of `{path}`", [Fingerprint(list(_functions(node))).text, node.demos, node.retries]
-            yield f"the model of `{path}`", _model(path, node, options)
+            # By name: where a resumed search could not even make the model, it has what that answered.
+            chosen = model_named(path, node, options.runner, default=options.model, own=options.models)
+            yield f"the model of `{path}`", name_of(chosen)
 
 
 def _methods(cls: type) -> Iterator[object]:
@@ -111,17 +113,6 @@ def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
     for toolset in agent.toolsets:
         toolset.apply(look)
     yield from found
-
-
-def _model(path: str, stage: Stage[Any, Any], options: Options) -> str | None:
-    """The model that a stage runs with, by name: also where a resumed search could not make it, it has its runs."""
-    runner: Runner | None = options.runner
-    by_path = {} if runner is None else runner._models_by_path  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    default = options.model if options.model is not None or runner is None else runner.model
-    for choice in (options.models.get(path), by_path.get(path), stage.model, stage.agent.model, default):
-        if choice is not None:
-            return name_of(choice)  # pyright: ignore[reportArgumentType]
-    return None
 
 
 def _metric(grader: Grader, *, warns: bool) -> str:

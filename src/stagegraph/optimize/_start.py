@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic_ai.models import Model
+
 from stagegraph.errors import TuningError
 from stagegraph.example import digest_of
+from stagegraph.models import Models
 from stagegraph.structure import closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from .budget import Spent
     from .search import Options
 
-__all__ = ["check_overlap", "proposer_of", "starting"]
+__all__ = ["check_overlap", "model_of", "proposer_of", "starting"]
 
 
 def proposer_of(options: Options, components: Collection[str], spent: Spent) -> Proposer:
@@ -51,6 +54,19 @@ def proposer_of(options: Options, components: Collection[str], spent: Spent) -> 
         msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
         raise TuningError(msg)
     return reflective_proposer(options.reflection_model, spent, options.waits)
+
+
+def model_of(given: Any) -> Model[Any] | str | None:
+    """A model, its name, or the one behind a `dspy.LM`.
+
+    Raises:
+        TuningError: it is something else.
+    """
+    if given is None or isinstance(given, (str, Model)):
+        return given
+    from ._lm import model_behind  # noqa: PLC0415 - only who has an LM has loaded DSPy
+
+    return model_behind(given, Models())
 
 
 def check_overlap(**parts: Sequence[Example[Any]]) -> None:

@@ -25,7 +25,7 @@ from ._loop import await_here
 from ._manifest import manifest
 from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
-from ._start import check_overlap, proposer_of
+from ._start import check_overlap, model_of, proposer_of
 from ._store import Store
 from .budget import Budget, BudgetReached, Spent
 from .evaluation import checked_examples, report_of
@@ -75,7 +75,8 @@ class Work:
         self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
         self.base.check_known(self.stages, graph.label)
         kinds = checked_kinds(options.components)
-        self.options = options = replace(options, components=kinds)
+        writer = model_of(options.reflection_model)
+        self.options = options = replace(options, components=kinds, reflection_model=writer)
         self.components = components_of(self.base, self.stages, kinds)
         self.seed = {name: component.seed for name, component in self.components.items()}
         if not self.seed:

@@ -216,7 +216,7 @@ async def tune(
             "optimizer": "gepa",
             "metric": grader.name,
             "model": name_of(model),
-            "reflection_model": name_of(proposer_model or reflection_model),
+            "reflection_model": name_of(work.options.reflection_model),
             "components": list(work.components),
             "train": len(train),
             "val": len(val),
