@@ -9,7 +9,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, learner, rows, separate, student
 
-from stagegraph import Example, Run, Runner, RunError, Stage, TuningError
+from stagegraph import Example, Run, RunError, Runner, Stage, TuningError
 from stagegraph.optimize import GEPA, Budget, GraphModule, dspy_metric, lm, to_dspy
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # DSPy's optimizers use what their own dependencies deprecate

@@ -19,7 +19,7 @@ from pydantic_ai.models import Model
 
 from stagegraph.node import Node
 
-__all__ = ["Fingerprint", "hash_of", "name_of"]
+__all__ = ["Fingerprint", "functions_of", "hash_of", "name_of"]
 
 _LIBRARIES = {"stagegraph", "pydantic", "pydantic_ai"}
 _FOLDERS = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -128,15 +128,12 @@ class Fingerprint:
 
     def _class(self, cls: type) -> Any:
         found: list[Any] = [f"{cls.__module__}.{cls.__qualname__}"]
-        for base in cls.__mro__:
+        for base in cast("tuple[type, ...]", cls.__mro__):
             if self._is_library(_file_of(base), base.__module__) or issubclass(base, Node):
                 continue
-            for name, value in vars(cast("Any", base)).items():
-                inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                if isinstance(inner, types.FunctionType):
-                    found.append([name, self._of(inner)])
-                elif isinstance(value, _PLAIN) and not name.startswith("__"):
-                    found.append([name, self._of(value)])
+            found += [[name, self._of(function)] for name, function in functions_of(base)]
+            plain = [(name, value) for name, value in vars(base).items() if isinstance(value, _PLAIN)]
+            found += [[name, self._of(value)] for name, value in plain if not name.startswith("__")]
         return found
 
     def _object(self, value: Any) -> Any:
@@ -159,6 +156,14 @@ class Fingerprint:
                 if hasattr(value, name) and not name.startswith("__"):
                     fields[name] = getattr(value, name)
         return [self._of(kind), self._of(fields)]
+
+
+def functions_of(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
+    """What a class itself defines, methods of all kinds and properties."""
+    for name, value in vars(cls).items():
+        inner = cast("object", value.fget if isinstance(value, property) else getattr(value, "__func__", value))
+        if isinstance(inner, types.FunctionType):
+            yield name, inner
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

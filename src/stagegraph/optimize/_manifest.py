@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +16,7 @@ from stagegraph.steps import Step
 from stagegraph.structure import Structure
 
 from ._chosen import model_named
-from ._fingerprint import Fingerprint, hash_of, name_of
+from ._fingerprint import Fingerprint, functions_of, hash_of, name_of
 from .proposers import Candidates
 
 if TYPE_CHECKING:
@@ -86,12 +85,9 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
 
 def _methods(cls: type) -> Iterator[object]:
     """What a graph's own classes define; the nodes in them are looked at by themselves."""
-    for base in cls.__mro__:
+    for base in cast("tuple[type, ...]", cls.__mro__):
         if issubclass(base, Graph) and base is not Graph:
-            for value in vars(cast("Any", base)).values():
-                inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-                if inspect.isfunction(inner):
-                    yield inner
+            yield from (function for _, function in functions_of(base))
 
 
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:

@@ -119,7 +119,7 @@ class Runs:
         if kind == "trace":
             self._known[name, example.id] = judged
             self._recent[example.id] = run
-        spent = {"runs": self.spent.runs, "usd": self.spent.usd}
+        spent = {"runs": self.spent.runs, "usd": self.spent.usd, "unpriced": self.spent.unpriced}
         self.tell("run", {"example": example.id, "score": judged.score.value, "kind": kind, **spent})
         return judged
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.models import Model
 
@@ -63,7 +63,7 @@ def model_of(given: Any) -> Model[Any] | str | None:
         TuningError: it is something else.
     """
     if given is None or isinstance(given, (str, Model)):
-        return given
+        return cast("Model[Any] | str | None", given)
     from ._lm import model_behind  # noqa: PLC0415 - only who has an LM has loaded DSPy
 
     return model_behind(given, Models())

@@ -27,6 +27,8 @@ from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
 from ._start import check_overlap, model_of, proposer_of
 from ._store import Store
+from ._told import Events, Quiet, Teller
+from ._warnings import warnings_of
 from .budget import Budget, BudgetReached, Spent
 from .evaluation import checked_examples, report_of
 from .grading import Grader, Metric, grader_of
@@ -57,7 +59,7 @@ class Work:
         options: Options,
         tell: Tell,
     ) -> None:
-        self.graph, self.budget, self.tell = graph, budget, tell
+        self.graph, self.budget, self.tell = graph, budget, (tell := Teller(tell))
         if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
@@ -79,6 +81,8 @@ class Work:
         self.options = options = replace(options, components=kinds, reflection_model=writer)
         self.components = components_of(self.base, self.stages, kinds)
         self.seed = {name: component.seed for name, component in self.components.items()}
+        tuned = {component.path for component in self.components.values()}
+        self._untuned = {path: " or ".join(kinds) for path in self.stages if path not in tuned}
         if not self.seed:
             msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
             raise TuningError(msg)
@@ -171,8 +175,8 @@ class Work:
                 acceptance_criterion=Acceptance(options.perfect, self.components),
                 use_merge=options.merge and len(self.seed) > 1,
                 stop_callbacks=stopper,
-                callbacks=[_Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
-                logger=_Quiet(),
+                callbacks=[Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
+                logger=Quiet(),
                 seed=options.seed,
                 raise_on_exception=True,
             )
@@ -206,30 +210,8 @@ class Work:
             error=error,
             spent=self.spent,
             prompts=prompts_of(self.base, findings[best].texts, self.components),
+            warnings=() if error else warnings_of(self.budget, self.spent, self._untuned, findings[best].rows),
         )
-
-
-class _Events:
-    """GEPA's callbacks as plain events."""
-
-    def __init__(self, adapter: Adapter, tell: Tell) -> None:
-        self._adapter, self._tell = adapter, tell
-
-    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
-        self._adapter.found(event["candidate"], event["parent_ids"])
-
-    def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
-        parents = tuple(event["parent_ids"])
-        known = {"iteration": event["iteration"], "candidate": event["new_candidate_idx"], "parents": parents}
-        self._tell("accepted", known)
-
-    def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
-        self._tell("rejected", {"iteration": event.get("iteration")})
-
-
-class _Quiet:
-    def log(self, message: str) -> None:
-        """GEPA's own log is for its developers."""
 
 
 def _as_tuning_error(error: BaseException) -> TuningError:

@@ -41,7 +41,7 @@ class GEPA(Teleprompter):
     Args:
         metric: `(example, run) -> Score | float | bool`.
         budget: When to stop.
-        reflection_model: Writes new texts: any Pydantic AI model, its name, or an LM that `stagegraph.optimize.lm` made.
+        reflection_model: Writes new texts: a Pydantic AI model, its name, or an LM that `stagegraph.optimize.lm` made.
         reflection_lm: The same, as `dspy.GEPA` calls it.
         proposer: Instead of it: a function, `"notes"` or `Candidates(...)`.
         minibatch: Training examples of one step.

@@ -15,8 +15,8 @@ from stagegraph.graph import Graph
 from stagegraph.node import Node
 from stagegraph.prompts import Prompts
 
-from ._lm import lm as bridged
 from ._lm import general_lm, model_behind
+from ._lm import lm as bridged
 from ._loop import await_here, run_here
 from ._predict import Declared, StagePredict
 from ._program import WAITS, Program, run_patiently
@@ -111,8 +111,8 @@ class GraphModule(dspy.Module):
             waits=program.waits,
             demo_limit=program.demo_limit,
         )
-        for path, predictor in new._predictors().items():
-            predictor.lm = self._predictors()[path].lm
+        for name, predictor in zip(program.attributes.values(), self._predictors().values(), strict=True):
+            getattr(new, name).lm = predictor.lm
         return new
 
     def prompts(self) -> Prompts:

@@ -71,6 +71,14 @@ class Found:
     spent: Spent
     prompts: Prompts
     """The best candidate, ready to be deployed."""
+    warnings: tuple[str, ...] = ()
+    """What kept it from doing better, in plain sentences."""
+
+    def changes(self, candidate: int) -> dict[str, str]:
+        """Component -> its text in a candidate, as far as its parent (of two the first) has another one."""
+        own = self.candidates[candidate]
+        before = self.candidates[own.parents[0]].texts if own.parents else own.texts
+        return {name: text for name, text in own.texts.items() if before[name] != text}
 
     @property
     def changed(self) -> tuple[str, ...]:
