@@ -128,11 +128,11 @@ class Fingerprint:
 
     def _class(self, cls: type) -> Any:
         found: list[Any] = [f"{cls.__module__}.{cls.__qualname__}"]
-        for base in cast("tuple[type, ...]", cls.__mro__):
+        for base in cls.__mro__:
             if self._is_library(_file_of(base), base.__module__) or issubclass(base, Node):
                 continue
-            found += [[name, self._of(function)] for name, function in functions_of(base)]
-            plain = [(name, value) for name, value in vars(base).items() if isinstance(value, _PLAIN)]
+            found += [[name, self._of(function)] for name, function in functions_of(cast("Any", base))]
+            plain = [(name, value) for name, value in vars(cast("Any", base)).items() if isinstance(value, _PLAIN)]
             found += [[name, self._of(value)] for name, value in plain if not name.startswith("__")]
         return found
 

@@ -85,9 +85,9 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
 
 def _methods(cls: type) -> Iterator[object]:
     """What a graph's own classes define; the nodes in them are looked at by themselves."""
-    for base in cast("tuple[type, ...]", cls.__mro__):
+    for base in cls.__mro__:
         if issubclass(base, Graph) and base is not Graph:
-            yield from (function for _, function in functions_of(base))
+            yield from (function for _, function in functions_of(cast("type", base)))
 
 
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
