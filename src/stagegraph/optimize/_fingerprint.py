@@ -132,8 +132,7 @@ class Fingerprint:
             if self._is_library(_file_of(base), base.__module__) or issubclass(base, Node):
                 continue
             found += [[name, self._of(function)] for name, function in functions_of(cast("Any", base))]
-            plain = [(name, value) for name, value in vars(cast("Any", base)).items() if isinstance(value, _PLAIN)]
-            found += [[name, self._of(value)] for name, value in plain if not name.startswith("__")]
+            found += [[name, self._of(value)] for name, value in _constants_of(cast("Any", base))]
         return found
 
     def _object(self, value: Any) -> Any:
@@ -164,6 +163,12 @@ def functions_of(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
         inner = cast("object", value.fget if isinstance(value, property) else getattr(value, "__func__", value))
         if isinstance(inner, types.FunctionType):
             yield name, inner
+
+
+def _constants_of(cls: type) -> Iterator[tuple[str, object]]:
+    for name, value in vars(cls).items():
+        if isinstance(value, _PLAIN) and not name.startswith("__"):
+            yield name, value
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
