@@ -79,10 +79,14 @@ def split_examples(
         seed: Another number deals otherwise.
 
     Raises:
-        DeclarationError: a share is no positive number.
+        DeclarationError: a share is no positive number, or no example has *by*.
     """
     if not shares or not all(isfinite(share) and share > 0 for share in shares.values()):
         msg = f"split_examples(shares={dict(shares)!r}): each part needs a share above 0"
+        raise DeclarationError(msg)
+    if by is not None and examples and not any(by in _fields(example) for example in examples):
+        known = sorted({name for example in examples for name in _fields(example)})
+        msg = f"no example has {by!r}, by which they are to be split; there are: {', '.join(known) or 'no fields'}"
         raise DeclarationError(msg)
     kinds: dict[str, list[Example[In]]] = {}
     for example in examples:
@@ -111,9 +115,11 @@ def split_examples(
 
 
 def _kind(example: Example[Any], by: str | None) -> str:
-    if by is None:
-        return _canonical(example.expected)
+    return _canonical(example.expected if by is None else _fields(example).get(by))
+
+
+def _fields(example: Example[Any]) -> dict[str, Any]:
+    """What an example can be told by: its metadata and, before those, the fields of what is expected."""
     expected: Any = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
-    if isinstance(expected, dict) and by in expected:
-        return _canonical(cast("dict[str, Any]", expected)[by])
-    return _canonical(example.metadata.get(by))
+    own = cast("dict[str, Any]", expected) if isinstance(expected, dict) else {}
+    return {**example.metadata, **own}

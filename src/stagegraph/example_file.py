@@ -85,8 +85,12 @@ def read_examples(path: str | os.PathLike[str], takes: Schema | None) -> Iterato
     name, suffix = str(path), Path(path).suffix.lower()
     try:
         text = Path(path).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{name}: the examples cannot be read: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        msg = f"{name}: the examples cannot be read: {error.strerror or error}"
+        raise InputError(msg) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        msg = f"{name}, line {line}: the examples cannot be read: {error}"
         raise InputError(msg) from error
     for line, row in read_rows(text, suffix, name):
         try:

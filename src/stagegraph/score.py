@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import SupportsFloat
 
 __all__ = ["Feedback", "Note", "Score", "Scored", "note"]
 
@@ -21,7 +22,18 @@ class Note:
     """A call's key, a stage's path, or an empty string for the run."""
     text: str
     weight: float = 1.0
-    """How much this note counts beside others; 1.0 is an ordinary one."""
+    """How much this note counts beside others; 1.0 is an ordinary one, 0.0 blames nobody."""
+
+    def __post_init__(self) -> None:
+        for name, text in (("target", self.target), ("text", self.text)):
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                msg = f"the {name} of a note is a text, not {text!r}"
+                raise TypeError(msg)
+        weight = _number(self.weight)
+        if weight is None or weight < 0:
+            msg = f"the weight of a note is a finite number that is not below 0, not {self.weight!r}"
+            raise ValueError(msg)
+        object.__setattr__(self, "weight", weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +52,29 @@ class Score:
     """Tokens that the verdict itself took."""
 
     def __post_init__(self) -> None:
-        for name, value in {"": self.value, **self.objectives}.items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value):  # pyright: ignore[reportUnnecessaryIsInstance]
-                what = f"objective {name!r}" if name else "a score"
-                msg = f"{what} is a finite number, not {value!r}"
-                raise ValueError(msg)
-        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "value", _finite("a score", self.value))
+        objectives = {name: _finite(f"objective {name!r}", value) for name, value in self.objectives.items()}
+        object.__setattr__(self, "objectives", objectives)
         object.__setattr__(self, "notes", tuple(self.notes))
+
+
+def _finite(what: str, value: object) -> float:
+    number = _number(value)
+    if number is None:
+        msg = f"{what} is a finite number, not {value!r}"
+        raise ValueError(msg)
+    return number
+
+
+def _number(value: object) -> float | None:
+    """Whatever says that it is a number (NumPy's, a `Decimal`, a `bool`) as one; `None` when it is not finite."""
+    if not isinstance(value, SupportsFloat):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # such as an array
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def test_a_terminal_shows_what_goes_on_and_a_file_does_not(folder: Path) -> None
         after.index(text) for text in ("best 0.000", "writing `say`", "trying `say`", "best 1.000", "the verdict")
     ]
     assert places == sorted(places)
-    assert "$0.0000" in after
+    assert "cost unknown" in after
     quiet = cli(folder, *WORDS, "--runs", "40", "--yes")
     assert quiet.returncode == 0
     assert quiet.stderr == ""
@@ -230,3 +230,23 @@ def test_a_tuning_asks_before_it_spends(folder: Path) -> None:
     assert done.returncode == 1
     assert "up to 20 runs" in done.stdout
     assert not (folder / "prompts.tuned.yaml").exists()
+
+
+def test_a_gate_says_before_it_pays_what_it_cannot_show(folder: Path) -> None:
+    """Nothing in common is a mistake, and a few examples never show that something is worse."""
+    words = ("eval", "graph.py", "graph.py:exact")
+    assert cli(folder, *words, "val.jsonl", "--out", "val.json").returncode == 0
+    source = (folder / "graph.py").read_text("utf-8")
+    told = source.replace("def answer(messages, info):", "def answer(messages, info):\n    open('asked', 'w').close()")
+    (folder / "graph.py").write_text(told, encoding="utf-8")
+    other = cli(folder, *words, "test.jsonl", "--no-worse-than", "val.json")
+    assert other.returncode == 1
+    assert "val.json has none of these examples" in other.stderr
+    nan = cli(folder, *words, "test.jsonl", "--min-score", "nan")
+    assert nan.returncode == 2
+    assert "nan is no score" in nan.stderr
+    assert not (folder / "asked").exists()
+    few = cli(folder, *words, "val.jsonl", "--no-worse-than", "val.json")
+    assert few.returncode == 0
+    assert "has 3 of these examples: fewer than 6 never show that it is worse" in few.stderr
+    assert "at least 6 examples" in " ".join(cli(folder, "eval", "--help").stdout.replace("│", " ").split())

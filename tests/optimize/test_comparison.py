@@ -29,6 +29,8 @@ def of(*scores: float, **fields: Any) -> Report:
         ([1.0] * 8, [0.5] * 8, "worse by 0.50 to 0.50; 0 won, 8 lost"),
         ([0.0, 1.0] * 10, [1.0, 0.0] * 10, "no difference shown"),
         ([0.5] * 8, [0.5] * 8, "no difference shown (+0.00 to +0.00); a difference of 0.05 would have shown"),
+        ([0.5] * 8, [0.504] * 8, "better by 0.004 to 0.004; 8 won"),
+        ([0.5] * 8, [0.4999] * 8, "worse by 0.0001 to 0.0001; 0 won"),
         ([0.0], [1.0], "1 example is too few to show anything (+1.00)"),
         ([0.0] * 5, [1.0] * 5, "5 examples are too few to show anything (+1.00)"),
     ],
@@ -53,6 +55,22 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         assert "Beware: these are scores of different graphs (G and H), so" in text
     found.html(tmp_path / "page.html")
     assert "different metrics (m and &lt;b&gt;other)" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_examples_that_do_not_match_are_counted() -> None:
+    """Those that only one report has, and those that say something else under the same id."""
+    before = of(*[0.0] * 8)
+    text = str(compare(of(*[0.0] * 7), of(*[1.0] * 9)))
+    assert text.endswith("Left out: 0 examples only before, 2 only after.")
+    assert str(compare(of(*[0.0] * 9), of(*[1.0] * 7))).endswith("Left out: 2 examples only before, 0 only after.")
+    first, second, *rest = before.rows
+    for change, start in (
+        ([replace(first, input="another")], "Beware: 1 example has another input or another expectation"),
+        ([replace(first, expected=3), replace(second, input=[1])], "Beware: 2 examples have another input"),
+    ):
+        rows = (*change, *(second, *rest)[len(change) - 1 :])
+        (warning,) = compare(before, replace(before, rows=rows)).warnings
+        assert warning.startswith(start)
 
 
 def test_it_says_how_many_more_examples_would_show_a_difference() -> None:

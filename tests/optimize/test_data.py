@@ -12,7 +12,16 @@ from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from words import ROWS, Doc, Words
 
-from stagegraph import Example, Graph, InputError, Stage, TuningError, load_examples
+from stagegraph import (
+    DeclarationError,
+    Example,
+    Graph,
+    InputError,
+    Stage,
+    TuningError,
+    load_examples,
+    split_examples,
+)
 from stagegraph.optimize import examples, from_dspy, stratified_split, to_dspy
 from stagegraph.schema import Schema
 
@@ -239,3 +248,26 @@ def test_two_rows_make_two_parts() -> None:
     """However small the share."""
     train, val = stratified_split(ROWS[:2], val=0.01)
     assert (len(train), len(val)) == (1, 1)
+
+
+@pytest.mark.parametrize("by", ["totl", "expected"])
+def test_a_kind_that_no_example_has_is_a_mistake(by: str) -> None:
+    """A typing error would leave the parts to chance; the error says what there is."""
+    rows = [Example(Doc(text=str(n)), {"total": n % 2}, metadata={"split": "x"}) for n in range(8)]
+    with pytest.raises(TuningError, match=f"no example has '{by}', .*there are: split, total"):
+        stratified_split(rows, by=by)
+    with pytest.raises(DeclarationError, match="there are: split, total"):
+        split_examples(rows, {"a": 1, "b": 1}, by=by)
+
+
+def test_a_label_that_dspy_would_hide_comes_back() -> None:
+    """Names that begin with `dspy_` are DSPy's own."""
+    row = Example(Doc(text="a"), {"dspy_x": 3, "y": 4})
+    assert from_dspy(to_dspy(row, Words()), Words()) == row
+
+
+def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    """The line it is on, as for every other mistake."""
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"text": "\xff"}\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 3: the examples cannot be read: .*can't decode byte 0xff"):
+        examples(tmp_path / "rows.jsonl", Words())

@@ -1,6 +1,7 @@
 """Evaluations: each run judged once, reports that can be kept, and what is nobody's score."""
 
 import asyncio
+import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,20 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, rows, separate, student
 from words import asked
 
-from stagegraph import Example, Graph, Run, Runner, Score, Stage, StageError, TuningError, settle
+from stagegraph import (
+    Example,
+    Graph,
+    Prompt,
+    PromptError,
+    Prompts,
+    Run,
+    Runner,
+    Score,
+    Stage,
+    StageError,
+    TuningError,
+    settle,
+)
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import GraphModule, Report, ReportRow, evaluate
 from stagegraph.tracing import JournalRuns
@@ -164,7 +178,7 @@ async def test_a_retry_with_a_journal_pays_only_for_the_rest() -> None:
     ("metric", "examples", "repeats", "message"),
     [
         (separate, [], 1, "there are no examples"),
-        (separate, ROWS, 0, "at least 1 run"),
+        (separate, ROWS, 0, "repeats=0: at least 1 is needed"),
         (separate, [*ROWS, ROWS[0]], 1, "do not: 'x-0'"),
         (separate, [*ROWS, Example(3, id="three")], 1, "examples: 'three' does not fit str, which Chain takes"),
         (separate, [*ROWS, "a"], 1, "number .* is str, not an Example"),
@@ -242,3 +256,46 @@ async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
     assert [(one.name, one.value) for run in runs for one in run.feedback] == [("separate", 0.0)] * len(ROWS)
     with pytest.raises(TuningError, match="a journal"):
         await evaluate(Chain(), separate, ROWS, model=student()[0], record=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"side_by_side": 0}, TuningError, "side_by_side=0: at least 1 is needed"),
+        ({"side_by_side": 1.5}, TuningError, "side_by_side=1.5: it is a whole number"),
+        ({"prompts": Prompts({"nope": Prompt("x")})}, PromptError, "there is no stage `nope`"),
+        ({"runner": Runner(prompts=Prompts({"nope": Prompt("x")}))}, PromptError, "there is no stage `nope`"),
+        ({"on_row": lambda _: 1 / 0}, ZeroDivisionError, "division by zero"),
+    ],
+)
+async def test_a_mistake_is_one_error(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """However many runs it ended: never a group of errors, and never a wait for ever."""
+    with pytest.raises(error, match=message):
+        await evaluate(Chain(), separate, ROWS, model=student()[0], **options)
+
+
+async def test_a_class_is_no_graph() -> None:
+    """The error says what to write."""
+    with pytest.raises(TuningError, match=r"not <class '.*Chain'>; write Chain\(\)"):
+        await evaluate(Chain, separate, ROWS, model=student()[0])  # type: ignore[arg-type,type-var]
+
+
+async def test_a_report_is_a_page_with_the_worst_examples_first(tmp_path: Path) -> None:
+    """Nothing of it is taken for markup."""
+    found = report({"good": [1.0], "<i>bad": [0.0, 0.2]})
+    found.html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "<i>" not in text
+    assert text.index("&lt;i&gt;bad") < text.index("good</h2>")
+    assert "<p>0.200</p>" in text
+    found.html(tmp_path / "page.html", examples=1)
+    assert "good</h2>" not in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_a_report_without_rows_is_refused(tmp_path: Path) -> None:
+    """It has no mean."""
+    report({"a": [1.0]}).save(tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text("utf-8")) | {"rows": []}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    with pytest.raises(TuningError, match="has no rows"):
+        Report.load(tmp_path / "r.json")

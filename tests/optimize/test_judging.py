@@ -319,3 +319,9 @@ def test_making_a_judge_needs_no_key() -> None:
     assert one.identity == other.identity
     assert one.identity != judge("openai:gpt-5-mini", "Good?").identity
     assert repr(one).startswith("<Judge judge-")
+
+
+def test_a_judge_is_a_model() -> None:
+    """Or its name, before anything is paid for."""
+    with pytest.raises(DeclarationError, match=r"judge\(model, rubric\) takes a Pydantic AI model or its name, not 3"):
+        judge(3, "It is good.")  # type: ignore[arg-type]

@@ -6,9 +6,11 @@ import math
 import threading
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import dspy
+import numpy as np
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -110,7 +112,20 @@ def test_whoever_asks_first_may_be_cancelled(prediction: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "score"), [(True, 1.0), (False, 0.0), (3, 3.0), (0.25, 0.25), (Score(0.5), 0.5)], ids=str
+    ("value", "score"),
+    [
+        (True, 1.0),
+        (False, 0.0),
+        (3, 3.0),
+        (0.25, 0.25),
+        (Score(0.5), 0.5),
+        (Decimal("0.5"), 0.5),
+        (Fraction(1, 2), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.int64(1), 1.0),
+        (np.True_, 1.0),
+    ],
+    ids=repr,
 )
 def test_numbers_and_truths_are_scores(value: Any, score: float, prediction: Any) -> None:
     """And so are scores."""
@@ -129,7 +144,7 @@ def raises(_example: Any, _run: Any) -> float:
         (lambda _e, _r: math.inf, "finite"),
         (lambda _e, _r: None, "did you forget `return`"),
         (lambda _e, _r: "good", "str 'good'; it gives a number"),
-        (lambda _e, _r: Decimal(1), "Decimal"),
+        (lambda _e, _r: 1j, "complex 1j; it gives a number"),
         (lambda _e, _r: Score(1, notes=["text"]), "among its notes"),
         (lambda _e, _r: Score(1, notes=[note("rate.juge", "typo")]), "did you mean `rate.judge`"),
         (lambda _e, _r: Score(1, notes=[note("rate[7].judge", "typo")]), "no call of the run"),

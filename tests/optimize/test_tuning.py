@@ -1,5 +1,6 @@
 """Tuning from the front door: what it gives, what it refuses, and how it goes on after it was killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, coupled, learner, rows, separate, student, verdict
 
-from stagegraph import Example, Graph, Prompts, Run, Runner, Stage, TuningError
+from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Stage, TuningError
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview, tune
 
@@ -165,6 +166,11 @@ def raises(_example: Any, _run: Any) -> float:
         ({"proposer": None}, "say who writes new texts"),
         ({"proposer": "magic"}, "it is a function"),
         ({"proposer": 3}, "it is a function"),
+        ({"minibatch": 0}, "minibatch=0: at least 1 is needed"),
+        ({"stagnation": 0}, "stagnation=0: at least 1 is needed"),
+        ({"side_by_side": 0}, "side_by_side=0: at least 1 is needed"),
+        ({"graph": Chain}, r"write Chain\(\)"),
+        ({"proposer": None, "reflection_model": 3}, "run Pydantic AI models, and int"),
         ({"optimizer": "mipro"}, "only 'gepa' is built in"),
         ({"metric": raises}, "raised KeyError"),
         ({"metric": lambda *_: float("nan")}, "finite number"),
@@ -179,10 +185,22 @@ async def test_what_cannot_work_is_refused_with_the_reason(options: dict[str, An
         await tuned(**options)
 
 
-@pytest.mark.parametrize("limits", [{}, {"runs": 0}, {"usd": -1.0}, {"seconds": float("nan")}])
-def test_a_budget_has_a_limit_above_nothing(limits: dict[str, Any]) -> None:
-    """No limit is a mistake, and so is one that nothing fits in."""
-    with pytest.raises(TuningError, match=r"needs a limit|has to be above 0"):
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "needs a limit"),
+        ({"runs": 0}, "has to be above 0"),
+        ({"usd": -1.0}, "has to be above 0"),
+        ({"seconds": float("nan")}, "has to be above 0"),
+        ({"runs": "5"}, "runs='5'.: it is a whole number"),
+        ({"runs": True}, "runs=True.: it is a whole number"),
+        ({"runs": 2.5}, "runs=2.5.: it is a whole number"),
+        ({"usd": "5"}, "usd='5'.: it is a number"),
+    ],
+)
+def test_a_budget_has_a_limit_above_nothing(limits: dict[str, Any], message: str) -> None:
+    """No limit is a mistake, and so is one that nothing fits in, or that is no number."""
+    with pytest.raises(TuningError, match=message):
         Budget(**limits)
 
 
@@ -231,10 +249,12 @@ async def test_a_tuning_is_begun_when_it_is_confirmed(tmp_path: Path) -> None:
         await tuned(model=model, confirm=confirm, run_dir=tmp_path)
     assert requests == {"a": 2, "b": 4, "c": 2}
     assert seen[0].components == ("a", "b", "c")
+    assert (await tuned(model=model)).preview.stage_calls == {"a": 1, "b": 2, "c": 1}
     assert "$4.00; calls a run: a 1.0, b 2.0, c 1.0; 3 texts to change: a, b, c" in str(seen[0])
     for _ in range(2):
         result = await tuned(model=model, confirm=confirm, run_dir=tmp_path)
-        assert result.found.candidates[result.found.best].mean == 1
+        assert result.candidates[result.found.best].mean == 1
+        assert result.preview.stage_calls == {"a": 1, "b": 2, "c": 1}
     assert len(seen) == 2
     with pytest.raises(TuningError, match="in `train`"):
         await tuned(train=VAL, confirm=confirm)
@@ -308,3 +328,93 @@ async def test_a_run_dir_of_something_else_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TuningError, match=f"cannot go on: since then.*{name}"):
             await tuned(run_dir=tmp_path, **change)
+
+
+async def test_what_is_saved_tells_of_every_candidate(tmp_path: Path) -> None:
+    """Parents, what changed, scores and objectives by example, and what the search spent."""
+    result = await tuned(model=student(cost="0.01")[0])
+    result.save(tmp_path / "best.yaml")
+    saved = json.loads((tmp_path / "best.tuning.json").read_text("utf-8"))
+    spent = result.spent
+    assert saved["spent"]["runs"] == spent.runs
+    assert (saved["spent"]["requests"], saved["spent"]["tokens"]) == (spent.requests, spent.tokens)
+    assert (saved["spent"]["usd"], saved["spent"]["unpriced"]) == (pytest.approx(spent.usd), 0)
+    start, *others = saved["candidates"]
+    assert (start["parents"], start["changes"]) == ([], {})
+    assert start["scores"] == {"v-0": 0.0, "v-1": 0.0, "v-2": 0.0}
+    assert start["objectives"]["v-1"]["score"] == 0
+    assert start["objectives"]["v-1"]["blame:b"] < 0
+    for place, one in enumerate(others, 1):
+        (parent,) = one["parents"]
+        before = saved["candidates"][parent]["texts"]
+        ((name, text),) = one["changes"].items()
+        assert before | {name: text} == one["texts"]
+        assert result.found.changes(place) == one["changes"]
+        assert result.candidates[place].parents == (parent,)
+
+
+async def test_a_minibatch_larger_than_the_data_is_all_of_it() -> None:
+    """It does not keep the search from beginning."""
+    result = await tuned(minibatch=50, budget=Budget(runs=60))
+    assert result.candidates[result.found.best].mean == 1
+
+
+async def test_it_starts_from_what_the_runner_deploys() -> None:
+    """As `evaluate` and `GraphModule` do; `prompts=` goes before it."""
+    runner = Runner(prompts=Prompts({"a": Prompt("a: deployed")}))
+    result = await tuned(runner=runner, stagnation=2)
+    assert result.candidates[0].texts == {"a": "a: deployed", "b": "b: go on", "c": "c: end"}
+    assert result.found.seed["a"].instructions == "a: deployed"
+    assert result.prompts.graph == "Chain"
+    given = await tuned(runner=runner, prompts=Prompts({"a": Prompt("a: given")}), stagnation=2)
+    assert given.candidates[0].texts["a"] == "a: given"
+
+
+@pytest.mark.parametrize("where", ["run", "validated", "proposing", "accepted"])
+async def test_who_is_told_cannot_end_a_tuning(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What it raises is logged once, with the traceback, and what is paid for goes on."""
+
+    def tell(event: str, _data: Any) -> None:
+        if event == where:
+            raise ValueError("the progress bar is gone")
+
+    result = await tuned(tell=tell)
+    assert result.found.error is None
+    assert result.candidates[result.found.best].mean == 1
+    (record,) = [record for record in caplog.records if record.name == "stagegraph.optimize"]
+    assert f"`tell` failed at the event '{where}'" in record.message
+    assert record.exc_info is not None
+
+
+async def test_money_alone_is_no_limit_for_a_model_without_a_price(caplog: pytest.LogCaptureFixture) -> None:
+    """The search ends after the start with an error; with another limit it goes on, and says what was not counted."""
+    alone = await tuned(budget=Budget(usd=5))
+    assert "does not hold: the price of 3 runs" in str(alone.found.error)
+    assert len(alone.candidates) == 1
+    assert alone.spent.runs == 3
+    assert "does not hold" in str(alone)
+    assert not caplog.records
+    limited = await tuned(budget=Budget(usd=5, runs=100))
+    assert limited.candidates[limited.found.best].mean == 1
+    assert "cost unknown" in str(limited)
+    assert "Beware: Budget(usd=5) did not count what has no known price." in str(limited)
+    (record,) = caplog.records
+    assert "they are not counted" in record.message
+    priced = await tuned(budget=Budget(usd=5), model=student(cost="0.01")[0])
+    assert "$" in str(priced)
+    assert not priced.found.warnings
+
+
+class HalfMute(Chain):
+    """One of its stages has no instructions."""
+
+    a = Stage(str, Agent())
+
+
+async def test_a_stage_without_a_text_is_told_when_it_earns_notes() -> None:
+    """It is left out of the search, and the result says so."""
+    result = await tuned(graph=HalfMute(), proposer=Candidates({path: [f"{path}: RULE-{path}"] for path in "bc"}))
+    earned = [note for row in result.candidates[result.found.best].rows for note in row.stages if note == "a"]
+    warning = f"Beware: `a` earned {len(earned)} notes and was left as it is, since it has no instructions."
+    assert (warning in str(result)) == bool(earned)
+    assert earned

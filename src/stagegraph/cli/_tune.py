@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -31,6 +32,13 @@ MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:
 ReportArgument = Annotated[str, typer.Argument(metavar="REPORT", help="What `stagegraph eval --out` wrote.")]
 
 
+def _finite(value: float | None) -> float | None:
+    if value is not None and not isfinite(value):
+        msg = f"{value} is no score: it is a finite number"
+        raise typer.BadParameter(msg)
+    return value
+
+
 def evaluate(
     graph: GraphArgument,
     metric: MetricArgument,
@@ -41,9 +49,15 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report here, as JSON.", callback=writable)
     ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Exit with 3 when the mean is below.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(callback=_finite, help="Exit with 3 when the mean is below.")
+    ] = None,
     no_worse_than: Annotated[
-        str | None, typer.Option(metavar="REPORT", help="Exit with 3 when it is shown to be worse.")
+        str | None,
+        typer.Option(
+            metavar="REPORT",
+            help="Exit with 3 when it is shown to be worse, which takes at least 6 examples that are in both.",
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
 ) -> None:
@@ -55,6 +69,8 @@ def evaluate(
     node, judge = load_graph(graph), load_function(metric)
     before = None if no_worse_than is None else optimize.Report.load(no_worse_than)
     rows = _rows(examples, node, split)
+    if before is not None:
+        _check_gate(before, str(no_worse_than), {row.id for row in rows})
     runner = make_runner(node, model, prompts, None, None)
     with _progress("evaluating", len(rows) * repeats) as bar:
         bar.start()
@@ -131,6 +147,7 @@ def tune(
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
     from stagegraph import optimize  # noqa: PLC0415
+    from stagegraph.optimize.budget import cost_text  # noqa: PLC0415
 
     from ._load import load_function, load_graph  # noqa: PLC0415
 
@@ -153,7 +170,12 @@ def tune(
             if event == "run":
                 verdicts += data["kind"] == "verdict"
                 doing = f"the verdict, run {verdicts}" if verdicts else None
-                bar.update(bar.task_ids[0], completed=data["runs"], spent=f"${data['usd']:.4f}", description=doing)
+                bar.update(
+                    bar.task_ids[0],
+                    completed=data["runs"],
+                    spent=cost_text(data["usd"], data["unpriced"]),
+                    description=doing,
+                )
                 return
             if event in {"proposing", "proposed"}:
                 said["description"] = f"{'writing' if event == 'proposing' else 'trying'} `{data['component']}`"
@@ -187,6 +209,20 @@ def tune(
     _say(f"{result.comparison.table()}\n\n{result}\n\n{out}: the best prompts")
     if result.found.error is not None:
         raise result.found.error
+
+
+def _check_gate(before: Report, name: str, ids: set[str]) -> None:
+    """Say what a comparison cannot show, before anything is paid for it."""
+    from stagegraph import TuningError  # noqa: PLC0415
+    from stagegraph.optimize.comparison import FEW  # noqa: PLC0415
+
+    common = len(before.scores.keys() & ids)
+    if not common:
+        msg = f"{name} has none of these examples, so nothing could be compared: evaluate the same examples"
+        raise TuningError(msg)
+    if common < FEW:
+        text = f"{name} has {common} of these examples: fewer than {FEW} never show that it is worse"
+        console(stderr=True).print(Text(text, "yellow"))
 
 
 def _rows(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence[Example[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
@@ -44,9 +45,15 @@ class Finding:
     parents: tuple[int, ...]
     """The candidates that it was made of: none for the seed, two for a merge."""
     scores: list[float]
+    """On each validation example, in their order."""
     blame: dict[str, float]
+    """Stage path -> how much of what went wrong was its own."""
     objectives: list[dict[str, float]]
+    """On each validation example: the score, those of the metric, and `blame:<path>`, of which less is worse."""
     rows: list[ReportRow]
+    """Its runs."""
+    calls: dict[str, float]
+    """Stage path -> calls in one run."""
 
     @property
     def mean(self) -> float:
@@ -151,7 +158,9 @@ class Adapter:
             for path, weight in blame(one, perfect=self.perfect).items():
                 total[path] = total.get(path, 0.0) + weight
         scores, rows = [one.score.value for one in judged], [one.row for one in judged]
-        self.findings.append(Finding(texts, tuple(parents), scores, total, self._objectives(judged), rows))
+        made = Counter(call.path for one in judged for call in one.run.root.walk())
+        calls = {path: made[path] / len(judged) for path in self.stages}
+        self.findings.append(Finding(texts, tuple(parents), scores, total, self._objectives(judged), rows, calls))
         self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
 
     def make_reflective_dataset(

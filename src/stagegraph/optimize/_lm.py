@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
+from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.direct import model_request
 from pydantic_ai.exceptions import ModelAPIError
 from pydantic_ai.models import Model
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import ModelRequestParameters
 
-__all__ = ["PydanticEngine", "lm", "model_behind"]
+__all__ = ["PydanticEngine", "general_lm", "lm", "model_behind"]
 
 
 def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -> dspy.LM:
@@ -170,6 +171,23 @@ def model_behind(lm: object, models: Models) -> Model[Any]:
         raise TuningError(msg)
     settings = settings_in(kwargs)
     return Sampled(model, settings) if settings else model
+
+
+def general_lm() -> tuple[Any, Any]:
+    """The LM that `dspy.context(lm=)` says, and the one that DSPy is configured with; `None` where there is none.
+
+    An optimizer that samples makes copies of the configured LM and puts them into a context. Nobody chose such a copy,
+    so it is taken for what is configured, with the settings of the copy.
+    """
+    lm, configured = cast("Any", dspy.settings).lm, cast("Any", main_thread_config)["lm"]
+    if lm is None or configured is None or (lm is not configured and not _is_copy(lm, configured)):
+        return (lm, None)
+    return (None, lm)
+
+
+def _is_copy(lm: Any, other: Any) -> bool:
+    same = type(lm) is type(other) and getattr(lm, "model", None) == getattr(other, "model", None)
+    return same and getattr(lm, "_engine_spec", None) is getattr(other, "_engine_spec", None)
 
 
 _PROVIDERS = {"gemini": "google-gla", "vertex_ai": "google-vertex"}

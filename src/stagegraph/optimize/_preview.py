@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from stagegraph.node import Node
     from stagegraph.prompts import Prompts
 
+    from ._work import Work
     from .budget import Budget
     from .report import Report
     from .search import Found
 
-__all__ = ["Preview", "preview", "preview_of"]
+__all__ = ["Preview", "confirmed", "preview", "preview_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ async def preview(
             calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
     costs = [run.cost for run in runs]
     return Preview(
-        runs=budget.runs or val + steps * (2 * minibatch + val),
+        runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
         stage_calls={path: fmean(counts) for path, counts in calls.items()},
@@ -90,6 +91,31 @@ def preview_of(found: Found, budget: Budget, report: Report) -> Preview:
         runs=budget.runs or spent.runs,
         requests_a_run=fmean(row.requests for row in report.rows),
         dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
-        stage_calls={},
+        stage_calls=found.candidates[0].calls,
         components=tuple(found.candidates[0].texts),
     )
+
+
+async def confirmed(confirm: Callable[[Preview], bool], work: Work) -> Preview:
+    """Measure what it may cost and ask; what was measured when the answer was yes.
+
+    Raises:
+        TuningError: the answer was no, or a provider failed.
+    """
+    options = work.options
+    measured = await preview(
+        work.graph,
+        work.train,
+        work.budget,
+        val=len(work.val),
+        minibatch=options.minibatch,
+        model=options.model,
+        runner=options.runner,
+        prompts=work.base,
+        samples=2,
+    )
+    shown = replace(measured, components=tuple(work.components))
+    if not confirm(shown):
+        msg = "the tuning was not begun: `confirm` said no"
+        raise TuningError(msg)
+    return shown

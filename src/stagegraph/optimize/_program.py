@@ -15,6 +15,7 @@ from stagegraph.models import Models
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
+from ._chosen import model_named
 from ._fields import Fields
 from ._loop import start_here
 
@@ -91,6 +92,11 @@ class Program:
         self.flights = Flights()
         self.attributes: dict[str, str] = {}
         """Stage path -> the attribute of its predictor."""
+
+    def has_model(self, path: str) -> bool:
+        """Whether somebody names a model for a stage: the stage, its agent, the runner or the module."""
+        stage = self.structure.stages[path]
+        return self.model is not None or model_named(path, stage, self.runner) is not None
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self

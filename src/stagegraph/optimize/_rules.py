@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from stagegraph.errors import TuningError
 
 from ._components import EngineName
 from .blame import Judged, blame
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
 
+_log = logging.getLogger("stagegraph.optimize")
 _SAME = 1e-9
 
 
@@ -101,6 +105,7 @@ class Stopper:
         self._stagnation, self._adapter = stagnation, adapter
         self._seen = float("-inf")
         self._since = 0
+        self._told = False
         self.reason = ""
 
     def __call__(self, gepa_state: GEPAState[Any, Any]) -> bool:
@@ -115,9 +120,25 @@ class Stopper:
         if best >= self._perfect - _SAME:
             self.reason = "every validation example scored as well as can be"
             return True
+        if self._is_endless():
+            return True
         if best > self._seen + _SAME:
             self._seen, self._since = best, gepa_state.i
         elif self._stagnation is not None and gepa_state.i - self._since >= self._stagnation:
             self.reason = f"nothing got better in {self._stagnation} iterations"
             return True
+        return False
+
+    def _is_endless(self) -> bool:
+        """Whether money is the only limit, and nothing has a price; where it does limit something, a word is enough."""
+        if self._budget.usd is None or not self._spent.unpriced:
+            return False
+        unknown = f"the price of {self._spent.unpriced} runs, verdicts or proposals is not known"
+        what = f"Budget(usd={self._budget.usd:g}) does not hold: {unknown}"
+        if self._budget.only_money and not self._spent.usd:
+            self._adapter.problem = TuningError(f"{what}; set another limit, too, as in Budget(runs=300)")
+            return True
+        if not self._told:
+            self._told = True
+            _log.warning("%s, and they are not counted", what)
         return False

@@ -40,6 +40,7 @@ class Runs:
     grader: Grader
     runner: Runner
     model: Any
+    models: Mapping[str, Any]
     spent: Spent
     budget: Budget
     store: Store
@@ -100,6 +101,7 @@ class Runs:
             self.graph,
             example,
             model=self.model,
+            models=self.models,
             prompts=prompts_of(self.base, candidate, self.components),
             waits=self.waits,
             replay=replay,
@@ -117,7 +119,7 @@ class Runs:
         if kind == "trace":
             self._known[name, example.id] = judged
             self._recent[example.id] = run
-        spent = {"runs": self.spent.runs, "usd": self.spent.usd}
+        spent = {"runs": self.spent.runs, "usd": self.spent.usd, "unpriced": self.spent.unpriced}
         self.tell("run", {"example": example.id, "score": judged.score.value, "kind": kind, **spent})
         return judged
 

@@ -1,30 +1,28 @@
-"""What a search needs to begin and what a resumed one has to find unchanged: data, texts, and who writes new ones."""
+"""What a search needs to begin: data whose parts have nothing in common, and somebody who writes new texts."""
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Collection, Mapping, Sequence
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic_ai.models import Model
 
 from stagegraph.errors import TuningError
 from stagegraph.example import digest_of
-from stagegraph.structure import Structure, closest
+from stagegraph.models import Models
+from stagegraph.structure import closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model
-
     from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
+    from stagegraph.runner import Runner
 
     from .budget import Spent
-    from .grading import Grader
     from .search import Options
 
-__all__ = ["check_overlap", "manifest", "name_of", "proposer_of"]
+__all__ = ["check_overlap", "model_of", "proposer_of", "starting"]
 
 
 def proposer_of(options: Options, components: Collection[str], spent: Spent) -> Proposer:
@@ -58,6 +56,19 @@ def proposer_of(options: Options, components: Collection[str], spent: Spent) -> 
     return reflective_proposer(options.reflection_model, spent, options.waits)
 
 
+def model_of(given: Any) -> Model[Any] | str | None:
+    """A model, its name, or the one behind a `dspy.LM`.
+
+    Raises:
+        TuningError: it is something else.
+    """
+    if given is None or isinstance(given, (str, Model)):
+        return cast("Model[Any] | str | None", given)
+    from ._lm import model_behind  # noqa: PLC0415 - only who has an LM has loaded DSPy
+
+    return model_behind(given, Models())
+
+
 def check_overlap(**parts: Sequence[Example[Any]]) -> None:
     """Make sure that the parts of the data have no input in common.
 
@@ -74,53 +85,7 @@ def check_overlap(**parts: Sequence[Example[Any]]) -> None:
         known |= dict.fromkeys((digest_of(one.input) for one in rows), part)
 
 
-def manifest(  # noqa: PLR0917
-    graph: Node[Any, Any],
-    seed: Mapping[str, str],
-    grader: Grader,
-    train: Sequence[Example[Any]],
-    val: Sequence[Example[Any]],
-    options: Options,
-) -> dict[str, Any]:
-    """What a resumed search has to find unchanged."""
-    stages = Structure.of(graph).stages
-    return {
-        "the graph": graph.label,
-        "the stages": {path: [stages[path].takes.fingerprint, stages[path].gives.fingerprint] for path in stages},
-        "what is tuned": list(options.components),
-        "the texts to start from": _hash(dict(seed)),
-        "the training examples": _hash([one.data() for one in train]),
-        "the validation examples": _hash([one.data() for one in val]),
-        "the metric": [grader.name, getattr(grader.metric, "identity", None) or _source(grader.metric)],
-        "the seed": options.seed,
-        "the minibatch": options.minibatch,
-        "the model": name_of(options.model),
-        "the proposer": _who_writes(options),
-    }
-
-
-def name_of(model: Model[Any] | str | None) -> str | None:
-    """A model in a line that another process writes the same way."""
-    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
-
-
-def _who_writes(options: Options) -> Any:
-    proposer = options.proposer
-    if isinstance(proposer, Candidates):
-        return {path: list(texts) for path, texts in proposer.texts.items()}
-    if proposer is None or isinstance(proposer, str):
-        return [proposer, name_of(options.reflection_model)]
-    return [getattr(proposer, "__qualname__", type(proposer).__name__), _source(proposer)]
-
-
-def _hash(value: object) -> str:
-    return blake2b(
-        json.dumps(value, sort_keys=True, default=repr).encode("utf-8", "replace"), digest_size=8
-    ).hexdigest()
-
-
-def _source(metric: object) -> str:
-    try:
-        return _hash(inspect.getsource(metric))  # pyright: ignore[reportArgumentType]
-    except (OSError, TypeError):
-        return ""
+async def starting(prompts: Prompts | None, runner: Runner | None) -> Prompts | None:
+    """The texts to start from: what was given, else what the runner deploys, as it is in force now."""
+    start = prompts if prompts is not None or runner is None else runner.prompts
+    return None if start is None else await start.resolved()

@@ -13,6 +13,7 @@ from stagegraph.errors import ReplayError, RunError, TuningError
 from stagegraph.run import Run
 from stagegraph.score import Note, Score
 
+from ._manifest import digest_of_example
 from .blame import Judged
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
+_NAMED = 8
+"""Things that changed, of which an error tells."""
 Ask = Callable[["Proposer", "Proposal"], Awaitable["str | None"]]
 
 
@@ -73,7 +76,7 @@ class Store:
 
     async def judged(self, kind: str, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Judged | None:
         """A run that was made and judged before, each once."""
-        rows = self._runs.get(f"{kind}:{candidate}:{example.id}")
+        rows = self._runs.get(_key(kind, candidate, example))
         if not rows:
             return None
         row = rows.pop(0)
@@ -88,11 +91,11 @@ class Store:
 
     def begin(self, kind: str, candidate: str, example: Example[Any], run_id: str) -> None:
         """Write down that a run begins: what it pays for is in the journal if the process ends in its middle."""
-        self._append({"key": f"{kind}:{candidate}:{example.id}", "begun": run_id})
+        self._append({"key": _key(kind, candidate, example), "begun": run_id})
 
     def begun(self, kind: str, candidate: str, example: Example[Any]) -> str | None:
         """The id of a run that an earlier process did not finish."""
-        return self._begun.pop(f"{kind}:{candidate}:{example.id}", None)
+        return self._begun.pop(_key(kind, candidate, example), None)
 
     def keep(self, kind: str, candidate: str, judged: Judged) -> None:
         """Write down a run that was made and judged."""
@@ -106,7 +109,7 @@ class Store:
         notes = [[note.target, note.text, note.weight] for note in score.notes]
         self._append(
             {
-                "key": f"{kind}:{candidate}:{judged.example.id}",
+                "key": _key(kind, candidate, judged.example),
                 "run": run,
                 "score": {"value": score.value, "notes": notes, "objectives": dict(score.objectives)}
                 | {"cost": score.cost, "tokens": score.tokens},
@@ -136,6 +139,11 @@ class Store:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def _key(kind: str, candidate: str, example: Example[Any]) -> str:
+    """A run by what it is of: an example that was corrected is another one, though it keeps its id."""
+    return f"{kind}:{candidate}:{example.id}:{digest_of_example(example)}"
+
+
 def _keep_manifest(file: Path, manifest: dict[str, Any], *, paid: bool) -> None:
     """Write down what is tuned, or make sure that it is what was *paid* for here before."""
     try:
@@ -145,10 +153,12 @@ def _keep_manifest(file: Path, manifest: dict[str, Any], *, paid: bool) -> None:
     if not isinstance(before, dict) or not manifest.keys() & before.keys():
         msg = f"{file}: this is no manifest of a tuning; choose another folder"
         raise TuningError(msg)
-    changed = [name for name in manifest if cast("dict[str, Any]", before).get(name) != manifest[name]]
+    known = cast("dict[str, Any]", before)
+    changed = [name for name in known | manifest if known.get(name) != manifest.get(name)]
     if changed and paid:
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         msg = (
-            f"{file.parent} holds a tuning that cannot go on: since then, {', '.join(changed)} changed; "
+            f"{file.parent} holds a tuning that cannot go on: since then, {', '.join(changed[:_NAMED])}{more} changed; "
             "choose another `run_dir`, or remove this one to begin anew"
         )
         raise TuningError(msg)

@@ -20,11 +20,15 @@ from stagegraph.structure import Structure
 
 from ._adapter import Adapter
 from ._components import EngineName, checked_kinds, components_of, prompts_of
+from ._counts import check_counts
 from ._loop import await_here
+from ._manifest import manifest
 from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
-from ._start import check_overlap, manifest, proposer_of
+from ._start import check_overlap, model_of, proposer_of
 from ._store import Store
+from ._told import Events, Quiet, Teller
+from ._warnings import warnings_of
 from .budget import Budget, BudgetReached, Spent
 from .evaluation import checked_examples, report_of
 from .grading import Grader, Metric, grader_of
@@ -55,7 +59,7 @@ class Work:
         options: Options,
         tell: Tell,
     ) -> None:
-        self.graph, self.budget, self.tell = graph, budget, tell
+        self.graph, self.budget, self.tell = graph, budget, (tell := Teller(tell))
         if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
@@ -64,18 +68,26 @@ class Work:
             checked_examples(graph, val, "validation examples"),
         )
         check_overlap(train=self.train, val=self.val)
+        check_counts(minibatch=options.minibatch, side_by_side=options.side_by_side)
+        if options.stagnation is not None:
+            check_counts(stagnation=options.stagnation)
         self.stages = Structure.of(graph).stages
         grader = grader_of(metric)
-        self.base = options.prompts or Prompts(graph=graph.label)
+        start = options.prompts or Prompts()
+        self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
         self.base.check_known(self.stages, graph.label)
         kinds = checked_kinds(options.components)
-        self.options = options = replace(options, components=kinds)
+        writer = model_of(options.reflection_model)
+        self.options = options = replace(options, components=kinds, reflection_model=writer)
         self.components = components_of(self.base, self.stages, kinds)
         self.seed = {name: component.seed for name, component in self.components.items()}
+        tuned = {component.path for component in self.components.values()}
+        self._untuned = {path: " or ".join(kinds) for path in self.stages if path not in tuned}
         if not self.seed:
             msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
             raise TuningError(msg)
-        self._step = max(2 * options.minibatch, _MERGE) + len(self.val)
+        self._minibatch = min(options.minibatch, len(self.train))
+        self._step = max(2 * self._minibatch, _MERGE) + len(self.val)
         if budget.runs is not None and budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={budget.runs}) does not even pay for the seed on {len(self.val)} validation "
@@ -83,7 +95,7 @@ class Work:
             )
             raise TuningError(msg)
         self.spent = Spent()
-        facts = manifest(graph, self.seed, grader, self.train, self.val, options)
+        facts = manifest(graph, self.base, self.seed, grader, self.train, self.val, options)
         folder = None if options.run_dir is None else Path(options.run_dir)
         store, proposer = Store(folder, facts, self.spent), proposer_of(options, self.seed, self.spent)
         self.resumes = store.known
@@ -96,6 +108,7 @@ class Work:
             grader=grader,
             runner=_journaled(options.runner, folder),
             model=options.model,
+            models=options.models,
             spent=self.spent,
             budget=budget,
             store=store,
@@ -157,13 +170,13 @@ class Work:
                 adapter=adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
                 skip_perfect_score=False,  # what GEPA sees is lifted; the selector looks at the scores themselves
-                reflection_minibatch_size=options.minibatch,
+                reflection_minibatch_size=self._minibatch,
                 module_selector=Selector(options.perfect, self.components),  # pyright: ignore[reportArgumentType]
                 acceptance_criterion=Acceptance(options.perfect, self.components),
                 use_merge=options.merge and len(self.seed) > 1,
                 stop_callbacks=stopper,
-                callbacks=[_Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
-                logger=_Quiet(),
+                callbacks=[Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
+                logger=Quiet(),
                 seed=options.seed,
                 raise_on_exception=True,
             )
@@ -197,30 +210,8 @@ class Work:
             error=error,
             spent=self.spent,
             prompts=prompts_of(self.base, findings[best].texts, self.components),
+            warnings=() if error else warnings_of(self.budget, self.spent, self._untuned, findings[best].rows),
         )
-
-
-class _Events:
-    """GEPA's callbacks as plain events."""
-
-    def __init__(self, adapter: Adapter, tell: Tell) -> None:
-        self._adapter, self._tell = adapter, tell
-
-    def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
-        self._adapter.found(event["candidate"], event["parent_ids"])
-
-    def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
-        parents = tuple(event["parent_ids"])
-        known = {"iteration": event["iteration"], "candidate": event["new_candidate_idx"], "parents": parents}
-        self._tell("accepted", known)
-
-    def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
-        self._tell("rejected", {"iteration": event.get("iteration")})
-
-
-class _Quiet:
-    def log(self, message: str) -> None:
-        """GEPA's own log is for its developers."""
 
 
 def _as_tuning_error(error: BaseException) -> TuningError:

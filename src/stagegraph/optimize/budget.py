@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.score import Score
 
-__all__ = ["Budget", "BudgetReached", "Spent"]
+__all__ = ["Budget", "BudgetReached", "Spent", "cost_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,11 @@ class Budget:
     runs: int | None = None
     """Runs of the graph, of train and validation examples together."""
     usd: float | None = None
-    """US dollars, of the graph's models, of the reflection model and of a judge."""
+    """US dollars, of the graph's models, of the reflection model and of a judge.
+
+    What has no known price counts as nothing: where that is all and there is no other limit, the search ends after the
+    texts to start from with an error.
+    """
     tokens: int | None = None
     seconds: float | None = None
     """Of this process; what goes on when they are over is ended, and taken up again from a `run_dir`."""
@@ -38,9 +42,27 @@ class Budget:
             msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
             raise TuningError(msg)
         for name, limit in limits.items():
-            if limit is not None and not limit > 0:
+            if limit is None:
+                continue
+            kind = (int, "a whole number") if name in {"runs", "tokens"} else ((int, float), "a number")
+            if isinstance(limit, bool) or not isinstance(limit, kind[0]):
+                msg = f"Budget({name}={limit!r}): it is {kind[1]}"
+                raise TuningError(msg)
+            if not limit > 0:
                 msg = f"Budget({name}={limit}): it has to be above 0"
                 raise TuningError(msg)
+
+    @property
+    def only_money(self) -> bool:
+        """Whether nothing but `usd` ends it."""
+        return self.usd is not None and self.runs is self.tokens is self.seconds is None
+
+
+def cost_text(usd: float, unpriced: int) -> str:
+    """Money as far as it is known: nothing is no price."""
+    if not unpriced:
+        return f"${usd:.4f}"
+    return f"at least ${usd:.4f}" if usd else "cost unknown"
 
 
 class BudgetReached(Exception):  # noqa: N818 - how a search ends, no error
@@ -89,6 +111,11 @@ class Spent:
                 self.unpriced += 1
             else:
                 self.usd += usd
+
+    @property
+    def cost(self) -> str:
+        """What it cost, for people; it says so where prices are not known."""
+        return cost_text(self.usd, self.unpriced)
 
     @property
     def seconds(self) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stagegraph.errors import TuningError
 
+from ._page import SAME, section, write_page
 from ._statistics import bootstrap, needed
 
 if TYPE_CHECKING:
@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
     from .report import Report, ReportRow
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["FEW", "Comparison", "compare"]
 
 _SMALL = 0.05
 """The difference that is worth looking for when none was seen."""
-_SHOWN = 20_000
-"""Characters of one value on the page."""
-_FEW = 6
+FEW = 6
 """Below this many pairs even a win in each is no surprise: a sign test of 5 gives p = 0.06."""
-_SAME = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,22 +53,22 @@ class Comparison:
     @property
     def better(self) -> bool:
         """Whether the whole interval lies above 0; fewer than 6 examples cannot show that."""
-        return len(self.differences) >= _FEW and self.interval[0] > _SAME
+        return len(self.differences) >= FEW and self.interval[0] > SAME
 
     @property
     def worse(self) -> bool:
         """Whether the whole interval lies below 0; fewer than 6 examples cannot show that."""
-        return len(self.differences) >= _FEW and self.interval[1] < -_SAME
+        return len(self.differences) >= FEW and self.interval[1] < -SAME
 
     @property
     def wins(self) -> int:
         """Examples that got better."""
-        return sum(one > _SAME for one in self.differences.values())
+        return sum(one > SAME for one in self.differences.values())
 
     @property
     def losses(self) -> int:
         """Examples that got worse."""
-        return sum(one < -_SAME for one in self.differences.values())
+        return sum(one < -SAME for one in self.differences.values())
 
     @property
     def ties(self) -> int:
@@ -86,7 +83,20 @@ class Comparison:
             ("of different graphs", self.before.graph, self.after.graph),
         )
         found = [f"{what} ({old} and {new})" for what, old, new in pairs if old != new]
-        return [f"Beware: these are scores {what}, so their difference may mean nothing." for what in found]
+        told = [f"Beware: these are scores {what}, so their difference may mean nothing." for what in found]
+        old, new = self.before.scores.keys(), self.after.scores.keys()
+        if old ^ new:
+            told.append(f"Left out: {len(old - new)} examples only before, {len(new - old)} only after.")
+        if count := self._others:
+            which = "1 example has" if count == 1 else f"{count} examples have"
+            told.append(f"Beware: {which} another input or another expectation than before, under the same id.")
+        return told
+
+    @cached_property
+    def _others(self) -> int:
+        """Examples that only share their id."""
+        old, new = _first_rows(self.before), _first_rows(self.after)
+        return sum(_asked(old[example]) != _asked(new[example]) for example in self.differences)
 
     def __str__(self) -> str:
         return " ".join([self._verdict, *self.warnings])
@@ -95,14 +105,15 @@ class Comparison:
     def _verdict(self) -> str:
         low, high = self.interval
         count = f"{self.wins} won, {self.losses} lost, {self.ties} the same of {len(self.differences)} examples"
-        if len(self.differences) < _FEW:
+        if len(self.differences) < FEW:
             number = len(self.differences)
             few = "1 example is" if number == 1 else f"{number} examples are"
-            return f"{few} too few to show anything ({self.difference:+.2f}); {count}"
+            return f"{few} too few to show anything ({self.difference:+.{_digits(self.difference)}f}); {count}"
+        digits = _digits(low, high)
         if self.better:
-            return f"better by {low:.2f} to {high:.2f}; {count}"
+            return f"better by {low:.{digits}f} to {high:.{digits}f}; {count}"
         if self.worse:
-            return f"worse by {-high:.2f} to {-low:.2f}; {count}"
+            return f"worse by {-high:.{digits}f} to {-low:.{digits}f}; {count}"
         more = needed(list(self.differences.values()), _SMALL) - len(self.differences)
         hint = f"{more} more examples would show {_SMALL}" if more > 0 else f"a difference of {_SMALL} would have shown"
         return f"no difference shown ({low:+.2f} to {high:+.2f}); {hint}; {count}"
@@ -126,10 +137,9 @@ class Comparison:
         """Write one self-contained page with the examples that changed most, side by side."""
         old, new = _first_rows(self.before), _first_rows(self.after)
         changed = sorted(self.differences, key=lambda example: -abs(self.differences[example]))[:examples]
-        parts = [_example(self.differences[one], old[one], new[one]) for one in changed]
-        sentence, graph = html.escape(str(self)), html.escape(self.after.graph)
-        page = _PAGE.format(graph=graph, sentence=sentence, table=_table(self.table()), examples="".join(parts))
-        Path(path).write_text(page, encoding="utf-8", errors="replace")
+        parts = [section(one, [old[one], new[one]], self.differences[one]) for one in changed]
+        title = f"{self.after.graph}: before and after"
+        write_page(path, title=title, graph=self.after.graph, sentence=str(self), table=self.table(), sections=parts)
 
 
 def compare(before: Report, after: Report) -> Comparison:
@@ -144,51 +154,15 @@ def compare(before: Report, after: Report) -> Comparison:
     return Comparison(before=before, after=after)
 
 
+def _digits(*values: float) -> int:
+    """How many digits show that something is not nothing: 2, or more for small numbers."""
+    least = min((abs(value) for value in values if abs(value) > SAME), default=1.0)
+    return max(2, -math.floor(math.log10(least) + 1e-6))
+
+
+def _asked(row: ReportRow) -> str:
+    return json.dumps([row.input, row.expected], sort_keys=True)
+
+
 def _first_rows(report: Report) -> dict[str, ReportRow]:
     return {row.example: row for row in reversed(report.rows)}
-
-
-def _example(change: float, before: ReportRow, after: ReportRow) -> str:
-    cells = "".join(
-        f"<td><p>{row.score:.3f}</p><pre>{_shown(row.error or row.output)}</pre>"
-        + "".join(
-            f"<p class=note>{html.escape(target or 'run')}: {html.escape(text)}</p>" for target, text, _ in row.notes
-        )
-        + "</td>"
-        for row in (before, after)
-    )
-    kind = "won" if change > _SAME else "lost" if change < -_SAME else "same"
-    title = f"{html.escape(after.example)} <b class={kind}>{change:+.3f}</b>"
-    asked = f"<pre>{_shown(after.input)}</pre><p>expected</p><pre>{_shown(after.expected)}</pre>"
-    detail = f"<details><summary>input</summary>{asked}</details>"
-    return f"<section><h2>{title}</h2>{detail}<table><tr>{cells}</tr></table></section>"
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-    more = f"\n... ({len(text)} characters)" if len(text) > _SHOWN else ""
-    return html.escape(text[:_SHOWN]) + more
-
-
-def _table(markdown: str) -> str:
-    rows = [
-        line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|") and "---" not in line
-    ]
-    return "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-
-
-_PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
-<title>{graph}: before and after</title>
-<style>
-:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
-body {{ max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100%; table-layout: fixed }}
-td {{ border: 1px solid #8886; padding: .4rem .6rem; vertical-align: top; overflow-wrap: anywhere }}
-pre {{ white-space: pre-wrap; font-size: 13px; margin: 0 }}
-section {{ margin: 2rem 0 }} h2 {{ font-size: 1rem }}
-.won {{ color: #18794e }} .lost {{ color: #cd2b31 }} .same {{ color: #888 }} .note {{ color: #ad5700; margin: .3rem 0 }}
-</style>
-<h1>{graph}</h1><p>{sentence}</p><table>{table}</table>{examples}
-</html>
-"""

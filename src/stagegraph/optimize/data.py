@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import dspy
 from pydantic import ValidationError
 
-from stagegraph.errors import InputError, TuningError
+from stagegraph.errors import DeclarationError, InputError, TuningError
 from stagegraph.example import Example, split_examples
 from stagegraph.example_file import read_examples
 from stagegraph.failure import problems_of
@@ -78,7 +78,8 @@ def stratified_split(
         seed: Another number deals otherwise.
 
     Raises:
-        TuningError: there are too few examples for two parts, two have one id, or *val* is no share.
+        TuningError: there are too few examples for two parts, two have one id, *val* is no share, or no example has
+            *by*.
     """
     if not 0 < val < 1:
         msg = f"stratified_split(val={val}): a share is between 0 and 1"
@@ -95,7 +96,10 @@ def stratified_split(
     dealt = examples
     if callable(by):
         dealt = [Example(example.input, repr(by(example)), example.id) for example in examples]
-    parts = split_examples(dealt, {"train": 1 - val, "val": val}, by=None if callable(by) else by, seed=seed)
+    try:
+        parts = split_examples(dealt, {"train": 1 - val, "val": val}, by=None if callable(by) else by, seed=seed)
+    except DeclarationError as error:
+        raise TuningError(str(error)) from error
     for name, other in (("train", "val"), ("val", "train")):
         if not parts[name]:
             parts[name].append(parts[other].pop())
@@ -125,6 +129,7 @@ def _to_dspy(example: Example[Any], takes: Fields) -> dspy.Example:
     if isinstance(cast("object", example.expected), Mapping) and example.expected:
         expected = cast("Mapping[object, object]", example.expected)
         plain = all(isinstance(key, str) and key.isidentifier() and key[:1] != "_" for key in expected)
+        plain = plain and not any(str(key).startswith("dspy_") for key in expected)  # DSPy hides such names
         if plain and not expected.keys() & (inputs.keys() | {"expected"}):
             labels = {str(key): value for key, value in expected.items()}
     # Names with `dspy_` are DSPy's own and show up nowhere, but they survive copying.

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 import anyio
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.errors import InputError, RunError, TuningError
+from stagegraph.errors import InputError, RunError, TuningError, leaves
 from stagegraph.example import Example
 from stagegraph.failure import problems_of
 from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.node import Node
 from stagegraph.run import Run
 from stagegraph.runner import Runner
 from stagegraph.scores import feedback
+from stagegraph.structure import Structure
 
+from ._counts import check_counts
 from .grading import Grader, Metric, grader_of, stage_of
 from .report import Report, ReportRow
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.node import Node
+    from stagegraph.options import RunOptions
     from stagegraph.prompts import Prompts
     from stagegraph.score import Score
 
@@ -77,13 +80,14 @@ async def evaluate(
     Raises:
         TuningError: there are no examples, two have one id, the metric failed, or a provider did for good;
             `error.report` holds what was found until then, if anything was.
+        PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
-    if repeats < 1:
-        msg = f"evaluate(repeats={repeats}): at least 1 run of each example is needed"
-        raise TuningError(msg)
+    check_counts(repeats=repeats, side_by_side=side_by_side)
     grader = grader_of(metric)
     own = runner or Runner(tracing=None)
+    if prompts is not None:
+        prompts.check_known(Structure.of(graph).stages, graph.label)
     if record and own.journal is None and own.tracing is None:
         msg = "evaluate(record=True) needs somewhere to keep the scores: a runner with a journal, or with tracing"
         raise TuningError(msg)
@@ -108,10 +112,14 @@ async def evaluate(
             if on_row is not None:
                 on_row(row)
 
-    async with anyio.create_task_group() as group:
-        for repeat in range(repeats):
-            for place, example in enumerate(rows):
-                group.start_soon(one, place, example, repeat)
+    try:
+        async with anyio.create_task_group() as group:
+            for repeat in range(repeats):
+                for place, example in enumerate(rows):
+                    group.start_soon(one, place, example, repeat)
+    except BaseExceptionGroup as several:  # what one run raised is told as it is
+        error = leaves(cast("BaseException", several))[0]
+        raise error from error.__cause__
     report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
     if problem:
         error = problem[0]
@@ -126,6 +134,7 @@ async def run_example(
     example: Example[In],
     *,
     model: Model | str | None = None,
+    models: Mapping[str, Model | str] | None = None,
     prompts: Prompts | None = None,
     waits: Sequence[float] = WAITS,
     replay: str | None = None,
@@ -145,9 +154,8 @@ async def run_example(
         if begin is not None:
             begin(run_id)
         try:
-            run = await runner.run(
-                graph, example.input, model=model, prompts=prompts, replay=replay, run_id=run_id, metadata=_MARK
-            )
+            options: RunOptions = {"replay": replay, "run_id": run_id, "models": models or {}, "metadata": _MARK}
+            run = await runner.run(graph, example.input, model=model, prompts=prompts, **options)
             if wait is None or not let_down(run):
                 return run
             pause = wait
@@ -172,8 +180,12 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
     """The examples, if the graph takes each of them and they can be told apart; before anything is paid for.
 
     Raises:
-        TuningError: there are none, one does not fit, or two have one id.
+        TuningError: there are none, one does not fit, two have one id, or there is no graph to take them.
     """
+    if not isinstance(graph, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = f"; write {graph.__name__}()" if isinstance(graph, type) else ""
+        msg = f"what is evaluated is a graph, a stage or a step, not {graph!r}{hint}"
+        raise TuningError(msg)
     rows = list(examples)
     if not rows:
         msg = f"there are no {what}"

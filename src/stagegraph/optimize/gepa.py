@@ -15,11 +15,12 @@ from ._loop import run_here
 from .data import from_dspy
 from .evaluation import WAITS
 from .module import GraphModule
-from .search import Found, Options, search
+from .search import Found, Options, Tell, search
 
 if TYPE_CHECKING:
     import os
 
+    import dspy
     from pydantic_ai.models import Model
 
     from ._components import Tuned
@@ -40,7 +41,8 @@ class GEPA(Teleprompter):
     Args:
         metric: `(example, run) -> Score | float | bool`.
         budget: When to stop.
-        reflection_model: Writes new texts: any Pydantic AI model.
+        reflection_model: Writes new texts: a Pydantic AI model, its name, or an LM that `stagegraph.optimize.lm` made.
+        reflection_lm: The same, as `dspy.GEPA` calls it.
         proposer: Instead of it: a function, `"notes"` or `Candidates(...)`.
         minibatch: Training examples of one step.
         components: Which texts to change: `"instructions"`, `"tools"`, `"fields"`; see `tune`.
@@ -50,6 +52,9 @@ class GEPA(Teleprompter):
         run_dir: Where every paid run and proposal is kept, to go on from after a crash.
         seed: Another number searches otherwise.
         waits: Seconds between the attempts at what a provider did not do.
+        tell: Told what happens, for a progress bar.
+
+    It tunes for the models that `module(...)` would ask: those set on the module or in `dspy.context(lm=)` included.
     """
 
     def __init__(
@@ -57,7 +62,8 @@ class GEPA(Teleprompter):
         metric: Metric | Grader,
         *,
         budget: Budget,
-        reflection_model: Model[Any] | str | None = None,
+        reflection_model: Model[Any] | str | dspy.LM | None = None,
+        reflection_lm: Model[Any] | str | dspy.LM | None = None,
         proposer: Proposer | Candidates | str | None = None,
         components: Sequence[Tuned] = ("instructions",),
         minibatch: int = 3,
@@ -67,14 +73,19 @@ class GEPA(Teleprompter):
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
         waits: Sequence[float] = WAITS,
+        tell: Tell = lambda _name, _data: None,
     ) -> None:
         super().__init__()
+        if reflection_model is not None and reflection_lm is not None:
+            msg = "reflection_model= and reflection_lm= are two names of one thing: give one of them"
+            raise TuningError(msg)
         self.metric = metric
         self.budget = budget
         self.found: Found | None = None
         """What the last search found: every candidate with its scores, and why it ended."""
+        self._tell = tell
         self._options = {
-            "reflection_model": reflection_model,
+            "reflection_model": reflection_lm if reflection_model is None else reflection_model,
             "proposer": proposer,
             "components": components,
             "minibatch": minibatch,
@@ -107,12 +118,13 @@ class GEPA(Teleprompter):
         graph, program = student.graph, student.program
         options = Options(
             model=program.model,
+            models=student.chosen_models(),
             runner=program.runner,
             prompts=student.prompts(),
             **self._options,  # pyright: ignore[reportArgumentType]
         )
         train, val = (_examples(rows, graph) for rows in (trainset, valset))
-        self.found = await search(graph, self.metric, train, val, self.budget, options)
+        self.found = await search(graph, self.metric, train, val, self.budget, options, self._tell)
         return student.with_prompts(self.found.prompts)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from numbers import Real
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio.to_thread
@@ -119,15 +117,15 @@ def _score(found: object, run: Run[Any, Any], where: str) -> Score:
             msg = f"{where}: {error}"
             raise TuningError(msg) from error
         return found
-    if not isinstance(found, Real):
+    if not isinstance(found, SupportsFloat):
         hint = "; did you forget `return`?" if found is None else ""
         msg = f"{where}, gave {type(found).__name__} {found!r}; it gives a number, a bool or a Score{hint}"
         raise TuningError(msg)
-    value = float(found)
-    if not math.isfinite(value):
-        msg = f"{where}, gave {value}: a score is a finite number"
-        raise TuningError(msg)
-    return Score(value)
+    try:
+        return Score(cast("float", found))
+    except ValueError as error:
+        msg = f"{where}, gave {found}: {error}"
+        raise TuningError(msg) from error
 
 
 def _shielded(future: Future[Score]) -> Future[Score]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
 from pydantic_ai import Agent
+from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
 from stagegraph.errors import DeclarationError, TuningError
@@ -20,14 +21,12 @@ from stagegraph.score import Note, Score
 
 from ._asking import NO_ANSWER, ask_patiently
 from ._evidence import evidence
+from ._fingerprint import name_of
 from ._loop import await_here
-from ._start import name_of
 from .evaluation import WAITS
 from .grading import wants_failed_runs
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model
-
     from stagegraph.example import Example
     from stagegraph.run import Run
 
@@ -116,8 +115,11 @@ def judge(
         name: What the metric is called in reports; otherwise `judge-` and the beginning of its `identity`.
 
     Raises:
-        DeclarationError: the rubric is empty, or *weights* do not fit it.
+        DeclarationError: *model* is none, the rubric is empty, or *weights* do not fit it.
     """
+    if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"judge(model, rubric) takes a Pydantic AI model or its name, not {model!r}"
+        raise DeclarationError(msg)
     criteria = {"": rubric} if isinstance(rubric, str) else dict(rubric)
     if not criteria or not all(text.strip() for text in criteria.values()):
         msg = "judge(model, rubric): the rubric is a text, or a mapping of criteria to texts, and none may be empty"

@@ -9,15 +9,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
-from dspy.dsp.utils.settings import main_thread_config
 
 from stagegraph.errors import DeclarationError, PromptError, RunError
 from stagegraph.graph import Graph
 from stagegraph.node import Node
 from stagegraph.prompts import Prompts
 
+from ._lm import general_lm, model_behind
 from ._lm import lm as bridged
-from ._lm import model_behind
 from ._loop import await_here, run_here
 from ._predict import Declared, StagePredict
 from ._program import WAITS, Program, run_patiently
@@ -43,7 +42,8 @@ class GraphModule(dspy.Module):
 
     Args:
         graph: What to run; also a single stage.
-        model: The model of stages that have none of their own.
+        model: The model of stages that have none of their own. Where the runner has none either, it is the LM that DSPy
+            is configured with.
         runner: How to run: models, limits, journal, tracing. It is used on the background loop of this package.
         prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
         waits: Seconds between the attempts at a run whose provider failed.
@@ -101,9 +101,9 @@ class GraphModule(dspy.Module):
         return self._program
 
     def with_prompts(self, prompts: Prompts) -> Self:
-        """A copy that says something else."""
+        """A copy that says something else, to the same models."""
         program = self._program
-        return type(self)(
+        new = type(self)(
             program.graph,
             prompts=prompts,
             model=program.model,
@@ -111,6 +111,9 @@ class GraphModule(dspy.Module):
             waits=program.waits,
             demo_limit=program.demo_limit,
         )
+        for name, predictor in zip(program.attributes.values(), self._predictors().values(), strict=True):
+            getattr(new, name).lm = predictor.lm
+        return new
 
     def prompts(self) -> Prompts:
         """What the predictors say now, as the file that people review and a runner deploys."""
@@ -132,7 +135,7 @@ class GraphModule(dspy.Module):
         """
         raise_through_evaluation(None)
         try:
-            value, chosen = self._input(inputs), self._chosen()
+            value, chosen = self._input(inputs), self.chosen_models()
             call = (id(self), *((name, id(given)) for name, given in sorted(inputs.items())))
             run, error = self._program.flights.run(call, lambda: self._run(value, chosen), "await module.acall(...)")
         except Exception as failure:  # a failed stage raises nothing, so this is no candidate's fault
@@ -142,7 +145,7 @@ class GraphModule(dspy.Module):
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """The same for async code on any event loop."""
-        run, error = await await_here(self._run(self._input(inputs), self._chosen()))
+        run, error = await await_here(self._run(self._input(inputs), self.chosen_models()))
         return self._predicted(run, error)
 
     def _predicted(self, run: Run[Any, Any], error: str | None) -> dspy.Prediction:
@@ -163,12 +166,17 @@ class GraphModule(dspy.Module):
             raise TypeError(msg)
         return takes.data(inputs)
 
-    def _chosen(self) -> dict[str, Model[Any] | str]:
-        """Stage path -> the model that DSPy was told to use: on the predictor, or in `dspy.context(lm=)`."""
-        program = self._program
-        lm = cast("Any", dspy.settings).lm
-        general = lm if lm is not cast("Any", main_thread_config)["lm"] else None
-        found = {path: predictor.lm or general for path, predictor in self._predictors().items()}
+    def chosen_models(self) -> dict[str, Model[Any] | str]:
+        """Stage path -> the model that DSPy was told to use for it.
+
+        What was set on the predictor goes before what `dspy.context(lm=)` says. What is configured for all of DSPy
+        counts where nobody else names a model: neither the stage, nor the runner, nor this module.
+        """
+        program, (general, everywhere) = self._program, general_lm()
+        found: dict[str, Any] = {}
+        for path, predictor in self._predictors().items():
+            lm = predictor.lm or general
+            found[path] = everywhere if lm is None and not program.has_model(path) else lm
         return {path: model_behind(lm, program.models) for path, lm in found.items() if lm is not None}
 
     async def _run(self, value: Any, models: Mapping[str, Model[Any] | str]) -> tuple[Run[Any, Any], str | None]:
@@ -181,6 +189,8 @@ class GraphModule(dspy.Module):
         async def ask(predictor: StagePredict, value: Any) -> Any:
             lm = predictor.lm
             stage = predictor.declared.stage
+            if lm is None and not program.has_model(predictor.path):
+                lm = general_lm()[1]
             models = {stage.label: model_behind(lm, program.models)} if lm is not None else {}
             prompts: dict[str, Prompt] = {stage.label: predictor.prompt()}
             run, error = await run_patiently(program, stage, value, Prompts(prompts), models)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stagegraph.errors import TuningError
 
+from ._page import section, write_page
 from ._statistics import bootstrap, percentile
 
 if TYPE_CHECKING:
@@ -145,6 +146,15 @@ class Report:
         median, most = self.dollars(0.5), self.dollars(0.9)
         return f"{_dollars(self.cost)} in all, ${median or 0:.5f} median, ${most or 0:.5f} p90"
 
+    def html(self, path: str | os.PathLike[str], *, examples: int = 50) -> None:
+        """Write one self-contained page with the examples that scored worst."""
+        low, high = self.interval
+        sentence = f"{self.metric}: {self.mean:.3f} (95 % between {low:.3f} and {high:.3f}), made {self.created}"
+        worst = sorted(self.scores, key=lambda example: self.scores[example])[:examples]
+        runs = {example: [row for row in self.rows if row.example == example] for example in worst}
+        sections = [section(example, rows) for example, rows in runs.items()]
+        write_page(path, title=self.graph, graph=self.graph, sentence=sentence, table=self.table(), sections=sections)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
         data = {
@@ -167,6 +177,9 @@ class Report:
                 msg = f"{path}: a report in a format that this version does not read"
                 raise TuningError(msg)
             rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(data.pop("rows"))
+            if not rows:
+                msg = f"{path}: this report has no rows, so there is nothing that it could say"
+                raise TuningError(msg)
             return cls(rows=rows, **data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             msg = f"{path}: this is no report of an evaluation: {type(error).__name__}: {str(error).splitlines()[0]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,14 @@ class Options:
     """How to search; the defaults fit a few dozen examples."""
 
     model: Model[Any] | str | None = None
+    models: Mapping[str, Model[Any] | str] = field(default_factory=dict[str, "Model[Any] | str"])
+    """Stage path -> model; goes before every other choice."""
     reflection_model: Model[Any] | str | None = None
     proposer: Proposer | str | Candidates | None = None
     """A function, `"notes"`, `Candidates(...)`, or `None` for the reflection model."""
     runner: Runner | None = None
     prompts: Prompts | None = None
-    """Where to start; the code's texts without it."""
+    """Where to start; the runner's without it, and for stages that they do not name the code's texts."""
     components: Sequence[Tuned] = ("instructions",)
     """Which texts to change: `"instructions"`, `"tools"`, `"fields"`."""
     minibatch: int = 3
@@ -69,6 +71,14 @@ class Found:
     spent: Spent
     prompts: Prompts
     """The best candidate, ready to be deployed."""
+    warnings: tuple[str, ...] = ()
+    """What kept it from doing better, in plain sentences."""
+
+    def changes(self, candidate: int) -> dict[str, str]:
+        """Component -> its text in a candidate, as far as its parent (of two the first) has another one."""
+        own = self.candidates[candidate]
+        before = self.candidates[own.parents[0]].texts if own.parents else own.texts
+        return {name: text for name, text in own.texts.items() if before[name] != text}
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -101,8 +111,10 @@ async def search(  # noqa: PLR0917 - what is searched, with what, how
         TuningError: there is nothing to search for or with; what goes wrong later is `Found.error`.
     """
     with needing("the search"):
+        from ._start import starting  # noqa: PLC0415
         from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
 
+    options = replace(options, prompts=await starting(options.prompts, options.runner))
     work = Work(graph, metric, train, val, budget, options, tell)
     try:
         return await work.search()

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.errors import TuningError
 from stagegraph.runner import Runner
 
+from ._fingerprint import name_of
 from ._missing import needing
-from ._preview import Preview, preview, preview_of
-from ._start import check_overlap, name_of
+from ._preview import Preview, confirmed, preview, preview_of
+from ._saved import found_data
+from ._start import check_overlap, starting
 from .comparison import Comparison, compare
 from .evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of
 from .grading import grader_of
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from stagegraph.node import Node
     from stagegraph.prompts import Prompts
 
+    from ._adapter import Finding
     from ._components import Tuned
-    from ._work import Work
     from .budget import Budget, Spent
     from .grading import Grader, Metric
     from .proposers import Candidates, Proposer
@@ -64,7 +66,19 @@ class Tuning:
         """What the search spent."""
         return self.found.spent
 
+    @property
+    def candidates(self) -> tuple[Finding, ...]:
+        """Every candidate: parents, texts, scores by example and objective, runs; the first is the start.
+
+        `found.changes(number)` says what one changed.
+        """
+        return self.found.candidates
+
     def __str__(self) -> str:
+        return " ".join([self._summary, *(f"Beware: {one}" for one in self.found.warnings)])
+
+    @property
+    def _summary(self) -> str:
         if self.found.best == 0:
             return f"{self.graph}: nothing better than the start was found; stopped: {self.found.stopped}"
         kind = (
@@ -74,23 +88,16 @@ class Tuning:
         return (
             f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(self.found.changed)}; "
             f"{len(self.found.candidates)} candidates, {spent.runs} runs, {spent.proposals} proposals, "
-            f"${spent.usd:.4f}; stopped: {self.found.stopped}"
+            f"{spent.cost}; stopped: {self.found.stopped}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the prompts file, and beside it (`.tuning.json`) where it comes from and what each candidate scored."""
+        """Write the prompts file, and beside it (`.tuning.json`) where it comes from, and all that was tried.
+
+        Of each candidate that is its parents, what changed, its texts, and by example its scores and objectives.
+        """
         self.prompts.save(path)
-        rows = [
-            {"parents": one.parents, "texts": one.texts, "mean": one.mean, "scores": one.scores, "blame": one.blame}
-            for one in self.found.candidates
-        ]
-        data = {
-            "provenance": self.provenance,
-            "summary": str(self),
-            "best": self.found.best,
-            "changed": self.found.changed,
-            "candidates": rows,
-        }
+        data = {"provenance": self.provenance, "summary": str(self), **found_data(self.found)}
         beside = Path(path).with_suffix(".tuning.json")
         beside.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
 
@@ -137,7 +144,7 @@ async def tune(
         test: Examples that nothing was chosen by, for the verdict; without them it is about *val*, and says so.
         optimizer: `"gepa"`; other optimizers of DSPy take a `GraphModule`.
         runner: Runs the graph; with a journal, a child does not repeat what its change does not touch.
-        prompts: Where to start; the code's texts without it.
+        prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
         components: Which texts to change: `"instructions"`, `"tools"` (the descriptions of the agents' tools, as far as
             they are known before a run), `"fields"` (of the fields of their answers). Each text is a component:
             `plan`, `plan:tool:search`, `plan:field:items.name`. Blame decides on the stage; its texts take turns.
@@ -149,7 +156,7 @@ async def tune(
         side_by_side: Runs that go on at once.
         seed: Another number searches otherwise.
         waits: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
-        tell: Told what happens, for a progress bar.
+        tell: Told what happens, for a progress bar; when it raises, that is logged, and the tuning goes on.
         confirm: Shown what the tuning may cost, measured on two runs that are made for it, before it begins; when it
             gives `False`, nothing more is run. A tuning that goes on from its `run_dir` is not asked about again.
 
@@ -170,7 +177,7 @@ async def tune(
         reflection_model=proposer_model or reflection_model,
         proposer=proposer,
         runner=runner,
-        prompts=prompts,
+        prompts=await starting(prompts, runner),
         components=components,
         minibatch=minibatch,
         merge=merge,
@@ -184,8 +191,7 @@ async def tune(
     try:
         if held_out is not None:
             check_overlap(train=work.train, val=work.val, test=held_out)
-        if confirm is not None and not work.resumes:
-            await _confirmed(confirm, work, options)
+        measured = None if confirm is None or work.resumes else await confirmed(confirm, work)
         found = await work.search()
         reports: list[Report] = []
         if found.error is None:
@@ -209,13 +215,13 @@ async def tune(
         found=found,
         comparison=compare(reports[0], reports[-1]),
         held_out=held_out is not None,
-        preview=preview_of(found, budget, reports[0]),
+        preview=measured or preview_of(found, budget, reports[0]),
         provenance={
             "graph": graph.label,
             "optimizer": "gepa",
             "metric": grader.name,
             "model": name_of(model),
-            "reflection_model": name_of(proposer_model or reflection_model),
+            "reflection_model": name_of(work.options.reflection_model),
             "components": list(work.components),
             "train": len(train),
             "val": len(val),
@@ -225,25 +231,3 @@ async def tune(
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-
-
-async def _confirmed(confirm: Callable[[Preview], bool], work: Work, options: Options) -> None:
-    """Measure what it may cost and ask.
-
-    Raises:
-        TuningError: the answer was no, or a provider failed.
-    """
-    measured = await preview(
-        work.graph,
-        work.train,
-        work.budget,
-        val=len(work.val),
-        minibatch=options.minibatch,
-        model=options.model,
-        runner=options.runner,
-        prompts=work.base,
-        samples=2,
-    )
-    if not confirm(replace(measured, components=tuple(work.components))):
-        msg = "the tuning was not begun: `confirm` said no"
-        raise TuningError(msg)

@@ -1,0 +1,29 @@
+"""Which model a stage runs with, as far as it is named before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.runner import Runner
+    from stagegraph.stage import Stage
+
+__all__ = ["model_named"]
+
+
+def model_named(
+    path: str,
+    stage: Stage[Any, Any],
+    runner: Runner | None,
+    *,
+    default: Model[Any] | str | None = None,
+    own: Mapping[str, Model[Any] | str] | None = None,
+) -> Any:
+    """The model or its name, in the order in which a runner chooses; `None` when nobody names one."""
+    by_path = {} if runner is None else runner._models_by_path  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    general = default if default is not None or runner is None else runner.model
+    choices = ((own or {}).get(path), by_path.get(path), stage.model, stage.agent.model, general)
+    return next((choice for choice in choices if choice is not None), None)
