@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from ._eval import compare, evaluate
 from ._export import export
 from ._graphs import draw, prompts_app
 from ._resume import resume
@@ -18,7 +19,7 @@ from ._runs import diff, feedback, runs
 from ._serve import serve
 from ._show import show
 from ._text import console, plain
-from ._tune import compare, evaluate, tune
+from ._tune import tune
 
 __all__ = ["main"]
 
