@@ -449,6 +449,7 @@ def test_deps_of_interrupted_runs_have_to_come_from_somewhere():
     with pytest.raises(DeclarationError, match=r"resume_deps="):
         router(Shouter(), runner, deps=lambda: None)
     router(Shouter(), runner, deps=lambda: None, resume_deps=again)
+    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
     router(Shouter(), runner, deps=lambda: None, resume_deps="never")
 
 

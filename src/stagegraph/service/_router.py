@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -63,7 +64,7 @@ def router(
         runner: What runs it; its `lifespan` belongs to the app.
         user: A FastAPI dependency that gives the id of who asks, or raises `HTTPException(401)`.
         session: A dependency that gives the id of the conversation that a run is part of.
-        deps: A dependency that gives the `deps` of a run.
+        deps: A dependency that gives the `deps` of a run; none that `yield`s, since a run may outlive its request.
         policy: Who may see a run and act on it; by default the user who started it.
         dependencies: More of them, for every endpoint but the health checks.
         resume_deps: What makes the deps of a run that was interrupted, out of its row in the journal, since there is no
@@ -75,17 +76,24 @@ def router(
         errors: Whether events say what an error said. That may hold parts of prompts, inputs and provider answers.
 
     Raises:
-        DeclarationError: the graph's types have no JSON form; or the runner has to finish interrupted runs, and nothing
-            says with which deps.
+        DeclarationError: the graph's types have no JSON form; the runner serves another graph of that name; the runner
+            has to finish interrupted runs, and nothing says with which deps; or *deps* ends with the request, which a
+            run may outlive.
     """
+    if deps is not None and _yields(deps):
+        msg = (
+            f"router({graph.label}(), deps=...): what `yield`s is closed when its request ends, and a run may outlive "
+            "its request (`wait=false`, or a client that left): give something that lives as long as the app, such as "
+            "a pool, and open the session in the step that needs it"
+        )
+        raise DeclarationError(msg)
     if deps is not None and resume_deps is None and runner.resumes_interrupted:
         msg = (
             f"router({graph.label}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
             'without a request: say what makes their deps, `resume_deps=`, or leave them alone, `resume_deps="never"`'
         )
         raise DeclarationError(msg)
-    if resume_deps != "never":
-        runner.add(graph, deps_of=resume_deps)
+    runner.add(graph, deps_of=resume_deps)
     handling = Handling(
         Desk(graph, runner, policy, remember), on_disconnect == "cancel", heartbeat=heartbeat, errors=errors
     )
@@ -100,6 +108,15 @@ def router(
         msg = f"{graph.label} cannot be served: {graph.takes.name} or {graph.gives.name} has no JSON form: {error}"
         raise DeclarationError(msg) from error
     return outer
+
+
+def _yields(hook: Hook) -> bool:
+    """Whether FastAPI closes what a hook gives; it looks through decorators, too."""
+    plain = inspect.unwrap(hook)
+    call = getattr(plain, "__call__", None)  # noqa: B004 - of an object, whose own generator this may be
+    return any(map(inspect.isgeneratorfunction, (hook, plain, call))) or any(
+        map(inspect.isasyncgenfunction, (hook, plain, call))
+    )
 
 
 def _health(runner: Runner, max_body: int) -> APIRouter:
