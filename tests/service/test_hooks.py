@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import httpx
 import pytest
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serving import served
 from stagegraph import DeclarationError, Graph, Runner
-from stagegraph.service import router
+from stagegraph.journal import SqliteJournal
+from stagegraph.service import RunRef, router
 
 
 class Echo(Graph[str, str]):
@@ -129,3 +135,104 @@ def test_deps_that_end_with_the_request_are_refused(deps: Callable[[], object]):
     """A run that nobody waits for would find them closed."""
     with pytest.raises(DeclarationError, match=r"may outlive its request.*open the session in the step"):
         router(Echo(), Runner(), deps=deps)
+
+
+@pytest.mark.parametrize("who", [uuid.uuid4(), 5, "anna", None])
+def test_an_id_is_the_same_after_a_restart(who: object, tmp_path: Path):
+    """Whatever type the hooks give: the journal has texts."""
+
+    def app() -> FastAPI:
+        runner = Runner(journal=SqliteJournal(tmp_path / "runs.db"))
+        return app_of(runner, user=lambda: who, session=lambda: who)
+
+    with served(app()) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        assert client.get(f"/echo/runs/{run_id}").status_code == 200
+    with served(app()) as client:
+        assert client.get(f"/echo/runs/{run_id}").json()["output"] == "a"
+
+
+def test_a_policy_sees_ids_as_texts():
+    """As the journal has them, for the one who asks and for the run alike."""
+    seen: list[tuple[object, object, object]] = []
+
+    def policy(who: str | None, run: RunRef) -> bool:
+        seen.append((who, run.user_id, run.session_id))
+        return True
+
+    number = uuid.uuid4()
+    with served(app_of(Runner(), user=lambda: number, session=lambda: 7, policy=policy)) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        client.get(f"/echo/runs/{run_id}")
+    assert seen == [(str(number), str(number), "7")]
+
+
+@pytest.mark.parametrize("given", [None, "", 0, "anna", 1])
+def test_a_policy_that_gives_no_bool_lets_nobody_in(given: object):
+    """A `return` that was forgotten closes the door."""
+    policy: Any = lambda _who, _run: given  # noqa: E731
+    with served(app_of(Runner(), policy=policy)) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        assert client.get(f"/echo/runs/{run_id}").status_code == 404
+
+
+class NotPaidError(Exception):
+    pass
+
+
+def test_the_app_answers_what_its_hooks_raise():
+    """Where it has registered a handler; everything else is a problem as before."""
+
+    def paying(authorization: Annotated[str, Header()]) -> str:
+        if authorization == "poor":
+            raise NotPaidError
+        if authorization == "nobody":
+            raise HTTPException(401, "who?")
+        if authorization == "broken":
+            raise KeyError(authorization)
+        return authorization
+
+    app = app_of(Runner(), user=paying)
+
+    @app.exception_handler(NotPaidError)
+    async def pay(_request: Request, _error: NotPaidError) -> JSONResponse:
+        return JSONResponse({"pay": "first"}, 402)
+
+    with served(app) as client:
+
+        def ask(who: str, **content: Any) -> httpx.Response:
+            return client.post("/echo/runs", headers={"Authorization": who}, **content)
+
+        poor, nobody, broken = (ask(who, json="a") for who in ("poor", "nobody", "broken"))
+        assert (poor.status_code, poor.json()) == (402, {"pay": "first"})
+        for answer, status in (
+            (nobody, 401),
+            (broken, 500),
+            (ask("rich", json=3), 422),
+            (ask("rich", content="a"), 415),
+        ):
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert ask("rich", json="a").json()["output"] == "a"
+
+
+def test_an_app_with_its_own_refusals_keeps_ours_for_what_is_ours():
+    """Its handler of `HTTPException` answers for its hooks; a body or a run id that is wrong is still a problem."""
+
+    def closed(authorization: Annotated[str | None, Header()] = None) -> str:
+        if authorization is None:
+            raise HTTPException(403, "closed")
+        return authorization
+
+    app = app_of(Runner(), user=closed)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refuse(_request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"ours": error.detail}, error.status_code)
+
+    headers = {"Authorization": "anna", "Content-Type": "application/json"}
+    with served(app) as client:
+        assert client.post("/echo/runs", json="a").json() == {"ours": "closed"}
+        for content in ("{", "[" * 50_000):
+            answer = client.post("/echo/runs", content=content, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+        assert client.get("/echo/runs/x", headers=headers).json()["type"].endswith("unknown-run")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from fastapi.params import Depends as Dependency
+from pydantic import WrapValidator
 
 from stagegraph import DeclarationError, Node, Runner
 from stagegraph.interrupted import DepsOf
@@ -62,7 +63,8 @@ def router(
     Args:
         graph: What is served.
         runner: What runs it; its `lifespan` belongs to the app.
-        user: A FastAPI dependency that gives the id of who asks, or raises `HTTPException(401)`.
+        user: A FastAPI dependency that gives the id of who asks (what is no `str` is made one), or raises
+            `HTTPException(401)`.
         session: A dependency that gives the id of the conversation that a run is part of.
         deps: A dependency that gives the `deps` of a run; none that `yield`s, since a run may outlive its request.
         policy: Who may see a run and act on it; by default the user who started it.
@@ -110,6 +112,16 @@ def router(
     return outer
 
 
+def _id_of(hook: Hook) -> Hook:
+    """The same id as a text, which it is in the journal: a `UUID` would be nobody's after a restart."""
+    given = Depends(hook)
+
+    async def text(found: Any = given) -> str | None:
+        return found if found is None or isinstance(found, str) else str(found)
+
+    return text
+
+
 def _yields(hook: Hook) -> bool:
     """Whether FastAPI closes what a hook gives; it looks through decorators, too."""
     plain = inspect.unwrap(hook)
@@ -146,7 +158,7 @@ def _runs(  # noqa: PLR0917
     stream: dict[int | str, dict[str, Any]] = {
         200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": _EVENT}}}
     }
-    who, in_session, with_deps = Depends(user), Depends(session), Depends(deps)
+    who, in_session, with_deps = Depends(_id_of(user)), Depends(_id_of(session)), Depends(deps)
 
     async def create(  # noqa: PLR0917 - FastAPI gives them by name
         request: Request,
@@ -171,7 +183,8 @@ def _runs(  # noqa: PLR0917
         live = handling.start(value, user_id, session_id, run_deps, deltas=deltas)
         return await handling.streamed(live)
 
-    body = Annotated[graph.takes.type, Body(description=f"What {graph.label} takes.")]
+    as_json = WrapValidator(lambda data, _: graph.takes.load(data))  # FastAPI takes it for Python data
+    body = Annotated[graph.takes.type, as_json, Body(description=f"What {graph.label} takes.")]
     create.__annotations__["value"] = create_stream.__annotations__["value"] = body
     api.post("/runs", response_model=state, responses={**begins, **documented(409), **refused})(create)
     api.post("/runs/stream", response_class=Response, responses={**stream, **refused})(create_stream)
