@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
@@ -112,7 +113,7 @@ class Runner:
             self._journal_for("Runner(resume_interrupted=True)")
         self._known: dict[str, Node[Any, Any]] = {}
         """The graphs that ran here by name, so that `resume` finds them."""
-        self._added: dict[str, tuple[Node[Any, Any], DepsOf | None]] = {}
+        self._added: dict[str, tuple[Node[Any, Any], DepsOf | Literal["never"] | None]] = {}
         """Those whose interrupted runs are finished here, and what their deps are made by."""
         self._models = Models()
         self._slots = Slots(max_concurrency)
@@ -191,13 +192,31 @@ class Runner:
         """A run that was started here and is going on; `None` when it has ended, or was never here."""
         return self._lifetime.get(run_id)
 
-    def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | None = None) -> None:
+    def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | Literal["never"] | None = None) -> None:
         """Make a graph known before it runs, so that its interrupted runs can be finished.
 
-        *deps_of* makes their deps out of what is recorded of a run.
+        *deps_of* makes their deps out of what is recorded of a run; `"never"` leaves those runs alone.
+
+        Raises:
+            DeclarationError: another graph of that name was added, or the same one with other deps: what is recorded of
+                a run says no more than the name.
         """
-        self._known[graph.label] = graph
-        self._added[graph.label] = (graph, deps_of)
+        before, deps_before = self._added.get(graph.label, (graph, None))
+        if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
+            msg = (
+                f"two different graphs named {graph.label!r} on one runner: runs are recorded by that name, so they "
+                "would be taken for each other's; give one of the classes another name, or a runner and a journal of "
+                "its own"
+            )
+            raise DeclarationError(msg)
+        if deps_of is not None and deps_before is not None and deps_of != deps_before:
+            msg = (
+                f"{graph.label!r} was added twice to one runner, with different deps for interrupted runs, which are "
+                "recorded by that name alone: say the same both times, or give the second one another name"
+            )
+            raise DeclarationError(msg)
+        self._known[graph.label] = before
+        self._added[graph.label] = (before, deps_before if deps_of is None else deps_of)
 
     @property
     def ready(self) -> bool:
@@ -214,8 +233,8 @@ class Runner:
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
-        found = self._added.get(row.graph)
-        return None if found is None else self._finish(row, *found)
+        graph, deps_of = self._added.get(row.graph, (None, None))
+        return None if graph is None or deps_of == "never" else self._finish(row, graph, deps_of)
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
         deps = None if deps_of is None else await deps_of(row)
@@ -322,6 +341,15 @@ class Runner:
         if kind is not None:
             self._lifetime.cancel()
         await self._lifetime.wait()
+
+
+def _state(node: Node[Any, Any]) -> dict[str, object]:
+    """What one object of a class has for itself, without what it has only worked out."""
+    return {
+        name: value
+        for name, value in vars(node).items()
+        if not isinstance(getattr(type(node), name, None), cached_property)
+    }
 
 
 def _checked(node: object) -> Node[Any, Any]:

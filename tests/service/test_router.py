@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import enum
 import json
 import math
 import threading
+import uuid
 from collections.abc import Iterator
+from datetime import date
 from typing import Annotated
 
 import anyio
 import httpx
 import pytest
 from fastapi import FastAPI, Header, HTTPException
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -183,8 +187,53 @@ def test_a_bad_body_is_a_problem(gate: Gate, content: bytes, status: int):
 
 
 def test_a_body_of_another_kind_is_refused(client: httpx.Client):
-    """Forms, which any web page could send here from somebody's browser, are no JSON."""
+    """Forms, which any web page could send here from somebody's browser, are no JSON; nor is what says no kind."""
     assert client.post("/shout/runs", data={"words": "a"}).status_code == 415
+    unsaid = client.post("/shout/runs", content=b'{"words": ["a"]}')
+    assert (unsaid.status_code, unsaid.json()["type"].rpartition(":")[2]) == (415, "media-type")
+    assert client.post("/shout/runs/x/cancel").status_code == 404
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Exact(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
+    colour: Colour
+    pair: tuple[int, int]
+    number: uuid.UUID
+
+
+class Keep(Graph[Exact, Exact]):
+    async def flow(self, value: Exact) -> Exact:
+        return value
+
+
+class Weigh(Graph[bytes, int]):
+    async def flow(self, value: bytes) -> int:
+        return len(value)
+
+
+def test_a_body_is_read_as_json():
+    """A strict model takes the JSON of its types, and its output is an input again; bytes are base64 both ways."""
+    runner = Runner()
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Keep(), runner), prefix="/keep")
+    app.include_router(router(Weigh(), runner), prefix="/weigh")
+    sent = {"day": "2026-01-02", "colour": "red", "pair": [1, 2], "number": str(uuid.UUID(int=7))}
+    with served(app) as client:
+        for _ in range(2):
+            answer = client.post("/keep/runs", json=sent)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["output"] == sent
+        refused = client.post("/keep/runs", json={**sent, "pair": [1, "2"]})
+        assert [error["pointer"] for error in refused.json()["errors"]] == ["body/pair/1"]
+        schema = client.get("/openapi.json").json()["paths"]["/keep/runs"]["post"]["requestBody"]["content"]
+        assert schema["application/json"]["schema"]["$ref"].endswith("/Exact")
+        assert client.post("/weigh/runs", json=base64.b64encode(b"\xff\x00").decode()).json()["output"] == 2
 
 
 def test_a_validation_problem_says_where(client: httpx.Client):
@@ -449,6 +498,7 @@ def test_deps_of_interrupted_runs_have_to_come_from_somewhere():
     with pytest.raises(DeclarationError, match=r"resume_deps="):
         router(Shouter(), runner, deps=lambda: None)
     router(Shouter(), runner, deps=lambda: None, resume_deps=again)
+    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
     router(Shouter(), runner, deps=lambda: None, resume_deps="never")
 
 

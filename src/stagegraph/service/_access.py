@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk", "Policy", "RunRef", "only_its_user"]
 
+_log = logging.getLogger("stagegraph.service")
+
 _LOOK_EVERY = 0.25
 """Seconds between two looks whether another process has ended a run."""
 
@@ -39,7 +43,7 @@ class RunRef:
 
 
 Policy = Callable[[str | None, RunRef], bool | Awaitable[bool]]
-"""Whether a user (`None` when nobody is known) may see a run and act on it."""
+"""Whether a user (`None` when nobody is known) may see a run and act on it: only `True` lets in."""
 
 
 def only_its_user(user: str | None, run: RunRef) -> bool:
@@ -133,8 +137,13 @@ class Desk:
 
     async def _check(self, user: str | None, run: RunRef) -> None:
         """Who may not see a run is told what somebody is told who made its id up."""
-        allowed = run.graph == self.graph.label and self._policy(user, run)
-        if not (allowed if isinstance(allowed, bool) else await allowed):
+        policy: Callable[..., Any] = self._policy  # which may be written in code that nobody type-checks
+        allowed = run.graph == self.graph.label and policy(user, run)
+        if inspect.isawaitable(allowed):
+            allowed = await allowed
+        if not isinstance(allowed, bool):
+            _log.warning("policy= gave %s, which lets nobody in: it has to be a bool", type(allowed).__name__)
+        if allowed is not True:
             raise _unknown(run.run_id)
 
 

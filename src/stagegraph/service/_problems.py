@@ -8,19 +8,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import HTTPException, Response
+from fastapi import Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from stagegraph import BusyError, InputError, JournalError, LimitError, RunError, StageError
 
-__all__ = ["RETRY_AFTER", "Problem", "documented", "problem_of", "problem_of_run"]
+__all__ = ["RETRY_AFTER", "Problem", "documented", "is_of_the_body", "problem_of", "problem_of_run"]
 
 _log = logging.getLogger("stagegraph.service")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "Retry-After"
+_UNPARSED = (400, "There was an error parsing the body")
+"""The status and the detail that FastAPI gives to a body which it cannot parse."""
 _FACTS = {"type": "string", "title": "string", "status": "integer", "detail": "string", "run_id": "string"}
 _SCHEMA = {
     "type": "object",
@@ -93,10 +95,10 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, RequestValidationError):
         errors = [{"pointer": _pointer(one["loc"]), "detail": str(one["msg"])} for one in error.errors()]
         return Problem(422, "invalid", "the request does not fit: see `errors`", errors=errors[:20])
-    if isinstance(error, (HTTPException, StarletteHTTPException)):
+    if isinstance(error, StarletteHTTPException):
         if isinstance(error.__cause__, Problem):  # raised while FastAPI read the body
             return error.__cause__
-        if isinstance(error.__cause__, (ValueError, RecursionError)):  # what FastAPI makes of a body it cannot parse
+        if is_of_the_body(error):
             return Problem(422, "invalid", "the body is no JSON that can be read")
         return Problem(error.status_code, "refused", str(error.detail), headers=error.headers)
     if isinstance(error, BusyError):
@@ -107,6 +109,15 @@ def problem_of(error: Exception) -> Problem:
         return Problem(503, "journal", "the service cannot record runs now; try again later")
     _log.error("a request failed", exc_info=error)
     return Problem(500, "internal", "the service failed; its log says more")
+
+
+def is_of_the_body(error: Exception) -> bool:
+    """Whether this is what FastAPI makes of a body that it cannot parse; a hook may refuse because of an error too."""
+    return (
+        isinstance(error, StarletteHTTPException)
+        and (error.status_code, error.detail) == _UNPARSED
+        and isinstance(error.__cause__, (Problem, ValueError, RecursionError))
+    )
 
 
 def _pointer(place: tuple[int | str, ...]) -> str:

@@ -7,16 +7,23 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from ._problems import Problem, problem_of
+from stagegraph import StagegraphError
+
+from ._problems import Problem, is_of_the_body, problem_of
 
 __all__ = ["route_class"]
 
 
 def route_class(max_body: int) -> type[APIRoute]:
-    """A kind of route that answers every error with problem details and reads no body over *max_body* bytes."""
+    """A kind of route that reads no body over *max_body* bytes, and answers errors with problem details.
+
+    What a hook raises is the app's to answer, if it has registered something for it.
+    """
 
     class ProblemRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -25,14 +32,35 @@ def route_class(max_body: int) -> type[APIRoute]:
             async def handler(request: Request) -> Response:
                 try:
                     within = _limited(request, max_body)
-                    _check_text(await within.body())
+                    content = await within.body()
+                    if content and "content-type" not in request.headers:  # a web page may send one from any browser
+                        raise _no_json()
+                    _check_text(content)
                     return await handle(within)
-                except Exception as error:  # noqa: BLE001 - nothing may reach the client as it is
+                except Exception as error:
+                    if _is_for_the_app(error, request):
+                        raise
                     return problem_of(error).response()
 
             return handler
 
     return ProblemRoute
+
+
+def _is_for_the_app(error: Exception, request: Request) -> bool:
+    """Whether the app has an answer of its own to what one of its hooks raised."""
+    if isinstance(error, (Problem, RequestValidationError, StagegraphError)) or is_of_the_body(error):
+        return False
+    by_type, by_status = request.scope.get("starlette.exception_handlers", ({}, {}))
+    handlers = [by_type[kind] for kind in type(error).__mro__ if kind in by_type][:1]
+    if isinstance(error, HTTPException) and error.status_code in by_status:
+        handlers = [by_status[error.status_code]]
+    packages = {getattr(handler, "__module__", "").partition(".")[0] for handler in handlers}
+    return bool(packages - {"fastapi", "starlette"})
+
+
+def _no_json() -> Problem:
+    return Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
 
 
 def _limited(request: Request, most: int) -> Request:
@@ -47,7 +75,7 @@ def _limited(request: Request, most: int) -> Request:
         raise too_long
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if request.method == "POST" and kind != "application/json" and not kind.endswith("+json"):
-        raise Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
+        raise _no_json()
     read = 0
 
     async def receive() -> Message:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from fastapi.params import Depends as Dependency
+from pydantic import WrapValidator
 
 from stagegraph import DeclarationError, Node, Runner
 from stagegraph.interrupted import DepsOf
@@ -61,9 +63,10 @@ def router(
     Args:
         graph: What is served.
         runner: What runs it; its `lifespan` belongs to the app.
-        user: A FastAPI dependency that gives the id of who asks, or raises `HTTPException(401)`.
+        user: A FastAPI dependency that gives the id of who asks (what is no `str` is made one), or raises
+            `HTTPException(401)`.
         session: A dependency that gives the id of the conversation that a run is part of.
-        deps: A dependency that gives the `deps` of a run.
+        deps: A dependency that gives the `deps` of a run; none that `yield`s, since a run may outlive its request.
         policy: Who may see a run and act on it; by default the user who started it.
         dependencies: More of them, for every endpoint but the health checks.
         resume_deps: What makes the deps of a run that was interrupted, out of its row in the journal, since there is no
@@ -75,17 +78,24 @@ def router(
         errors: Whether events say what an error said. That may hold parts of prompts, inputs and provider answers.
 
     Raises:
-        DeclarationError: the graph's types have no JSON form; or the runner has to finish interrupted runs, and nothing
-            says with which deps.
+        DeclarationError: the graph's types have no JSON form; the runner serves another graph of that name; the runner
+            has to finish interrupted runs, and nothing says with which deps; or *deps* ends with the request, which a
+            run may outlive.
     """
+    if deps is not None and _yields(deps):
+        msg = (
+            f"router({graph.label}(), deps=...): what `yield`s is closed when its request ends, and a run may outlive "
+            "its request (`wait=false`, or a client that left): give something that lives as long as the app, such as "
+            "a pool, and open the session in the step that needs it"
+        )
+        raise DeclarationError(msg)
     if deps is not None and resume_deps is None and runner.resumes_interrupted:
         msg = (
             f"router({graph.label}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
             'without a request: say what makes their deps, `resume_deps=`, or leave them alone, `resume_deps="never"`'
         )
         raise DeclarationError(msg)
-    if resume_deps != "never":
-        runner.add(graph, deps_of=resume_deps)
+    runner.add(graph, deps_of=resume_deps)
     handling = Handling(
         Desk(graph, runner, policy, remember), on_disconnect == "cancel", heartbeat=heartbeat, errors=errors
     )
@@ -100,6 +110,25 @@ def router(
         msg = f"{graph.label} cannot be served: {graph.takes.name} or {graph.gives.name} has no JSON form: {error}"
         raise DeclarationError(msg) from error
     return outer
+
+
+def _id_of(hook: Hook) -> Hook:
+    """The same id as a text, which it is in the journal: a `UUID` would be nobody's after a restart."""
+    given = Depends(hook)
+
+    async def text(found: Any = given) -> str | None:
+        return found if found is None or isinstance(found, str) else str(found)
+
+    return text
+
+
+def _yields(hook: Hook) -> bool:
+    """Whether FastAPI closes what a hook gives; it looks through decorators, too."""
+    plain = inspect.unwrap(hook)
+    call = getattr(plain, "__call__", None)  # noqa: B004 - of an object, whose own generator this may be
+    return any(map(inspect.isgeneratorfunction, (hook, plain, call))) or any(
+        map(inspect.isasyncgenfunction, (hook, plain, call))
+    )
 
 
 def _health(runner: Runner, max_body: int) -> APIRouter:
@@ -129,7 +158,7 @@ def _runs(  # noqa: PLR0917
     stream: dict[int | str, dict[str, Any]] = {
         200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": _EVENT}}}
     }
-    who, in_session, with_deps = Depends(user), Depends(session), Depends(deps)
+    who, in_session, with_deps = Depends(_id_of(user)), Depends(_id_of(session)), Depends(deps)
 
     async def create(  # noqa: PLR0917 - FastAPI gives them by name
         request: Request,
@@ -154,7 +183,8 @@ def _runs(  # noqa: PLR0917
         live = handling.start(value, user_id, session_id, run_deps, deltas=deltas)
         return await handling.streamed(live)
 
-    body = Annotated[graph.takes.type, Body(description=f"What {graph.label} takes.")]
+    as_json = WrapValidator(lambda data, _: graph.takes.load(data))  # FastAPI takes it for Python data
+    body = Annotated[graph.takes.type, as_json, Body(description=f"What {graph.label} takes.")]
     create.__annotations__["value"] = create_stream.__annotations__["value"] = body
     api.post("/runs", response_model=state, responses={**begins, **documented(409), **refused})(create)
     api.post("/runs/stream", response_class=Response, responses={**stream, **refused})(create_stream)

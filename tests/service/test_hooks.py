@@ -1,0 +1,238 @@
+"""What an app gives to `router`: who asks, what a run gets, who may see it, and errors that these raise."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from serving import served
+from stagegraph import DeclarationError, Graph, Runner
+from stagegraph.journal import SqliteJournal
+from stagegraph.service import RunRef, router
+
+
+class Echo(Graph[str, str]):
+    """Say it again."""
+
+    async def flow(self, text: str) -> str:
+        return text
+
+
+def app_of(runner: Runner, **options) -> FastAPI:
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Echo(), runner, **options), prefix="/echo")
+    return app
+
+
+def numbered(authorization: Annotated[str, Header()]) -> str:
+    try:
+        return str(int(authorization))
+    except ValueError as error:
+        raise HTTPException(401, "no such token", headers={"WWW-Authenticate": "Bearer"}) from error
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/echo/runs"), ("POST", "/echo/runs/stream"), ("GET", "/echo/runs/x")]
+)
+def test_a_refusal_keeps_its_status_and_headers_whatever_caused_it(method: str, path: str):
+    """A token that could not be read is no body that could not be read."""
+    content = {"json": "a"} if method == "POST" else {}
+    with served(app_of(Runner(), user=numbered)) as client:
+        answer = client.request(method, path, headers={"Authorization": "none"}, **content)
+    assert (answer.status_code, answer.headers.get("www-authenticate")) == (401, "Bearer")
+    assert answer.json()["detail"] == "no such token"
+
+
+def another_echo() -> Graph[str, str]:
+    class Echo(Graph[str, str]):
+        async def flow(self, text: str) -> str:
+            return text * 2
+
+    return Echo()
+
+
+class Prefixed(Graph[str, str]):
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    async def flow(self, text: str) -> str:
+        return self.prefix + text
+
+
+async def these(_row: object) -> str:
+    return "these"
+
+
+async def those(_row: object) -> str:
+    return "those"
+
+
+def test_two_graphs_of_one_name_are_refused():
+    """Runs are recorded by the name alone, so one of the graphs would answer for the other's runs, and finish them."""
+    runner = Runner()
+    router(Echo(), runner)
+    with pytest.raises(DeclarationError, match=r"two different graphs named 'Echo'.*another name, or a runner"):
+        router(another_echo(), runner)
+    with pytest.raises(DeclarationError, match="two different graphs"):
+        router(another_echo(), runner, resume_deps="never")
+    router(Prefixed("a"), runner)
+    with pytest.raises(DeclarationError, match="two different graphs named 'Prefixed'"):
+        router(Prefixed("b"), runner)
+    router(another_echo(), Runner())
+
+
+def test_deps_of_interrupted_runs_are_made_in_one_way():
+    """Which of two routers began a run is not recorded."""
+    runner = Runner()
+    runner.add(Echo(), deps_of=these)
+    with pytest.raises(DeclarationError, match="different deps"):
+        router(Echo(), runner, deps=lambda: "x", resume_deps=those)
+    with pytest.raises(DeclarationError, match="different deps"):
+        router(Echo(), runner, deps=lambda: "x", resume_deps="never")
+    router(Echo(), runner, deps=lambda: "x", resume_deps=these)
+
+
+def test_one_graph_is_served_twice():
+    """The same graph may have two addresses, whichever is used first."""
+    runner, graph = Runner(), Echo()
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(graph, runner), prefix="/a")
+    app.include_router(router(graph, runner), prefix="/b")
+    with served(app) as client:
+        run_id = client.post("/a/runs", json="hi").json()["run_id"]
+        assert client.post("/b/runs", json="hi").json()["output"] == "hi"
+        assert client.get(f"/a/runs/{run_id}").json()["output"] == "hi"
+    app.include_router(router(Echo(), runner), prefix="/c")
+
+
+def session() -> Iterator[str]:
+    yield "open"
+
+
+async def async_session() -> AsyncIterator[str]:
+    yield "open"
+
+
+class Sessions:
+    async def __call__(self) -> AsyncIterator[str]:
+        yield "open"
+
+
+@pytest.mark.parametrize(
+    "deps", [session, async_session, Sessions(), functools.partial(session), contextlib.contextmanager(session)]
+)
+def test_deps_that_end_with_the_request_are_refused(deps: Callable[[], object]):
+    """A run that nobody waits for would find them closed."""
+    with pytest.raises(DeclarationError, match=r"may outlive its request.*open the session in the step"):
+        router(Echo(), Runner(), deps=deps)
+
+
+@pytest.mark.parametrize("who", [uuid.uuid4(), 5, "anna", None])
+def test_an_id_is_the_same_after_a_restart(who: object, tmp_path: Path):
+    """Whatever type the hooks give: the journal has texts."""
+
+    def app() -> FastAPI:
+        runner = Runner(journal=SqliteJournal(tmp_path / "runs.db"))
+        return app_of(runner, user=lambda: who, session=lambda: who)
+
+    with served(app()) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        assert client.get(f"/echo/runs/{run_id}").status_code == 200
+    with served(app()) as client:
+        assert client.get(f"/echo/runs/{run_id}").json()["output"] == "a"
+
+
+def test_a_policy_sees_ids_as_texts():
+    """As the journal has them, for the one who asks and for the run alike."""
+    seen: list[tuple[object, object, object]] = []
+
+    def policy(who: str | None, run: RunRef) -> bool:
+        seen.append((who, run.user_id, run.session_id))
+        return True
+
+    number = uuid.uuid4()
+    with served(app_of(Runner(), user=lambda: number, session=lambda: 7, policy=policy)) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        client.get(f"/echo/runs/{run_id}")
+    assert seen == [(str(number), str(number), "7")]
+
+
+@pytest.mark.parametrize("given", [None, "", 0, "anna", 1])
+def test_a_policy_that_gives_no_bool_lets_nobody_in(given: object):
+    """A `return` that was forgotten closes the door."""
+    policy: Any = lambda _who, _run: given  # noqa: E731
+    with served(app_of(Runner(), policy=policy)) as client:
+        run_id = client.post("/echo/runs", json="a").json()["run_id"]
+        assert client.get(f"/echo/runs/{run_id}").status_code == 404
+
+
+class NotPaidError(Exception):
+    pass
+
+
+def test_the_app_answers_what_its_hooks_raise():
+    """Where it has registered a handler; everything else is a problem as before."""
+
+    def paying(authorization: Annotated[str, Header()]) -> str:
+        if authorization == "poor":
+            raise NotPaidError
+        if authorization == "nobody":
+            raise HTTPException(401, "who?")
+        if authorization == "broken":
+            raise KeyError(authorization)
+        return authorization
+
+    app = app_of(Runner(), user=paying)
+
+    @app.exception_handler(NotPaidError)
+    async def pay(_request: Request, _error: NotPaidError) -> JSONResponse:
+        return JSONResponse({"pay": "first"}, 402)
+
+    with served(app) as client:
+
+        def ask(who: str, **content: Any) -> httpx.Response:
+            return client.post("/echo/runs", headers={"Authorization": who}, **content)
+
+        poor, nobody, broken = (ask(who, json="a") for who in ("poor", "nobody", "broken"))
+        assert (poor.status_code, poor.json()) == (402, {"pay": "first"})
+        for answer, status in (
+            (nobody, 401),
+            (broken, 500),
+            (ask("rich", json=3), 422),
+            (ask("rich", content="a"), 415),
+        ):
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert ask("rich", json="a").json()["output"] == "a"
+
+
+def test_an_app_with_its_own_refusals_keeps_ours_for_what_is_ours():
+    """Its handler of `HTTPException` answers for its hooks; a body or a run id that is wrong is still a problem."""
+
+    def closed(authorization: Annotated[str | None, Header()] = None) -> str:
+        if authorization is None:
+            raise HTTPException(403, "closed")
+        return authorization
+
+    app = app_of(Runner(), user=closed)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refuse(_request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"ours": error.detail}, error.status_code)
+
+    headers = {"Authorization": "anna", "Content-Type": "application/json"}
+    with served(app) as client:
+        assert client.post("/echo/runs", json="a").json() == {"ours": "closed"}
+        for content in ("{", "[" * 50_000):
+            answer = client.post("/echo/runs", content=content, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+        assert client.get("/echo/runs/x", headers=headers).json()["type"].endswith("unknown-run")
