@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.json_form import encodable
-
 from ._content import Capture, Redact, cut, redacted, redacted_text
-from ._secrets import HIDDEN, scrubbed, sounds_secret
+from ._scrubbing import scrubbed
+from ._secrets import HIDDEN, sounds_secret
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -144,7 +143,7 @@ class Policy:
         return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
 
     def _clean(self, text: str) -> str:
-        return scrubbed(encodable(text), self.secrets)  # half a surrogate pair would hold back all that is sent with it
+        return scrubbed(text, self.secrets)
 
     def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
         if isinstance(value, (tuple, list)):

@@ -21,7 +21,8 @@ from ._content import Capture, Redact, redacted_text
 from ._ids import observation_id, score_id, trace_id, trace_number
 from ._outbox import Outbox
 from ._process import close_all
-from ._secrets import known_secrets, scrubbed
+from ._scrubbing import scrubbed
+from ._secrets import known_secrets
 from ._spans import Attributes, Policy
 from ._trace import LangfuseTrace
 from ._wire import Wire
