@@ -14,14 +14,16 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from langfuse_server import LangfuseServer
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, ModelRetry
+from pydantic_ai import Agent, ApprovalRequired, BinaryContent, DeferredToolRequests, ModelRetry
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 from traced_runs import Watch, meta, named, one, the_watch
 
 from scripted import echo, fails, says
 from stagegraph import Graph, RunError, Runner, Stage, fan_out, feedback, settle, step
+from stagegraph.journal import MemoryJournal
 
 __all__ = ["the_watch"]
 
@@ -171,6 +173,42 @@ async def test_redact_applies_to_scores(watch: Watch) -> None:
     await watch.sent()
     (score,) = watch.server.scores
     assert (score["value"], score["comment"]) == ("a horse", "horse!")
+
+
+async def test_redact_gets_a_correction_as_data(watch: Watch) -> None:
+    """What should have come out reaches the function as what came out does."""
+    runner = Runner(tracing=watch.tracing(redact=lambda value: {"name": "x"} if isinstance(value, dict) else value))
+    await feedback("run", "correction", '{"name": "zebra"}', runner=runner)
+    await feedback("other", "correction", "just so", runner=runner)
+    await watch.sent()
+    assert {score["value"] for score in watch.server.corrections} == {'{"name": "x"}', "just so"}
+
+
+@pytest.mark.parametrize("capture", ["shape", "none"])
+async def test_what_people_wrote_of_a_run_is_not_captured_either(watch: Watch, capture: str) -> None:
+    """Without contents, a score is a number without a comment, and there are no corrections."""
+    runner = Runner(tracing=watch.tracing(capture=capture))
+    await feedback("run", "correction", '"zebra"', runner=runner)
+    await feedback("run", "good", 1, comment="zebra!", runner=runner)
+    await watch.sent()
+    assert [score["name"] for score in watch.server.scores] == ["good"]
+    assert "zebra" not in watch.everything()
+
+
+async def test_what_a_tool_says_when_it_waits_is_redacted(watch: Watch) -> None:
+    """What a tool call that waits for approval tells about itself is content."""
+
+    async def pay() -> str:
+        raise ApprovalRequired(metadata={"customer": "zebra"})
+
+    agent = Agent(TestModel(), output_type=[str, DeferredToolRequests])
+    agent.tool_plain(pay)
+    run = await Runner(tracing=watch.tracing(redact=to_horse), journal=MemoryJournal()).run(Stage(str, agent), "x")
+    assert run.status == "suspended"
+    await watch.sent()
+    sent = watch.everything()
+    assert "horse" in sent
+    assert "zebra" not in sent
 
 
 PEM = '-----BEGIN KEY-----\nheron "one"\\\nÄgret two\n-----END KEY-----'

@@ -29,7 +29,7 @@ _CONTENT = {
     INPUT, OUTPUT, STATUS, "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
     "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "gen_ai.tool.definitions", "gen_ai.agent.description",
     "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",
-    "gen_ai.tool.description", "metadata",
+    "gen_ai.tool.description", "metadata", "pydantic_ai.tool.deferral.metadata",
 }  # fmt: skip
 """Attributes that hold what a user, a developer or a model wrote."""
 _SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "model_name", "agent_name", "logfire.")
@@ -56,6 +56,10 @@ _TEXT_LIMIT = 200
 
 names = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
 """Kind of call -> the first word of the observation's name, and its type."""
+
+
+def _is_content(name: str) -> bool:
+    return name in _CONTENT or name.startswith("pydantic_ai.decision.")
 
 
 def sampled(trace: int, span: int) -> SpanContext:
@@ -131,7 +135,7 @@ class Policy:
 
     @staticmethod
     def _technical(name: str) -> bool:
-        return name not in _CONTENT and name.startswith(_SHOWN) and name != "logfire.json_schema"
+        return not _is_content(name) and name.startswith(_SHOWN) and name != "logfire.json_schema"
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description
@@ -152,7 +156,7 @@ class Policy:
             return value
         if name.startswith(_OWN_WORDS) and sounds_secret(name):
             return json.dumps(HIDDEN)
-        if name in _CONTENT and self.redact is not None:
+        if _is_content(name) and self.redact is not None:
             value = redacted(value, self.redact)
         value, size = cut(self._clean(value), self.limit)
         if size is not None:
