@@ -62,6 +62,17 @@ def _is_content(name: str) -> bool:
     return name in _CONTENT or name.startswith("pydantic_ai.decision.")
 
 
+def beside_own(name: str) -> str:
+    """The name that a run's own metadata gets in an observation."""
+    return f"user_{name}" if re.sub(r"^(?:user_)+", "", name) in OWN else name
+
+
+def as_told(name: str) -> str:
+    """The same the other way round."""
+    short = name.removeprefix("user_")
+    return short if short != name and beside_own(short) == name else name
+
+
 def sampled(trace: int, span: int) -> SpanContext:
     return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
