@@ -252,7 +252,7 @@ async def test_a_resumed_run_began_when_it_first_did(watch: Watch) -> None:
     await runner.resume(run_id)
     await watch.sent()
     back = await reader(watch).run(run_id, Letters())
-    kept = [one async for one in JournalRuns(journal).runs(Letters())][0]
+    (kept,) = [one async for one in JournalRuns(journal).runs(Letters())]
     assert abs((back.started - kept.started).total_seconds()) < 0.01
     assert abs(back.duration - kept.duration) < 0.02
 
