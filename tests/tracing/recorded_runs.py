@@ -132,6 +132,7 @@ async def same(desk: Desk, run: Run, node: Node[Any, Any]) -> Run:
     again = await desk.langfuse.run(run.id, node)
     assert outline(again) == outline(run)
     assert again.started - run.started < timedelta(milliseconds=1)
-    assert again.duration == pytest.approx(run.duration, abs=0.002)
+    late = (again.started - run.started).total_seconds()  # a run that was resumed began when it first did
+    assert again.duration + late == pytest.approx(run.duration, abs=0.004)
     assert not desk.langfuse.skipped
     return again

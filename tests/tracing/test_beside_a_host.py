@@ -283,3 +283,12 @@ async def test_a_tracing_does_not_show_its_key(watch: Watch) -> None:
     tracing = watch.tracing(environment="qa")
     assert repr(tracing) == f"<LangfuseTracing {watch.server.url} qa>"
     assert watch.server.secret_key not in repr(tracing.connection)
+
+
+async def test_variables_of_the_host_are_not_for_us(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that switched its own OpenTelemetry off has whole traces here, and its labels stay with it."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "api_token=hunter2hunter2,team=x")
+    run = await Runner(echo(), tracing=watch.tracing()).run(Stage(str, Agent()), "x")
+    assert len(await watch.trace(run)) == 3
+    assert "hunter2" not in watch.everything()

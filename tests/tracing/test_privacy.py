@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import random
+import time
 from typing import Any
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from langfuse_server import LangfuseServer
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, ModelRetry
+from pydantic_ai import Agent, ApprovalRequired, BinaryContent, DeferredToolRequests, ModelRetry
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.test import TestModel
 from traced_runs import Watch, meta, named, one, the_watch
 
 from scripted import echo, fails, says
 from stagegraph import Graph, RunError, Runner, Stage, fan_out, feedback, settle, step
+from stagegraph.journal import MemoryJournal
 
 __all__ = ["the_watch"]
 
@@ -168,6 +175,42 @@ async def test_redact_applies_to_scores(watch: Watch) -> None:
     assert (score["value"], score["comment"]) == ("a horse", "horse!")
 
 
+async def test_redact_gets_a_correction_as_data(watch: Watch) -> None:
+    """What should have come out reaches the function as what came out does."""
+    runner = Runner(tracing=watch.tracing(redact=lambda value: {"name": "x"} if isinstance(value, dict) else value))
+    await feedback("run", "correction", '{"name": "zebra"}', runner=runner)
+    await feedback("other", "correction", "just so", runner=runner)
+    await watch.sent()
+    assert {score["value"] for score in watch.server.corrections} == {'{"name": "x"}', "just so"}
+
+
+@pytest.mark.parametrize("capture", ["shape", "none"])
+async def test_what_people_wrote_of_a_run_is_not_captured_either(watch: Watch, capture: str) -> None:
+    """Without contents, a score is a number without a comment, and there are no corrections."""
+    runner = Runner(tracing=watch.tracing(capture=capture))
+    await feedback("run", "correction", '"zebra"', runner=runner)
+    await feedback("run", "good", 1, comment="zebra!", runner=runner)
+    await watch.sent()
+    assert [score["name"] for score in watch.server.scores] == ["good"]
+    assert "zebra" not in watch.everything()
+
+
+async def test_what_a_tool_says_when_it_waits_is_redacted(watch: Watch) -> None:
+    """What a tool call that waits for approval tells about itself is content."""
+
+    async def pay() -> str:
+        raise ApprovalRequired(metadata={"customer": "zebra"})
+
+    agent = Agent(TestModel(), output_type=[str, DeferredToolRequests])
+    agent.tool_plain(pay)
+    run = await Runner(tracing=watch.tracing(redact=to_horse), journal=MemoryJournal()).run(Stage(str, agent), "x")
+    assert run.status == "suspended"
+    await watch.sent()
+    sent = watch.everything()
+    assert "horse" in sent
+    assert "zebra" not in sent
+
+
 PEM = '-----BEGIN KEY-----\nheron "one"\\\nÄgret two\n-----END KEY-----'
 BEARER = "abcDEF" * 6
 SECRETS = {
@@ -257,6 +300,119 @@ async def test_looking_for_secrets_takes_no_time(watch: Watch, piece: str) -> No
     """However unlucky a long text is, the search for secrets in it ends at once: it would hold up the whole process."""
     run = await Runner(says("x"), tracing=watch.tracing()).run(Stage(str, Agent()), piece * (200_000 // len(piece)))
     assert len(await watch.trace(run)) == 3
+
+
+async def shown(watch: Watch, value: Any) -> Any:
+    """What arrives of an input."""
+
+    class Take(Graph[Any, str]):
+        async def flow(self, _: Any) -> str:
+            return "ok"
+
+    run = await Runner(tracing=watch.tracing()).run(Take(), value)
+    return json.loads((await watch.trace(run))[0].attributes[INPUT])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I forgot my password: 'tis gone",
+        "my password: 'tis what it's about",
+        "authorization: ",
+        "the docs say `authorization: `",
+    ],
+)
+async def test_what_stands_beside_an_odd_text_is_kept(watch: Watch, text: str) -> None:
+    """An apostrophe or a name without a value does not take anything else with it."""
+    value = {"text": text, "other": "keep me"}
+    assert await shown(watch, value) == value
+
+
+@pytest.mark.parametrize(
+    "text", ['export SECRET_DIR="C:\\vault\\"', "password='hunter2", 'secret="a\\\\"', "password=\\"]
+)
+async def test_a_secret_ends_where_its_text_does(watch: Watch, text: str) -> None:
+    """Whatever quotes and backslashes a text ends with, the next one is whole."""
+    seen = await shown(watch, {"text": text, "other": ["keep me"]})
+    assert seen["other"] == ["keep me"]
+    assert "hunter2" not in seen["text"]
+
+
+HIDES = "[secret]"
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (
+            {"headers": {"x-api-key": ["abcd1234efgh"], "cookie": ["a=b"]}, "password": 48151623},
+            {"headers": {"x-api-key": [HIDES], "cookie": [HIDES]}, "password": HIDES},
+        ),
+        ([["x-api-key", "abcd"], ["accept", "text"]], [["x-api-key", HIDES], ["accept", "text"]]),
+        ({"api_keys": {"a": "abcd", "b": [1234567, True, None]}}, {"api_keys": {"a": HIDES, "b": [HIDES, True, None]}}),
+        ({"password": ["abcd"], "pwd": "abcd"}, {"password": [HIDES], "pwd": HIDES}),
+        ({"DB_PASS": "abcd", "smtp-pass": "abcd"}, {"DB_PASS": HIDES, "smtp-pass": HIDES}),
+        ({"name": "password", "value": "abcd"}, {"name": "password", "value": HIDES}),
+        ({"said": '{"password": ["abcd"], "n": 1}'}, {"said": '{"password":["[secret]"],"n":1}'}),
+    ],
+)
+async def test_secrets_are_hidden_in_whatever_form(watch: Watch, value: Any, seen: Any) -> None:
+    """What stands under a secret's name is hidden: numbers, lists, objects, and pairs of names and values."""
+    assert await shown(watch, value) == seen
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"input_tokens": 123456, "total_tokens": 123456, "usage": {"output_tokens": 5000}},
+        {"password": None, "api_key": True, "secrets": 3, "password_length": 4096},
+        {"first_pass": "fine", "passed": "all", "pass": "of the mountains", "PWD": "/home/ann"},
+        {"properties": {"password": {"type": "string"}}, "required": ["password", "email"]},
+        [["name", "password"], ["age", 5]],
+        {"name": "user", "value": "ann"},
+    ],
+)
+async def test_what_is_no_secret_is_shown_in_whatever_form(watch: Watch, value: Any) -> None:
+    """Counts, flags, schemas and names of fields are no secrets."""
+    assert await shown(watch, value) == value
+
+
+FRAGMENTS = st.sampled_from([
+    *("password", "api_key", "secret", "authorization: ", "cookie", "Bearer abcdefghij1234567890==", "https://u:p@h"),
+    *("sk-abcdefghij1234567890", "eyJabcdefghijk.abcdefghijklm.abc", ": ", "=", "'", '"', "\\", "\n", " ", "é"),
+    *("{", "}", "[", "]", ",", "x", "12345"),
+])  # fmt: skip
+TEXTS = st.lists(FRAGMENTS, max_size=7).map("".join)
+VALUES = st.recursive(
+    TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES, min_size=5, max_size=40))
+@settings(max_examples=8, phases=[Phase.generate], deadline=None)
+def test_what_is_json_stays_json(values: list[Any]) -> None:
+    """Whatever a value holds, what arrives is JSON, and what stands beside it is untouched."""
+
+    async def main() -> None:
+        with LangfuseServer() as server:
+            watch = Watch(server)
+            for value, seen in zip(
+                values, await shown(watch, [[value, "keep me", 7] for value in values]), strict=True
+            ):
+                assert seen[1:] == ["keep me", 7]
+                assert type(seen[0]) is type(value)
+            watch.tracings[0].close(10)
+
+    asyncio.run(main())
+
+
+async def test_a_text_full_of_names_takes_no_time(watch: Watch) -> None:
+    """Names of secrets one after the other do not make the search slow."""
+    begun = time.process_time()
+    await shown(watch, "secret_" * 30_000)
+    assert time.process_time() - begun < 1.5
 
 
 class Photo(BaseModel):

@@ -258,6 +258,42 @@ assert threading.active_count() == 1
     assert programs.arrived(ids)
 
 
+@pytest.mark.parametrize("moment", ["before the answer", "after it"])
+def test_deployed_prompts_reach_the_children_of_a_fork(programs: Programs, moment: str):
+    """A server that loads its program before it forks its workers: each fetches the prompts for itself, and again."""
+    text = f"""
+from pydantic_ai import Agent
+from stagegraph import Prompt, Prompts, Stage
+
+class Say(Graph[str, str]):
+    a = Stage(str, Agent(instructions="code"))
+    async def flow(self, text: str) -> str:
+        return await self.a(text)
+
+def text_of(prompts):
+    return {{path: prompt.instructions for path, prompt in asyncio.run(prompts.resolved()).items()}}
+
+def worker():
+    if {moment == "before the answer"}:
+        assert text_of(prompts) == {{"a": "one"}}, "the first"
+    Prompts({{"a": Prompt("two")}}).to_langfuse(Say(), label="production")
+    for _ in range(600):
+        if text_of(prompts) == {{"a": "two"}}:
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("never fetched again")
+
+Prompts({{"a": Prompt("one")}}).to_langfuse(Say(), label="production")
+prompts = Prompts.from_langfuse(Say(), label="production", ttl=0, wait=30)
+if {moment == "after it"}:
+    assert text_of(prompts) == {{"a": "one"}}
+runner = Runner(tracing=LangfuseTracing(exit_seconds=30))
+assert os.waitpid(forked(worker), 0)[1] == 0
+"""
+    programs.server.delay = 0.3
+    assert programs.run(PATIENT + FORK + text) == []
+
+
 @pytest.mark.parametrize("warm", [0, 2])
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_of_multiprocessing_lose_nothing(programs: Programs, method: str, warm: int):

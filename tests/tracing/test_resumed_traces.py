@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import anyio
 import pytest
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.models.test import TestModel
@@ -13,6 +14,7 @@ from traced_runs import Watch, below, meta, named, one, the_watch, trace_id
 from scripted import Turnstile, echo
 from stagegraph import Graph, JournalError, Limits, RunError, Runner, Stage, fan_out, feedback
 from stagegraph.journal import MemoryJournal
+from stagegraph.tracing import JournalRuns, LangfuseRuns
 
 __all__ = ["the_watch"]
 
@@ -228,3 +230,33 @@ async def test_feedback_of_an_unknown_call_is_not_sent(watch: Watch) -> None:
     with pytest.raises(JournalError, match="no call `raed"):
         await feedback(run.id, "good", 1, key="raed[0]", runner=runner)
     assert await scored(watch) == {}
+
+
+async def test_a_runs_own_metadata_comes_back_as_it_was(watch: Watch) -> None:
+    """Whatever its names are: those that tracing uses itself, and those that look like what it makes of them."""
+    told = {"key": "mine", "status": "x", "user_key": "theirs", "user_name": "ann", "team": "blue"}
+    run = await Runner(echo(), tracing=watch.tracing()).run(Letters(), "a", metadata=told)
+    await watch.sent()
+    back = await reader(watch).run(run.id, Letters())
+    assert dict(back.metadata) == told
+
+
+async def test_a_resumed_run_began_when_it_first_did(watch: Watch) -> None:
+    """Read from Langfuse, it has the beginning and the length that it has in the journal."""
+    flaky = Flaky("abc")
+    journal = MemoryJournal()
+    runner = Runner(flaky.model, journal=journal, tracing=watch.tracing())
+    run_id = await interrupted(runner, Letters(), "abc")
+    flaky.broken = False
+    await anyio.sleep(0.3)
+    await runner.resume(run_id)
+    await watch.sent()
+    back = await reader(watch).run(run_id, Letters())
+    (kept,) = [one async for one in JournalRuns(journal).runs(Letters())]
+    assert abs((back.started - kept.started).total_seconds()) < 0.01
+    assert abs(back.duration - kept.duration) < 0.02
+
+
+def reader(watch: Watch) -> LangfuseRuns:
+    server = watch.server
+    return LangfuseRuns(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)

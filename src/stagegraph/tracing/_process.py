@@ -1,4 +1,4 @@
-"""What a process owes its outboxes: an end that waits for them a little, and a clean start in forked children."""
+"""What a process owes its outboxes and threads: an end that waits a little, and a clean start in forked children."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from collections.abc import Iterable
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["close_all", "close_at_exit", "empty_in_children"]
+__all__ = ["begin_anew_in_children", "close_all", "close_at_exit", "empty_in_children"]
 
 
-class Closable(Protocol):
+class Forked(Protocol):
+    """What has threads or locks, which a forked child does not inherit in working order."""
+
+    def forked(self) -> None:
+        """Begin anew in a forked child."""
+        ...
+
+
+class Closable(Forked, Protocol):
     """What an outbox is to its process."""
 
     def end(self, seconds: float | None) -> float:
@@ -23,12 +31,9 @@ class Closable(Protocol):
         """Wait until all is sent or *until* has come; what is left then is lost."""
         ...
 
-    def forked(self) -> None:
-        """Begin anew in a forked child."""
-        ...
-
 
 _everyone: WeakSet[Closable] = WeakSet()
+_forking: WeakSet[Forked] = WeakSet()
 
 
 def close_all(boxes: Iterable[Closable], seconds: float | None = None) -> None:
@@ -40,6 +45,12 @@ def close_all(boxes: Iterable[Closable], seconds: float | None = None) -> None:
 def empty_in_children(box: Closable) -> None:
     """Call `forked` of this outbox in every child that this process forks."""
     _everyone.add(box)
+    begin_anew_in_children(box)
+
+
+def begin_anew_in_children(one: Forked) -> None:
+    """Call its `forked` in every child that this process forks."""
+    _forking.add(one)
 
 
 def close_at_exit() -> None:
@@ -59,8 +70,8 @@ def _close_everyone() -> None:
 
 
 def _forked() -> None:
-    for box in list(_everyone):
-        box.forked()
+    for one in list(_forking):
+        one.forked()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -15,6 +15,7 @@ from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
 from ._observation import OURS, Row, is_root, label_of, meta, told
 from ._placing import placed
+from ._spans import as_told
 from .source import CORRECTION, Pages
 
 __all__ = ["pages_of"]
@@ -49,7 +50,8 @@ def pages_of(observations: Iterable[Row], scores: Iterable[Row], skipped: Counte
     calls = placed(usable, above, root_key)
     places = {str(row["id"]): str(meta(row, "key")) for row in own}
     resumed = sorted({_seconds(row.get("startTime")) for row in own if meta(row, "segment") and is_root(row)})
-    return _run(root, run_id, calls, resumed), calls, _feedback(scores, run_id, places, root_key)
+    begun = min(_seconds(row.get("startTime")) for row in own if row is root or is_root(row))
+    return _run(root, run_id, calls, resumed, begun), calls, _feedback(scores, run_id, places, root_key)
 
 
 def _parents(rows: Iterable[Row], own: Iterable[Row]) -> dict[str, str]:
@@ -140,11 +142,11 @@ def _call(row: Row, run_id: str, spent: _Spent) -> CallRow | None:
     )
 
 
-def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float]) -> RunRow:
+def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float], begun: float) -> RunRow:
     first = calls[0]
     tags: Any = root.get("tags")
     labels = {
-        "metadata": {name: meta(root, name) for name in told(root) if name not in OURS},
+        "metadata": {as_told(name): meta(root, name) for name in told(root) if name not in OURS},
         "tags": [str(tag) for tag in cast("list[Any]", tags)] if isinstance(tags, list) else [],
         "session_id": root.get("sessionId"),
         "user_id": root.get("userId"),
@@ -156,8 +158,8 @@ def _run(root: Row, run_id: str, calls: list[CallRow], resumed: list[float]) -> 
         run_id=run_id,
         graph=label_of(root),
         status=first.status,
-        started=first.started,
-        duration=first.duration,
+        started=begun,
+        duration=max(0.0, first.started + first.duration - begun),
         input=first.input,
         output=first.output,
         error_type=first.error_type,

@@ -7,15 +7,21 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["HIDDEN", "known_secrets", "scrubbed", "sounds_secret"]
+__all__ = ["HIDDEN", "is_secret", "known_secrets", "scrubbed_text", "sounds_secret"]
 
 HIDDEN = "[secret]"
 _LONG_ENOUGH = 8
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _WORDS = (
     r"(?:pass(?:word|wd|phrase)|api[_-]?key|secret[_-]?key|secrets?(?-i:(?![a-z]))|authorization"
-    r"|(?:access|auth|refresh|bearer)[_-]?token|private[_-]?key|client[_-]?secret|cookies?(?-i:(?![a-z])))[\w-]{0,40}"
+    r"|(?:access|auth|refresh|bearer)[_-]?token|private[_-]?key|client[_-]?secret|cookies?(?-i:(?![a-z]))"
+    r"|(?-i:(?<=_)PASS\b))[\w-]{0,40}+"
 )
+_NAME = re.compile(rf"(?i){_WORDS}$")
+_SHORT_NAME = re.compile(
+    r"(?i)(?<![^\W_])(?<!first[_-])(?<!second[_-])(?<!third[_-])(?<!final[_-])(?<!last[_-])(?:pass|pwd)$"
+)
+"""What a password is called where there is little room, and not the `first_pass` of several."""
 _STEMS = ("pass", "key", "secret", "authorization", "token", "cookie")
 _PATTERNS = (
     re.compile(r"(?<=[Aa]uthorization: )[A-Za-z]{5,6}\s{1,5}[^\s\"'\\,;]+"),
@@ -25,20 +31,27 @@ _PATTERNS = (
     re.compile(r"\bAIza[-_A-Za-z0-9]{30,}"),
     re.compile(r"(?<=://)[^/\s:@\"']{0,200}:[^/\s@\"']{1,500}(?=@)"),
     re.compile(r"(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"),
+    re.compile(r"(?<=PRIVATE KEY-----)[\w+/=\s\\:,.]{1,10000}"),
 )
 """What a secret looks like. A text may be long, and a search holds up every thread of the process: so none of these
 (nor of the next) looks far ahead from many places."""
 _NAMED = re.compile(
     rf"""(?ixs){_WORDS}(?:
-        (?P<json> "\s{{0,9}}:\s{{0,9}}" ) (?:[^"\\]|\\+.)*
-      | (?P<code> \\{{0,15}}["']?\s{{0,9}}[:=]\s{{0,9}}(?P<quote>\\{{0,15}}["']) ) (?:(?!(?<!\\)(?P=quote)).){{1,5000}}
+        (?P<plain> ["']?\s{{0,9}}[:=]\s{{0,9}}(?P<quote>["']) )
+            (?: (?:[^\\\n"']|\\.|(?!(?P=quote))["']){{1,5000}}+(?P=quote)(?!\w)
+              | (?:[^\\\n"']|\\+.|(?!(?P=quote))["']){{1,5000}}+(?P=quote)(?!\w) )
+      | (?P<deep> \\{{0,15}}["']?\s{{0,9}}[:=]\s{{0,9}}(?P<mark>\\{{1,15}}["']) )
+            (?:(?!(?<!\\)(?P=mark))[^\n]){{1,5000}}+(?P=mark)(?!\w)
+      | (?P<open> ["']?\s{{0,9}}(?:=\s{{0,9}}["']|:\s{{0,9}}["'](?=\S{{0,200}}[\d_-])) ) (?!\[secret\])[^\s"']{{3,}}
       | (?P<text> \s{{0,9}}(?:=\s{{0,9}}|:\s{{0,9}}(?=\S{{0,200}}[\d_-])) ) (?!\[secret\])[^\s"'\\,;&{{}}\[\])]{{3,}}
     )"""
 )
-"""A name that sounds like a secret, and its value: in JSON; in code, or in JSON that is a text in JSON; in a text."""
+"""A name that sounds like a secret, and its value: in quotes (where a text was quoted again, any number of backslashes
+belongs to what comes after them); in quotes of a text in a text; where a quote is never
+closed (only the next word is hidden then: it may be an apostrophe); in a text."""
 
 
-def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
+def scrubbed_text(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
     """A text without *secrets* and without what looks like one."""
     for secret in secrets:
         text = secret.sub(HIDDEN, text)
@@ -49,13 +62,26 @@ def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    lead = next(name for name in ("json", "code", "text") if found[name] is not None)
-    return found.string[found.start() : found.end(lead)] + HIDDEN
+    lead = next(name for name in ("plain", "deep", "open", "text") if found[name] is not None)
+    end = found["quote"] or found["mark"] or ""
+    return found.string[found.start() : found.end(lead)] + HIDDEN + end
 
 
 def sounds_secret(name: str) -> bool:
     """Whether a field of that name holds what nobody should see."""
-    return re.search(rf"(?i){_WORDS}$", name) is not None
+    return _NAME.search(name) is not None
+
+
+def is_secret(name: str, value: object) -> bool:
+    """Whether a field of that name with that value holds what nobody should see."""
+    if sounds_secret(name):
+        return True
+    # Of a shell, `PWD` is where it works; in words of a person, a pass is many things.
+    return (
+        _SHORT_NAME.search(name) is not None
+        and name not in {"PWD", "OLDPWD"}
+        and not (isinstance(value, str) and " " in value)
+    )
 
 
 def known_secrets(*more: str) -> tuple[re.Pattern[str], ...]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.json_form import encodable
-
 from ._content import Capture, Redact, cut, redacted, redacted_text
-from ._secrets import HIDDEN, scrubbed, sounds_secret
+from ._scrubbing import scrubbed
+from ._secrets import HIDDEN, sounds_secret
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -30,7 +29,7 @@ _CONTENT = {
     INPUT, OUTPUT, STATUS, "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
     "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "gen_ai.tool.definitions", "gen_ai.agent.description",
     "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",
-    "gen_ai.tool.description", "metadata",
+    "gen_ai.tool.description", "metadata", "pydantic_ai.tool.deferral.metadata",
 }  # fmt: skip
 """Attributes that hold what a user, a developer or a model wrote."""
 _SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "model_name", "agent_name", "logfire.")
@@ -57,6 +56,21 @@ _TEXT_LIMIT = 200
 
 names = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
 """Kind of call -> the first word of the observation's name, and its type."""
+
+
+def _is_content(name: str) -> bool:
+    return name in _CONTENT or name.startswith("pydantic_ai.decision.")
+
+
+def beside_own(name: str) -> str:
+    """The name that a run's own metadata gets in an observation."""
+    return f"user_{name}" if re.sub(r"^(?:user_)+", "", name) in OWN else name
+
+
+def as_told(name: str) -> str:
+    """The same the other way round."""
+    short = name.removeprefix("user_")
+    return short if short != name and beside_own(short) == name else name
 
 
 def sampled(trace: int, span: int) -> SpanContext:
@@ -132,7 +146,7 @@ class Policy:
 
     @staticmethod
     def _technical(name: str) -> bool:
-        return name not in _CONTENT and name.startswith(_SHOWN) and name != "logfire.json_schema"
+        return not _is_content(name) and name.startswith(_SHOWN) and name != "logfire.json_schema"
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description
@@ -144,7 +158,7 @@ class Policy:
         return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
 
     def _clean(self, text: str) -> str:
-        return scrubbed(encodable(text), self.secrets)  # half a surrogate pair would hold back all that is sent with it
+        return scrubbed(text, self.secrets)
 
     def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
         if isinstance(value, (tuple, list)):
@@ -153,7 +167,7 @@ class Policy:
             return value
         if name.startswith(_OWN_WORDS) and sounds_secret(name):
             return json.dumps(HIDDEN)
-        if name in _CONTENT and self.redact is not None:
+        if _is_content(name) and self.redact is not None:
             value = redacted(value, self.redact)
         value, size = cut(self._clean(value), self.limit)
         if size is not None:

@@ -27,10 +27,10 @@ from ._spans import (
     INPUT,
     LEVEL,
     OUTPUT,
-    OWN,
     STATUS,
     TYPE,
     Attributes,
+    beside_own,
     common,
     experiment_attributes,
     metadata,
@@ -64,7 +64,7 @@ class LangfuseTrace:
         self._start = start
         self._number = number
         connection = tracing.connection
-        told = {f"user_{name}" if name in OWN else name: value for name, value in start.metadata.items()}
+        told = {beside_own(name): value for name, value in start.metadata.items()}
         experiment = told.get(EXPERIMENT)
         if isinstance(experiment, dict):
             del told[EXPERIMENT]

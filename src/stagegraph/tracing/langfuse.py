@@ -17,11 +17,12 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from stagegraph.errors import DeclarationError
 
 from ._connection import Connection
-from ._content import Capture, Redact, redacted_text
+from ._content import Capture, Redact, redacted, redacted_text
 from ._ids import observation_id, score_id, trace_id, trace_number
 from ._outbox import Outbox
 from ._process import close_all
-from ._secrets import known_secrets, scrubbed
+from ._scrubbing import scrubbed
+from ._secrets import known_secrets
 from ._spans import Attributes, Policy
 from ._trace import LangfuseTrace
 from ._wire import Wire
@@ -113,8 +114,9 @@ class LangfuseTracing:
         labels = {"langfuse.environment": self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
             labels["langfuse.release"] = self.connection.release
-        self.resource = Resource.create(labels)
+        self.resource = Resource(labels)  # `create` would add what the host's variables say
         provider = TracerProvider(ALWAYS_ON, self.resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
+        provider._disabled = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - OTEL_SDK_DISABLED is the host's
         self.tracer = provider.get_tracer("pydantic-ai")
         self.settings = InstrumentationSettings(
             tracer_provider=provider,
@@ -159,8 +161,8 @@ class LangfuseTracing:
 
         The server replaces a score only by one with the same id and time, so all of a run's carry the time it began.
         """
-        if not self._shows(run_id):
-            return
+        if not self._shows(run_id) or (feedback.name == CORRECTION and self.capture != "all"):
+            return  # a correction is an output, and nothing but that
         value, kind = feedback.value, "TEXT"
         if feedback.name == CORRECTION and isinstance(value, str):
             kind = "CORRECTION"
@@ -174,17 +176,23 @@ class LangfuseTracing:
             "id": score_id(run_id, feedback.key, feedback.name),
             "traceId": trace_id(run_id),
             "name": feedback.name,
-            "value": self._text(value) if isinstance(value, str) else value,
+            "value": self._said(value, kind) if isinstance(value, str) else value,
             "dataType": kind,
             "environment": self.connection.environment,
         }
         if feedback.key is not None:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
-        if feedback.comment is not None:
+        if feedback.comment is not None and self.capture == "all":
             body["comment"] = self._text(feedback.comment)
         body["timestamp"] = begun.isoformat(timespec="milliseconds")
         body["metadata"] = {"given": feedback.time.isoformat(timespec="milliseconds")}
         self._scores.put(body, 300 + len(str(body["value"])) + len(body.get("comment", "")))
+
+    def _said(self, value: str, kind: str) -> str:
+        """What a score says; a correction is an output as JSON, and is redacted as one."""
+        if kind == "CORRECTION" and self.redact is not None:
+            return scrubbed(redacted(value, self.redact), known_secrets(self.connection.secret_key))
+        return self._text(value)
 
     def _text(self, text: str) -> str:
         said = text if self.redact is None else redacted_text(text, self.redact)

@@ -17,6 +17,7 @@ from stagegraph.prompts import Prompts
 from stagegraph.structure import Structure
 
 from ._connection import Connection
+from ._process import begin_anew_in_children
 from ._prompt_rows import name_of, prompt_of
 from ._rest import NotFoundError, Rest
 
@@ -61,20 +62,36 @@ class LangfusePrompts(Prompts):
         self._connection = connection or Connection.of()
         self._ttl, self._wait = ttl, wait
         self._state = Prompts(graph=graph.label)
+        self._told: set[str] = set()
+        self._begin()
+        begin_anew_in_children(self)
+        self._begin_to_fetch()
+
+    def _begin(self) -> None:
         self._fetched = -float("inf")
         self._first = threading.Event()
         self._until = float("inf")
         """When the time is over that the first answer is waited for."""
         self._waiting: list[Callable[[], object]] = []
         self._one = threading.Lock()
-        self._told: set[str] = set()
-        self._refresh()
+        self._asked = False
+
+    def forked(self) -> None:
+        """Fetch anew in a forked child, when it first asks: the parent's thread is not here, and its locks may be held.
+
+        What the parent knew already is used meanwhile, as it would be there.
+        """
+        known = self._first.is_set()
+        self._begin()
+        if known:
+            self._first.set()
 
     settled = False
 
     async def resolved(self) -> Prompts:
         """The state for one run."""
         if not self._first.is_set():
+            self._begin_to_fetch()
             await self._answer()
         elif time.monotonic() - self._fetched > self._ttl:
             self._refresh()
@@ -109,7 +126,13 @@ class LangfusePrompts(Prompts):
         """
         Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, label)
 
+    def _begin_to_fetch(self) -> None:
+        """Fetch for the first time in this process, unless that has begun."""
+        if not self._asked:
+            self._refresh()
+
     def _refresh(self) -> None:
+        self._asked = True
         if self._one.acquire(blocking=False):
             threading.Thread(target=self._fetch, name="stagegraph-prompts", daemon=True).start()
 
@@ -120,8 +143,8 @@ class LangfusePrompts(Prompts):
             self._tell([("", f"prompts of {self.graph} could not be fetched: {error!r}")])
         finally:
             self._fetched = time.monotonic()
-            self._one.release()
             self._first.set()
+            self._one.release()
             while self._waiting:
                 self._waiting.pop()()
 
@@ -171,6 +194,7 @@ class LangfusePrompts(Prompts):
 
     def _now(self) -> Prompts:
         if not self._first.is_set():
+            self._begin_to_fetch()
             self._first.wait(self._left())
         return self._state
 
