@@ -29,7 +29,7 @@ DECLARE = {
 }
 EXECUTE = {
     "admission", "agent_call", "agent_failure", "asking", "edges", "event_log", "execution", "failure", "faults", "frames", "gate", "inject",
-    "interrupted", "journal", "lifetime", "limits", "live",
+    "interrupted", "known", "journal", "lifetime", "limits", "live",
     "models", "ops", "options", "order", "page", "question", "record", "recorder", "run", "run_json", "runner", "running", "scores", "stored", "trace",
     "tracing",
 }  # fmt: skip

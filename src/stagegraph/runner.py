@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import cached_property
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
@@ -23,6 +22,7 @@ from .graph import Graph
 from .interrupted import DepsOf
 from .journal._memory import MemoryJournal
 from .journal._rows import Journal, RunRow
+from .known import KnownGraphs
 from .lifetime import Lifetime
 from .limits import Ledger, Limits
 from .live import LiveRun
@@ -111,10 +111,7 @@ class Runner:
         self.tracing = by_environment() if tracing == "auto" else tracing
         if resume_interrupted:
             self._journal_for("Runner(resume_interrupted=True)")
-        self._known: dict[str, Node[Any, Any]] = {}
-        """The graphs that ran here by name, so that `resume` finds them."""
-        self._added: dict[str, tuple[Node[Any, Any], DepsOf | Literal["never"] | None]] = {}
-        """Those whose interrupted runs are finished here, and what their deps are made by."""
+        self._known = KnownGraphs()
         self._models = Models()
         self._slots = Slots(max_concurrency)
         self._admission = Admission(max_runs, max_queued)
@@ -201,22 +198,7 @@ class Runner:
             DeclarationError: another graph of that name was added, or the same one with other deps: what is recorded of
                 a run says no more than the name.
         """
-        before, deps_before = self._added.get(graph.label, (graph, None))
-        if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
-            msg = (
-                f"two different graphs named {graph.label!r} on one runner: runs are recorded by that name, so they "
-                "would be taken for each other's; give one of the classes another name, or a runner and a journal of "
-                "its own"
-            )
-            raise DeclarationError(msg)
-        if deps_of is not None and deps_before is not None and deps_of != deps_before:
-            msg = (
-                f"{graph.label!r} was added twice to one runner, with different deps for interrupted runs, which are "
-                "recorded by that name alone: say the same both times, or give the second one another name"
-            )
-            raise DeclarationError(msg)
-        self._known[graph.label] = before
-        self._added[graph.label] = (before, deps_before if deps_of is None else deps_of)
+        self._known.add(graph, deps_of)
 
     @property
     def ready(self) -> bool:
@@ -233,8 +215,8 @@ class Runner:
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
-        graph, deps_of = self._added.get(row.graph, (None, None))
-        return None if graph is None or deps_of == "never" else self._finish(row, graph, deps_of)
+        found = self._known.to_finish(row.graph)
+        return None if found is None else self._finish(row, *found)
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
         deps = None if deps_of is None else await deps_of(row)
@@ -275,7 +257,7 @@ class Runner:
         return self._start(order)
 
     async def _order(self, run_id: str, options: ResumeOptions) -> Order | Run[Any, Any]:
-        return await order_to_resume(self._journal_for("resume"), run_id, self._known, options)
+        return await order_to_resume(self._journal_for("resume"), run_id, self._known.by_name, options)
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
@@ -298,7 +280,7 @@ class Runner:
             raise DeclarationError(msg)
         limits = options.get("limits") or self.limits
         default = order.model if order.model is not None else self.model
-        self._known[node.label] = node
+        self._known.by_name[node.label] = node
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=order.deps,
@@ -341,15 +323,6 @@ class Runner:
         if kind is not None:
             self._lifetime.cancel()
         await self._lifetime.wait()
-
-
-def _state(node: Node[Any, Any]) -> dict[str, object]:
-    """What one object of a class has for itself, without what it has only worked out."""
-    return {
-        name: value
-        for name, value in vars(node).items()
-        if not isinstance(getattr(type(node), name, None), cached_property)
-    }
 
 
 def _checked(node: object) -> Node[Any, Any]:

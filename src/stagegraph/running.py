@@ -60,6 +60,9 @@ class Running:
         self._raw = raw
         self._page = page
         self._end: tuple[Status, CallError | None] | None = None
+        name = self.execution.root_name
+        self._waiting = Entry(structure.root, name, name, None, raw, 0)
+        """The root call until it begins."""
 
     @property
     def segment(self) -> int:
@@ -221,10 +224,7 @@ class Running:
         log.close()
 
     def _root_entry(self) -> Entry:
-        for entry in self.execution.entries.values():
-            return entry
-        root = self.structure.root
-        return Entry(root, self.execution.root_name, self.execution.root_name, None, self._raw, 0)
+        return next(iter(self.execution.entries.values()), self._waiting)
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""

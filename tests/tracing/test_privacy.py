@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -295,7 +294,9 @@ async def test_ordinary_text_stays_as_it_is(watch: Watch, text: str) -> None:
     assert json.loads(root.attributes[INPUT]) == json.loads(root.attributes[OUTPUT]) == text
 
 
-@pytest.mark.parametrize("piece", ["a-", "eyJ-", "password-", "password:", '\\"api_key', "http://a:", "basic "])
+@pytest.mark.parametrize(
+    "piece", ["a-", "eyJ-", "secret_", "password-", "password:", '\\"api_key', "http://a:", "basic "]
+)
 async def test_looking_for_secrets_takes_no_time(watch: Watch, piece: str) -> None:
     """However unlucky a long text is, the search for secrets in it ends at once: it would hold up the whole process."""
     run = await Runner(says("x"), tracing=watch.tracing()).run(Stage(str, Agent()), piece * (200_000 // len(piece)))
@@ -406,13 +407,6 @@ def test_what_is_json_stays_json(values: list[Any]) -> None:
             watch.tracings[0].close(10)
 
     asyncio.run(main())
-
-
-async def test_a_text_full_of_names_takes_no_time(watch: Watch) -> None:
-    """Names of secrets one after the other do not make the search slow."""
-    begun = time.process_time()
-    await shown(watch, "secret_" * 30_000)
-    assert time.process_time() - begun < 1.5
 
 
 class Photo(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from ._problems import documented
 from ._route import route_class
 
 __all__ = ["router"]
+
+_log = logging.getLogger("stagegraph.service")
 
 Hook = Callable[..., Any]
 RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:~-]{1,128}$", description="The run's id.")]
@@ -66,7 +69,7 @@ def router(
         user: A FastAPI dependency that gives the id of who asks (what is no `str` is made one), or raises
             `HTTPException(401)`.
         session: A dependency that gives the id of the conversation that a run is part of.
-        deps: A dependency that gives the `deps` of a run; none that `yield`s, since a run may outlive its request.
+        deps: A dependency that gives the `deps` of a run; better none that `yield`s: a run may outlive its request.
         policy: Who may see a run and act on it; by default the user who started it.
         dependencies: More of them, for every endpoint but the health checks.
         resume_deps: What makes the deps of a run that was interrupted, out of its row in the journal, since there is no
@@ -78,17 +81,16 @@ def router(
         errors: Whether events say what an error said. That may hold parts of prompts, inputs and provider answers.
 
     Raises:
-        DeclarationError: the graph's types have no JSON form; the runner serves another graph of that name; the runner
-            has to finish interrupted runs, and nothing says with which deps; or *deps* ends with the request, which a
-            run may outlive.
+        DeclarationError: the graph's types have no JSON form; the runner serves another graph of that name; or the
+            runner has to finish interrupted runs, and nothing says with which deps.
     """
     if deps is not None and _yields(deps):
-        msg = (
-            f"router({graph.label}(), deps=...): what `yield`s is closed when its request ends, and a run may outlive "
-            "its request (`wait=false`, or a client that left): give something that lives as long as the app, such as "
-            "a pool, and open the session in the step that needs it"
+        _log.warning(
+            "router(%s(), deps=...): what `yield`s is closed when its request ends, and a run may outlive its request "
+            "(`wait=false`, or a client that left): give something that lives as long as the app, such as a pool, and "
+            "open the session in the step that needs it",
+            graph.label,
         )
-        raise DeclarationError(msg)
     if deps is not None and resume_deps is None and runner.resumes_interrupted:
         msg = (
             f"router({graph.label}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
