@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic_ai import ModelRetry
 from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import ToolFailed
-from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.usage import RunUsage
 from pydantic_core import PydanticSerializationError
 
@@ -199,8 +199,10 @@ def _digest(messages: list[ModelMessage]) -> str:
     It is taken of the message as it would be recalled. A tool's `datetime` comes back as a text, and half a surrogate
     pair as a question mark; the request that tells the model of them is the same.
     """
-    as_recalled = ModelMessagesTypeAdapter.validate_json(json_of(ModelMessagesTypeAdapter, messages[-1:]))
-    last = ModelMessagesTypeAdapter.dump_python(as_recalled, mode="json")
+    text = json_of(ModelMessagesTypeAdapter, messages[-1:])
+    last: Any = json.loads(text)
+    if any(isinstance(part, ToolReturnPart) for part in messages[-1].parts):
+        last = ModelMessagesTypeAdapter.dump_python(ModelMessagesTypeAdapter.validate_json(text), mode="json")
     return hashed(str(len(messages)), json.dumps(_lasting(last), sort_keys=True))
 
 

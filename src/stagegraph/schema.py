@@ -25,7 +25,10 @@ from .type_names import type_name
 
 __all__ = ["Schema", "field_keys", "ordered", "plain"]
 
-_BYTES = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
+# Values are no names: kept for the next time that they are read, each would stay in memory.
+_BYTES = ConfigDict(
+    arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64", cache_strings="keys"
+)
 _WHOLE = CoreConfig(ser_json_inf_nan="strings")
 
 
@@ -116,7 +119,7 @@ class Schema:
         if not traits.hides and not (traits.classes and any(map(type.__subclasses__, traits.classes))):
             return True
         try:
-            return alike(value, self.recall(from_json(record)), equal=self.traits.hides)
+            return alike(value, self.recall(from_json(record, cache_strings="keys")), equal=self.traits.hides)
         except ValidationError:
             return False
 
@@ -154,14 +157,14 @@ class Schema:
 
     def dump(self, value: object) -> Any:
         """The record as plain data; a value that does not fit its type is written as it can be."""
-        return from_json(self.record(value)) if self.accepts(value) else plain(value)
+        return from_json(self.record(value), cache_strings="keys") if self.accepts(value) else plain(value)
 
     def show(self, value: object) -> Any:
         """Plain data for those outside, as the type's JSON schema says it is."""
         if not self.accepts(value):
             return plain(value)
         try:
-            return from_json(self.show_json(value))
+            return from_json(self.show_json(value), cache_strings="keys")
         except PydanticSerializationError:  # it may be no more than half a surrogate pair in a text
             return legible(self.serializer.to_python(value, mode="json", by_alias=True, warnings=False))
 
@@ -177,7 +180,9 @@ class Schema:
         """Plain data by the names that the type's values are made from: what a model would answer."""
         if not self.accepts(value):
             return plain(value)
-        return from_json(self._asked.to_json(value, by_alias=True, round_trip=True, warnings=False))
+        return from_json(
+            self._asked.to_json(value, by_alias=True, round_trip=True, warnings=False), cache_strings="keys"
+        )
 
 
 def plain(value: object) -> Any:
@@ -189,7 +194,7 @@ def plain(value: object) -> Any:
 def legible(data: object) -> Any:
     """JSON data with what no file could hold replaced: half surrogate pairs, and numbers that are not finite."""
     texts = json.loads(encodable(json.dumps(data, ensure_ascii=False)))
-    return from_json(to_json(texts, inf_nan_mode="strings"))
+    return from_json(to_json(texts, inf_nan_mode="strings"), cache_strings="keys")
 
 
 def field_keys(model: type[BaseModel]) -> dict[str, str]:
