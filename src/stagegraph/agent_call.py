@@ -87,6 +87,7 @@ async def call_agent(
     content, history, answers = await _opening(stage, entry, setting, memory, found)
     while True:
         usage = RunUsage()
+        setting.gate.began(usage)
         if memory is not None:
             memory.begin()
         with capture_run_messages() as messages:
@@ -125,7 +126,7 @@ async def call_agent(
                 raise Suspended
             finally:
                 use.usage.incr(usage if memory is None else usage - memory.miscounted)
-                setting.gate.used(usage)
+                setting.gate.ended()
                 use.messages = tuple(messages)
         await setting.gate.rest(wait)
         use.attempts += 1

@@ -15,7 +15,6 @@ from pydantic_ai.exceptions import (
     ModelNotFoundError,
     ModelQuotaExceededError,
     ModelRateLimitError,
-    ModelRequestRejectedError,
     UnexpectedModelBehavior,
     UsageLimitExceeded,
     UserError,
@@ -23,6 +22,7 @@ from pydantic_ai.exceptions import (
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 
 from .errors import StageError
+from .faults import is_lasting
 
 if TYPE_CHECKING:
     from typing import Any
@@ -51,13 +51,10 @@ class AttemptTimeoutError(TimeoutError):
 
 def worth_repeating(error: Exception) -> bool:
     """Whether the same question may get an answer next time."""
-    permanent = (UserError, UsageLimitExceeded, ModelRequestRejectedError, ModelQuotaExceededError)
-    if isinstance(error, permanent):
+    if isinstance(error, UsageLimitExceeded) or is_lasting(error):
         return False
     if isinstance(error, ExceptionGroup):  # every model of a `FallbackModel` failed
         return any(worth_repeating(inner) for inner in cast("ExceptionGroup[Exception]", error).exceptions)
-    if isinstance(error, ModelHTTPError):
-        return error.status_code in {408, 409, 425, 429} or error.status_code >= 500  # noqa: PLR2004
     return isinstance(error, (AgentRunError, TimeoutError, OSError))
 
 

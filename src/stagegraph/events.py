@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, JsonValue, TypeAdapter
 
 from .call import Kind, Status
+from .json_form import escaped
 
 __all__ = [
     "CallFinished",
@@ -26,11 +27,7 @@ __all__ = [
 ]
 
 
-def _legible(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
-
-
-Text = Annotated[str, AfterValidator(_legible)]
+Text = Annotated[str, AfterValidator(escaped)]
 """Half a surrogate pair, which an error or a model may well hold, would keep an event from being written."""
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic_ai.usage import RequestUsage
 
     from .execution import Execution
+    from .limits import Ledger
     from .record import Entry
 
 __all__ = ["Gate"]
@@ -30,16 +31,19 @@ class Gate(RequestGate):
     def __init__(self, execution: Execution, entry: Entry) -> None:
         self.execution = execution
         self.entry = entry
-        self._agent: RunUsage | None = None
-        """The usage of the agent run that is going on; what its tools spend through other agents is in it."""
+        self._usage = RunUsage()
+        """Of the attempt that is going on; what its tools spend through other agents is in it."""
         self._counted = RunUsage()
-        """The part of it that the ledger knows."""
+        """The part of it that the ledger knows, or need not know."""
 
-    async def request(self, ask: Callable[[], Awaitable[ModelResponse]], usage: RunUsage) -> ModelResponse:
+    def began(self, usage: RunUsage) -> None:
+        self._usage, self._counted = usage, RunUsage()
+
+    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         ledger = self.execution.terms.ledger
         if ledger is None:
             return await self._in_slot(ask)
-        self.used(usage)
+        self._charge(ledger)
         # Before the slot: a run that waits for its own limit may not hold back the others.
         with self.waiting():
             reservation = await ledger.reserve(self.entry.path)
@@ -56,15 +60,17 @@ class Gate(RequestGate):
         self._counted.incr(usage)
         self._counted.requests += 1
 
-    def used(self, usage: RunUsage) -> None:
-        if (ledger := self.execution.terms.ledger) is None:
-            return
-        if usage is not self._agent:
-            self._agent, self._counted = usage, RunUsage()
+    def ended(self) -> None:
+        if (ledger := self.execution.terms.ledger) is not None:
+            self._charge(ledger)
+
+    def _charge(self, ledger: Ledger) -> None:
+        """Count what the tools have spent through other agents since the last time."""
+        usage, known = self._usage, self._counted
         ledger.charge(
-            max(0, usage.requests - self._counted.requests),
-            max(0, usage.total_tokens - self._counted.total_tokens),
-            max(Decimal(0), (usage.cost or Decimal(0)) - (self._counted.cost or Decimal(0))),
+            max(0, usage.requests - known.requests),
+            max(0, usage.total_tokens - known.total_tokens),
+            max(Decimal(0), (usage.cost or Decimal(0)) - (known.cost or Decimal(0))),
         )
         self._counted = copy(usage)
 

@@ -69,15 +69,17 @@ class RequestGate:
         finally:
             attempt.deadline = anyio.current_time() + left
 
-    async def request(self, ask: Callable[[], Awaitable[ModelResponse]], usage: RunUsage) -> ModelResponse:
-        """Make a request of an agent run that has used so much before."""
+    def began(self, usage: RunUsage) -> None:
+        """An attempt begins, which counts what it uses in here."""
+
+    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         return await ask()
 
     def recalled(self, usage: RequestUsage) -> None:
-        """A request need not be made: a journal has its answer, which the agent run counts as ever."""
+        """A request need not be made: a journal has its answer, which the attempt counts as ever."""
 
-    def used(self, usage: RunUsage) -> None:
-        """An agent run has ended with this usage."""
+    def ended(self) -> None:
+        """The attempt is over."""
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt."""
@@ -146,7 +148,7 @@ class Injection(AbstractCapability[Any]):
         async def ask() -> ModelResponse:
             nonlocal made
             made = True
-            return await self.gate.request(lambda: handler(request_context), ctx.usage)
+            return await self.gate.request(lambda: handler(request_context))
 
         if self.memory is None:
             return await ask()

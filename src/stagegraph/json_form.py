@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 from pydantic_core import CoreConfig, SchemaSerializer
 
-__all__ = ["Traits", "alike", "encodable", "serializer_of", "traits_of"]
+__all__ = ["Traits", "alike", "encodable", "escaped", "serializer_of", "traits_of"]
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
@@ -22,6 +22,11 @@ _FIELDS = ("model-fields", "typed-dict", "dataclass-args")
 def encodable(text: str) -> str:
     """A text that can be written to a file: half a surrogate pair, which a model may well send, is replaced."""
     return text.encode(errors="replace").decode()
+
+
+def escaped(text: str) -> str:
+    """The same with the half shown as its escape, for texts that people read."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from .call import Call, CallError, Pending, Status
 from .errors import ReplayError, RunError
+from .json_form import escaped
 from .schema import plain
 from .score import Feedback
 from .structure import Structure
@@ -87,7 +88,7 @@ def _call_data(call: Call, structure: Structure) -> dict[str, Any]:
 def _error_data(error: CallError | None) -> dict[str, str] | None:
     if error is None:
         return None
-    return {"type": error.type, "message": error.message.encode(errors="backslashreplace").decode()}
+    return {"type": error.type, "message": escaped(error.message)}
 
 
 class _Record(BaseModel):

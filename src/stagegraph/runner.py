@@ -281,6 +281,9 @@ class Runner:
         limits = options.get("limits") or self.limits
         default = order.model if order.model is not None else self.model
         self._known.by_name[node.label] = node
+        journal = self._journal_for("replay") if options.get("replay") else self.journal
+        if journal is None and options.get("override"):
+            journal = MemoryJournal()  # a what-if needs no records, so it has some that nobody sees
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=order.deps,
@@ -293,12 +296,10 @@ class Runner:
             deltas=order.deltas,
             tracing=self.tracing,
             answers=order.answers,
-            # A what-if needs no records, so without a journal it has one that nobody sees.
-            kept=self.journal is not None or not options.get("override") or bool(options.get("replay")),
+            kept=journal is self.journal,
         )
         labels, page = order.labels, order.page
-        if page is None and (not terms.kept or self.journal is not None or options.get("replay")):
-            journal = self._journal_for("replay") if terms.kept else MemoryJournal()
+        if page is None and journal is not None:
             page = order.new_page(journal, structure, terms, labels)
         running = Running(structure, order.raw, terms, limits, labels, page)
         running.leaves = lambda: not self._lifetime.taking

@@ -9,23 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from echoing import Echo
 
-from stagegraph import Graph, JournalError, Runner, feedback, step
+from stagegraph import JournalError, Runner, feedback
 from stagegraph.journal import RunFilter, SqliteJournal
 
 pytestmark = pytest.mark.anyio
-
-
-@step
-async def echo(text: str) -> str:
-    return text
-
-
-class Echo(Graph[str, str]):
-    echo = echo
-
-    async def flow(self, text: str) -> str:
-        return await self.echo(text)
 
 
 def modes(folder: Path) -> set[int]:

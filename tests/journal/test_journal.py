@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from stagegraph import (
     settle,
     step,
 )
-from stagegraph.journal import CallRow, Journal, MemoryJournal, RunFilter, SqliteJournal
+from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
 from stagegraph.journal._bag import Bag
 
 pytestmark = pytest.mark.anyio
@@ -81,13 +81,6 @@ class Flow(Graph[list[str], list[Text]]):
 
     async def flow(self, texts: list[str]) -> list[Text]:
         return await fan_out(self.branch, texts, limit=1)
-
-
-@pytest.fixture(name="journal", params=["memory", "sqlite"])
-async def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    journal: Journal = MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
-    yield journal
-    await journal.aclose()
 
 
 @pytest.fixture(name="model")

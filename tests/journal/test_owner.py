@@ -1,35 +1,15 @@
 """Who may go on with a run that another process held."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from echoing import Echo
 
-from stagegraph import Graph, JournalError, Runner, step
-from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
+from stagegraph import JournalError, Runner
+from stagegraph.journal import Journal
 from stagegraph.journal._owner import this_process
 
 pytestmark = pytest.mark.anyio
-
-
-@step
-async def echo(text: str) -> str:
-    return text
-
-
-class Echo(Graph[str, str]):
-    echo = echo
-
-    async def flow(self, text: str) -> str:
-        return await self.echo(text)
-
-
-@pytest.fixture(name="journal", params=["memory", "sqlite"])
-async def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    journal: Journal = MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
-    yield journal
-    await journal.aclose()
 
 
 async def held_by(journal: Journal, owner: str) -> Runner:

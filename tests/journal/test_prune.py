@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Graph, Runner, Stage
-from stagegraph.journal import FeedbackRow, Journal, MemoryJournal, RunFilter, SqliteJournal
+from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 from stagegraph.journal._owner import this_process
 
 pytestmark = pytest.mark.anyio
@@ -42,13 +41,6 @@ def owner_that_died() -> str:
     """Who held a run: a real process, which is no more."""
     code = "from stagegraph.journal._owner import this_process; print(this_process())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.fixture(name="journal", params=["memory", "sqlite"])
-async def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Journal]:
-    journal: Journal = MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
-    yield journal
-    await journal.aclose()
 
 
 async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal: Journal) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from pydantic_ai import Agent
-from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import asked, echo
-from stagegraph import Graph, JournalError, ReplayError, RunError, Runner, Stage, as_completed, settle, step
+from stagegraph import Graph, JournalError, Limits, ReplayError, RunError, Runner, Stage, as_completed, settle, step
 from stagegraph.journal import MemoryJournal, SqliteJournal
 
 pytestmark = pytest.mark.anyio
@@ -173,3 +174,35 @@ async def test_a_branch_that_failed_does_not_take_the_answer_of_an_equal_one() -
     run = await runner.resume("r", graph=asks("1", closed=False))
     assert run.output == ["answer 3", "answer 2"]
     assert [call.usage.requests for call in run.calls() if call.path == "ask"] == [1, 1]
+
+
+async def test_limits_of_a_resumed_run_are_for_what_is_still_to_be_done() -> None:
+    """Requests on record are not made again, so they take nothing of what the resumed run may spend."""
+    agent: Agent[object, str] = Agent(output_type=str)
+
+    @agent.tool_plain
+    def look(number: int) -> int:
+        return number
+
+    down = [True]
+
+    def lead(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        turn = sum(isinstance(message, ModelResponse) for message in messages)
+        if turn < 3:
+            return ModelResponse([ToolCallPart("look", {"number": turn})])
+        if down:
+            raise ConnectionError
+        return ModelResponse([TextPart("done")])
+
+    class Looks(Graph[str, str]):
+        look = Stage(str, agent)
+
+        async def flow(self, text: str) -> str:
+            return await self.look(text)
+
+    runner = Runner(FunctionModel(lead), journal=MemoryJournal())
+    with pytest.raises(RunError, match="ConnectionError"):
+        await runner.run(Looks(), "x", run_id="r")
+    down.clear()
+    run = await runner.resume("r", limits=Limits(requests=1))
+    assert (run.output, run.usage.requests) == ("done", 4)

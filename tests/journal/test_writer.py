@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echoing import Echo
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback, step
-from stagegraph.journal import FeedbackRow, Journal, MemoryJournal, RunFilter, SqliteJournal
+from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback
+from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 
 pytestmark = pytest.mark.anyio
 
@@ -20,26 +21,9 @@ HALF = "\ud800"
 """Half a surrogate pair."""
 
 
-@step
-async def echo(text: str) -> str:
-    return text
-
-
-class Echo(Graph[str, str]):
-    echo = echo
-
-    async def flow(self, text: str) -> str:
-        return await self.echo(text)
-
-
 def score(name: str, **changes: Any) -> FeedbackRow:
     row = FeedbackRow(id=name, run_id=name, key=None, name=name, value="1", comment=None, time=0.0)
     return replace(row, **changes)
-
-
-@pytest.fixture(name="journal", params=["memory", "sqlite"])
-def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> Journal:
-    return MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
 
 
 @pytest.mark.parametrize("wrong", [{"comment": {"by": "ann"}}, {"time": 2**63}, {"value": [1]}])

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Any
 
+from stagegraph.json_form import escaped
+
 from ._rows import Row
 from ._schema import statement_for
 
@@ -75,9 +77,7 @@ def write_one(connection: sqlite3.Connection, row: Row) -> int:
 
 def encodable(values: Values) -> Values:
     """Values without half a surrogate pair, as broken JSON may hold it: SQLite takes no such text."""
-    return tuple(
-        value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value for value in values
-    )
+    return tuple(escaped(value) if isinstance(value, str) else value for value in values)
 
 
 def _write_alike(connection: sqlite3.Connection, rows: list[Row]) -> int:

@@ -24,11 +24,8 @@ from .proposers import Proposal, Proposer, ask, schema_text
 if TYPE_CHECKING:
     from stagegraph.call import Call
     from stagegraph.example import Example
-    from stagegraph.prompts import Prompts
     from stagegraph.stage import Stage
 
-    from ._store import Store
-    from .budget import Budget, Spent
     from .report import ReportRow
 
 __all__ = ["Adapter", "Finding"]
@@ -66,15 +63,9 @@ class Adapter:
 
     runs: Runs
     stages: Mapping[str, Stage[Any, Any]]
-    components: Mapping[str, Component]
-    base: Prompts
     proposer: Proposer
-    spent: Spent
-    budget: Budget
-    store: Store
     perfect: float
     validation: Sequence[Example[Any]]
-    tell: Callable[[str, Mapping[str, Any]], None]
     propose_new_texts: Any = None
     findings: list[Finding] = field(default_factory=list[Finding])
     problem: TuningError | None = None
@@ -108,8 +99,8 @@ class Adapter:
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what there are seconds left for."""
-        limit = self.budget.seconds
-        deadline = asyncio.timeout(None if limit is None else limit - self.spent.seconds)
+        limit = self.runs.budget.seconds
+        deadline = asyncio.timeout(None if limit is None else limit - self.runs.spent.seconds)
         try:
             async with deadline:
                 return await work
@@ -141,7 +132,7 @@ class Adapter:
 
     def _objectives(self, judged: Sequence[Judged]) -> list[dict[str, float]]:
         """What a candidate may be good at besides the score: at earning a stage no blame."""
-        paths = dict.fromkeys(component.path for component in self.components.values())
+        paths = dict.fromkeys(component.path for component in self.runs.components.values())
         rows: list[dict[str, float]] = []
         for one in judged:
             blamed = blame(one, perfect=self.perfect)
@@ -161,7 +152,7 @@ class Adapter:
         made = Counter(call.path for one in judged for call in one.run.root.walk())
         calls = {path: made[path] / len(judged) for path in self.stages}
         self.findings.append(Finding(texts, tuple(parents), scores, total, self._objectives(judged), rows, calls))
-        self.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
+        self.runs.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Judged, Any], components_to_update: list[str]
@@ -170,7 +161,7 @@ class Adapter:
         found: dict[str, Sequence[Mapping[str, Any]]] = {}
         judged = eval_batch.trajectories or []
         for name in map(str, components_to_update):
-            component = self.components[name]
+            component = self.runs.components[name]
             more = _use_of(component.part) if component.kind == "tool" else None
             found[name] = records(judged, component.path, more=more)
             calls = sum(call.path == component.path for one in judged for call in one.run.root.walk())
@@ -186,14 +177,14 @@ class Adapter:
         found: dict[str, str] = {}
         texts = EngineName.taken(candidate)
         for name in map(str, components_to_update):
-            if self.spent.reached(self.budget) is not None:
+            if self.runs.spent.reached(self.runs.budget) is not None:
                 break
-            component = self.components[name]
-            self.tell("proposing", {"stage": component.path, "component": name})
+            component = self.runs.components[name]
+            self.runs.tell("proposing", {"stage": component.path, "component": name})
             tried = self.tried.setdefault(f"{digest({**texts, name: ''})}:{name}", set())
             proposal = self._proposal(component, texts, reflective_dataset.get(name, ()), tried)
             try:
-                text = self._wait_for(self.store.proposed(self.proposer, proposal, ask))
+                text = self._wait_for(self.runs.store.proposed(self.proposer, proposal, ask))
             except TuningError as error:
                 self.problem = error  # the engine goes on after a failed proposal, so the stopper looks here
                 return {}
@@ -202,14 +193,14 @@ class Adapter:
             if text is not None:
                 tried.add(text)
                 found[EngineName(name)] = text
-                self.tell("proposed", {"stage": component.path, "component": name})
+                self.runs.tell("proposed", {"stage": component.path, "component": name})
         return found
 
     def _proposal(
         self, component: Component, candidate: Texts, shown: Sequence[Mapping[str, Any]], tried: set[str]
     ) -> Proposal:
         path, stage = component.path, self.stages[component.path]
-        base = self.base[path].instructions if path in self.base else None
+        base = self.runs.base[path].instructions if path in self.runs.base else None
         instructions = candidate.get(path, base if base is not None else stage.instructions)
         return Proposal(
             path=path,

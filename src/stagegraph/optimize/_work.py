@@ -119,15 +119,9 @@ class Work:
         self.adapter = Adapter(
             runs=self.runs,
             stages=self.stages,
-            components=self.components,
-            base=self.base,
             proposer=proposer,
-            spent=self.spent,
-            budget=budget,
-            store=store,
             perfect=options.perfect,
             validation=self.val,
-            tell=tell,
         )
 
     async def search(self) -> Found:
