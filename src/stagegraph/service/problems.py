@@ -1,11 +1,11 @@
-"""What goes wrong, as problem details (RFC 9457): what happened and what to do, never a stack trace or a prompt."""
+"""Errors as problem details (RFC 9457): what happened and what to do, never a stack trace or a prompt."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import Response
@@ -13,16 +13,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from stagegraph import BusyError, InputError, JournalError, LimitError, RunError, StageError
+from stagegraph.record.run import InputError, LimitError, RunError
+from stagegraph.schema.errors import BusyError, JournalError, StageError
 
-__all__ = ["RETRY_AFTER", "Problem", "documented", "is_of_the_body", "problem_of", "problem_of_run"]
+__all__ = ["RETRY_AFTER", "Problem", "documented", "is_unparsed_body", "problem_of", "problem_of_run"]
 
 _log = logging.getLogger("stagegraph.service")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "Retry-After"
 _UNPARSED = (400, "There was an error parsing the body")
-"""The status and the detail that FastAPI gives to a body which it cannot parse."""
+"""The status and the detail of FastAPI's error for a body that it cannot parse."""
 _FACTS = {"type": "string", "title": "string", "status": "integer", "detail": "string", "run_id": "string"}
 _SCHEMA = {
     "type": "object",
@@ -35,14 +36,14 @@ _SCHEMA = {
 }
 _TITLES = {
     400: "The request cannot be understood",
-    401: "Who are you?",
+    401: "Authentication is required",
     403: "This is not allowed",
     404: "There is no such run",
     409: "The run is in another state",
     413: "The body is too large",
     415: "The body is not JSON",
-    422: "The request does not fit",
-    429: "Too many runs are going on",
+    422: "The request is not valid",
+    429: "Too many runs at once",
     500: "The run failed",
     502: "A model failed",
     503: "The service cannot run this now",
@@ -51,18 +52,18 @@ _TITLES = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These answers, for the OpenAPI document."""
+    """The responses with these statuses, for the OpenAPI document."""
     return {s: {"description": _TITLES[s], "content": {MEDIA_TYPE: {"schema": _SCHEMA}}} for s in statuses}
 
 
 class Problem(Exception):  # noqa: N818 - the name that the RFC gives it
-    """An answer that says what is wrong.
+    """An error response.
 
     Args:
         status: The HTTP status.
         kind: What it is, for programs: the end of the problem's `type`.
         detail: What it is, for people.
-        headers: To send with it.
+        headers: Headers of the response.
         more: Further members of the problem's JSON.
     """
 
@@ -77,10 +78,10 @@ class Problem(Exception):  # noqa: N818 - the name that the RFC gives it
         self.more = more
 
     def response(self) -> Response:
-        """The problem as it is sent."""
+        """The problem as a response."""
         body = {
             "type": f"urn:stagegraph:problem:{self.kind}",
-            "title": _TITLES.get(self.status, "This did not work"),
+            "title": _TITLES.get(self.status, "The request failed"),
             "status": self.status,
             "detail": self.detail,
             **self.more,
@@ -89,17 +90,17 @@ class Problem(Exception):  # noqa: N818 - the name that the RFC gives it
 
 
 def problem_of(error: Exception) -> Problem:
-    """What to tell about an error that no run is to blame for."""
+    """The response to an error that is not the failure of a run."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
         errors = [{"pointer": _pointer(one["loc"]), "detail": str(one["msg"])} for one in error.errors()]
-        return Problem(422, "invalid", "the request does not fit: see `errors`", errors=errors[:20])
+        return Problem(422, "invalid", "the request is not valid: see `errors`", errors=errors[:20])
     if isinstance(error, StarletteHTTPException):
         if isinstance(error.__cause__, Problem):  # raised while FastAPI read the body
             return error.__cause__
-        if is_of_the_body(error):
-            return Problem(422, "invalid", "the body is no JSON that can be read")
+        if is_unparsed_body(error):
+            return Problem(422, "invalid", "the body is not readable JSON")
         return Problem(error.status_code, "refused", str(error.detail), headers=error.headers)
     if isinstance(error, BusyError):
         headers = {RETRY_AFTER: str(math.ceil(error.retry_after))}
@@ -108,11 +109,11 @@ def problem_of(error: Exception) -> Problem:
         _log.error("the journal failed: %s", error)
         return Problem(503, "journal", "the service cannot record runs now; try again later")
     _log.error("a request failed", exc_info=error)
-    return Problem(500, "internal", "the service failed; its log says more")
+    return Problem(500, "internal", "the service failed; its log has the details")
 
 
-def is_of_the_body(error: Exception) -> bool:
-    """Whether this is what FastAPI makes of a body that it cannot parse; a hook may refuse because of an error too."""
+def is_unparsed_body(error: Exception) -> bool:
+    """Whether this is FastAPI's error for a body that it cannot parse; a hook may raise the same status as well."""
     return (
         isinstance(error, StarletteHTTPException)
         and (error.status_code, error.detail) == _UNPARSED
@@ -121,36 +122,35 @@ def is_of_the_body(error: Exception) -> bool:
 
 
 def _pointer(place: tuple[int | str, ...]) -> str:
-    """Where in the request: `body/spec/text`."""
+    """The place in the request: `body/spec/text`."""
     return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in place)
 
 
-def problem_of_run(error: Exception, run_id: str) -> Problem:
-    """Why a run has no output, in terms of what its caller can do about it."""
+def problem_of_run(error: RunError, run_id: str) -> Problem:
+    """The response to a failed run, by what its caller can do about it."""
     _log.info("run %s failed: %s", run_id, type(error).__name__)
     if isinstance(error, InputError):
-        return Problem(422, "invalid", "the input does not fit what the graph takes", run_id=run_id)
+        return Problem(422, "invalid", "the input does not fit the input type of the graph", run_id=run_id)
     if isinstance(error, LimitError):
         if error.timed_out:
-            return Problem(504, "timeout", "the run took longer than it may", run_id=run_id)
+            return Problem(504, "timeout", "the run exceeded its time limit", run_id=run_id)
         return Problem(500, "limit", "the run reached a limit of what it may spend", run_id=run_id)
-    if not isinstance(error, RunError):
-        return problem_of(error)
     failures = error.failures
     place = f" at `{failures[0].key}`" if failures and failures[0].key else ""
     causes = list(_causes(error))
     if any(isinstance(cause, TimeoutError) for cause in causes):
-        return Problem(504, "timeout", f"a call took longer than it may{place}", run_id=run_id)
+        return Problem(504, "timeout", f"a call exceeded its time limit{place}", run_id=run_id)
     if any(isinstance(cause, (ModelAPIError, AgentRunError)) for cause in causes):
         return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run_id)
     who = "stage" if any(isinstance(cause, StageError) for cause in causes) else "run"
     return Problem(500, "failed", f"the {who} failed{place}", run_id=run_id)
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, its cause, the cause of that, and so on."""
+    seen: set[int] = set()
     current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
         current = current.__cause__
-    return found

@@ -1,4 +1,4 @@
-"""What the endpoints take and give besides the graph's own types."""
+"""The bodies of requests and responses, besides the graph's own types."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from ._problems import Problem
+from stagegraph.record.mermaid import declared_chart
+
+from .problems import Problem
 
 if TYPE_CHECKING:
-    from stagegraph import Node, Run
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
-__all__ = ["Answers", "FeedbackBody", "GraphInfo", "Health", "RunState", "answer_type", "graph_info", "state_json"]
+__all__ = ["Answers", "Denied", "FeedbackBody", "GraphInfo", "Health", "RunView", "graph_info", "run_json", "view_type"]
 
-RunStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
-"""As a run's own, and `interrupted`: its process is gone, and another one may take it up."""
+ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
+"""The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 
 
 class Spent(BaseModel):
@@ -31,7 +34,7 @@ class Spent(BaseModel):
 
 
 class Question(BaseModel):
-    """What a suspended run asks; `POST /runs/{id}/answers` with its `id` goes on."""
+    """An approval or a tool result that a suspended run waits for; `POST /runs/{id}/answers` answers it by its `id`."""
 
     id: str
     key: str
@@ -40,11 +43,11 @@ class Question(BaseModel):
     args: JsonValue
 
 
-class RunState(BaseModel):
-    """A run as it stands."""
+class RunView(BaseModel):
+    """The state of a run."""
 
     run_id: str
-    status: RunStatus
+    status: ShownStatus
     usage: Spent
     started: datetime
     duration: float
@@ -52,49 +55,51 @@ class RunState(BaseModel):
     failed_at: str | None = None
     """The key of the call that failed first."""
     detail: str | None = None
-    """Why a run does not go on by itself, where its process is what failed."""
+    """Why a run does not continue, where the reason is its process."""
 
 
-def answer_type(graph: Node[Any, Any]) -> type[RunState]:
+def view_type(graph: Node[Any, Any]) -> type[RunView]:
     """A run's state with the graph's own output type, for the OpenAPI document."""
     name = f"{''.join(c if c.isalnum() else '_' for c in graph.__node__.name)}Run"
     output: Any = (Optional[graph.__node__.output_type.type], None)  # noqa: UP045 - the type is only known now
-    return create_model(name, __base__=RunState, __doc__=f"A run of {graph.__node__.name}.", output=output)
+    return create_model(name, __base__=RunView, __doc__=f"A run of {graph.__node__.name}.", output=output)
 
 
-def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus, detail: str | None = None) -> bytes:
-    """A run's state as it is sent."""
+def run_json(graph: Node[Any, Any], run: Run[Any, Any], status: ShownStatus, detail: str | None = None) -> bytes:
+    """A run's state as JSON.
+
+    Raises:
+        Problem: the output cannot be written as JSON.
+    """
     usage, failures = run.usage, run.failures() if run.status == "failed" else []
-    pending = [
-        {"id": one.id, "key": one.key, "kind": one.kind, "tool": one.tool, "args": one.args} for one in run.pending
-    ]
-    spent = {
-        "requests": usage.requests,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cost": None if run.cost is None else str(run.cost),
-    }
     state = {
         "run_id": run.id,
         "status": status,
-        "usage": spent,
+        "usage": {
+            "requests": usage.requests,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost": None if run.cost is None else str(run.cost),
+        },
         "started": run.started.isoformat(),
         "duration": run.duration,
-        "pending": to_jsonable_python(pending, fallback=repr),
+        "pending": [
+            {name: to_jsonable_python(getattr(one, name), fallback=repr) for name in Question.model_fields}
+            for one in run.pending
+        ],
         "failed_at": failures[0].key if failures else None,
         "detail": detail,
     }
     try:
         output = graph.__node__.output_type.show_json(run.output) if status == "succeeded" else b"null"
     except PydanticSerializationError:
-        raise Problem(
-            500, "output", "the run succeeded, but its output cannot be written as JSON", run_id=run.id
-        ) from None
+        text = "the run succeeded, but its output cannot be written as JSON"
+        raise Problem(500, "output", text, run_id=run.id) from None
     return json.dumps(state).encode()[:-1] + b', "output": ' + output + b"}"
 
 
 class Denied(BaseModel):
-    """An approval that is not given, with the reason for the model."""
+    """A denied approval, with the reason for the model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -103,7 +108,7 @@ class Denied(BaseModel):
 
 
 class Answers(BaseModel):
-    """What a suspended run gets: the id of each question with `true`, `false` or a denial, or a tool's result."""
+    """Answers for a suspended run: the id of each question with `true`, `false` or a denial, or a tool's result."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -111,7 +116,7 @@ class Answers(BaseModel):
 
 
 class FeedbackBody(BaseModel):
-    """A score for a run, or for one call of it; the same name on the same call replaces the score that was there."""
+    """A score for a run, or for one call of it; it replaces an earlier score of the same name for the same call."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -144,8 +149,7 @@ class GraphInfo(BaseModel):
 
 def graph_info(graph: Node[Any, Any]) -> GraphInfo:
     """The declared tree, without any prompt."""
-    from stagegraph.record.mermaid import declared_chart  # noqa: PLC0415
-
+    own = graph.__node__
     nodes = [
         NodeInfo(
             path=path,
@@ -154,19 +158,19 @@ def graph_info(graph: Node[Any, Any]) -> GraphInfo:
             input=node.__node__.input_type.name,
             output=node.__node__.output_type.name,
         )
-        for path, node in graph.__node__.tree.nodes.items()
+        for path, node in own.tree.nodes.items()
     ]
     return GraphInfo(
-        name=graph.__node__.name,
-        description=type(graph).__doc__ if graph.__node__.kind == "graph" else None,
+        name=own.name,
+        description=type(graph).__doc__ if own.kind == "graph" else None,
         nodes=nodes,
-        input_schema=graph.__node__.input_type.adapter.json_schema(),
-        output_schema=graph.__node__.output_type.adapter.json_schema(mode="serialization"),
+        input_schema=own.input_type.adapter.json_schema(),
+        output_schema=own.output_type.adapter.json_schema(mode="serialization"),
         mermaid=declared_chart(graph),
     )
 
 
 class Health(BaseModel):
-    """Whether the service is there, and whether it takes runs."""
+    """Whether the service is running, and whether it accepts runs."""
 
     status: Literal["alive", "ready", "draining"]

@@ -1,35 +1,32 @@
-"""One self-contained HTML page for one recorded run: no network, no text of the run that could become markup."""
+"""The page of one recorded run, made from its rows."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import json
-import re
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.record.edges import follow_contents
 from stagegraph.record.reading import call_tree
 from stagegraph.schema.errors import JournalError
 
+from .html import Html, asset, document
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stagegraph.journal import CallRow, FeedbackRow, Journal, RunRow
+    from stagegraph.record.rows import CallRow, FeedbackRow, Journal, RunRow
 
 __all__ = ["page_of", "run_page"]
 
 _FOLLOWED = 3_000
-"""With more calls than this the data flow is not looked for: nobody could read the drawing."""
+"""Runs with more calls than this are drawn without their data flow, which would not be readable."""
 
 
-async def page_of(journal: Journal, run_id: str) -> str:
-    """The page of a run in a journal; it needs no code of the graph.
+async def page_of(journal: Journal, run_id: str) -> Html:
+    """The page of a run in a journal; the code of the graph is not needed.
 
     Raises:
-        JournalError: there is no such run.
+        JournalError: the journal has no such run.
     """
     row = await journal.run(run_id)
     if row is None:
@@ -38,28 +35,11 @@ async def page_of(journal: Journal, run_id: str) -> str:
     return run_page(row, await journal.calls(run_id), await journal.feedback(run_id))
 
 
-def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> str:
+def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> Html:
     """The page from a run's rows."""
-    assets = files("stagegraph.draw")
-    style, script = (assets.joinpath(name).read_text("utf-8") for name in ("run.css", "run.js"))
-    data = json.dumps(_data(run, calls, feedback), ensure_ascii=False)
-    # Inside a script element only `<` can end it; JSON may write it as an escape anywhere.
-    safe = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    parts = {
-        "title": html.escape(f"{run.graph} {run.run_id}"),
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-        "style": style,
-        "script": script,
-        "data": safe,
-    }
-    # In one pass, so that nothing that is filled in is taken for a place to fill.
-    template = assets.joinpath("run.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    style, script, body = (asset("stagegraph.draw", f"run.{kind}") for kind in ("css", "js", "html"))
+    data = _data(run, calls, feedback)
+    return document(f"{run.graph} {run.run_id}", body, style=style, script=script, data=data)
 
 
 def _data(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> dict[str, Any]:

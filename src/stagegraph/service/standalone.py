@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import inspect
-import json
-import re
 from importlib.metadata import version
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
-from stagegraph import Node, Runner
+from stagegraph.draw.html import asset, document, element
+from stagegraph.nodes.node import Node
+from stagegraph.runner.runner import Runner
 
-from ._router import router
+from .routes import router
 
 __all__ = ["app", "page"]
 
@@ -37,23 +33,9 @@ def app(graph: Node[Any, Any], runner: Runner, **options: Any) -> FastAPI:
 
 def page(graph: Node[Any, Any]) -> str:
     """One self-contained page: a form for the input, the calls as they happen, and the result."""
-    assets = files("stagegraph.service")
-    style, script = (assets.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    data = json.dumps({"name": graph.__node__.name, "schema": graph.__node__.input_type.adapter.json_schema()})
+    name = graph.__node__.name
     described = inspect.getdoc(graph) if graph.__node__.kind == "graph" and type(graph).__doc__ else None
-    parts = {
-        "title": html.escape(graph.__node__.name),
-        "description": html.escape(described or ""),
-        "style_hash": _hash(style),
-        "script_hash": _hash(script),
-        "style": style,
-        "script": script,
-        "data": data.replace("<", "\\u003c"),  # inside a script element only `<` can end it
-    }
-    # In one pass, so that nothing that is filled in is taken for a place to fill.
-    template = assets.joinpath("page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    style, script, main = (asset("stagegraph.service", f"page.{kind}") for kind in ("css", "js", "html"))
+    header = element("header", element("h1", name), element("p", described or ""))
+    data = {"name": name, "schema": graph.__node__.input_type.adapter.json_schema()}
+    return document(name, header, main, style=style, script=script, data=data, connects=True)
