@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -16,11 +16,9 @@ from stagegraph.schema.names import closest
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from pydantic_ai import RunContext
-
     from stagegraph.nodes.node import Node
 
-__all__ = ["AgentOptions", "Labels", "ResumeOptions", "RunOptions", "check_options", "check_values"]
+__all__ = ["Labels", "ResumeOptions", "RunOptions", "check_options", "check_values"]
 
 
 class RunOptions(TypedDict, total=False):
@@ -73,19 +71,6 @@ class Labels:
     user_id: str | None = None
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-
-
-class AgentOptions(TypedDict, total=False):
-    """How a graph appears as an agent: what `Graph.as_agent` takes."""
-
-    name: str
-    """Of the agent; else the class name in snake case."""
-    user: Callable[[RunContext[Any]], str | None]
-    """Gives the id of who talks to the agent, out of the agent run's deps or metadata. It is kept with each run, and
-    nobody else's answers reach a run that asks."""
-    errors: bool
-    """Whether a streamed run fails with all that the error said, which front ends show to people. Without it, the error
-    says where the run failed, and the original is its `__cause__`."""
 
 
 _MAPPING = (dict, Mapping)  # which is quicker than asking for a `Mapping` alone

@@ -1,4 +1,4 @@
-"""What a suspended run asks, as tool calls that a front end lets a person decide; and the answers on their way back."""
+"""What a suspended run waits for, as tool calls that a front end shows to a person, and the answers to them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from stagegraph.data.call import Pending
 
-__all__ = ["TOOL_NAMES", "answers_in", "approval_tool", "external_tools", "question"]
+__all__ = ["TOOL_NAMES", "answers_in", "approval_tool", "deferred_call", "external_tools"]
 
 _APPROVE = "approve_call"
 _ANSWER = "answer_call"
 TOOL_NAMES = frozenset({_APPROVE, _ANSWER})
-_QUESTION: dict[str, Any] = {
+_ARGUMENTS: dict[str, Any] = {
     "type": "object",
     "properties": {"call": {"type": "string"}, "tool": {"type": "string"}, "args": {}},
     "required": ["call", "tool", "args"],
@@ -28,25 +28,25 @@ _QUESTION: dict[str, Any] = {
 
 
 def approval_tool() -> Tool[Any]:
-    """Stands for every tool of a stage that needs somebody's consent."""
+    """Stands for every tool of a stage that needs an approval."""
 
     async def approve(**_question: object) -> str:
         return "approved"
 
-    described = "A stage wants to call a tool, and needs your approval."
-    tool = Tool[Any].from_schema(approve, _APPROVE, described, _QUESTION)
+    description = "A stage wants to call a tool, and needs your approval."
+    tool = Tool[Any].from_schema(approve, _APPROVE, description, _ARGUMENTS)
     tool.requires_approval = True
     return tool
 
 
 def external_tools() -> ExternalToolset[Any]:
-    """Stands for every tool of a stage that runs somewhere else."""
-    described = "A stage needs the result of a tool that runs outside."
-    return ExternalToolset([ToolDefinition(name=_ANSWER, parameters_json_schema=_QUESTION, description=described)])
+    """Stands for every tool of a stage that runs outside the process."""
+    description = "A stage needs the result of a tool that runs outside."
+    return ExternalToolset([ToolDefinition(name=_ANSWER, parameters_json_schema=_ARGUMENTS, description=description)])
 
 
-def question(run_id: str, pending: Pending) -> ToolCallPart:
-    """One question; its id says which run asks."""
+def deferred_call(run_id: str, pending: Pending) -> ToolCallPart:
+    """One question of a run; the id of the tool call names the run."""
     return ToolCallPart(
         _APPROVE if pending.kind == "approval" else _ANSWER,
         {"call": pending.key, "tool": pending.tool, "args": pending.args},
@@ -55,7 +55,7 @@ def question(run_id: str, pending: Pending) -> ToolCallPart:
 
 
 def answers_in(messages: Sequence[ModelMessage]) -> tuple[str, dict[str, object]] | None:
-    """The run that was waiting and what it is told; `None` when the last message answers nothing."""
+    """The id of the suspended run and its answers; `None` when the last message contains no answer."""
     last = messages[-1] if messages else None
     if not isinstance(last, ModelRequest):
         return None
