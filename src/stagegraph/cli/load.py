@@ -1,4 +1,4 @@
-"""From what a person types to a graph: a folder, a file with or without a class, or a module and a class."""
+"""From the name that a person typed to a graph or a function: a folder, a file or a module, and what is in it."""
 
 from __future__ import annotations
 
@@ -60,13 +60,11 @@ def load_function(text: str) -> Any:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The file or module, and what is named in it."""
-    place, _, name = text.rpartition(":") if ":" in text and not _is_path(text) else (text, "", "")
+    """The file or module, and the name in it; a path may contain a colon."""
+    if ":" not in text or Path(text).exists():
+        return text, ""
+    place, _, name = text.rpartition(":")
     return place, name
-
-
-def _is_path(text: str) -> bool:
-    return Path(text).exists()
 
 
 def _module_at(path: Path) -> ModuleType:
@@ -94,21 +92,19 @@ def _module_named(name: str, text: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and name.startswith(error.name):
+    except DeclarationError:
+        raise
+    except Exception as error:
+        # An empty or a relative name is a ValueError or a TypeError.
+        no_module = isinstance(error, ModuleNotFoundError) and error.name is not None and name.startswith(error.name)
+        if no_module or isinstance(error, (ValueError, TypeError)):
             msg = f"{text!r}: there is no folder, file or module of this name"
             raise DeclarationError(msg) from error
-        raise _import_failed(name, error) from error
-    except (DeclarationError, ValueError, TypeError) as error:
-        if isinstance(error, DeclarationError):
-            raise
-        msg = f"{text!r}: there is no folder, file or module of this name"
-        raise DeclarationError(msg) from error
-    except Exception as error:
         raise _import_failed(name, error) from error
 
 
 def _import_failed(place: str, error: Exception) -> DeclarationError:
+    """An error that names the line of the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
     where = f" ({lines[-1].filename}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
@@ -116,15 +112,15 @@ def _import_failed(place: str, error: Exception) -> DeclarationError:
 
 
 def _only_graph(module: ModuleType, text: str) -> object:
-    """The one graph of a module that is no part of another one."""
-    own: list[Any] = [value for value in vars(module).values() if _is_graph_of(value, module)]
+    """The one graph of a module that is not part of another one."""
+    own: list[Any] = [value for value in vars(module).values() if _is_own_graph(value, module)]
     if len(own) > 1:
         inner: set[type] = set()
         for graph in own:
             try:
                 made = _instance(graph, text)
             except DeclarationError:
-                continue  # what needs arguments is named with the others, and says so when it is chosen
+                continue  # a class that needs arguments is listed with the others, and fails when it is chosen
             inner |= {type(node) for path, node in made.__node__.tree.nodes.items() if path}
         own = [graph for graph in own if graph not in inner] or own
     if len(own) == 1:
@@ -137,10 +133,14 @@ def _only_graph(module: ModuleType, text: str) -> object:
     raise DeclarationError(msg)
 
 
-def _is_graph_of(value: Any, module: ModuleType) -> bool:
-    if not (inspect.isclass(value) and issubclass(value, Graph)):
-        return False
-    return bool(value.__module__ == module.__name__) and not inspect.isabstract(cast("Any", value))
+def _is_own_graph(value: Any, module: ModuleType) -> bool:
+    """Whether a value is a graph's class that the module itself defines."""
+    return (
+        isinstance(value, type)
+        and issubclass(value, Graph)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(cast("Any", value))
+    )
 
 
 def _named(module: ModuleType, name: str, text: str) -> object:
@@ -154,8 +154,9 @@ def _named(module: ModuleType, name: str, text: str) -> object:
     return found
 
 
-def _instance(found: object, text: str) -> Node[Any, Any]:
-    if inspect.isclass(found) and issubclass(found, Node):
+def _instance(found: Any, text: str) -> Node[Any, Any]:
+    kind = type(found).__name__
+    if isinstance(found, type) and issubclass(found, Node):
         try:
             return cast("Node[Any, Any]", found())
         except TypeError as error:
@@ -164,5 +165,5 @@ def _instance(found: object, text: str) -> Node[Any, Any]:
             raise DeclarationError(msg) from error
     if isinstance(found, Node):
         return cast("Node[Any, Any]", found)
-    msg = f"{text}: {type(found).__name__} is no graph, stage or step"
+    msg = f"{text}: {kind} is no graph, stage or step"
     raise DeclarationError(msg)

@@ -1,4 +1,4 @@
-"""How the command line writes: everything that came from a run as plain text, whatever a model put into it."""
+"""How the command line writes. Everything that comes from a run is plain text, whatever a model put into it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,23 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "json_output", "mark", "plain", "print_json", "question", "styled_status", "took"]
+__all__ = [
+    "MARKS",
+    "console",
+    "deferred",
+    "dollars",
+    "duration",
+    "json_output",
+    "new_table",
+    "plain",
+    "print_error",
+    "print_json",
+    "say",
+    "styled_status",
+]
 
 _STYLES = {
     "succeeded": "green",
@@ -25,38 +39,56 @@ _STYLES = {
     "running": "cyan",
     "interrupted": "yellow",
 }
-_MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
+MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
 
 
 def console(*, stderr: bool = False) -> Console:
     out = Console(stderr=stderr, highlight=False, soft_wrap=True)
     if not out.is_terminal:
-        out.width = 200  # what goes into a file or a pipe is not cut to a screen
+        out.width = 200  # a file or a pipe has no width
     return out
 
 
 def plain(text: str) -> str:
-    """Text without control characters, which could move the cursor or recolour the terminal."""
+    """Text without control characters, which could move the cursor or change the colours of the terminal."""
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
 
 
-def mark(status: str) -> tuple[str, str]:
-    return _MARKS.get(status, "?"), _STYLES.get(status, "")
+def say(text: str, style: str = "", *, stderr: bool = False) -> None:
+    """Print a plain text."""
+    console(stderr=stderr).print(Text(plain(text), style))
 
 
-def styled_status(status: str) -> Text:
-    return Text(status, _STYLES.get(status, ""))
+def print_error(text: str) -> None:
+    """Print an error on standard error."""
+    console(stderr=True).print(Text.assemble(("error: ", "bold red"), plain(text)))
 
 
-def took(seconds: float) -> str:
+def styled_status(status: str, text: str | None = None) -> Text:
+    """A status, or a text in its colour."""
+    return Text(status if text is None else text, _STYLES.get(status, ""))
+
+
+def duration(seconds: float) -> str:
     if seconds < 0.001:  # noqa: PLR2004
         return f"{seconds * 1e6:.0f} us"
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 90 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"  # noqa: PLR2004
+
+
+def dollars(cost: Any) -> str:
+    return "unknown" if cost is None else f"${float(cost):.4f}"
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left")
+    return table
 
 
 def print_json(out: Console, value: Any) -> None:
@@ -70,8 +102,9 @@ def print_json(out: Console, value: Any) -> None:
 
 @contextmanager
 def json_output(wanted: bool) -> Generator[TextIO | None]:
-    """Standard output for our JSON alone, when that is *wanted*: what a user's code prints meanwhile goes to the error
-    output, also where a program that it starts does it.
+    """Standard output for JSON alone, if *wanted*: whatever else is printed meanwhile goes to standard error.
+
+    That includes the prints of the user's code and of programs that it starts.
     """
     if not wanted:
         yield None
@@ -86,8 +119,8 @@ def json_output(wanted: bool) -> Generator[TextIO | None]:
             os.dup2(out.fileno(), 1)
 
 
-def question(run_id: str, place: str, kind: str, tool: str, args: object) -> Text:
-    """What a suspended run asks, and the command that answers it."""
+def deferred(run_id: str, place: str, kind: str, tool: str, args: object) -> Text:
+    """One question of a suspended run, and the command that answers it."""
     asks = f"{place} asks ({kind}): {tool} {json.dumps(args, ensure_ascii=False)}"
     answer = "true" if kind == "approval" else "JSON"
     instead = ", or =false" if kind == "approval" else ""

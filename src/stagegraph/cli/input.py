@@ -1,13 +1,15 @@
-"""From what a person types to the input of a graph: a file, standard input, JSON, YAML or text."""
+"""From what a person typed to the input of a graph: a file, standard input, JSON, YAML or text."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stagegraph.data.prompts_yaml import parse_yaml
 from stagegraph.record.run import InputError
 
 if TYPE_CHECKING:
@@ -16,24 +18,32 @@ if TYPE_CHECKING:
 __all__ = ["read_input"]
 
 _LARGEST = 50_000_000
+_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    ".json": ("JSON", json.loads),
+    ".yaml": ("YAML", parse_yaml),
+    ".yml": ("YAML", parse_yaml),
+}
 _LOOKS_LIKE_A_FILE = re.compile(r"[^\s{}\[\]\"']+\.[A-Za-z][A-Za-z0-9]{0,4}|\.{0,2}/\S+")
 
 
 def read_input(text: str, schema: Schema) -> Any:
-    """What the graph is given; validation against its type comes later, with the run.
+    """The input as data; the run validates it against the type.
 
     Raises:
-        InputError: a file is missing, too large, no text, or no JSON or YAML though its name says so.
+        InputError: a file does not exist, is too large, is not UTF-8, or is not what its suffix says.
     """
     content, name = _content(text)
     if schema.type is str:
         return content
     suffix = Path(name).suffix.lower()
-    if suffix == ".json":
-        return _json(content, name)
-    if suffix in (".yaml", ".yml"):
-        return _yaml(content, name)
-    data = _data(content) if not suffix else content
+    if suffix in _READERS:
+        format_, read = _READERS[suffix]
+        try:
+            return read(content)
+        except (ValueError, RecursionError) as error:
+            msg = f"{name}: no valid {format_}: {error}"
+            raise InputError(msg) from error
+    data = content if suffix else _data(content)
     return _as_text_field(content, schema) if isinstance(data, str) else data
 
 
@@ -66,28 +76,8 @@ def _decoded(raw: bytes, name: str) -> str:
         raise InputError(msg) from error
 
 
-def _json(content: str, name: str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        msg = f"{name}: no valid JSON: {error}"
-        raise InputError(msg) from error
-
-
-def _yaml(content: str, name: str) -> Any:
-    from stagegraph.data.prompts_yaml import parse_yaml  # noqa: PLC0415 - only for YAML
-
-    try:
-        return parse_yaml(content)
-    except ValueError as error:
-        msg = f"{name}: no YAML that can be read: {error}"
-        raise InputError(msg) from error
-
-
 def _data(content: str) -> Any:
-    """JSON, or YAML that is more than a text; everything else is text."""
-    from stagegraph.data.prompts_yaml import parse_yaml  # noqa: PLC0415
-
+    """JSON, or YAML that is a mapping or a list; everything else is text."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -100,7 +90,7 @@ def _data(content: str) -> Any:
 
 
 def _as_text_field(content: str, schema: Schema) -> Any:
-    """A text for a model that asks for one text and nothing else."""
+    """A text as the only required field of a model, if that is a text."""
     fields = getattr(schema.type, "model_fields", {})
     required = [name for name, field in fields.items() if field.is_required()]
     if len(required) == 1 and fields[required[0]].annotation is str:

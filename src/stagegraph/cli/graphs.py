@@ -1,4 +1,4 @@
-"""`stagegraph draw` and `stagegraph prompts`: what a graph declares and what it says to its models."""
+"""`stagegraph draw` and `stagegraph prompts`: the nodes of a graph, and the texts for its models."""
 
 from __future__ import annotations
 
@@ -6,47 +6,43 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from stagegraph.nodes.stage import stages_of
-
-from ._place import writable
-from ._text import console
+from . import options as opt
+from .text import say
 
 __all__ = ["draw", "prompts_app"]
-
-GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
 
 prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def draw(
-    graph: GraphArgument,
+    graph: opt.GraphArgument,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the drawing to a file.", callback=writable)
+        Path | None, typer.Option(metavar="FILE", help="Write the drawing to a file.", callback=opt.writable)
     ] = None,
 ) -> None:
     """Draw what a graph declares, as a Mermaid flowchart."""
-    from stagegraph.record.mermaid import declared_chart  # noqa: PLC0415
+    from stagegraph.record.mermaid import declared_chart
 
-    from ._load import load_graph  # noqa: PLC0415
+    from .load import load_graph
 
     text = declared_chart(load_graph(graph))
     if out is None:
-        print(text, end="")  # noqa: T201
+        print(text, end="")
     else:
         out.write_text(text, encoding="utf-8")
 
 
 @prompts_app.command()
 def show(
-    graph: GraphArgument,
+    graph: opt.GraphArgument,
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="What a prompts file makes of it.")] = None,
 ) -> None:
     """Print what a graph says to its models."""
-    from stagegraph import Prompts  # noqa: PLC0415
+    from stagegraph import Prompts
+    from stagegraph.nodes.stage import stages_of
 
-    from ._load import load_graph  # noqa: PLC0415
+    from .load import load_graph
 
     node = load_graph(graph)
     texts = Prompts.of(node)
@@ -54,7 +50,7 @@ def show(
         deployed = Prompts.load(prompts)
         deployed.check_known(stages_of(node), node.__node__.name)
         texts = texts.replace(deployed)
-    print(texts.to_yaml(), end="")  # noqa: T201
+    print(texts.to_yaml(), end="")
 
 
 @prompts_app.command()
@@ -63,25 +59,25 @@ def diff(
     after: Annotated[str, typer.Argument(help="A prompts file or a graph.")],
 ) -> None:
     """Compare two prompts files, or a graph and a file. Exits with 1 when they differ."""
-    from stagegraph import Prompts  # noqa: PLC0415
+    from stagegraph import Prompts
 
-    from ._load import load_graph  # noqa: PLC0415
+    from .load import load_graph
 
     def texts(name: str) -> Prompts:
         return Prompts.load(name) if name.endswith((".yaml", ".yml")) else Prompts.of(load_graph(name))
 
     text = texts(before).diff(texts(after))
-    print(text, end="")  # noqa: T201
+    print(text, end="")
     raise typer.Exit(1 if text else 0)
 
 
 @prompts_app.command()
-def check(graph: GraphArgument, file: Annotated[str, typer.Argument(help="A prompts file.")]) -> None:
+def check(graph: opt.GraphArgument, file: Annotated[str, typer.Argument(help="A prompts file.")]) -> None:
     """Make sure that a prompts file and a graph name the same stages, and that demos, tools and fields fit."""
-    from stagegraph import Prompts  # noqa: PLC0415
+    from stagegraph import Prompts
 
-    from ._load import load_graph  # noqa: PLC0415
+    from .load import load_graph
 
     node = load_graph(graph)
     Prompts.load(file).check(node)
-    console(stderr=True).print(Text(f"{file} fits {node.__node__.name}", "green"))
+    say(f"{file} fits {node.__node__.name}", "green", stderr=True)

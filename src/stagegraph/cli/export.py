@@ -1,19 +1,18 @@
-"""`stagegraph export`: recorded runs as a data set."""
+"""`stagegraph export`: recorded runs as examples in a file."""
 
 from __future__ import annotations
 
+from contextlib import aclosing, nullcontext
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
-from rich.text import Text
 
+from . import options as opt
 from ._langfuse import LangfuseOption, time_of
-from ._place import writable
-from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
-from ._text import console, plain
+from .text import say
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
@@ -22,13 +21,13 @@ __all__ = ["export"]
 
 
 def export(
-    graph: Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")],
+    graph: opt.GraphArgument,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where the examples go, one JSON object a line.", callback=writable)
+        Path, typer.Option(metavar="FILE", help="Where the examples go, one JSON object a line.", callback=opt.writable)
     ],
     stage: Annotated[str | None, typer.Option(metavar="PATH", help="Only the calls of this stage or step.")] = None,
-    since: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
-    until: Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")] = None,
+    since: opt.TimeOption = None,
+    until: opt.TimeOption = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag; may be given again.")] = None,
     user: Annotated[str | None, typer.Option(help="Only runs of this user.")] = None,
     session: Annotated[str | None, typer.Option(help="Only runs of this session.")] = None,
@@ -45,14 +44,14 @@ def export(
     ] = None,
     seed: Annotated[int, typer.Option(help="Another number deals otherwise.")] = 0,
     langfuse: LangfuseOption = False,
-    journal: JournalOption = DEFAULT_JOURNAL,
+    journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
-    from stagegraph import DeclarationError, save_examples, split_examples  # noqa: PLC0415
-    from stagegraph.schema.names import closest  # noqa: PLC0415
-    from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
+    from stagegraph import DeclarationError, save_examples, split_examples
+    from stagegraph.schema.names import closest
+    from stagegraph.tracing import JournalRuns, LangfuseRuns
 
-    from ._load import load_graph  # noqa: PLC0415
+    from .load import load_graph
 
     shares = _shares(split)
     begin, end = time_of(since), time_of(until)
@@ -66,8 +65,8 @@ def export(
         raise DeclarationError(msg)
 
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:
-        store = None if langfuse else open_journal(journal)
-        try:
+        store = None if langfuse else opt.open_journal(journal)
+        async with nullcontext() if store is None else aclosing(store):
             source = LangfuseRuns() if store is None else JournalRuns(store)
             found = await source.examples(
                 root,
@@ -84,22 +83,24 @@ def export(
                 limit=limit,
             )
             return found, dict(source.skipped)
-        finally:
-            if store is not None:
-                await store.aclose()
 
     examples, skipped = anyio.run(read)
-    told = console(stderr=True)
-    if not shares:
-        told.print(Text(plain(f"wrote {save_examples(examples, out)} examples to {out}")))
-    for name, part in split_examples(examples, shares, by=split_by, seed=seed).items() if shares else ():
-        file = out.with_name(f"{out.stem}.{name}{out.suffix}")
-        told.print(Text(plain(f"wrote {save_examples(part, file)} examples to {file}")))
+    files = {out: examples}
+    if shares:
+        parts = split_examples(examples, shares, by=split_by, seed=seed)
+        files = {out.with_name(f"{out.stem}.{name}{out.suffix}"): part for name, part in parts.items()}
+    for file, rows in files.items():
+        say(f"wrote {save_examples(rows, file)} examples to {file}", stderr=True)
     for reason, count in skipped.items():
-        told.print(Text(plain(f"left out {count}: {reason}"), "dim"))
+        say(f"left out {count}: {reason}", "dim", stderr=True)
 
 
 def _shares(text: str | None) -> dict[str, float]:
+    """`train=0.6,val=0.2` as shares by name.
+
+    Raises:
+        BadParameter: a name is no identifier or occurs twice, or a share is no positive number.
+    """
     if text is None:
         return {}
     shares: dict[str, float] = {}
