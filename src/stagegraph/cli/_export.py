@@ -49,7 +49,7 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples  # noqa: PLC0415
-    from stagegraph.schema.names import closest  # noqa: PLC0415
+    from stagegraph.schema.errors import closest  # noqa: PLC0415
     from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415

@@ -64,7 +64,7 @@ def make_runner(
     """A runner from the options, with every mistake in them found before anything runs."""
     from stagegraph import Prompts, Runner  # noqa: PLC0415
     from stagegraph.agent.models import Models  # noqa: PLC0415
-    from stagegraph.schema.names import closest  # noqa: PLC0415
+    from stagegraph.schema.errors import closest  # noqa: PLC0415
 
     stages = stages_of(node)
     by_path: dict[str, str] = {}

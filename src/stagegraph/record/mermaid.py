@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.data.call import Call
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Tree
-from stagegraph.schema.names import bare, named_models
+from stagegraph.schema.types import bare, named_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,8 +14,7 @@ from typing_extensions import TypeVar
 from stagegraph.data.call import Call, CallError, Pending, Status, key_order
 from stagegraph.data.score import Feedback
 from stagegraph.nodes.node import Tree
-from stagegraph.schema.errors import StagegraphError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import StagegraphError, closest
 
 from .edges import follow_values
 from .mermaid import run_chart
