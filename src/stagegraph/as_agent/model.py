@@ -12,8 +12,7 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 
 from stagegraph.nodes.graph import BaseGraph
-from stagegraph.record.reading import stored_run
-from stagegraph.record.run import ReplayError
+from stagegraph.record.run import ReplayError, stored_run
 from stagegraph.schema.errors import StagegraphError
 
 from .input import read_input

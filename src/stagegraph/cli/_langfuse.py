@@ -23,7 +23,7 @@ LangfuseOption = Annotated[
 
 async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     """The newest runs that fit, as a journal would have them."""
-    from stagegraph.record.reading import feedback_of  # noqa: PLC0415
+    from stagegraph.record.calls import feedback_of  # noqa: PLC0415
     from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
     from stagegraph.tracing._wanted import Wanted  # noqa: PLC0415
 

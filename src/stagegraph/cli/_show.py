@@ -60,7 +60,9 @@ def show(
     elif call is not None:
         _show_call(row, calls, scores, call, as_json=as_json)
     elif as_json:
-        print(json.dumps({"run": _decoded(row), "calls": [_decoded(one) for one in calls]}, ensure_ascii=False))  # noqa: T201
+        from stagegraph.record.rows import RunRecord  # noqa: PLC0415
+
+        print(RunRecord(run=row, calls=calls, feedback=scores).to_json())  # noqa: T201
     else:
         _show_run(row, calls, scores, everything=everything)
 

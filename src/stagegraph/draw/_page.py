@@ -10,8 +10,8 @@ import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from stagegraph.record.calls import call_tree
 from stagegraph.record.edges import follow_contents
-from stagegraph.record.reading import call_tree
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.node import Tree
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.reading import stored_run
 from stagegraph.record.rows import Journal, RunRow
-from stagegraph.record.run import ReplayError, Run
+from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import JournalError, closest
 
 from .options import Labels, ResumeOptions, RunOptions

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError
 
-from stagegraph.agent.durable import OpMemory, json_of
+from stagegraph.agent.durable import OpMemory
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.record.rows import CallRow, Journal, Recorded
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import closest
+from stagegraph.schema.serialize import json_of
 
 from .identity import Fixed
 from .replay import Bag

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic_core import CoreConfig, SchemaSerializer
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer
 
 from .types import is_dict, is_list, is_mapping, is_sequence
 
-__all__ = ["Traits", "alike", "encodable", "escaped", "hashed", "serializer_of", "traits_of"]
+__all__ = ["Traits", "alike", "encodable", "escaped", "hashed", "json_of", "serializer_of", "traits_of"]
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
@@ -39,6 +40,18 @@ def hashed(*texts: str) -> str:
         digest.update(text.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def json_of(adapter: TypeAdapter[Any], value: object) -> str:
+    """A value as JSON text; half a surrogate pair, which models do send, is replaced.
+
+    Raises:
+        PydanticSerializationError: a part of the value has no JSON.
+    """
+    try:
+        return adapter.dump_json(value).decode()
+    except PydanticSerializationError:
+        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
 
 
 @dataclass(slots=True)

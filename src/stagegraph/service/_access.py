@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 
 from stagegraph.journal import CancelRow
-from stagegraph.record.reading import stored_run
+from stagegraph.record.run import stored_run
 from stagegraph.runner.recovery import give_up, is_interrupted, segment_of
 
 from ._problems import Problem
