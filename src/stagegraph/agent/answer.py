@@ -21,9 +21,10 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RunUsage
 
+from stagegraph.data.call import dump_pending
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
-from stagegraph.record import deferred as asking
+from stagegraph.record.deferred import pending_of
 from stagegraph.runner.limits import LimitReached
 from stagegraph.runner.state import Entry
 from stagegraph.schema.errors import JournalError
@@ -117,7 +118,7 @@ async def call_agent(
                     return result.output
                 if memory is None:
                     raise unanswered(entry)
-                use.pending = asking.dump(asking.pending_of(entry.key, entry.path, result.output))
+                use.pending = dump_pending(pending_of(entry.key, entry.path, result.output))
                 raise Suspended
             finally:
                 use.usage.incr(usage if memory is None else usage - memory.miscounted)
@@ -160,7 +161,7 @@ async def _opening(
     use.usage, use.messages = question.usage, tuple(question.history)
     still_open = await question.answered(setting.answers, memory)
     if still_open:
-        use.pending = asking.dump(still_open)
+        use.pending = dump_pending(still_open)
         raise Suspended
     return None, question.history, question.answers
 

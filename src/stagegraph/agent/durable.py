@@ -24,7 +24,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import PydanticSerializationError
 
 from stagegraph.record.rows import Journal, OpRow
-from stagegraph.schema.serialize import encodable, hashed
+from stagegraph.schema.serialize import hashed, json_of
 
 if TYPE_CHECKING:
     from stagegraph.runner.state import Entry
@@ -163,18 +163,6 @@ class OpMemory:
         except (PydanticSerializationError, ValueError):
             return  # a result that cannot be written down is computed again after a crash
         await self.keep((op, digest, payload))
-
-
-def json_of(adapter: TypeAdapter[Any], value: object) -> str:
-    """A value as JSON text; half a surrogate pair, which a model may well send, is replaced.
-
-    Raises:
-        PydanticSerializationError: there is something in it that cannot be written down.
-    """
-    try:
-        return adapter.dump_json(value).decode()
-    except PydanticSerializationError:
-        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
 
 
 def _kind_of(result: object) -> str:

@@ -21,8 +21,7 @@ from pydantic_ai.usage import RequestUsage
 
 from stagegraph.data.events import CallFinished, CallStarted
 from stagegraph.nodes.graph import BaseGraph
-from stagegraph.record.reading import stored_run
-from stagegraph.record.run import InputError, LimitError, ReplayError, RunError
+from stagegraph.record.run import InputError, LimitError, ReplayError, RunError, stored_run
 from stagegraph.schema.errors import BusyError, JournalError, StagegraphError
 
 from .caller import limits_left, model_of, options, used_since
@@ -181,7 +180,7 @@ class GraphModel(UnboundModel):
 
     def _may_answer(self, row: RunRow) -> bool:
         """Whether this user started the run, and it is one of this graph: a client may send any run id."""
-        return row.graph == self.graph.__node__.name and json.loads(row.labels)["user_id"] == self._user
+        return row.graph == self.graph.__node__.name and row.read_labels().user_id == self._user
 
     @property
     def _model(self) -> Model | None:

@@ -23,7 +23,7 @@ LangfuseOption = Annotated[
 
 async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     """The newest runs that fit, as a journal would have them."""
-    from stagegraph.record.reading import feedback_of
+    from stagegraph.record.calls import feedback_of
     from stagegraph.tracing import LangfuseRuns
     from stagegraph.tracing._wanted import Wanted
 

@@ -48,7 +48,7 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples
-    from stagegraph.schema.names import closest
+    from stagegraph.schema.errors import closest
     from stagegraph.tracing import JournalRuns, LangfuseRuns
 
     from .load import load_graph

@@ -7,10 +7,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.prompts_yaml import parse_yaml
 from stagegraph.record.run import InputError
+from stagegraph.schema.types import is_dict, is_list
 
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
@@ -86,7 +87,7 @@ def _data(content: str) -> Any:
         data = parse_yaml(content)
     except ValueError:
         return content
-    return cast("object", data) if isinstance(data, (dict, list)) else content
+    return data if is_dict(data) or is_list(data) else content
 
 
 def _as_text_field(content: str, schema: Schema) -> Any:

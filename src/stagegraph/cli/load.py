@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from stagegraph import DeclarationError, Graph, Node
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import closest
 
 __all__ = ["load_function", "load_graph"]
 

@@ -72,7 +72,7 @@ def resume(
     async def work(out: TextIO | None) -> None:
         async with aclosing(opt.open_journal(journal)) as store:
             row = await opt.find_run(store, run)
-            place = graph or json.loads(row.labels)["metadata"].get("graph")
+            place = graph or row.read_labels().metadata.get("graph")
             if not isinstance(place, str):
                 msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
                 raise ReplayError(msg)
@@ -110,7 +110,7 @@ def make_runner(
     from stagegraph import Prompts, Runner
     from stagegraph.agent.models import Models
     from stagegraph.nodes.stage import stages_of
-    from stagegraph.schema.names import closest
+    from stagegraph.schema.errors import closest
 
     stages = stages_of(node)
     by_path: dict[str, str] = {}

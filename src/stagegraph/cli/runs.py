@@ -145,7 +145,9 @@ def show(
     elif call is not None:
         _show_call(row, calls, scores, call, as_json=as_json)
     elif as_json:
-        print(json.dumps({"run": _decoded(row), "calls": [_decoded(one) for one in calls]}, ensure_ascii=False))
+        from stagegraph.record.rows import RunRecord
+
+        print(RunRecord(run=row, calls=calls, feedback=scores).to_json())
     else:
         _show_run(row, calls, scores, everything=everything)
 
@@ -176,7 +178,8 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
 
 def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key: str, *, as_json: bool) -> None:
     from stagegraph import JournalError
-    from stagegraph.schema.names import closest
+    from stagegraph.record.rows import RunRecord
+    from stagegraph.schema.errors import closest
 
     from .tree import call_line
 
@@ -185,7 +188,8 @@ def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key
         msg = f"run {row.run_id} has no call `{key}`{closest(key, [one.key for one in calls])}"
         raise JournalError(msg)
     if as_json:
-        print(json.dumps(_decoded(found), ensure_ascii=False))
+        [data] = RunRecord(run=row, calls=[found]).model_dump()["calls"]
+        print(json.dumps(data, ensure_ascii=False))
         return
     out = console()
     out.print(call_line(found))
@@ -205,16 +209,6 @@ def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key
     if found.error is not None:
         out.rule("error", align="left", style="dim")
         say(f"{found.error_type}: {found.error}", "red")
-
-
-def _decoded(row: RunRow | CallRow) -> dict[str, Any]:
-    """A row as JSON data; the JSON texts in it are decoded."""
-    texts = {"input", "output", "prompts", "labels", "parts", "usage", "messages", "prompt", "pending"}
-    return {
-        name: json.loads(value) if name in texts and value is not None else value
-        for name in type(row).__slots__
-        for value in [getattr(row, name)]
-    }
 
 
 def feedback(

@@ -16,7 +16,7 @@ from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Node
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, StageError, leaves
-from stagegraph.schema.names import type_name
+from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

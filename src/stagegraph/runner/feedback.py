@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from stagegraph.data.score import Feedback, Scored
 from stagegraph.record.rows import FeedbackRow, Journal
-from stagegraph.schema.errors import DeclarationError, JournalError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import DeclarationError, JournalError, closest
 from stagegraph.schema.serialize import hashed
 
 from .observer import by_environment

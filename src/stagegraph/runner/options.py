@@ -11,7 +11,7 @@ from pydantic_ai.models import Model
 
 from stagegraph.data.prompts import Prompts
 from stagegraph.record.run import Run
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import closest
 
 from .limits import Limits
 

@@ -17,12 +17,9 @@ from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.node import Tree
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.reading import stored_run
 from stagegraph.record.rows import Journal, RunRow
-from stagegraph.record.run import ReplayError, Run
-from stagegraph.schema.errors import JournalError
-from stagegraph.schema.names import closest
-from stagegraph.schema.schema import as_json
+from stagegraph.record.run import ReplayError, Run, stored_run
+from stagegraph.schema.errors import JournalError, closest
 
 from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
@@ -77,7 +74,7 @@ class Order:
             graph=tree.root.__node__.name,
             status="running",
             started=time.time(),
-            input=as_json(tree.root.__node__.input_type, self.raw),
+            input=tree.root.__node__.input_type.as_json(self.raw),
             prompts_digest=terms.prompts.digest if terms.prompts.settled else "",
             prompts=prompts.to_json() if prompts is not None and prompts.settled else None,
             model=self.model if isinstance(self.model, str) else None,

@@ -14,7 +14,6 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from stagegraph.journal.owner import this_process
 from stagegraph.record.rows import Journal, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
-from stagegraph.schema.schema import as_json
 
 from .recorder import Recall, Recorder
 from .recovery import counted, segment_of
@@ -93,7 +92,7 @@ class RunPage:
                 self.row,
                 status="running" if left else run.status,
                 duration=time.time() - self.row.started,
-                output=as_json(run.tree.root.__node__.output_type, run.output) if run.status == "succeeded" else None,
+                output=run.tree.root.__node__.output_type.as_json(run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
                 requests=min(usage.requests, _MOST),

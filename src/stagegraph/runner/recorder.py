@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError
 
-from stagegraph.agent.durable import OpMemory, json_of
+from stagegraph.agent.durable import OpMemory
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.record.rows import CallRow, Journal, Recorded
 from stagegraph.record.run import ReplayError
-from stagegraph.schema.names import closest
-from stagegraph.schema.schema import as_json, recorded
+from stagegraph.schema.errors import closest
+from stagegraph.schema.serialize import json_of
 
 from .identity import Fixed
 from .replay import Bag
@@ -168,9 +168,8 @@ class Recorder:
         node, error, memo = entry.node, entry.error, entry.memo
         output, whole = None, True
         if entry.status == "succeeded":
-            output, whole = recorded(
-                node.__node__.output_type, entry.output, checked=memo is not None and not entry.replayed
-            )
+            checked = memo is not None and not entry.replayed
+            output, whole = node.__node__.output_type.recorded(entry.output, checked=checked)
         row = CallRow(
             run_id=self._run_id,
             key=entry.key,
@@ -181,7 +180,7 @@ class Recorder:
             status=entry.status,
             identity=memo.identity if memo is not None and whole else "",  # nobody may take it for what it was
             parts=memo.fixed.json if memo is not None else "{}",
-            input=memo.input if memo is not None else as_json(node.__node__.input_type, entry.input),
+            input=memo.input if memo is not None else node.__node__.input_type.as_json(entry.input),
             output=output,
             error_type=error.type if error is not None else None,
             error=error.message if error is not None else None,

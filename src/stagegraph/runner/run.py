@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.call import Call, CallError, Pending, Status
+from stagegraph.data.call import Call, CallError, Pending, Status, load_pending
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.nodes.current import Suspended
-from stagegraph.record import deferred as asking
 from stagegraph.record.run import InputError, Run, RunError
 from stagegraph.schema.errors import JournalError, problems_of
 
@@ -259,4 +258,4 @@ class Running:
 
     def _pending(self) -> tuple[Pending, ...]:
         waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
-        return tuple(one for text in filter(None, waiting) for one in asking.load(text))
+        return tuple(one for text in filter(None, waiting) for one in load_pending(text))

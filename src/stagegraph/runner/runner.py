@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 from typing_extensions import Unpack
 
 from stagegraph.agent.models import Models
-from stagegraph.data.fit import unknown_stages
+from stagegraph.data.prompt import unknown_stages
 from stagegraph.data.prompts import Prompts
 from stagegraph.journal.memory import MemoryJournal
 from stagegraph.nodes.branches import DEFAULT_LIMIT

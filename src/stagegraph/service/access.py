@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.record.reading import stored_run
 from stagegraph.record.rows import CancelRow
-from stagegraph.runner.recovery import give_up, is_interrupted, segment_of
+from stagegraph.record.run import stored_run
+from stagegraph.runner.recovery import give_up, is_interrupted
 
 from .journal_events import JournalEvents
 from .problems import Problem
@@ -98,9 +97,9 @@ class Access:
         row = None if self.runner.journal is None else await self.runner.journal.run(run_id)
         if row is None:
             raise _unknown(run_id)
-        labels = json.loads(row.labels)
-        user_id, session_id = labels["user_id"], labels["session_id"]
-        await self._check(user, RunRef(run_id=run_id, graph=row.graph, user_id=user_id, session_id=session_id))
+        labels = row.read_labels()
+        run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+        await self._check(user, run)
         return row
 
     async def stored(self, row: RunRow) -> Run[Any, Any]:
@@ -123,7 +122,7 @@ class Access:
 
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""
-        await self.journal.put(CancelRow(run_id=row.run_id, segment=segment_of(row)))
+        await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
         with anyio.move_on_after(seconds):
             while row.status == "running" and not is_interrupted(row):
                 await anyio.sleep(_POLL_EVERY)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from stagegraph.record.deferred import by_call
 from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.runner.feedback import feedback
-from stagegraph.runner.recovery import GIVEN_UP, is_interrupted, segment_of
+from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
 from stagegraph.schema.errors import BusyError, DeclarationError, JournalError
 
 from .bodies import Denied, run_json
@@ -213,7 +213,7 @@ class Endpoints:
 
     async def _was_resumed_elsewhere(self, live: LiveRun[Any, Any], user: str | None) -> bool:
         """Whether another process has resumed a run that was suspended in this one."""
-        return self._may_be_elsewhere(live) and segment_of(await self._access.row(live.run_id, user)) != live.segment
+        return self._may_be_elsewhere(live) and (await self._access.row(live.run_id, user)).segment != live.segment
 
     def _may_be_elsewhere(self, live: LiveRun[Any, Any]) -> bool:
         """Whether another process may have resumed or given up a run that was suspended in this one."""
