@@ -71,14 +71,12 @@ def run_json(graph: Node[Any, Any], run: Run[Any, Any], status: ShownStatus, det
     Raises:
         Problem: the output cannot be written as JSON.
     """
-    usage, failures = run.usage, run.failures() if run.status == "failed" else []
+    failures = run.failures() if run.status == "failed" else []
     state = {
         "run_id": run.id,
         "status": status,
         "usage": {
-            "requests": usage.requests,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
+            **{name: getattr(run.usage, name) for name in ("requests", "input_tokens", "output_tokens")},
             "cost": None if run.cost is None else str(run.cost),
         },
         "started": run.started.isoformat(),

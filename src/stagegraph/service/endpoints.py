@@ -20,7 +20,7 @@ from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
 from stagegraph.schema.errors import BusyError, DeclarationError, JournalError
 
 from .bodies import Denied, run_json
-from .event_stream import EventStream, journal_chunks, last_seen, live_chunks
+from .event_stream import EventStream, disconnected, journal_chunks, last_seen, live_chunks
 from .problems import RETRY_AFTER, Problem, problem_of_run
 
 if TYPE_CHECKING:
@@ -188,12 +188,7 @@ class Endpoints:
 
     async def _ended_or_left(self, live: LiveRun[Any, Any], request: Request) -> None:
         """Wait until the run ends, or until its client leaves, which cancels the run."""
-
-        async def gone() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        leaving = asyncio.create_task(gone())
+        leaving = asyncio.create_task(disconnected(request.receive))
         try:
             await asyncio.wait([live.task, leaving], return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .journal_events import JournalEvents
 
-__all__ = ["EventStream", "journal_chunks", "last_seen", "live_chunks"]
+__all__ = ["EventStream", "disconnected", "journal_chunks", "last_seen", "live_chunks"]
 
 _HEARTBEAT = b": still here\n\n"
 
@@ -47,7 +47,7 @@ class EventStream(Response):
         complete = False
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(_until_disconnected, receive, group.cancel_scope)
+                group.start_soon(self._cancel_if_left, receive, group.cancel_scope)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 async for chunk in self._chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -60,11 +60,16 @@ class EventStream(Response):
             if not complete and self._on_leave is not None:
                 self._on_leave()
 
+    @staticmethod
+    async def _cancel_if_left(receive: Receive, scope: anyio.CancelScope) -> None:
+        await disconnected(receive)
+        scope.cancel()
 
-async def _until_disconnected(receive: Receive, scope: anyio.CancelScope) -> None:
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client of a request leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
 
 
 async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
