@@ -1,9 +1,17 @@
-"""A small language model inside the process: no key, no server, no network.
+"""A small language model inside the process: no key, no server to manage, no network.
 
 It is SmolLM2-135M-Instruct, for trying a graph out and for tests, not for production: it always returns the declared
-type, and rarely anything clever.
+type, and rarely a good answer.
 """
 
-from ._model import LocalModel, model
+from stagegraph.errors import DeclarationError
+
+from .weights import INSTALL
+
+try:
+    from .model import LocalModel, model
+except ImportError as error:
+    msg = f"local models need the package openai, which cannot be imported ({error}): {INSTALL}"
+    raise DeclarationError(msg) from error
 
 __all__ = ["LocalModel", "model"]

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, cast
 
 from pydantic_ai.exceptions import UserError
 
-from ._pieces import Json, Piece, choice, compact, join, literal
-from ._scalars import CHUNK, KEY, TEXT, integer, number, string
+from .pieces import Json, Piece, choice, compact, join, literal
+from .scalars import CHUNK, KEY, TEXT, integer, number, string
 
 __all__ = ["Grammar", "write_grammar"]
 

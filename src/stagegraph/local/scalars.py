@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, Decimal
 
-from ._pieces import Json, Piece, choice, compact, literal
+from .pieces import Json, Piece, choice, compact, literal
 
 __all__ = ["CHUNK", "KEY", "TEXT", "integer", "number", "string"]
 
