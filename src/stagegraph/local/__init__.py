@@ -6,7 +6,7 @@ type, and rarely a good answer.
 
 from stagegraph.errors import DeclarationError
 
-from .weights import INSTALL
+from .engine import INSTALL
 
 try:
     from .model import LocalModel, model

