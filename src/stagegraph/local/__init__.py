@@ -4,7 +4,7 @@ It is SmolLM2-135M-Instruct, for trying a graph out and for tests, not for produ
 type, and rarely a good answer.
 """
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 from .engine import INSTALL
 
