@@ -4,14 +4,12 @@ It is SmolLM2-135M-Instruct, for trying a graph out and for tests, not for produ
 type, and rarely a good answer.
 """
 
-from stagegraph.schema.errors import DeclarationError
-
 from .engine import INSTALL
 
 try:
     from .model import LocalModel, model
-except ImportError as error:
+except ModuleNotFoundError as error:
     msg = f"local models need the package openai, which cannot be imported ({error}): {INSTALL}"
-    raise DeclarationError(msg) from error
+    raise ImportError(msg) from error
 
 __all__ = ["LocalModel", "model"]

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,6 +102,15 @@ class LocalModel(OpenAIChatModel):
         )
         provider = OpenAICompatibleProvider("local", openai_client=client, profile=lambda _: profile)
         super().__init__(name, provider=provider, settings=settings)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __reduce__(self) -> tuple[partial["LocalModel"], tuple[()]]:
+        """A copy, also in another process, is a model with an equal engine."""
+        of = self._engine
+        sizes = {"path": of.path, "slots": of.slots, "context": of.context, "threads": of.threads}
+        return partial(LocalModel, of.name, **sizes, settings=self.settings), ()
 
     async def request(
         self,
