@@ -85,7 +85,7 @@ async def ask_once(local: LocalModel, *parts: Any) -> ModelResponse:
 
 def test_tools_are_refused() -> None:
     """An agent with tools is told that local models have none."""
-    with pytest.raises(UserError, match="local models have no tools: use a model of a provider for this agent"):
+    with pytest.raises(UserError, match="local models have no tools: take them away or use a model of a provider"):
         asyncio.run(Agent(LocalModel(), tools=[len]).run("Hello"))
 
 

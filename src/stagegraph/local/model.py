@@ -32,8 +32,8 @@ __all__ = ["LocalModel", "model"]
 MAX_TOKENS = 512
 """Tokens of an answer at most, where the settings do not say; some seconds of work on a quiet core."""
 NO_TOOLS = (
-    "local models have no tools: use a model of a provider for this agent, or take the tools away. Nor do they give "
-    "output through a tool: declare the output type itself, not as `ToolOutput`, and do not mix `str` with other types"
+    "local models have no tools: take them away or use a model of a provider, and declare the output type itself, not "
+    "`ToolOutput` or a mix of `str` and other types"
 )
 
 
@@ -78,8 +78,8 @@ class LocalModel(OpenAIChatModel):
         if name not in KNOWN:
             msg = f"there is no local model {name!r}; known: {', '.join(sorted(KNOWN))}"
             raise DeclarationError(msg)
-        if min(slots, context, threads) < 1 or context > KNOWN[name].context:
-            sizes, most = f"{slots=}, {context=}, {threads=}", KNOWN[name].context
+        if min(slots, context, threads) < 1 or context > KNOWN[name][2]:
+            sizes, most = f"{slots=}, {context=}, {threads=}", KNOWN[name][2]
             msg = f"no local model has {sizes}: each is at least 1, and {name} was trained on {most} tokens of context"
             raise DeclarationError(msg)
         engine = Engine(name, None if path is None else str(Path(path).absolute()), slots, context, threads)
@@ -171,7 +171,7 @@ class LocalModel(OpenAIChatModel):
         room = min(wanted, context - used)
         grammar = None if output is None else write_grammar(output.json_schema, room)
         if room < (1 if grammar is None else min(wanted, grammar.tokens)):
-            wider = [size for size in (4096, 8192) if used + MAX_TOKENS <= size <= KNOWN[name].context]
+            wider = [size for size in (4096, 8192) if used + MAX_TOKENS <= size <= KNOWN[name][2]]
             remedy = f", or use LocalModel({name!r}, context={wider[0]})" if wider else ""
             msg = (
                 f"the prompt has {used} tokens and {name} takes {context}, prompt and answer together, which leaves "
