@@ -154,6 +154,27 @@ assert len(ports()) == 1, ports()
 
 @pytest.mark.local
 @on_linux
+def test_forked_process_has_its_own_engine() -> None:
+    """A process that is forked after the load answers, and so does its parent afterwards."""
+    code = f"""
+import asyncio, os
+from pydantic_ai import Agent
+from stagegraph.local import LocalModel
+
+agent = Agent(LocalModel(), model_settings={SHORT})
+before = asyncio.run(agent.run("Say hello.")).output
+child = os.fork()
+if not child:
+    os._exit(int(asyncio.run(agent.run("Say hello.")).output != before))
+assert os.waitpid(child, 0)[1] == 0
+assert asyncio.run(agent.run("Say hello.")).output == before
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.local
+@on_linux
 def test_port_is_closed_to_others() -> None:
     """The port that llama.cpp opens is on this machine's loopback only and answers nobody without its random key."""
     code = f"""{PORTS}

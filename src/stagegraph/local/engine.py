@@ -36,9 +36,8 @@ class Engine(httpx2.AsyncBaseTransport):
     context: int
     threads: int
     _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
-    _process: int = field(default=0, compare=False, repr=False)
-    """Where the server runs. A forked process starts its own: the threads of its parent are missing there."""
-    _server: Any = field(default=None, compare=False, repr=False)
+    _servers: dict[int, Any] = field(default_factory=dict[int, Any], compare=False, repr=False)
+    """By process: a forked one starts its own, since the threads of its parent are missing there."""
     _key: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
     _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
         default_factory=WeakKeyDictionary, compare=False, repr=False
@@ -50,12 +49,12 @@ class Engine(httpx2.AsyncBaseTransport):
         Raises:
             DeclarationError: the weights or xllamacpp are missing, the weights are wrong, or memory is short.
         """
-        if self._process != os.getpid():
+        if os.getpid() not in self._servers:
             await asyncio.to_thread(self._start)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to the server, which has to be started."""
-        request.url = request.url.copy_with(port=httpx2.URL(self._server.listening_address).port)
+        request.url = request.url.copy_with(port=httpx2.URL(self._servers[os.getpid()].listening_address).port)
         request.headers["Authorization"] = f"Bearer {self._key}"
         loop = asyncio.get_running_loop()
         if loop not in self._pools:
@@ -85,7 +84,7 @@ class Engine(httpx2.AsyncBaseTransport):
 
     def _start(self) -> None:
         with self._lock:
-            if self._process == os.getpid():
+            if os.getpid() in self._servers:
                 return
             path = self._weights()
             try:
@@ -103,11 +102,10 @@ class Engine(httpx2.AsyncBaseTransport):
             params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
             params.prefill_assistant = False
             try:
-                self._server = xllamacpp.Server(params)
+                self._servers[os.getpid()] = xllamacpp.Server(params)
             except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
                 msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
                 raise DeclarationError(msg) from error
-            self._process = os.getpid()
 
 
 ENGINES: dict[Engine, Engine] = {}
