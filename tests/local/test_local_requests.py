@@ -20,6 +20,7 @@ from pydantic_ai.exceptions import (
 from pydantic_ai.messages import (
     BinaryContent,
     CachePoint,
+    FilePart,
     ImageUrl,
     ModelRequest,
     ModelResponse,
@@ -106,25 +107,33 @@ def test_media_is_refused(content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [ToolReturnPart("find", "42", tool_call_id="1"), ToolCallPart("find", {}, tool_call_id="1")], ids=type
+    "part",
+    [
+        ToolReturnPart("find", "42", tool_call_id="1"),
+        ToolCallPart("find", {}, tool_call_id="1"),
+        FilePart(BinaryContent(b"GIF", media_type="image/gif")),
+    ],
+    ids=type,
 )
 @pytest.mark.anyio
-async def test_tools_in_the_history_are_refused(part: Any) -> None:
-    """A history in which a tool was used cannot be continued."""
-    message = ModelResponse([part]) if isinstance(part, ToolCallPart) else ModelRequest([part])
-    with pytest.raises(UserError, match="local models have no tools"):
+async def test_what_is_no_text_in_the_history_is_refused(part: Any) -> None:
+    """A history in which a tool was used or a file was made cannot be continued."""
+    message = ModelRequest([part]) if isinstance(part, ToolReturnPart) else ModelResponse([part])
+    with pytest.raises(UserError, match=f"history has a {part.part_kind} part, but local models have no tools"):
         await LocalModel().request([message], None, PLAIN)
 
 
 @pytest.mark.local
 def test_text_that_is_cut() -> None:
-    """Text that reaches the limit says so, and its tokens and its cost of nothing are counted."""
-    result = asyncio.run(Agent(LocalModel()).run("Tell a long story.", model_settings={"max_tokens": 6}))
+    """Text that reaches the limit says so; its tokens and its cost of nothing are counted, each time the same."""
+    agent = Agent(LocalModel(), model_settings={"max_tokens": 6})
+    result = asyncio.run(agent.run("Tell a long story."))
+    assert asyncio.run(agent.run("Tell a long story.")).usage == result.usage
     assert result.response.finish_reason == "length"
     assert result.usage.output_tokens == 6
     assert result.usage.input_tokens > 6
     assert result.usage.cost == 0
-    assert result.response.provider_name == "local"
+    assert (result.response.provider_name, result.response.model_name) == ("local", "smollm2")
 
 
 @pytest.mark.local

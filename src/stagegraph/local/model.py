@@ -179,7 +179,8 @@ class LocalModel(OpenAIChatModel):
                 f"split the input{remedy}"
             )
             raise ModelContextWindowExceededError(name, msg)
-        body: dict[str, object] = {"top_k": settings["top_k"]} if "top_k" in settings else {}
+        top_k = settings.get("top_k")
+        body: dict[str, object] = {} if top_k is None else {"top_k": top_k}
         if grammar is not None:
             # Given the schema itself, the model would choose its own blanks, and answer worse.
             body |= {"grammar": grammar.text, "response_format": {"type": "text"}}
@@ -195,7 +196,8 @@ class LocalAnswer(OpenAIStreamedResponse):
     """An answer while it is written."""
 
     def _map_usage(self, response: ChatCompletionChunk) -> RequestUsage:
-        return replace(super()._map_usage(response), cost=Decimal(0))  # free, which is not the same as of unknown price
+        # It is free, which is not the same as of unknown price. What was cached depends on what else has run.
+        return replace(super()._map_usage(response), cost=Decimal(0), cache_read_tokens=0)
 
     async def _validate_response(self) -> AsyncGenerator[ChatCompletionChunk]:
         # llama.cpp ignores a grammar that it cannot read, and the model then writes free text.
@@ -211,7 +213,7 @@ class LocalAnswer(OpenAIStreamedResponse):
 
 def _as_text(message: ModelMessage) -> ModelMessage:
     for part in message.parts:
-        if getattr(part, "tool_name", None) is not None:
+        if part.part_kind == "file" or getattr(part, "tool_name", None) is not None:
             msg = f"the message history has a {part.part_kind} part, but {NO_TOOLS}"
             raise UserError(msg)
         content = part.content if isinstance(part, UserPromptPart) else ""
