@@ -208,40 +208,30 @@ def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
     except (ValueError, RecursionError) as error:
         msg = f"{name}, line {getattr(error, 'lineno', 1)}: this is no JSON: {getattr(error, 'msg', error)}"
         raise InputError(msg) from error
-    position = _after_space(text, 0)
+    start = _after_gap(text, 0)
     if isinstance(whole, dict):
-        position = _value_of(text, position, "cases") or position
-    if text[position] != "[":
-        line = 1 + text.count("\n", 0, position)
+        entries = list(_parts(text, start))
+        values = {key: position for (_, key), (position, _) in zip(entries[::2], entries[1::2], strict=True)}
+        start = values.get("cases", start)
+    if text[start] != "[":
+        line = 1 + text.count("\n", 0, start)
         msg = f"{name}, line {line}: a JSON file of examples is a list, or an object with a list of `cases`"
         raise InputError(msg)
-    position = _after_space(text, position + 1)
-    while text[position] != "]":
-        line = 1 + text.count("\n", 0, position)
-        item, end = _DECODER.raw_decode(text, position)
-        yield line, item
-        position = _next(text, end)
+    for position, item in _parts(text, start):
+        yield 1 + text.count("\n", 0, position), item
 
 
-def _value_of(text: str, position: int, name: str) -> int | None:
-    """Where the value of an entry begins, in the JSON object that begins at *position*."""
-    position, found = _after_space(text, position + 1), None
-    while text[position] != "}":
-        key, end = _DECODER.raw_decode(text, position)
-        position = _after_space(text, _after_space(text, end) + 1)
-        found = position if key == name else found
-        position = _next(text, _DECODER.raw_decode(text, position)[1])
-    return found
+def _parts(text: str, start: int) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON list, or keys and values of an object in turn, each with its position in the valid *text*."""
+    position = _after_gap(text, start + 1)
+    while text[position] not in "]}":
+        part, end = _DECODER.raw_decode(text, position)
+        yield position, part
+        position = _after_gap(text, end)
 
 
-def _next(text: str, position: int) -> int:
-    """Where the next item begins, or the position of the closing bracket."""
-    position = _after_space(text, position)
-    return _after_space(text, position + 1) if text[position] == "," else position
-
-
-def _after_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
+def _after_gap(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n,:":
         position += 1
     return position
 
