@@ -64,7 +64,7 @@ def let_down(run: Run[Any, Any]) -> bool:
     """
     made_good = {_AGAIN.sub("", call.key) for call in run.root.walk() if call.ok}
     return any(
-        call.error is not None and call.error.passing and _AGAIN.sub("", call.key) not in made_good
+        call.error is not None and call.error.transient and _AGAIN.sub("", call.key) not in made_good
         for call in run.failures()
     )
 

@@ -31,8 +31,8 @@ APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 _APPLICATION_ID_AT = 68
 """Its place in the header of an SQLite file."""
-VERSION = 2
-"""2 has `cancels`; an older file gets the missing tables when it is opened."""
+VERSION = 3
+"""2 has `cancels`, 3 `origin` and `transient` of calls; an older file gets what is missing when it is opened."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
@@ -53,7 +53,11 @@ _DEFAULTS = {
     for row_type in TABLES
 }
 """The value of an empty column."""
-_OF_STAGES_AND_FAILURES = {"error_type", "error", "usage", "attempts", "messages", "prompt", "pending"}
+_FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
+_OF_STAGES_AND_FAILURES = {
+    *("error_type", "error", "origin", "transient"),
+    *("usage", "attempts", "messages", "prompt", "pending"),
+}
 
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 
@@ -87,12 +91,12 @@ def statement_for(row: Row) -> Statement:
 
 def row_of(row_type: type[R], found: sqlite3.Row) -> R:
     """A row from the columns of its table."""
-    values: dict[str, Any] = {name: found[name] for name in _NAMES[row_type]}
+    values: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
     for name, default in _DEFAULTS[row_type].items():
-        if values[name] is None:
+        if values.get(name) is None:  # also a column that a file of an older version lacks, which is only read
             values[name] = default
-    if "replayed" in values:
-        values["replayed"] = bool(values["replayed"])
+    for flag in _FLAGS[row_type]:
+        values[flag] = bool(values[flag])
     return row_type(**values)
 
 
@@ -163,10 +167,14 @@ def prepare(path: Path, *, timeout: float) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for row_type, (table, key) in TABLES.items():
-        columns = ", ".join(f"{f.name} {_SQL_TYPES.get(str(f.type), 'TEXT')}" for f in fields(row_type))
+        types = {field.name: _SQL_TYPES.get(str(field.type), "TEXT") for field in fields(row_type)}
+        columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
         connection.execute(
             f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({', '.join(key)})) WITHOUT ROWID"
         )
+        present = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for name in types.keys() - present:  # the file is of an older version
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {types[name]}")
     for index in _INDEXES:
         connection.execute(index)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

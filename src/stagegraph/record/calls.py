@@ -47,13 +47,14 @@ def call_row(
         status=call.status,
         input=input,
         output=output,
-        error_type=None if call.error is None else call.error.type,
-        error=None if call.error is None else escaped(call.error.message),
         started=call.started.timestamp(),
         duration=call.duration,
         replayed=call.replayed,
         cost="0",
     )
+    if call.error is not None:
+        row.error_type, row.error = call.error.type, escaped(call.error.message)
+        row.origin, row.transient = call.error.origin, call.error.transient
     if call.kind == "stage":
         row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost)
@@ -209,7 +210,11 @@ class _Reader:
 
 def error_of(row: RunRow | CallRow) -> CallError | None:
     """The error of a run or a call that failed."""
-    return None if row.error_type is None else CallError(row.error_type, row.error or "")
+    if row.error_type is None:
+        return None
+    if isinstance(row, RunRow):
+        return CallError(row.error_type, row.error or "")
+    return CallError(row.error_type, row.error or "", row.transient, row.origin)
 
 
 def feedback_of(row: FeedbackRow) -> Feedback:

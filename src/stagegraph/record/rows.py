@@ -178,6 +178,10 @@ class CallRow:
     output: OptionalJson = None
     error_type: str | None = None
     error: str | None = None
+    origin: str | None = None
+    """The key of the call in which the exception was first seen."""
+    transient: bool = False
+    """Whether a provider or the network caused the failure, so that trying again may help."""
     usage: Json = "{}"
     cost: str | None = None
     """US dollars; `None` when the price of a request is not known."""

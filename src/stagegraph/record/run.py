@@ -125,7 +125,7 @@ class Run(Generic[In, Out]):
         return found
 
     def failures(self) -> list[Call]:
-        """The innermost failed calls, in key order: without the graphs that failed because of a call inside."""
+        """The calls that failed by themselves, in key order; a graph that failed with one of its calls is left out."""
         failed = [call for call in self.root.walk() if call.status == "failed"]
         own = [call for call in failed if not any(_explains(call, child) for child in call.children)]
         return sorted(own, key=lambda call: key_order(call.key))
@@ -235,7 +235,7 @@ class Run(Generic[In, Out]):
 
 
 def _explains(call: Call, child: Call) -> bool:
-    """Whether a call failed because of this child: the child's error passed through it."""
+    """Whether a call failed because this child did: the child's error passed through it."""
     if child.status != "failed" or call.error is None or child.error is None:
         return False
     message = child.error.message
