@@ -366,25 +366,27 @@ def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool =
 def _from_format_1(data: dict[str, Any], tree: Tree) -> dict[str, Any]:
     """A record of format 1, where each call had its children inside, in the current format."""
 
-    def moved(old: dict[str, Any]) -> dict[str, Any]:
-        error = old["error"] or {"type": None, "message": None}
-        started = datetime.fromisoformat(old["started"]).timestamp()
-        return {**old, "run_id": data["id"], "started": started, "error_type": error["type"], "error": error["message"]}
+    def row(old: dict[str, Any], **more: object) -> dict[str, Any]:
+        error: dict[str, Any] = old["error"] or {}
+        facts = {"run_id": data["id"], "error_type": error.get("type"), "error": error.get("message")}
+        return {**old, **facts, "started": _seconds(old["started"]), **more}
 
     calls: list[dict[str, Any]] = []
-
-    def add(old: dict[str, Any], parent: str | None) -> None:
-        node = tree.nodes.get(old["path"], tree.root)
-        asked = [one for one in data["pending"] if one["key"] == old["key"]] or None
-        row = {"parent": parent, "position": len(calls), "kind": node.__node__.kind, "pending": asked}
-        calls.append({**moved(old), **row})
-        for child in old["children"]:
-            add(child, old["key"])
-
-    add(data["root"], None)
-    feedback = [{**one, "id": str(number), "run_id": data["id"]} for number, one in enumerate(data["feedback"])]
-    for one in feedback:
-        one["time"] = datetime.fromisoformat(one["time"]).timestamp()
+    waiting: list[tuple[dict[str, Any], str | None]] = [(data["root"], None)]
+    while waiting:
+        call, parent = waiting.pop()
+        kind = tree.nodes.get(call["path"], tree.root).__node__.kind
+        pending = [one for one in data["pending"] if one["key"] == call["key"]] or None
+        calls.append(row(call, parent=parent, position=len(calls), kind=kind, pending=pending))
+        waiting += [(child, call["key"]) for child in reversed(call["children"])]
     labels = {name: data[name] for name in ("metadata", "tags", "session_id", "user_id")}
-    run = {**moved(data), "labels": labels, "input": calls[0]["input"], "output": calls[0]["output"]}
+    run = row(data, labels=labels, input=calls[0]["input"], output=calls[0]["output"])
+    feedback = [
+        {**one, "id": str(number), "run_id": data["id"], "time": _seconds(one["time"])}
+        for number, one in enumerate(data["feedback"])
+    ]
     return {**data, "format": FORMAT, "run": run, "calls": calls, "feedback": feedback}
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
