@@ -63,15 +63,14 @@ def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool, take_ove
     host = None if known.owner is None else _other_host(known.owner)
     if host is not None and not take_over:
         return (
-            f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there. Nobody "
-            f"here can tell whether that process still runs on host {host!r}: when it is gone for good, take the run "
-            "over with "
+            f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there. Whether that process "
+            f"still lives on host {host!r} cannot be checked here: if it is gone for good, take the run over with "
             f"`runner.resume({run_id!r}, take_over=True)` or `stagegraph resume {run_id} --take-over`"
         )
     if known.owner is not None and host is None and is_alive(known.owner):
-        return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
+        return f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there"
     if known.status == "succeeded" or row.segment != known.segment + 1:
-        return f"run {run_id!r} was taken up in another place, or finished, meanwhile; read it again"
+        return f"run {run_id!r} was resumed by another process, or finished, meanwhile; read it again"
     return None
 
 

@@ -40,7 +40,7 @@ def _text(data: object) -> str:
 
 
 Json = Annotated[str, BeforeValidator(_text), PlainSerializer(json.loads)]
-"""A column with JSON text. In the JSON form of a row (`RunRecord`) stands the data itself."""
+"""A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
 OptionalJson = Annotated[
     str | None,
     BeforeValidator(lambda data: None if data is None else _text(data)),

@@ -85,7 +85,7 @@ class Schema:
 
     @cached_property
     def traits(self) -> Traits:
-        """What the type says about the JSON of its values."""
+        """Facts about the JSON of the type's values."""
         try:
             return traits_of(self.adapter.core_schema)
         except PydanticUserError:  # the type has no JSON at all
