@@ -79,10 +79,14 @@ def prepare(path: Path, *, timeout: float) -> None:
                 return
             connection.execute("BEGIN IMMEDIATE")
             for row_type, (table, key) in TABLES.items():
-                columns = ", ".join(f"{f.name} {SQL_TYPES.get(str(f.type), 'TEXT')}" for f in fields(row_type))
+                types = {field.name: SQL_TYPES.get(str(field.type), "TEXT") for field in fields(row_type)}
+                columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
                 connection.execute(
                     f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({', '.join(key)})) WITHOUT ROWID"
                 )
+                present = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
+                for name in types.keys() - present:  # the file is of an older version
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {types[name]}")
             for index in INDEXES:
                 connection.execute(index)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -14,8 +14,8 @@ __all__ = ["APPLICATION_ID", "INDEXES", "SQL_TYPES", "TABLES", "VERSION", "State
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as ours (`SGJ1`)."""
-VERSION = 2
-"""2 has `cancels`; an older file gets what it lacks when it is opened."""
+VERSION = 3
+"""2 has `cancels`, 3 has `origin` and `transient` of calls; an older file gets what it lacks when it is opened."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
@@ -40,7 +40,9 @@ _DEFAULTS = {
     for row_type in TABLES
 }
 """What an empty column stands for."""
-_OF_STAGES_AND_FAILURES = {"error_type", "error", "usage", "attempts", "messages", "prompt", "pending"}
+_FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
+_OF_FAILURES = {"error_type", "error", "origin", "transient"}
+_OF_STAGES = {"usage", "attempts", "messages", "prompt", "pending"}
 
 
 class Statement(NamedTuple):
@@ -57,7 +59,7 @@ def _statement(row_type: type[Row], left_out: Container[str] = ()) -> Statement:
 
 
 _STATEMENTS = {row_type: _statement(row_type) for row_type in TABLES}
-_PLAIN_CALL = _statement(CallRow, _OF_STAGES_AND_FAILURES)
+_PLAIN_CALL = _statement(CallRow, _OF_STAGES | _OF_FAILURES)
 
 
 def statement_for(row: Row) -> Statement:
@@ -68,10 +70,10 @@ def statement_for(row: Row) -> Statement:
 
 
 def row_of(row_type: type[R], found: sqlite3.Row) -> R:
-    values: dict[str, Any] = {name: found[name] for name in _NAMES[row_type]}
+    values: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
     for name, default in _DEFAULTS[row_type].items():
-        if values[name] is None:
+        if values.get(name) is None:  # also where the column is missing: a file of an older version, only read
             values[name] = default
-    if "replayed" in values:
-        values["replayed"] = bool(values["replayed"])
+    for flag in _FLAGS[row_type]:
+        values[flag] = bool(values[flag])
     return row_type(**values)

@@ -18,13 +18,14 @@ from stagegraph.nodes.node import Tree
 
 from . import deferred as asking
 from .edges import follow_contents
+from .rows import CallRow, RunRow
 from .run import Run
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.schema.schema import Schema
 
-    from .rows import CallRow, FeedbackRow, Journal, RunRow
+    from .rows import FeedbackRow, Journal
 
 __all__ = ["call_tree", "feedback_of", "run_of", "stored_run"]
 
@@ -136,4 +137,8 @@ def _value(schema: Schema | None, text: str | None) -> Any:
 
 
 def _error(row: RunRow | CallRow) -> CallError | None:
-    return None if row.error_type is None else CallError(row.error_type, row.error or "")
+    if row.error_type is None:
+        return None
+    if isinstance(row, RunRow):
+        return CallError(row.error_type, row.error or "")
+    return CallError(row.error_type, row.error or "", row.transient, row.origin)

@@ -64,6 +64,10 @@ class CallRow:
     output: str | None = None
     error_type: str | None = None
     error: str | None = None
+    origin: str | None = None
+    """The key of the call in which the exception was first seen."""
+    transient: bool = False
+    """Whether a provider or the network caused the failure, so that trying again may help."""
     usage: str = "{}"
     cost: str | None = None
     """Dollars; `None` when a request was made whose price is not known."""
