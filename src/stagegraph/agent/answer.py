@@ -22,9 +22,9 @@ from stagegraph.nodes.current import Suspended
 from stagegraph.record import deferred
 from stagegraph.schema.errors import JournalError
 
-from .call import Deadline
+from .call import Deadline, LimitReached
 from .deferred import Deferral
-from .failures import LimitReached, bad_deps, bad_render, is_retryable, stage_error, unanswered, wait_before
+from .failures import bad_deps, bad_render, is_retryable, stage_error, unanswered, wait_before
 from .inject import Injection
 
 if TYPE_CHECKING:

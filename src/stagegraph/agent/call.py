@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from .failures import AttemptTimeoutError
-
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
     from pydantic_ai.messages import ModelResponse
@@ -20,53 +18,36 @@ if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
     from stagegraph.data.usage import ModelUse
 
-__all__ = ["AgentCall", "Deadline"]
+__all__ = ["AgentCall", "AttemptTimeoutError", "Deadline", "LimitReached"]
+
+
+class AttemptTimeoutError(TimeoutError):
+    """An attempt took longer than its stage allows."""
+
+
+class LimitReached(Exception):  # noqa: N818 - never leaves the runner, which turns it into a LimitError
+    """A limit of the run does not allow another model request."""
 
 
 class AgentCall(Protocol):
     """One call of a stage: what its agent is given, what it reports to the run, and how the run limits its requests."""
 
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def input(self) -> Any: ...
-
-    @property
-    def deps(self) -> object:
-        """The run's deps."""
-        ...
-
-    @property
-    def model(self) -> Model[Any] | None:
-        """The model for this call; `None` leaves the agent's own."""
-        ...
-
-    @property
-    def prompt(self) -> Prompt | None: ...
-
-    @property
-    def answers(self) -> Mapping[str, object]:
-        """Tool call id -> answer, for a call that was suspended."""
-        ...
-
-    @property
-    def observing(self) -> Sequence[AbstractCapability[Any]]:
-        """Capabilities that observe the agent and change nothing."""
-        ...
-
-    @property
-    def use(self) -> ModelUse:
-        """Usage and messages so far; the agent adds to them."""
-        ...
-
-    @property
-    def streams(self) -> bool:
-        """Whether the model streams, so that `text_received` gets each piece of text."""
-        ...
+    key: str
+    path: str
+    input: Any
+    deps: object
+    """The run's deps."""
+    model: Model[Any] | None
+    """The model for this call; `None` leaves the agent's own."""
+    prompt: Prompt | None
+    answers: Mapping[str, object]
+    """Tool call id -> answer, for a call that was suspended."""
+    observing: Sequence[AbstractCapability[Any]]
+    """Capabilities that observe the agent and change nothing."""
+    use: ModelUse
+    """Usage and messages so far; the agent adds to them."""
+    streams: bool
+    """Whether the model streams, so that `text_received` gets each piece of text."""
 
     def text_received(self, text: str) -> None: ...
 

@@ -26,14 +26,14 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 
 from stagegraph.schema.errors import StageError, leaves, problems_of
 
+from .call import AttemptTimeoutError
+
 if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .call import AgentCall
 
 __all__ = [
-    "AttemptTimeoutError",
-    "LimitReached",
     "bad_deps",
     "bad_render",
     "has_transient_failures",
@@ -50,14 +50,6 @@ __all__ = [
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _MAX_TEXT = 600
 _MAX_VALUE = 80
-
-
-class AttemptTimeoutError(TimeoutError):
-    """An attempt took longer than its stage allows."""
-
-
-class LimitReached(Exception):  # noqa: N818 - never leaves the runner, which turns it into a LimitError
-    """A limit of the run does not allow another model request."""
 
 
 # -- what an error means

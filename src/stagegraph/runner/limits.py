@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 from pydantic_ai.usage import RunUsage
 
-from stagegraph.agent.failures import LimitReached
+from stagegraph.agent.call import LimitReached
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse

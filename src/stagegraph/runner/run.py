@@ -15,7 +15,8 @@ from stagegraph.record import deferred
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
-from .calls import Executor, Resources, origin_of
+from .calls import outermost
+from .executor import Executor, Resources, origin_of
 from .observer import TraceStart
 from .recorder import Recorder, with_deployed
 from .state import call_tree, total
@@ -154,7 +155,7 @@ class ActiveRun:
             if seconds is not None:
                 scope.deadline = anyio.current_time() + seconds
             try:
-                with executor.outside():
+                with outermost(executor):
                     await root(value)
             except Exception as error:  # noqa: BLE001 - how the run ends is decided below
                 failure = _single(error)

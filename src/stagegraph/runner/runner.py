@@ -22,8 +22,8 @@ from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
-from .calls import Resources
 from .event_log import EventLog
+from .executor import Resources
 from .lifetime import Lifetime
 from .limits import Limits, RequestSlots
 from .live import LiveRun
