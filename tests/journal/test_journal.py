@@ -38,7 +38,7 @@ from stagegraph import (
     step,
 )
 from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
-from stagegraph.runner.replay import Bag
+from stagegraph.runner.identity import ReplayCache as Bag
 
 pytestmark = pytest.mark.anyio
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["call_row", "call_rows", "call_tree", "error_of", "feedback_of", "root_call"]
 
 
+_TYPES = {one.name: one.type for one in fields(CallRow)}
+_SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
+"""The fields that a call and its row declare with one type."""
+
+
 def call_row(
     call: Call,
     *,
@@ -37,20 +43,16 @@ def call_row(
     output: str | None,
 ) -> CallRow:
     """The row of a call, whose input and output are given as JSON."""
+    same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
     row = CallRow(
         run_id=run_id,
-        key=call.key,
-        path=call.path,
-        kind=call.kind,
         parent=parent,
         position=position,
-        status=call.status,
         input=input,
         output=output,
         started=call.started.timestamp(),
-        duration=call.duration,
-        replayed=call.replayed,
         cost="0",
+        **same,
     )
     if call.error is not None:
         row.error_type, row.error = call.error.type, escaped(call.error.message)
@@ -58,7 +60,6 @@ def call_row(
     if call.kind == "stage":
         row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost)
-        row.attempts = call.attempts
         row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
     return row
 
@@ -163,22 +164,17 @@ class _Reader:
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
         except ValidationError as error:
             raise self._misfit(row, "messages", "cannot be read", error) from error
+        same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
-            path=row.path,
-            key=row.key,
-            kind=row.kind,
-            status=row.status,
             input=self._value(row, "input", input_type, row.input),
             output=self._value(row, "output", output_type, row.output) if row.status == "succeeded" else None,
             error=error_of(row),
             usage=usage,
             cost=cost,
             started=datetime.fromtimestamp(row.started, UTC),
-            duration=row.duration,
-            attempts=row.attempts,
             messages=messages,
             children=children,
-            replayed=row.replayed,
+            **same,
         )
 
     def _node(self, row: CallRow) -> Node[Any, Any] | None:

@@ -83,6 +83,7 @@ class Labels:
         known: dict[str, Any] = {name: data[name] for name in _LABELS if name in data}
         for name, value in known.items():
             known[name] = tuple(value) if is_list(value) else value
+        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
         return cls(**known)
 
     def to_json(self) -> str:

@@ -126,9 +126,8 @@ class Run(Generic[In, Out]):
 
     def failures(self) -> list[Call]:
         """The calls that failed by themselves, in key order; a graph that failed with one of its calls is left out."""
-        failed = [call for call in self.root.walk() if call.status == "failed"]
-        own = [call for call in failed if not any(_explains(call, child) for child in call.children)]
-        return sorted(own, key=lambda call: key_order(call.key))
+        failed = [call for call in self.root.walk() if call.status == "failed" and _failed_by_itself(call)]
+        return sorted(failed, key=lambda call: key_order(call.key))
 
     def edges(self) -> list[tuple[str, str]]:
         """The data flow: pairs of keys, from the call that returned a value to the call that was given it."""
@@ -234,16 +233,12 @@ class Run(Generic[In, Out]):
         return f"<Run {self.id} of {self.graph}: {self.status}>"
 
 
-def _explains(call: Call, child: Call) -> bool:
-    """Whether a call failed because this child did: the child's error passed through it."""
-    if child.status != "failed" or call.error is None or child.error is None:
-        return False
-    message = child.error.message
-    return (
-        child.error == call.error
-        or bool(message and message in call.error.message)
-        or "ExceptionGroup" in call.error.type
-    )
+def _failed_by_itself(call: Call) -> bool:
+    """Whether the exception was first seen in this call; where a record does not say, whether no call in it failed."""
+    origin = call.error.origin if call.error is not None else None
+    if origin is not None:
+        return origin == call.key
+    return not any(child.status == "failed" for child in call.children)
 
 
 class RunError(StagegraphError):

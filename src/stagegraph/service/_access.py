@@ -15,7 +15,7 @@ import anyio
 
 from stagegraph.journal import CancelRow
 from stagegraph.record.run import stored_run
-from stagegraph.runner.recovery import give_up, is_interrupted, segment_of
+from stagegraph.runner.recovery import give_up, is_interrupted
 
 from ._problems import Problem
 from ._watch import Watch
@@ -128,7 +128,7 @@ class Desk:
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Tell the process that holds a run to end it, and wait so long; gives the run as it stands then."""
         journal = cast("Journal", self.runner.journal)
-        await journal.put(CancelRow(run_id=row.run_id, segment=segment_of(row)))
+        await journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
         with anyio.move_on_after(seconds):
             while row.status == "running" and not is_interrupted(row):
                 await anyio.sleep(_LOOK_EVERY)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from stagegraph import BusyError, DeclarationError, JournalError, LiveRun, ReplayError, Run, RunError, feedback
 from stagegraph.record.deferred import by_call
-from stagegraph.runner.recovery import GIVEN_UP, is_interrupted, segment_of
+from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
 
 from ._answer import Denied, state_json
 from ._problems import RETRY_AFTER, Problem, problem_of_run
@@ -137,7 +137,7 @@ class Handling:
 
     async def _is_elsewhere(self, live: LiveRun[Any, Any], user: str | None) -> bool:
         """Whether somebody else has gone on with a run since it was suspended here."""
-        return self._may_be_elsewhere(live) and segment_of(await self._desk.row(live.run_id, user)) != live.segment
+        return self._may_be_elsewhere(live) and (await self._desk.row(live.run_id, user)).segment != live.segment
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """A run as it stands."""
