@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
+from anyio.abc import TaskGroup
 
 from stagegraph.schema.errors import DeclarationError
 
@@ -140,16 +141,21 @@ class Branches(Generic[In, Out]):
 
         async with anyio.create_task_group() as group:
             try:
-                if self._items is not None:
-                    for _ in range(self.limit):
-                        if (pulled := self._pull(announce)) is None:
-                            break
-                        group.start_soon(work, pulled, lambda: self._pull(announce))
-                else:
-                    await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
+                await self._start(group, work, announce)
             except Exception as error:  # noqa: BLE001 - the iterator of the items failed
                 failures.add(error, group.cancel_scope)
         failures.raise_first()
+
+    async def _start(
+        self, group: TaskGroup, work: Callable[..., Awaitable[None]], announce: Callable[[], None]
+    ) -> None:
+        if self._items is None:
+            await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
+            return
+        for _ in range(self.limit):
+            if (pulled := self._pull(announce)) is None:
+                break
+            group.start_soon(work, pulled, lambda: self._pull(announce))
 
     async def _feed(self, start: Callable[[In, Callable[[], None]], object]) -> None:
         """Take an async item when a worker is free, always in this task: cancel scopes of the iterator stay in one."""

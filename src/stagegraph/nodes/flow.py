@@ -120,6 +120,8 @@ async def as_completed(
 
 
 @overload
+async def gather() -> tuple[()]: ...
+@overload
 async def gather(a: Awaitable[T1], /) -> tuple[T1]: ...
 @overload
 async def gather(a: Awaitable[T1], b: Awaitable[T2], /) -> tuple[T1, T2]: ...
@@ -138,7 +140,17 @@ async def gather(
     a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /
 ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
 @overload
-async def gather(*awaitables: Awaitable[T1]) -> tuple[T1, ...]: ...
+async def gather(
+    a: Awaitable[T1],
+    b: Awaitable[T1],
+    c: Awaitable[T1],
+    d: Awaitable[T1],
+    e: Awaitable[T1],
+    f: Awaitable[T1],
+    g: Awaitable[T1],
+    /,
+    *more: Awaitable[T1],
+) -> tuple[T1, ...]: ...
 async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     """Await different things at once: `tests, docs = await gather(self.tests(code), self.docs(code))`.
 
