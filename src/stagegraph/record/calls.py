@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["call_row", "call_rows", "call_tree", "error_of", "feedback_of", "root_call"]
 
-
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""
@@ -82,10 +81,10 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
             output = _json(node.output_type, call.output) if call.status == "succeeded" else None
         except (ValueError, TypeError, PydanticUserError) as error:
             reason = str(error).splitlines()[0]
-            hint = "give it a serializer"
-            if "utf-8" in reason and "surrogates" not in reason:
-                hint = "give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`"
-            msg = f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; {hint}"
+            msg = (
+                f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; give it a serializer "
+                "(bytes: give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`)"
+            )
             raise ValueError(msg) from error
         parent = parents.get(id(call))
         row = call_row(call, run_id=run_id, parent=parent, position=position, input=given, output=output)
