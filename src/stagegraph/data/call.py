@@ -50,9 +50,11 @@ class CallError:
     type: str
     """The exception's class name."""
     message: str
-    passing: bool = field(default=False, compare=False)
-    """Whether a provider or the network failed temporarily (429, 5xx, no connection), so that trying again may help;
-    not stored in a journal."""
+    transient: bool = field(default=False, compare=False)
+    """Whether a provider or the network caused it (429, 5xx, no connection), so that trying again may help."""
+    origin: str | None = field(default=None, compare=False)
+    """The key of the call in which the exception was first seen: the failed call itself, or one below it. `None` where
+    a record does not have it."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             scalar = isinstance(key, yaml.ScalarNode)
             if not scalar or key.value in seen:
-                problem = f"the key {key.value!r} stands here twice" if scalar else "a key must be a plain word"
+                problem = f"the key {key.value!r} is here twice" if scalar else "a key must be a plain word"
                 raise ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)

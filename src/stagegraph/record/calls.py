@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["call_row", "call_rows", "call_tree", "error_of", "feedback_of", "root_call"]
 
+_TYPES = {one.name: one.type for one in fields(CallRow)}
+_SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
+"""The fields that a call and its row declare with one type."""
+
 
 def call_row(
     call: Call,
@@ -37,27 +42,23 @@ def call_row(
     output: str | None,
 ) -> CallRow:
     """The row of a call, whose input and output are given as JSON."""
+    same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
     row = CallRow(
         run_id=run_id,
-        key=call.key,
-        path=call.path,
-        kind=call.kind,
         parent=parent,
         position=position,
-        status=call.status,
         input=input,
         output=output,
-        error_type=None if call.error is None else call.error.type,
-        error=None if call.error is None else escaped(call.error.message),
         started=call.started.timestamp(),
-        duration=call.duration,
-        replayed=call.replayed,
         cost="0",
+        **same,
     )
+    if call.error is not None:
+        row.error_type, row.error = call.error.type, escaped(call.error.message)
+        row.origin, row.transient = call.error.origin, call.error.transient
     if call.kind == "stage":
         row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost)
-        row.attempts = call.attempts
         row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
     return row
 
@@ -80,10 +81,10 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
             output = _json(node.output_type, call.output) if call.status == "succeeded" else None
         except (ValueError, TypeError, PydanticUserError) as error:
             reason = str(error).splitlines()[0]
-            hint = "give it a serializer"
-            if "utf-8" in reason and "surrogates" not in reason:
-                hint = "give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`"
-            msg = f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; {hint}"
+            msg = (
+                f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; give it a serializer "
+                "(bytes: give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`)"
+            )
             raise ValueError(msg) from error
         parent = parents.get(id(call))
         row = call_row(call, run_id=run_id, parent=parent, position=position, input=given, output=output)
@@ -162,22 +163,17 @@ class _Reader:
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
         except ValidationError as error:
             raise self._misfit(row, "messages", "cannot be read", error) from error
+        same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
-            path=row.path,
-            key=row.key,
-            kind=row.kind,
-            status=row.status,
             input=self._value(row, "input", input_type, row.input),
             output=self._value(row, "output", output_type, row.output) if row.status == "succeeded" else None,
             error=error_of(row),
             usage=usage,
             cost=cost,
             started=datetime.fromtimestamp(row.started, UTC),
-            duration=row.duration,
-            attempts=row.attempts,
             messages=messages,
             children=children,
-            replayed=row.replayed,
+            **same,
         )
 
     def _node(self, row: CallRow) -> Node[Any, Any] | None:
@@ -209,7 +205,11 @@ class _Reader:
 
 def error_of(row: RunRow | CallRow) -> CallError | None:
     """The error of a run or a call that failed."""
-    return None if row.error_type is None else CallError(row.error_type, row.error or "")
+    if row.error_type is None:
+        return None
+    if isinstance(row, RunRow):
+        return CallError(row.error_type, row.error or "")
+    return CallError(row.error_type, row.error or "", row.transient, row.origin)
 
 
 def feedback_of(row: FeedbackRow) -> Feedback:

@@ -49,7 +49,7 @@ def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict
             given = {tool_call_id: answer[tool_call_id] for tool_call_id in ids if tool_call_id in answer}
         if not given and len(named) != 1:
             open_ones = ", ".join(one.id for one in pending) or "nothing"
-            problem = "several calls ask" if named else "nobody asks"
+            problem = "several calls ask" if named else "no call asks"
             msg = f"{problem} `{name}`; open are: {open_ones}"
             raise ReplayError(msg)
         key = name if given else named[0].key

@@ -40,7 +40,7 @@ def _text(data: object) -> str:
 
 
 Json = Annotated[str, BeforeValidator(_text), PlainSerializer(json.loads)]
-"""A column with JSON text. In the JSON form of a row (`RunRecord`) stands the data itself."""
+"""A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
 OptionalJson = Annotated[
     str | None,
     BeforeValidator(lambda data: None if data is None else _text(data)),
@@ -83,6 +83,7 @@ class Labels:
         known: dict[str, Any] = {name: data[name] for name in _LABELS if name in data}
         for name, value in known.items():
             known[name] = tuple(value) if is_list(value) else value
+        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
         return cls(**known)
 
     def to_json(self) -> str:
@@ -178,6 +179,10 @@ class CallRow:
     output: OptionalJson = None
     error_type: str | None = None
     error: str | None = None
+    origin: str | None = None
+    """The key of the call in which the exception was first seen."""
+    transient: bool = False
+    """Whether a provider or the network caused the failure, so that trying again may help."""
     usage: Json = "{}"
     cost: str | None = None
     """US dollars; `None` when the price of a request is not known."""

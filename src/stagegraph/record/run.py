@@ -125,10 +125,9 @@ class Run(Generic[In, Out]):
         return found
 
     def failures(self) -> list[Call]:
-        """The innermost failed calls, in key order: without the graphs that failed because of a call inside."""
-        failed = [call for call in self.root.walk() if call.status == "failed"]
-        own = [call for call in failed if not any(_explains(call, child) for child in call.children)]
-        return sorted(own, key=lambda call: key_order(call.key))
+        """The calls that failed by themselves, in key order; a graph that failed with one of its calls is left out."""
+        failed = [call for call in self.root.walk() if call.status == "failed" and _failed_by_itself(call)]
+        return sorted(failed, key=lambda call: key_order(call.key))
 
     def edges(self) -> list[tuple[str, str]]:
         """The data flow: pairs of keys, from the call that returned a value to the call that was given it."""
@@ -234,16 +233,12 @@ class Run(Generic[In, Out]):
         return f"<Run {self.id} of {self.graph}: {self.status}>"
 
 
-def _explains(call: Call, child: Call) -> bool:
-    """Whether a call failed because of this child: the child's error passed through it."""
-    if child.status != "failed" or call.error is None or child.error is None:
-        return False
-    message = child.error.message
-    return (
-        child.error == call.error
-        or bool(message and message in call.error.message)
-        or "ExceptionGroup" in call.error.type
-    )
+def _failed_by_itself(call: Call) -> bool:
+    """Whether the exception was first seen in this call; where a record does not say, whether no call in it failed."""
+    origin = call.error.origin if call.error is not None else None
+    if origin is not None:
+        return origin == call.key
+    return not any(child.status == "failed" for child in call.children)
 
 
 class RunError(StagegraphError):
@@ -366,25 +361,27 @@ def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool =
 def _from_format_1(data: dict[str, Any], tree: Tree) -> dict[str, Any]:
     """A record of format 1, where each call had its children inside, in the current format."""
 
-    def moved(old: dict[str, Any]) -> dict[str, Any]:
-        error = old["error"] or {"type": None, "message": None}
-        started = datetime.fromisoformat(old["started"]).timestamp()
-        return {**old, "run_id": data["id"], "started": started, "error_type": error["type"], "error": error["message"]}
+    def row(old: dict[str, Any], **more: object) -> dict[str, Any]:
+        error: dict[str, Any] = old["error"] or {}
+        facts = {"run_id": data["id"], "error_type": error.get("type"), "error": error.get("message")}
+        return {**old, **facts, "started": _seconds(old["started"]), **more}
 
     calls: list[dict[str, Any]] = []
-
-    def add(old: dict[str, Any], parent: str | None) -> None:
-        node = tree.nodes.get(old["path"], tree.root)
-        asked = [one for one in data["pending"] if one["key"] == old["key"]] or None
-        row = {"parent": parent, "position": len(calls), "kind": node.__node__.kind, "pending": asked}
-        calls.append({**moved(old), **row})
-        for child in old["children"]:
-            add(child, old["key"])
-
-    add(data["root"], None)
-    feedback = [{**one, "id": str(number), "run_id": data["id"]} for number, one in enumerate(data["feedback"])]
-    for one in feedback:
-        one["time"] = datetime.fromisoformat(one["time"]).timestamp()
+    waiting: list[tuple[dict[str, Any], str | None]] = [(data["root"], None)]
+    while waiting:
+        call, parent = waiting.pop()
+        kind = tree.nodes.get(call["path"], tree.root).__node__.kind
+        pending = [one for one in data["pending"] if one["key"] == call["key"]] or None
+        calls.append(row(call, parent=parent, position=len(calls), kind=kind, pending=pending))
+        waiting += [(child, call["key"]) for child in reversed(call["children"])]
     labels = {name: data[name] for name in ("metadata", "tags", "session_id", "user_id")}
-    run = {**moved(data), "labels": labels, "input": calls[0]["input"], "output": calls[0]["output"]}
+    run = row(data, labels=labels, input=calls[0]["input"], output=calls[0]["output"])
+    feedback = [
+        {**one, "id": str(number), "run_id": data["id"], "time": _seconds(one["time"])}
+        for number, one in enumerate(data["feedback"])
+    ]
     return {**data, "format": FORMAT, "run": run, "calls": calls, "feedback": feedback}
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

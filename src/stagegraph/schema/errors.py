@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -57,11 +58,7 @@ class BusyError(StagegraphError):
         """Seconds to wait before trying again."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _busy_error, (str(self), self.retry_after)
-
-
-def _busy_error(message: str, retry_after: float) -> BusyError:
-    return BusyError(message, retry_after=retry_after)
+        return partial(BusyError, retry_after=self.retry_after), (str(self),)
 
 
 class TracingError(StagegraphError):
@@ -83,11 +80,7 @@ class StageError(StagegraphError):
         """Where the node is declared, such as `build.code`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _stage_error, (str(self), self.key, self.path)
-
-
-def _stage_error(message: str, key: str, path: str) -> StageError:
-    return StageError(message, key=key, path=path)
+        return partial(StageError, key=self.key, path=self.path), (str(self),)
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -34,7 +34,7 @@ class Schema:
     """One declared type: an instance check for every call, validation and JSON at the outer doors.
 
     JSON has three forms:
-    - The record (`record`, `to_json`, `as_json`, `dump`; read by `recall`) has the names of fields and leaves out
+    - The record (`record`, `to_json`, `as_json`; read by `recall`) has the names of fields and leaves out
       computed fields, so that a value comes back as it was.
     - The public form (`show`, `show_json`, `shown`) is what the type's JSON schema says: aliases, and computed fields.
     - The form of an answer (`answer`) has the names that a value is made from: what a model is asked for.
@@ -85,7 +85,7 @@ class Schema:
 
     @cached_property
     def traits(self) -> Traits:
-        """What the type says about the JSON of its values."""
+        """Facts about the JSON of the type's values."""
         try:
             return traits_of(self.adapter.core_schema)
         except PydanticUserError:  # the type has no JSON at all
@@ -141,10 +141,6 @@ class Schema:
             return text, not checked or self.round_trips(value, text)
         except (ValueError, TypeError):
             return _as_far_as_possible(value), False
-
-    def dump(self, value: object) -> Any:
-        """The record as plain data; a value of another type is written as far as possible."""
-        return from_json(self.record(value), cache_strings="keys") if self.is_instance(value) else plain(value)
 
     def round_trips(self, value: object, record: bytes | str) -> bool:
         """Whether a record holds the whole value: no secret, excluded field or subclass is lost in it."""

@@ -56,7 +56,7 @@ def json_of(adapter: TypeAdapter[Any], value: object) -> str:
 
 @dataclass(slots=True)
 class Traits:
-    """What a type says about the JSON of its values."""
+    """Facts about the JSON of a type's values."""
 
     hides: bool = False
     """Whether a part of it may be left out or masked on purpose: a secret, an excluded field."""
