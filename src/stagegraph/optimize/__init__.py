@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from ._credit import credited
     from ._feedback import stage_feedback
     from ._lm import lm
-    from ._provider import TuningStopped
     from .budget import Budget
     from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
     from .comparison import Comparison, compare
     from .data import examples, from_dspy, stratified_split, to_dspy
+    from .dspy.finetuning import BootstrapFinetune
+    from .dspy.metric import dspy_metric
+    from .dspy.module import GraphModule
+    from .dspy.provider import TuningStopped
+    from .dspy.teleprompter import GEPA
     from .evaluation import evaluate
-    from .finetuning import BootstrapFinetune
-    from .gepa import GEPA
     from .grading import Metric, graded, wants_failed_runs
     from .judging import Judge, judge
-    from .metric import dspy_metric
-    from .module import GraphModule
-    from .proposers import Candidates, Proposal
     from .report import Report, ReportRow
-    from .tuning import Preview, Tuning, preview, tune
+    from .tuning.proposers import Candidates, Proposal
+    from .tuning.tune import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -62,26 +62,26 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 ]
 
 _HOMES = {
-    "tune": "tuning",
-    "preview": "tuning",
+    "tune": "tuning.tune",
+    "preview": "tuning.tune",
     "evaluate": "evaluation",
     "compare": "comparison",
-    "Tuning": "tuning",
+    "Tuning": "tuning.tune",
     "ReportRow": "report",
     "Report": "report",
-    "Proposal": "proposers",
-    "Preview": "tuning",
-    "GEPA": "gepa",
+    "Proposal": "tuning.proposers",
+    "Preview": "tuning.tune",
+    "GEPA": "dspy.teleprompter",
     "Comparison": "comparison",
-    "Candidates": "proposers",
-    "BootstrapFinetune": "finetuning",
+    "Candidates": "tuning.proposers",
+    "BootstrapFinetune": "dspy.finetuning",
     "Budget": "budget",
-    "GraphModule": "module",
+    "GraphModule": "dspy.module",
     "Judge": "judging",
     "Metric": "grading",
-    "TuningStopped": "_provider",
+    "TuningStopped": "dspy.provider",
     "credited": "_credit",
-    "dspy_metric": "metric",
+    "dspy_metric": "dspy.metric",
     "examples": "data",
     "from_dspy": "data",
     "from_pydantic_evals": "cases",

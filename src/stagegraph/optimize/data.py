@@ -15,7 +15,7 @@ from stagegraph.failure import problems_of
 from stagegraph.node import Node
 from stagegraph.schema import Schema
 
-from ._fields import Fields
+from .dspy.fields import Fields
 
 if TYPE_CHECKING:
     import os

@@ -1,0 +1,1 @@
+"""Makes `rules` and `words` importable from the tests of each room."""
