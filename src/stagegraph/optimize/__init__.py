@@ -5,26 +5,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._missing import needing as _needing
+from stagegraph.optimize.lms.missing import needing as _needing
 
 if TYPE_CHECKING:
-    from ._credit import credited
-    from ._feedback import stage_feedback
-    from ._lm import lm
     from ._provider import TuningStopped
-    from .budget import Budget
-    from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
-    from .comparison import Comparison, compare
-    from .data import examples, from_dspy, stratified_split, to_dspy
-    from .evaluation import evaluate
+    from .dspy.examples import from_dspy, to_dspy
+    from .evaluation.blame import credited
+    from .evaluation.budget import Budget
+    from .evaluation.compare import Comparison, compare
+    from .evaluation.data import (
+        examples,
+        from_pydantic_evals,
+        stratified_split,
+        to_pydantic_evals,  # pyright: ignore[reportUnknownVariableType]
+    )
+    from .evaluation.evaluate import evaluate
+    from .evaluation.judge import Judge, judge
+    from .evaluation.metric import Metric, graded, wants_failed_runs
+    from .evaluation.report import Report, ReportRow
+    from .evaluation.shown import stage_feedback
     from .finetuning import BootstrapFinetune
     from .gepa import GEPA
-    from .grading import Metric, graded, wants_failed_runs
-    from .judging import Judge, judge
+    from .lms.lm import lm
     from .metric import dspy_metric
     from .module import GraphModule
     from .proposers import Candidates, Proposal
-    from .report import Report, ReportRow
     from .tuning import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
@@ -64,35 +69,35 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 _HOMES = {
     "tune": "tuning",
     "preview": "tuning",
-    "evaluate": "evaluation",
-    "compare": "comparison",
+    "evaluate": "evaluation.evaluate",
+    "compare": "evaluation.compare",
     "Tuning": "tuning",
-    "ReportRow": "report",
-    "Report": "report",
+    "ReportRow": "evaluation.report",
+    "Report": "evaluation.report",
     "Proposal": "proposers",
     "Preview": "tuning",
     "GEPA": "gepa",
-    "Comparison": "comparison",
+    "Comparison": "evaluation.compare",
     "Candidates": "proposers",
     "BootstrapFinetune": "finetuning",
-    "Budget": "budget",
+    "Budget": "evaluation.budget",
     "GraphModule": "module",
-    "Judge": "judging",
-    "Metric": "grading",
+    "Judge": "evaluation.judge",
+    "Metric": "evaluation.metric",
     "TuningStopped": "_provider",
-    "credited": "_credit",
+    "credited": "evaluation.blame",
     "dspy_metric": "metric",
-    "examples": "data",
-    "from_dspy": "data",
-    "from_pydantic_evals": "cases",
-    "to_pydantic_evals": "cases",
-    "graded": "grading",
-    "judge": "judging",
-    "lm": "_lm",
-    "stage_feedback": "_feedback",
-    "stratified_split": "data",
-    "to_dspy": "data",
-    "wants_failed_runs": "grading",
+    "examples": "evaluation.data",
+    "from_dspy": "dspy.examples",
+    "from_pydantic_evals": "evaluation.data",
+    "to_pydantic_evals": "evaluation.data",
+    "graded": "evaluation.metric",
+    "judge": "evaluation.judge",
+    "lm": "lms.lm",
+    "stage_feedback": "evaluation.shown",
+    "stratified_split": "evaluation.data",
+    "to_dspy": "dspy.examples",
+    "wants_failed_runs": "evaluation.metric",
 }
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
 

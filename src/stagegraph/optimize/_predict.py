@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import DeclarationError
+from stagegraph.optimize.lms.lm import PydanticEngine
+from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.prompt import Demo, Prompt, parsed
 
 from ._fields import Fields, reject_reserved, signature_of
-from ._lm import PydanticEngine
-from ._loop import await_here, run_here
 
 if TYPE_CHECKING:
     from stagegraph.stage import Stage

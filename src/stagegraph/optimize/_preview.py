@@ -8,20 +8,19 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
+from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.runner import Runner
-
-from .evaluation import run_example
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from stagegraph.example import Example
     from stagegraph.node import Node
+    from stagegraph.optimize.evaluation.budget import Budget
+    from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
     from ._work import Work
-    from .budget import Budget
-    from .report import Report
     from .search import Found
 
 __all__ = ["Preview", "confirmed", "preview", "preview_of"]

@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
+from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.optimize.evaluation.report import Trial
 
 from ._components import EngineName
-from .blame import Judged, blame
 
 if TYPE_CHECKING:
     from gepa.core.state import GEPAState
     from gepa.proposer.base import CandidateProposal
 
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
+
     from ._adapter import Adapter
     from ._components import Component
-    from .budget import Budget, Spent
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
 
@@ -41,7 +43,7 @@ class Selector:
     def __call__(
         self,
         state: GEPAState[Any, Any],
-        trajectories: Sequence[Judged],
+        trajectories: Sequence[Trial],
         subsample_scores: Sequence[float],
         candidate_idx: int,
         candidate: Mapping[str, str],
@@ -52,7 +54,7 @@ class Selector:
         total: Counter[str] = Counter()
         paths = {component.path for component in self._components.values()}
         for judged in trajectories:
-            for path, weight in blame(judged, perfect=self._perfect).items():
+            for path, weight in blame(judged.run, judged.score, perfect=self._perfect).items():
                 if path in paths and weight > 0:
                     total[path] += weight  # pyright: ignore[reportArgumentType]
         if not total:
@@ -89,7 +91,7 @@ class Acceptance:
         }
         earned: list[float] = []
         for found in (proposal.eval_before, proposal.eval_after):
-            blames = [blame(judged, perfect=self._perfect) for judged in found.trajectories or []]
+            blames = [blame(judged.run, judged.score, perfect=self._perfect) for judged in found.trajectories or []]
             earned.append(sum(one.get(path, 0.0) for one in blames for path in changed))
         return earned[1] < earned[0] - _SAME
 

@@ -14,14 +14,17 @@ from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.errors import TuningError
 from stagegraph.journal import MemoryJournal, SqliteJournal
+from stagegraph.optimize.evaluation.budget import Budget, BudgetReached, Spent
+from stagegraph.optimize.evaluation.evaluate import check_counts, checked_examples
+from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
+from stagegraph.optimize.evaluation.report import report_of
+from stagegraph.optimize.lms.loop import await_here
 from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
 from ._adapter import Adapter
 from ._components import EngineName, checked_kinds, components_of, prompts_of
-from ._counts import check_counts
-from ._loop import await_here
 from ._manifest import manifest
 from ._rules import Acceptance, Selector, Stopper
 from ._runs import Runs
@@ -29,16 +32,12 @@ from ._start import check_overlap, model_of, proposer_of
 from ._store import Store
 from ._told import Events, Quiet, Teller
 from ._warnings import warnings_of
-from .budget import Budget, BudgetReached, Spent
-from .evaluation import checked_examples, report_of
-from .grading import Grader, Metric, grader_of
 from .search import Found, Options, Tell
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
-
-    from .report import Report
+    from stagegraph.optimize.evaluation.report import Report
 
 __all__ = ["Work"]
 
@@ -68,7 +67,7 @@ class Work:
             checked_examples(graph, val, "validation examples"),
         )
         check_overlap(train=self.train, val=self.val)
-        check_counts(minibatch=options.minibatch, side_by_side=options.side_by_side)
+        check_counts(minibatch=options.minibatch, concurrency=options.concurrency)
         if options.stagnation is not None:
             check_counts(stagnation=options.stagnation)
         self.stages = Structure.of(graph).stages
@@ -112,8 +111,8 @@ class Work:
             spent=self.spent,
             budget=budget,
             store=store,
-            side_by_side=options.side_by_side,
-            waits=options.waits,
+            concurrency=options.concurrency,
+            retry_delays=options.retry_delays,
             tell=tell,
         )
         self.adapter = Adapter(

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from stagegraph.errors import TuningError
+from stagegraph.optimize.evaluation.metric import Metric, grader_of, wants_failed_runs
+from stagegraph.optimize.evaluation.shown import stage_feedback
+from stagegraph.optimize.lms.loop import run_here
 
-from ._feedback import stage_feedback
-from ._loop import run_here
 from ._provider import raise_through_evaluation
 from ._trace import RunPrediction
-from .data import from_dspy
-from .grading import Metric, grader_of, wants_failed_runs
+from .dspy.examples import from_dspy
 
 if TYPE_CHECKING:
     from stagegraph.run import Run
