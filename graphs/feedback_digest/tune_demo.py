@@ -63,7 +63,7 @@ async def main(model: str, runs: int, fresh: int) -> None:
         model=model,
         prompts=Prompts({stage.label: Prompt(BAD)}),
         proposer=Candidates({stage.label: POOL}),
-        side_by_side=4,
+        concurrency=4,
         tell=progress,
     )
     print(f"stopped: {tuning.found.stopped}\n\nscores on the validation reviews, which chose:")

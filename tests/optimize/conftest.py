@@ -1,1 +1,1 @@
-"""Makes `rules` and `words` importable from the tests of each room."""
+"""Makes the helper modules of this folder (`words`, `rules`, ...) importable from the folders in it."""

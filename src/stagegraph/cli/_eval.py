@@ -118,7 +118,7 @@ def compare(
 def _check_gate(before: Report, name: str, ids: set[str]) -> None:
     """Say what a comparison cannot show, before anything is paid for it."""
     from stagegraph import TuningError  # noqa: PLC0415
-    from stagegraph.optimize.comparison import FEW  # noqa: PLC0415
+    from stagegraph.optimize.evaluation.compare import FEW  # noqa: PLC0415
 
     common = len(before.scores.keys() & ids)
     if not common:

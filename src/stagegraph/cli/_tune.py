@@ -40,7 +40,7 @@ def tune(
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
     from stagegraph import optimize  # noqa: PLC0415
-    from stagegraph.optimize.budget import cost_text  # noqa: PLC0415
+    from stagegraph.optimize.evaluation.budget import cost_text  # noqa: PLC0415
 
     from ._load import load_function, load_graph  # noqa: PLC0415
 

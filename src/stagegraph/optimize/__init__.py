@@ -5,25 +5,30 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._missing import needing as _needing
+from stagegraph.optimize.lms.missing import needing as _needing
 
 if TYPE_CHECKING:
-    from ._credit import credited
-    from ._feedback import stage_feedback
-    from ._lm import lm
-    from .budget import Budget
-    from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
-    from .comparison import Comparison, compare
-    from .data import examples, from_dspy, stratified_split, to_dspy
+    from .dspy.examples import from_dspy, to_dspy
     from .dspy.finetuning import BootstrapFinetune
     from .dspy.metric import dspy_metric
     from .dspy.module import GraphModule
     from .dspy.provider import TuningStopped
     from .dspy.teleprompter import GEPA
-    from .evaluation import evaluate
-    from .grading import Metric, graded, wants_failed_runs
-    from .judging import Judge, judge
-    from .report import Report, ReportRow
+    from .evaluation.blame import credited
+    from .evaluation.budget import Budget
+    from .evaluation.compare import Comparison, compare
+    from .evaluation.data import (
+        examples,
+        from_pydantic_evals,
+        stratified_split,
+        to_pydantic_evals,  # pyright: ignore[reportUnknownVariableType]
+    )
+    from .evaluation.evaluate import evaluate
+    from .evaluation.judge import Judge, judge
+    from .evaluation.metric import Metric, graded, wants_failed_runs
+    from .evaluation.report import Report, ReportRow
+    from .evaluation.shown import stage_feedback
+    from .lms.lm import lm
     from .tuning.proposers import Candidates, Proposal
     from .tuning.tune import Preview, Tuning, preview, tune
 
@@ -64,35 +69,35 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 _HOMES = {
     "tune": "tuning.tune",
     "preview": "tuning.tune",
-    "evaluate": "evaluation",
-    "compare": "comparison",
+    "evaluate": "evaluation.evaluate",
+    "compare": "evaluation.compare",
     "Tuning": "tuning.tune",
-    "ReportRow": "report",
-    "Report": "report",
+    "ReportRow": "evaluation.report",
+    "Report": "evaluation.report",
     "Proposal": "tuning.proposers",
     "Preview": "tuning.tune",
     "GEPA": "dspy.teleprompter",
-    "Comparison": "comparison",
+    "Comparison": "evaluation.compare",
     "Candidates": "tuning.proposers",
     "BootstrapFinetune": "dspy.finetuning",
-    "Budget": "budget",
+    "Budget": "evaluation.budget",
     "GraphModule": "dspy.module",
-    "Judge": "judging",
-    "Metric": "grading",
+    "Judge": "evaluation.judge",
+    "Metric": "evaluation.metric",
     "TuningStopped": "dspy.provider",
-    "credited": "_credit",
+    "credited": "evaluation.blame",
     "dspy_metric": "dspy.metric",
-    "examples": "data",
-    "from_dspy": "data",
-    "from_pydantic_evals": "cases",
-    "to_pydantic_evals": "cases",
-    "graded": "grading",
-    "judge": "judging",
-    "lm": "_lm",
-    "stage_feedback": "_feedback",
-    "stratified_split": "data",
-    "to_dspy": "data",
-    "wants_failed_runs": "grading",
+    "examples": "evaluation.data",
+    "from_dspy": "dspy.examples",
+    "from_pydantic_evals": "evaluation.data",
+    "to_pydantic_evals": "evaluation.data",
+    "graded": "evaluation.metric",
+    "judge": "evaluation.judge",
+    "lm": "lms.lm",
+    "stage_feedback": "evaluation.shown",
+    "stratified_split": "evaluation.data",
+    "to_dspy": "dspy.examples",
+    "wants_failed_runs": "evaluation.metric",
 }
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
 

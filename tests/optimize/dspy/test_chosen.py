@@ -46,7 +46,7 @@ def _asked() -> Iterator[Asked]:
 
 
 def better(module: GraphModule, **options: Any) -> GraphModule:
-    gepa = GEPA(separate, budget=Budget(runs=60), waits=(0,), **{"reflection_model": learner()} | options)
+    gepa = GEPA(separate, budget=Budget(runs=60), retry_delays=(0,), **{"reflection_model": learner()} | options)
     return gepa.compile(module, trainset=TRAIN, valset=VAL)
 
 

@@ -17,7 +17,7 @@ TRAIN, VAL = rows("t", 4), rows("v", 3)
 
 
 def gepa(metric: Any = coupled, **options: Any) -> GEPA:
-    return GEPA(metric, budget=Budget(runs=80), waits=(0, 0), **{"reflection_model": learner()} | options)
+    return GEPA(metric, budget=Budget(runs=80), retry_delays=(0, 0), **{"reflection_model": learner()} | options)
 
 
 async def test_compile_finds_what_the_search_finds(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ async def test_compile_finds_what_the_search_finds(tmp_path: Path) -> None:
     seed = module.prompts()
     teleprompter = gepa(run_dir=tmp_path)
     better = teleprompter.compile(module, trainset=TRAIN, valset=VAL)
-    options = Options(model=student()[0], reflection_model=learner(), waits=(0, 0), prompts=seed)
+    options = Options(model=student()[0], reflection_model=learner(), retry_delays=(0, 0), prompts=seed)
     found = await search(Chain(), coupled, TRAIN, VAL, Budget(runs=80), options)
     assert teleprompter.found is not None
     assert [one.texts for one in teleprompter.found.candidates] == [one.texts for one in found.candidates]

@@ -38,8 +38,8 @@ from stagegraph import (
     settle,
 )
 from stagegraph.optimize import GraphModule, TuningStopped, dspy_metric, lm, to_dspy
-from stagegraph.optimize._loop import await_here, submit
 from stagegraph.optimize.dspy.program import Flights
+from stagegraph.optimize.lms.loop import await_here, submit
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def limited(times: int) -> FunctionModel:
 
 def test_a_busy_provider_is_asked_again() -> None:
     """A 429 is no failure of the candidate."""
-    assert GraphModule(Words(), model=limited(2), waits=(0, 0))(text="abc").total == 3
+    assert GraphModule(Words(), model=limited(2), retry_delays=(0, 0))(text="abc").total == 3
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_a_busy_provider_is_asked_again() -> None:
 )
 def test_a_provider_that_stays_away_is_an_error(error: Exception) -> None:
     """The run's own error, with its record, for whoever called."""
-    module = GraphModule(Words(), model=failing("abc", error=error), waits=(0,))
+    module = GraphModule(Words(), model=failing("abc", error=error), retry_delays=(0,))
     with pytest.raises(RunError) as caught:
         module(text="abc")
     assert [call.key for call in caught.value.failures] == ["rate[0].judge"]
@@ -462,7 +462,7 @@ def test_a_provider_that_stays_away_is_an_error(error: Exception) -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_provider_that_stays_away_is_never_a_score(threads: int) -> None:
     """DSPy's evaluations take every exception for a score of 0; this one ends them."""
-    module = GraphModule(Words(), model=failing("no", error=ModelHTTPError(429, "busy")), waits=())
+    module = GraphModule(Words(), model=failing("no", error=ModelHTTPError(429, "busy")), retry_delays=())
     with pytest.raises(TuningStopped, match="429") as caught:
         dspy.Evaluate(devset=to_dspy(ROWS, Words()), metric=dspy_metric(grade), num_threads=threads)(module)
     assert isinstance(caught.value.__cause__, RunError)
@@ -477,14 +477,14 @@ def test_a_bad_key_is_not_tried_again() -> None:
         raise ModelHTTPError(401, "m")
 
     with pytest.raises(RunError, match="API key"):
-        GraphModule(Words(), model=FunctionModel(answer), waits=(0, 0))(text="a")
+        GraphModule(Words(), model=FunctionModel(answer), retry_delays=(0, 0))(text="a")
     assert len(asked_for) == 1
 
 
 def test_a_stage_without_a_model_is_a_mistake_and_no_score() -> None:
     """It says which models there are to choose from."""
     with pytest.raises(RunError, match="no model is set"):
-        GraphModule(Words(), waits=())(text="a")
+        GraphModule(Words(), retry_delays=())(text="a")
 
 
 def test_bad_input_is_an_error(module: GraphModule) -> None:

@@ -107,7 +107,7 @@ def test_gepa_is_stopped_by_a_provider_that_stays_away() -> None:
     def busy(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
         raise ModelHTTPError(429, "busy")
 
-    module = GraphModule(Words(), model=FunctionModel(busy), waits=())
+    module = GraphModule(Words(), model=FunctionModel(busy), retry_delays=())
     optimizer = dspy.GEPA(metric=dspy_metric(grade), reflection_lm=lm(improver()), max_metric_calls=20, num_threads=2)
     with pytest.raises(TuningStopped, match="429"):
         optimizer.compile(module, trainset=DATA, valset=DATA)

@@ -27,21 +27,21 @@ async def tuned(metric: Any = separate, **options: Any) -> Any:
         "train": rows("t", 8),
         "val": rows("v", 10),
         "minibatch": 8,
-        "side_by_side": 2,
+        "concurrency": 2,
         "proposer": POOL,
-        "waits": (0, 0),
+        "retry_delays": (0, 0),
     }
     return await tune(Chain(), metric, **known | options)
 
 
-@pytest.mark.parametrize("side_by_side", [1, 2, 5])
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
 @pytest.mark.parametrize("usd", [0.5, 0.7, 1.1])
-async def test_money_is_looked_at_before_each_run(usd: float, side_by_side: int) -> None:
+async def test_money_is_looked_at_before_each_run(usd: float, concurrency: int) -> None:
     """Within a step, too: what is spent beyond the budget are the runs that were going on, and no more."""
-    result = await tuned(budget=Budget(usd=usd), model=student(cost="0.01")[0], side_by_side=side_by_side)
+    result = await tuned(budget=Budget(usd=usd), model=student(cost="0.01")[0], concurrency=concurrency)
     assert result.found.stopped == f"the budget of ${usd:g}"
     assert result.found.error is None
-    assert usd <= result.spent.usd < usd + side_by_side * RUN + 1e-9
+    assert usd <= result.spent.usd < usd + concurrency * RUN + 1e-9
     assert result.found.candidates
 
 
@@ -49,14 +49,14 @@ async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
     """The proposal would cost more than there is."""
     asked: list[Proposal] = []
     budget = Budget(usd=0.4 + 8 * RUN - 0.001)
-    result = await tuned(budget=budget, model=student(cost="0.01")[0], proposer=asked.append, side_by_side=8)
+    result = await tuned(budget=budget, model=student(cost="0.01")[0], proposer=asked.append, concurrency=8)
     assert not asked
     assert result.spent.runs == 18
 
 
 async def searched(budget: Budget, model: FunctionModel, run_dir: Path | None = None, **options: Any) -> Any:
     """The search alone, without the verdict after it."""
-    known = Options(model=model, proposer=POOL, waits=(0, 0), run_dir=run_dir, minibatch=8, side_by_side=2)
+    known = Options(model=model, proposer=POOL, retry_delays=(0, 0), run_dir=run_dir, minibatch=8, concurrency=2)
     tell = options.get("tell", lambda _event, _data: None)
     return await search(Chain(), coupled, rows("t", 8), rows("v", 10), budget, known, tell)
 

@@ -83,7 +83,7 @@ KNOWN: dict[str, Any] = {
     "val": rows("v", 3),
     "budget": Budget(runs=160),
     "components": ("instructions", "tools", "fields"),
-    "waits": (0, 0),
+    "retry_delays": (0, 0),
 }
 
 
@@ -209,7 +209,7 @@ async def test_the_start_may_be_prompts_and_what_they_say_stays() -> None:
 
 async def test_the_teleprompter_takes_components_too() -> None:
     """The module that comes out says what was found."""
-    options = {name: KNOWN[name] for name in ("budget", "components", "waits")}
+    options = {name: KNOWN[name] for name in ("budget", "components", "retry_delays")}
     module = GraphModule(Ask(), model=model())
     better = await GEPA(grade, proposer=POOL, **options).acompile(module, trainset=KNOWN["train"], valset=KNOWN["val"])
     assert better.prompts()["ask"].fields == {"items.name": "RULE-field, and more"}

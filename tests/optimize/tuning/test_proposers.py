@@ -36,7 +36,11 @@ async def questions(graph: Graph[Any, Any], answer: Any, metric: Any, **options:
         return ModelResponse([TextPart(answer(heard[-1]))])
 
     known = Options(
-        model=TestModel(call_tools=[]), reflection_model=FunctionModel(reflect), waits=(0,), stagnation=3, **options
+        model=TestModel(call_tools=[]),
+        reflection_model=FunctionModel(reflect),
+        retry_delays=(0,),
+        stagnation=3,
+        **options,
     )
     result = await search(graph, metric, rows("t", 4), rows("v", 3), Budget(runs=40), known)
     assert heard
@@ -99,7 +103,7 @@ async def test_schemas_and_calls_that_have_no_room_are_counted() -> None:
     for components in (("instructions",), ("fields",)):
         heard, _ = await questions(Many(), lambda _: "```\nNew.\n```", wrong, components=components)
         assert max(map(len, heard)) < READABLE
-        assert "... (cut: 6000 of " in heard[0]
+        assert " characters)" in heard[0]
         shown = heard[0].count("## Call ")
         assert f"({3 * 30 - shown} more calls are not shown.)" in heard[0]
 
@@ -114,9 +118,9 @@ asyncio.run(tune(Say(), metric, train=ROWS, val=VAL, **options))""",
         """from stagegraph.optimize import GEPA, GraphModule
 module = GraphModule(Say(), model=TestModel())
 GEPA(metric, budget=Budget(runs=9)).compile(module, trainset=ROWS, valset=VAL)""",
-        "from stagegraph.optimize import examples",
+        "from stagegraph.optimize import from_dspy",
     ],
-    ids=["tune", "GEPA", "examples"],
+    ids=["tune", "GEPA", "from_dspy"],
 )
 def test_a_missing_package_is_named_with_what_to_install(package: str, call: str) -> None:
     """Before anything is run, also when it is found out late; what needs neither works without them."""
@@ -126,7 +130,7 @@ sys.modules[{package!r}] = None
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from stagegraph import Example, Graph, Stage, TuningError
-from stagegraph.optimize import Budget, Report, evaluate
+from stagegraph.optimize import Budget, Report, evaluate, examples
 asked = []
 class Say(Graph[str, str]):
     say = Stage(str, Agent(instructions="Say."))
@@ -148,7 +152,7 @@ print(asyncio.run(evaluate(Say(), metric, VAL, model=TestModel())).mean)
     assert done.returncode == 0, done.stderr
     *said, mean = done.stdout.splitlines()
     assert mean == "1.0"
-    needed = {"tune": {"gepa"}, "GEPA": {"dspy", "gepa"}, "examples": {"dspy"}}
+    needed = {"tune": {"gepa"}, "GEPA": {"dspy", "gepa"}, "from_dspy": {"dspy"}}
     name = next(name for name in needed if f"import {name}" in call)
     expected = f"needs {package}, which is not installed: pip install 'stagegraph[optimize]'"
     assert [expected in line for line in said] == ([True] if package in needed[name] else [])

@@ -46,7 +46,7 @@ async def found(metric: Any = separate, *, runs: int = 120, graph: Any = None, *
     train, val = options.pop("train", TRAIN), options.pop("val", VAL)
     budget, tell = options.pop("budget", Budget(runs=runs)), options.pop("tell", lambda _name, _data: None)
     options.setdefault("proposer", "notes")
-    chosen = Options(model=model, waits=(0, 0), **options)
+    chosen = Options(model=model, retry_delays=(0, 0), **options)
     return await search(graph or Chain(), metric, train, val, budget, chosen, tell)
 
 

@@ -32,7 +32,7 @@ async def tuned(metric: Any = separate, graph: Any = None, **options: Any) -> An
         "budget": Budget(runs=100),
         "model": student()[0],
         "proposer": POOL,
-        "waits": (0, 0),
+        "retry_delays": (0, 0),
     }
     return await tune(graph or Chain(), metric, **known | options)
 
@@ -168,7 +168,7 @@ def raises(_example: Any, _run: Any) -> float:
         ({"proposer": 3}, "it is a function"),
         ({"minibatch": 0}, "minibatch=0: at least 1 is needed"),
         ({"stagnation": 0}, "stagnation=0: at least 1 is needed"),
-        ({"side_by_side": 0}, "side_by_side=0: at least 1 is needed"),
+        ({"concurrency": 0}, "concurrency=0: at least 1 is needed"),
         ({"graph": Chain}, r"write Chain\(\)"),
         ({"proposer": None, "reflection_model": 3}, "run Pydantic AI models, and int"),
         ({"optimizer": "mipro"}, "only 'gepa' is built in"),
@@ -280,7 +280,7 @@ def answer(messages, info):
     return model.function(messages, info)
 async def main():
     found = await tune(Chain(), metric, train=rows("t", {train}), val=rows("v", 3), test=rows("test", 6), proposer=propose,
-        budget=Budget(runs=100), model=FunctionModel(answer), run_dir=sys.argv[1], side_by_side=1)
+        budget=Budget(runs=100), model=FunctionModel(answer), run_dir=sys.argv[1], concurrency=1)
     print(found.prompts.digest, [one.scores for one in found.found.candidates], found.spent.runs, found.comparison)
 asyncio.run(main())
 """

@@ -22,7 +22,7 @@ from pydantic_ai.messages import (
 )
 
 from stagegraph.models import Models
-from stagegraph.optimize._lm import model_behind
+from stagegraph.optimize.lms.lm import model_behind
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

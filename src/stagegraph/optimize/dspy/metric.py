@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from stagegraph.errors import TuningError
-from stagegraph.optimize._feedback import stage_feedback
-from stagegraph.optimize._loop import run_here
-from stagegraph.optimize.data import from_dspy
-from stagegraph.optimize.grading import Metric, grader_of, wants_failed_runs
+from stagegraph.optimize.evaluation.metric import Metric, grader_of, wants_failed_runs
+from stagegraph.optimize.evaluation.shown import stage_feedback
+from stagegraph.optimize.lms.loop import run_here
 
+from .examples import from_dspy
 from .provider import raise_through_evaluation
 from .trace import RunPrediction
 

@@ -13,13 +13,14 @@ import dspy
 from stagegraph.errors import DeclarationError, PromptError, RunError
 from stagegraph.graph import Graph
 from stagegraph.node import Node
-from stagegraph.optimize._lm import general_lm, model_behind
-from stagegraph.optimize._lm import lm as bridged
-from stagegraph.optimize._loop import await_here, run_here
+from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
+from stagegraph.optimize.lms.lm import general_lm, model_behind
+from stagegraph.optimize.lms.lm import lm as bridged
+from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.prompts import Prompts
 
 from .predictors import Declared, StagePredict
-from .program import WAITS, Program, run_patiently
+from .program import Program, run_patiently
 from .provider import raise_through_evaluation
 from .trace import RunPrediction, entries_of, record_usage, recorded
 
@@ -46,7 +47,7 @@ class GraphModule(dspy.Module):
             is configured with.
         runner: How to run: models, limits, journal, tracing. It is used on the background loop of this package.
         prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
-        waits: Seconds between the attempts at a run whose provider failed.
+        retry_delays: Seconds between the attempts at a run whose provider failed.
         demo_limit: Characters (of JSON) of all the demos that an optimizer may give one stage; longer ones are left
             out of its prompt, those of *prompts* never.
 
@@ -68,7 +69,7 @@ class GraphModule(dspy.Module):
         model: Model[Any] | str | None = None,
         runner: Runner | None = None,
         prompts: Prompts | None = None,
-        waits: Sequence[float] = WAITS,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
         demo_limit: int = 20_000,
     ) -> None:
         cast("Any", super()).__init__()
@@ -76,7 +77,7 @@ class GraphModule(dspy.Module):
             hint = f": write {graph.__name__}()" if isinstance(graph, type) else ""
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
-        program = self._program = Program(graph, model, runner, waits, demo_limit)
+        program = self._program = Program(graph, model, runner, retry_delays, demo_limit)
         program.attributes.update(_attributes(program.structure.stages))
         if not program.structure.stages:
             msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
@@ -108,7 +109,7 @@ class GraphModule(dspy.Module):
             prompts=prompts,
             model=program.model,
             runner=program.runner,
-            waits=program.waits,
+            retry_delays=program.retry_delays,
             demo_limit=program.demo_limit,
         )
         for name, predictor in zip(program.attributes.values(), self._predictors().values(), strict=True):

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import DeclarationError
-from stagegraph.optimize._lm import PydanticEngine
-from stagegraph.optimize._loop import await_here, run_here
+from stagegraph.optimize.lms.lm import PydanticEngine
+from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.prompt import Demo, Prompt, parsed
 
 from .fields import Fields, reject_reserved, signature_of

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from stagegraph.errors import InputError, ReplayError, RunError
 from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.models import Models
-from stagegraph.optimize._chosen import model_named
-from stagegraph.optimize._loop import start_here
+from stagegraph.optimize.lms.loop import start_here
+from stagegraph.optimize.lms.names import model_named
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from stagegraph.prompts import Prompts
     from stagegraph.run import Run
 
-__all__ = ["WAITS", "Flights", "Program", "run_patiently"]
+__all__ = ["Flights", "Program", "run_patiently"]
 
-WAITS = (1.0, 4.0, 15.0, 60.0)
-"""Seconds between the attempts at a run that a provider let down."""
 _STRAGGLER = 115.0
 """DSPy's evaluations submit what takes 120 seconds once more, and more often than once."""
 
@@ -77,13 +75,13 @@ class Program:
         graph: Node[Any, Any],
         model: Model[Any] | str | None,
         runner: Runner | None,
-        waits: Sequence[float],
+        retry_delays: Sequence[float],
         demo_limit: int,
     ) -> None:
         self.graph = graph
         self.model = model
         self.runner = runner if runner is not None else Runner()
-        self.waits = tuple(waits)
+        self.retry_delays = tuple(retry_delays)
         self.demo_limit = demo_limit
         self.structure = Structure.of(graph)
         self.takes = Fields(graph.takes, "input")
@@ -110,7 +108,7 @@ async def run_patiently(
     Raises:
         RunError: the provider did not recover, or the input does not fit.
     """
-    waits = list(program.waits)
+    waits = list(program.retry_delays)
     while True:
         try:
             run = await program.runner.run(node, value, model=program.model, prompts=prompts, models=models)

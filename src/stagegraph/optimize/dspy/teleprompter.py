@@ -10,11 +10,11 @@ from dspy.teleprompt import Teleprompter
 
 from stagegraph.errors import TuningError
 from stagegraph.example import Example
-from stagegraph.optimize._loop import run_here
-from stagegraph.optimize.data import from_dspy
-from stagegraph.optimize.evaluation import WAITS
+from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
+from stagegraph.optimize.lms.loop import run_here
 from stagegraph.optimize.tuning.options import Found, Options, Tell, search
 
+from .examples import from_dspy
 from .module import GraphModule
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import dspy
     from pydantic_ai.models import Model
 
-    from stagegraph.optimize.budget import Budget
-    from stagegraph.optimize.grading import Grader, Metric
+    from stagegraph.optimize.evaluation.budget import Budget
+    from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.optimize.tuning.components import Tuned
     from stagegraph.optimize.tuning.proposers import Candidates, Proposer
 
@@ -48,10 +48,10 @@ class GEPA(Teleprompter):
         components: Which texts to change: `"instructions"`, `"tools"`, `"fields"`; see `tune`.
         merge: Whether two candidates that are good at different texts may be put together.
         stagnation: Steps without a better candidate after which it stops.
-        side_by_side: Runs that go on at once.
+        concurrency: Runs that go on at once.
         run_dir: Where every paid run and proposal is kept, to go on from after a crash.
         seed: Another number searches otherwise.
-        waits: Seconds between the attempts at what a provider did not do.
+        retry_delays: Seconds between the attempts at what a provider did not do.
         tell: Told what happens, for a progress bar.
 
     It tunes for the models that `module(...)` would ask: those set on the module or in `dspy.context(lm=)` included.
@@ -69,10 +69,10 @@ class GEPA(Teleprompter):
         minibatch: int = 3,
         merge: bool = True,
         stagnation: int | None = 12,
-        side_by_side: int = 16,
+        concurrency: int = 16,
         run_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
-        waits: Sequence[float] = WAITS,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
         tell: Tell = lambda _name, _data: None,
     ) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class GEPA(Teleprompter):
             "minibatch": minibatch,
             "merge": merge,
             "stagnation": stagnation,
-            "side_by_side": side_by_side,
+            "concurrency": concurrency,
             "run_dir": None if run_dir is None else Path(run_dir),
             "seed": seed,
-            "waits": tuple(waits),
+            "retry_delays": tuple(retry_delays),
         }
 
     def compile(self, student: GraphModule, *, trainset: Sequence[Any], valset: Sequence[Any]) -> GraphModule:  # pyright: ignore[reportIncompatibleMethodOverride]

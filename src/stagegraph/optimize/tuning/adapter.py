@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gepa.core.adapter import EvaluationBatch
 
 from stagegraph.errors import TuningError
-from stagegraph.optimize._loop import submit
-from stagegraph.optimize._shown import tool_use
-from stagegraph.optimize.blame import Judged, blame, records
-from stagegraph.optimize.budget import BudgetReached
+from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.optimize.evaluation.budget import BudgetReached
+from stagegraph.optimize.evaluation.report import Trial
+from stagegraph.optimize.evaluation.shown import records, tool_use
+from stagegraph.optimize.lms.loop import submit
 
 from .components import Component, EngineName, Texts
 from .proposers import Proposal, Proposer, ask, schema_text
@@ -24,7 +25,7 @@ from .trials import Runs, digest
 if TYPE_CHECKING:
     from stagegraph.call import Call
     from stagegraph.example import Example
-    from stagegraph.optimize.report import ReportRow
+    from stagegraph.optimize.evaluation.report import ReportRow
     from stagegraph.stage import Stage
 
 __all__ = ["Adapter", "Finding"]
@@ -72,7 +73,7 @@ class Adapter:
     tried: dict[str, set[str]] = field(default_factory=dict[str, "set[str]"])
     _lift: float = 1.0
     """What GEPA's engine is told on top of each score: it cannot merge where scores do not sum up to more than 0."""
-    _validated: dict[str, list[Judged]] = field(default_factory=dict[str, "list[Judged]"])
+    _validated: dict[str, list[Trial]] = field(default_factory=dict[str, "list[Trial]"])
     _left_out: dict[str, int] = field(default_factory=dict[str, int])
     _current: Future[Any] | None = None
     _cancelled: bool = False
@@ -111,7 +112,7 @@ class Adapter:
 
     def evaluate(
         self, batch: list[Example[Any]], candidate: dict[str, str], capture_traces: bool = False
-    ) -> EvaluationBatch[Judged, Any]:
+    ) -> EvaluationBatch[Trial, Any]:
         """Run a candidate on examples, all at once.
 
         Raises:
@@ -129,12 +130,12 @@ class Adapter:
         told = [score + self._lift for score in scores]
         return EvaluationBatch([one.run.output for one in judged], told, judged, self._objectives(judged))
 
-    def _objectives(self, judged: Sequence[Judged]) -> list[dict[str, float]]:
+    def _objectives(self, judged: Sequence[Trial]) -> list[dict[str, float]]:
         """What a candidate may be good at besides the score: at earning a stage no blame."""
         paths = dict.fromkeys(component.path for component in self.runs.components.values())
         rows: list[dict[str, float]] = []
         for one in judged:
-            blamed = blame(one, perfect=self.perfect)
+            blamed = blame(one.run, one.score, perfect=self.perfect)
             own = {f"blame:{path}": -blamed.get(path, 0.0) for path in paths}
             rows.append({**one.score.objectives, "score": one.score.value} | own)
         return rows
@@ -145,7 +146,7 @@ class Adapter:
         judged = self._validated.pop(digest(texts))
         total: dict[str, float] = {}
         for one in judged:
-            for path, weight in blame(one, perfect=self.perfect).items():
+            for path, weight in blame(one.run, one.score, perfect=self.perfect).items():
                 total[path] = total.get(path, 0.0) + weight
         scores, rows = [one.score.value for one in judged], [one.row for one in judged]
         made = Counter(call.path for one in judged for call in one.run.root.walk())
@@ -154,7 +155,7 @@ class Adapter:
         self.runs.tell("validated", {"candidate": len(self.findings) - 1, "mean": self.findings[-1].mean})
 
     def make_reflective_dataset(
-        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Judged, Any], components_to_update: list[str]
+        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Trial, Any], components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """All calls of each stage that is to be changed, the worst first."""
         found: dict[str, Sequence[Mapping[str, Any]]] = {}

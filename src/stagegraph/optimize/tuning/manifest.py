@@ -11,8 +11,8 @@ from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 from stagegraph.example import digest_of
 from stagegraph.graph import Graph
 from stagegraph.journal._identity import stage_parts, step_parts
-from stagegraph.optimize._chosen import model_named
-from stagegraph.optimize._fingerprint import Fingerprint, functions_of, hash_of, name_of
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint, functions_of, hash_of, name_of
+from stagegraph.optimize.lms.names import model_named
 from stagegraph.stage import Stage
 from stagegraph.steps import Step
 from stagegraph.structure import Structure
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.grading import Grader
+    from stagegraph.optimize.evaluation.metric import Grader
     from stagegraph.prompts import Prompts
 
     from .options import Options

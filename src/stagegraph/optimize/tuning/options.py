@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.optimize._missing import needing
-from stagegraph.optimize.budget import Budget, Spent
-from stagegraph.optimize.evaluation import SIDE_BY_SIDE, WAITS
+from stagegraph.optimize.evaluation.budget import Budget, Spent
+from stagegraph.optimize.evaluation.evaluate import CONCURRENCY
+from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
+from stagegraph.optimize.lms.missing import needing
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from stagegraph.errors import TuningError
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.grading import Grader, Metric
+    from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.prompts import Prompts
     from stagegraph.runner import Runner
 
@@ -49,10 +50,10 @@ class Options:
     merge: bool = True
     stagnation: int | None = 12
     perfect: float = 1.0
-    side_by_side: int = SIDE_BY_SIDE
+    concurrency: int = CONCURRENCY
     run_dir: str | Path | None = None
     seed: int = 0
-    waits: Sequence[float] = WAITS
+    retry_delays: Sequence[float] = RETRY_DELAYS
     """Seconds between the attempts at what a provider did not do."""
 
 

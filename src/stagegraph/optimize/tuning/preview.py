@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
-from stagegraph.optimize.evaluation import run_example
+from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.runner import Runner
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.budget import Budget
-    from stagegraph.optimize.report import Report
+    from stagegraph.optimize.evaluation.budget import Budget
+    from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
     from .options import Found

@@ -15,15 +15,15 @@ from pydantic_ai import Agent
 
 from stagegraph.errors import TuningError
 from stagegraph.models import Models
-from stagegraph.optimize._asking import NO_ANSWER, ask_patiently
-from stagegraph.optimize._shown import SCHEMA, abridged, cut, restored
+from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
+from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
 
 from .components import Kind, name_of_part
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.optimize.budget import Spent
+    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.stage import Stage
 
 __all__ = ["Candidates", "Proposal", "Proposer", "notes_proposer", "reflective_proposer"]
@@ -122,7 +122,7 @@ _TASKS: dict[Kind, str] = {
 _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
-def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[float]) -> Proposer:
+def reflective_proposer(model: Model[Any] | str, spent: Spent, retry_delays: Sequence[float]) -> Proposer:
     """Ask a model to write better instructions from what went wrong (GEPA's reflective mutation, arXiv:2507.19457).
 
     A provider in trouble is waited for; a model that gives no answer has no proposal.
@@ -133,7 +133,7 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, waits: Sequence[f
     async def propose(proposal: Proposal) -> str | None:
         who = f"the reflection model (for `{proposal.component}`)"
         try:
-            result = await ask_patiently(agents[proposal.kind], _question(proposal), waits, who)
+            result = await ask_patiently(agents[proposal.kind], _question(proposal), retry_delays, who)
         except NO_ANSWER:
             return None
         usage = result.usage

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
-from stagegraph.optimize.blame import Judged, blame
+from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.optimize.evaluation.report import Trial
 
 from .components import EngineName
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from gepa.core.state import GEPAState
     from gepa.proposer.base import CandidateProposal
 
-    from stagegraph.optimize.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
 
     from .adapter import Adapter
     from .components import Component
@@ -42,7 +43,7 @@ class Selector:
     def __call__(
         self,
         state: GEPAState[Any, Any],
-        trajectories: Sequence[Judged],
+        trajectories: Sequence[Trial],
         subsample_scores: Sequence[float],
         candidate_idx: int,
         candidate: Mapping[str, str],
@@ -53,7 +54,7 @@ class Selector:
         total: Counter[str] = Counter()
         paths = {component.path for component in self._components.values()}
         for judged in trajectories:
-            for path, weight in blame(judged, perfect=self._perfect).items():
+            for path, weight in blame(judged.run, judged.score, perfect=self._perfect).items():
                 if path in paths and weight > 0:
                     total[path] += weight  # pyright: ignore[reportArgumentType]
         if not total:
@@ -90,7 +91,7 @@ class Acceptance:
         }
         earned: list[float] = []
         for found in (proposal.eval_before, proposal.eval_after):
-            blames = [blame(judged, perfect=self._perfect) for judged in found.trajectories or []]
+            blames = [blame(judged.run, judged.score, perfect=self._perfect) for judged in found.trajectories or []]
             earned.append(sum(one.get(path, 0.0) for one in blames for path in changed))
         return earned[1] < earned[0] - _SAME
 

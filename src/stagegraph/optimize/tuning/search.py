@@ -14,11 +14,11 @@ from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.errors import TuningError
 from stagegraph.journal import MemoryJournal, SqliteJournal
-from stagegraph.optimize._counts import check_counts
-from stagegraph.optimize._loop import await_here
-from stagegraph.optimize.budget import Budget, BudgetReached, Spent
-from stagegraph.optimize.evaluation import checked_examples, report_of
-from stagegraph.optimize.grading import Grader, Metric, grader_of
+from stagegraph.optimize.evaluation.budget import Budget, BudgetReached, Spent
+from stagegraph.optimize.evaluation.evaluate import check_counts, checked_examples
+from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
+from stagegraph.optimize.evaluation.report import report_of
+from stagegraph.optimize.lms.loop import await_here
 from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
@@ -37,7 +37,7 @@ from .warnings import warnings_of
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.report import Report
+    from stagegraph.optimize.evaluation.report import Report
 
 __all__ = ["Work"]
 
@@ -67,7 +67,7 @@ class Work:
             checked_examples(graph, val, "validation examples"),
         )
         check_overlap(train=self.train, val=self.val)
-        check_counts(minibatch=options.minibatch, side_by_side=options.side_by_side)
+        check_counts(minibatch=options.minibatch, concurrency=options.concurrency)
         if options.stagnation is not None:
             check_counts(stagnation=options.stagnation)
         self.stages = Structure.of(graph).stages
@@ -111,8 +111,8 @@ class Work:
             spent=self.spent,
             budget=budget,
             store=store,
-            side_by_side=options.side_by_side,
-            waits=options.waits,
+            concurrency=options.concurrency,
+            retry_delays=options.retry_delays,
             tell=tell,
         )
         self.adapter = Adapter(

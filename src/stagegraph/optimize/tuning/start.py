@@ -16,7 +16,7 @@ from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
-    from stagegraph.optimize.budget import Spent
+    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.prompts import Prompts
     from stagegraph.runner import Runner
 
@@ -53,7 +53,7 @@ def proposer_of(options: Options, components: Collection[str], spent: Spent) -> 
     if options.reflection_model is None:
         msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
         raise TuningError(msg)
-    return reflective_proposer(options.reflection_model, spent, options.waits)
+    return reflective_proposer(options.reflection_model, spent, options.retry_delays)
 
 
 def model_of(given: Any) -> Model[Any] | str | None:
@@ -64,7 +64,7 @@ def model_of(given: Any) -> Model[Any] | str | None:
     """
     if given is None or isinstance(given, (str, Model)):
         return cast("Model[Any] | str | None", given)
-    from stagegraph.optimize._lm import model_behind  # noqa: PLC0415 - only who has an LM has loaded DSPy
+    from stagegraph.optimize.lms.lm import model_behind  # noqa: PLC0415 - only who has an LM has loaded DSPy
 
     return model_behind(given, Models())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.errors import ReplayError, RunError, TuningError
-from stagegraph.optimize.blame import Judged
+from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.run import Run
 from stagegraph.score import Note, Score
 
@@ -19,7 +19,7 @@ from .manifest import digest_of_example
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.budget import Spent
+    from stagegraph.optimize.evaluation.budget import Spent
 
     from .proposers import Proposal, Proposer
 
@@ -74,7 +74,7 @@ class Store:
         """Whether anything was begun before."""
         return bool(self._runs or self._begun or self._texts)
 
-    async def judged(self, kind: str, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Judged | None:
+    async def judged(self, kind: str, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Trial | None:
         """A run that was made and judged before, each once."""
         rows = self._runs.get(_key(kind, candidate, example))
         if not rows:
@@ -87,7 +87,7 @@ class Store:
         score = row["score"]
         spent = {"cost": score.get("cost", 0.0), "tokens": score.get("tokens", 0)}
         notes = [Note(*note) for note in score["notes"]]
-        return Judged(example, run, Score(score["value"], notes, score["objectives"], **spent))
+        return Trial(example, run, Score(score["value"], notes, score["objectives"], **spent))
 
     def begin(self, kind: str, candidate: str, example: Example[Any], run_id: str) -> None:
         """Write down that a run begins: what it pays for is in the journal if the process ends in its middle."""
@@ -97,7 +97,7 @@ class Store:
         """The id of a run that an earlier process did not finish."""
         return self._begun.pop(_key(kind, candidate, example), None)
 
-    def keep(self, kind: str, candidate: str, judged: Judged) -> None:
+    def keep(self, kind: str, candidate: str, judged: Trial) -> None:
         """Write down a run that was made and judged."""
         if self._file is None:
             return

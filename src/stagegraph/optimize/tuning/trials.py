@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagegraph.optimize.blame import Judged
-from stagegraph.optimize.budget import BudgetReached
-from stagegraph.optimize.evaluation import run_example
+from stagegraph.optimize.evaluation.budget import BudgetReached
+from stagegraph.optimize.evaluation.evaluate import run_example
+from stagegraph.optimize.evaluation.report import Trial
 
 from .components import Component, Texts, prompts_of
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.budget import Budget, Spent
-    from stagegraph.optimize.grading import Grader
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.metric import Grader
     from stagegraph.prompts import Prompts
     from stagegraph.run import Run
     from stagegraph.runner import Runner
@@ -45,20 +45,20 @@ class Runs:
     spent: Spent
     budget: Budget
     store: Store
-    side_by_side: int
-    waits: Sequence[float]
+    concurrency: int
+    retry_delays: Sequence[float]
     tell: Callable[[str, Mapping[str, Any]], None]
     _recent: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
     """Example -> its newest run with traces: what a child need not compute again."""
-    _known: dict[tuple[str, str], Judged] = field(default_factory=dict[tuple[str, str], Judged])
+    _known: dict[tuple[str, str], Trial] = field(default_factory=dict[tuple[str, str], Trial])
 
-    async def of(self, batch: Sequence[Example[Any]], candidate: Texts, kind: Kind) -> list[Judged]:
+    async def of(self, batch: Sequence[Example[Any]], candidate: Texts, kind: Kind) -> list[Trial]:
         """Run a candidate on examples, all at once; what was paid for before is not run again.
 
         Raises:
             BudgetReached: not all of them could be run; a `verdict` costs nothing of the budget.
         """
-        slots = asyncio.Semaphore(self.side_by_side)
+        slots = asyncio.Semaphore(self.concurrency)
         found = [await self._known_run(example, candidate, kind) for example in batch]
         first: dict[str, int] = {}  # GEPA fills a minibatch up with examples that are in it already
         for place, judged in enumerate(found):
@@ -84,7 +84,7 @@ class Runs:
         ]
         return [judged for judged in all_found if judged is not None]
 
-    async def _known_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Judged | None:
+    async def _known_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Trial | None:
         """What was paid for before."""
         name = digest(candidate)
         if kind == "trace" and (known := self._known.get((name, example.id))) is not None:
@@ -92,7 +92,7 @@ class Runs:
         judged = await self.store.judged(kind, name, example, self.graph)
         return None if judged is None else self._counted(judged, name, kind)
 
-    async def _new_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Judged:
+    async def _new_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Trial:
         name = digest(candidate)
         recent = self._recent.get(example.id)
         begun = self.store.begun(kind, name, example)
@@ -104,15 +104,15 @@ class Runs:
             model=self.model,
             models=self.models,
             prompts=prompts_of(self.base, candidate, self.components),
-            waits=self.waits,
+            retry_delays=self.retry_delays,
             replay=replay,
             begin=lambda run_id: self.store.begin(kind, name, example, run_id),
         )
-        judged = Judged(example, run, await self.grader(example, run))
+        judged = Trial(example, run, await self.grader(example, run))
         self.store.keep(kind, name, judged)
         return self._counted(judged, name, kind)
 
-    def _counted(self, judged: Judged, name: str, kind: Kind) -> Judged:
+    def _counted(self, judged: Trial, name: str, kind: Kind) -> Trial:
         example, run = judged.example, judged.run
         if kind != "verdict":
             self.spent.add_run(run)

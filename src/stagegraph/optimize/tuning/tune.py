@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
-from stagegraph.optimize._fingerprint import name_of
-from stagegraph.optimize._missing import needing
-from stagegraph.optimize.comparison import Comparison, compare
-from stagegraph.optimize.evaluation import SIDE_BY_SIDE, WAITS, checked_examples, report_of
-from stagegraph.optimize.grading import grader_of
+from stagegraph.optimize.evaluation.compare import Comparison, compare
+from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, checked_examples
+from stagegraph.optimize.evaluation.fingerprint import name_of
+from stagegraph.optimize.evaluation.metric import grader_of
+from stagegraph.optimize.evaluation.report import report_of
+from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
+from stagegraph.optimize.lms.missing import needing
 from stagegraph.runner import Runner
 
 from .options import Found, Options, Tell
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
 
     from stagegraph.example import Example
     from stagegraph.node import Node
-    from stagegraph.optimize.budget import Budget, Spent
-    from stagegraph.optimize.grading import Grader, Metric
-    from stagegraph.optimize.report import Report
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.metric import Grader, Metric
+    from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
     from .adapter import Finding
@@ -122,9 +124,9 @@ async def tune(
     minibatch: int = 3,
     merge: bool = True,
     stagnation: int | None = 12,
-    side_by_side: int = SIDE_BY_SIDE,
+    concurrency: int = CONCURRENCY,
     seed: int = 0,
-    waits: Sequence[float] = WAITS,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
     tell: Tell = lambda _name, _data: None,
     confirm: Callable[[Preview], bool] | None = None,
 ) -> Tuning:
@@ -153,9 +155,9 @@ async def tune(
         merge: Whether two candidates that are good at different texts may be put together; from 5 validation
             examples on.
         stagnation: Steps without a better candidate after which it stops.
-        side_by_side: Runs that go on at once.
+        concurrency: Runs that go on at once.
         seed: Another number searches otherwise.
-        waits: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
+        retry_delays: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
         tell: Told what happens, for a progress bar; when it raises, that is logged, and the tuning goes on.
         confirm: Shown what the tuning may cost, measured on two runs that are made for it, before it begins; when it
             gives `False`, nothing more is run. A tuning that goes on from its `run_dir` is not asked about again.
@@ -182,10 +184,10 @@ async def tune(
         minibatch=minibatch,
         merge=merge,
         stagnation=stagnation,
-        side_by_side=side_by_side,
+        concurrency=concurrency,
         run_dir=None if run_dir is None else Path(run_dir),
         seed=seed,
-        waits=waits,
+        retry_delays=retry_delays,
     )
     work = Work(graph, grader, train, val, budget, options, tell)
     try:

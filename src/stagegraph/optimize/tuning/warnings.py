@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stagegraph.optimize.budget import Budget, Spent
-    from stagegraph.optimize.report import ReportRow
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.report import ReportRow
 
 __all__ = ["warnings_of"]
 

@@ -17,14 +17,13 @@ from pydantic_ai.settings import ModelSettings
 
 from stagegraph.errors import DeclarationError, TuningError
 from stagegraph.models import Models
+from stagegraph.optimize.lms.loop import await_here
 from stagegraph.score import Note, Score
 
-from ._asking import NO_ANSWER, ask_patiently
-from ._evidence import evidence
-from ._fingerprint import name_of
-from ._loop import await_here
-from .evaluation import WAITS
-from .grading import wants_failed_runs
+from .fingerprint import name_of
+from .metric import wants_failed_runs
+from .retries import NO_ANSWER, RETRY_DELAYS, ask_patiently
+from .shown import evidence
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
@@ -62,7 +61,7 @@ class Judge:
     """A metric that asks a model; `judge` makes one. It is asked once per run, like every metric."""
 
     def __init__(self, asking: Asking, name: str | None, *, failed_runs: bool) -> None:
-        self._asking = asking
+        self.retries = asking
         self.__name__ = name or f"judge-{self.identity[:6]}"
         if failed_runs:
             wants_failed_runs(self)
@@ -70,7 +69,7 @@ class Judge:
     @property
     def identity(self) -> str:
         """A hash of what its verdicts depend on: rubric, weights, model and settings."""
-        return self._asking.identity
+        return self.retries.identity
 
     async def __call__(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         """The verdict on a run, with what it cost.
@@ -79,10 +78,10 @@ class Judge:
             TuningError: the model gave no verdict, or its provider failed for good; that is no score.
         """
         # A provider's client belongs to one loop, and metrics are asked on several.
-        return await await_here(self._asking.verdict(example, run))
+        return await await_here(self.retries.verdict(example, run))
 
     def __repr__(self) -> str:
-        return f"<Judge {self.__name__}: {', '.join(self._asking.criteria)}>"
+        return f"<Judge {self.__name__}: {', '.join(self.retries.criteria)}>"
 
 
 def judge(
@@ -94,7 +93,7 @@ def judge(
     failed_runs: bool = False,
     retries: int = 2,
     limit: int = 40_000,
-    waits: Sequence[float] = WAITS,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
     name: str | None = None,
 ) -> Judge:
     """A metric made of a rubric: a model scores each run from 0 to 1 and hangs notes on the calls that went wrong.
@@ -111,7 +110,7 @@ def judge(
         failed_runs: Whether it is asked about failed runs, too; otherwise they score 0.
         retries: How often the model is asked again when its answer is no verdict.
         limit: Characters of all that it is shown of one run.
-        waits: Seconds between the attempts when its provider failed.
+        retry_delays: Seconds between the attempts when its provider failed.
         name: What the metric is called in reports; otherwise `judge-` and the beginning of its `identity`.
 
     Raises:
@@ -133,7 +132,7 @@ def judge(
         msg = f"judge(weights={dict(weights or {})!r}): weights are not below 0, and one of them is above"
         raise DeclarationError(msg)
     chosen = ModelSettings(temperature=0) if settings is None else settings
-    asking = Asking(model, criteria, shares, chosen, retries, limit, tuple(waits))
+    asking = Asking(model, criteria, shares, chosen, retries, limit, tuple(retry_delays))
     return Judge(asking, name, failed_runs=failed_runs)
 
 
@@ -148,7 +147,7 @@ class Asking:
     settings: ModelSettings
     retries: int
     limit: int
-    waits: tuple[float, ...]
+    retry_delays: tuple[float, ...]
 
     @property
     def identity(self) -> str:
@@ -158,7 +157,7 @@ class Asking:
     async def verdict(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         question, who = evidence(example, run, self.limit), f"the judge's model {name_of(self.model)}"
         try:
-            result = await ask_patiently(self._agent, question, self.waits, who)
+            result = await ask_patiently(self._agent, question, self.retry_delays, who)
         except NO_ANSWER as error:
             msg = f"{who} gave no verdict, which is no score: {error}"
             raise TuningError(msg) from error

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent
     from pydantic_ai.run import AgentRunResult
 
-__all__ = ["NO_ANSWER", "ask_patiently"]
+__all__ = ["NO_ANSWER", "RETRY_DELAYS", "ask_patiently"]
 
 Answer = TypeVar("Answer")
 
+RETRY_DELAYS = (1.0, 4.0, 15.0, 60.0)
+"""Seconds between the attempts when a provider fails."""
 NO_ANSWER = (AgentRunError, OSError)
 """What a model raises that was asked and gave nothing of use."""
 
 
 async def ask_patiently(
-    agent: Agent[object, Answer], question: str, waits: Sequence[float], who: str
+    agent: Agent[object, Answer], question: str, retry_delays: Sequence[float], who: str
 ) -> AgentRunResult[Answer]:
     """An agent's answer; a provider in trouble is waited for.
 
@@ -32,7 +34,7 @@ async def ask_patiently(
         TuningError: the provider did not recover: *who* could not be asked.
         NO_ANSWER: it could, and gave no answer.
     """
-    for wait in (*waits, None):
+    for wait in (*retry_delays, None):
         try:
             return await agent.run(question, infer_name=False)
         except NO_ANSWER as error:

@@ -161,7 +161,7 @@ async def test_a_provider_in_trouble_is_waited_for(times: int, fails: bool) -> N
             raise ModelHTTPError(429, "strict")
         return good.function(messages, info)  # type: ignore[misc,return-value]
 
-    metric = judge(FunctionModel(busy, model_name="strict"), "Good?", waits=(0, 0))
+    metric = judge(FunctionModel(busy, model_name="strict"), "Good?", retry_delays=(0, 0))
     if fails:
         with pytest.raises(TuningError, match=r"strict could not be asked: .*429"):
             await graded(metric, ROWS[0], await run_of())

@@ -12,7 +12,7 @@ from test_evaluate import report
 
 from stagegraph import TuningError
 from stagegraph.optimize import Report, compare
-from stagegraph.optimize._statistics import bootstrap, needed, percentile
+from stagegraph.optimize.evaluation.statistics import bootstrap, needed, percentile
 
 unit = st.floats(0, 1, allow_nan=False)
 values = st.lists(unit, min_size=1, max_size=20)

@@ -95,7 +95,7 @@ async def test_an_outage_is_no_score_and_leaves_what_was_found() -> None:
         return model.function(messages, info)  # type: ignore[misc,return-value]
 
     with pytest.raises(TuningError, match="that is no score") as raised:
-        await evaluate(Chain(), separate, ROWS, model=FunctionModel(answer), side_by_side=1, waits=(0, 0))
+        await evaluate(Chain(), separate, ROWS, model=FunctionModel(answer), concurrency=1, retry_delays=(0, 0))
     partial: Report = raised.value.report  # type: ignore[attr-defined]
     assert [row.example for row in partial.rows] == ["x-0", "x-1"]
 
@@ -144,7 +144,7 @@ async def test_a_graph_that_copes_with_an_outage_is_run_again(  # noqa: PLR0917
         return run.output
 
     model = FunctionModel(answer)
-    report = await evaluate(Sure(), number, [Example(["good", "bad"])], model=model, waits=waits)
+    report = await evaluate(Sure(), number, [Example(["good", "bad"])], model=model, retry_delays=waits)
     if status == 503:
         assert {name: count[name] for name in ("each", "last")} == asked_for
         assert report.mean == mean
@@ -153,7 +153,9 @@ async def test_a_graph_that_copes_with_an_outage_is_run_again(  # noqa: PLR0917
     if stage == "each" and status == 503:
         before = dict(count)
         count.clear()
-        prediction = await asyncio.to_thread(GraphModule(Sure(), model=model, waits=waits), input=["good", "bad"])
+        prediction = await asyncio.to_thread(
+            GraphModule(Sure(), model=model, retry_delays=waits), input=["good", "bad"]
+        )
         assert (prediction.output, dict(count)) == (mean, before)
 
 
@@ -169,7 +171,7 @@ async def test_a_retry_with_a_journal_pays_only_for_the_rest() -> None:
         return model.function(messages, info)  # type: ignore[misc,return-value]
 
     runner = Runner(journal=MemoryJournal())
-    found = await evaluate(Chain(), separate, ROWS[:1], model=FunctionModel(answer), runner=runner, waits=(0,))
+    found = await evaluate(Chain(), separate, ROWS[:1], model=FunctionModel(answer), runner=runner, retry_delays=(0,))
     assert found.failures == []
     assert requests == {"a": 1, "b": 2, "c": 1}
 
@@ -261,8 +263,8 @@ async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"side_by_side": 0}, TuningError, "side_by_side=0: at least 1 is needed"),
-        ({"side_by_side": 1.5}, TuningError, "side_by_side=1.5: it is a whole number"),
+        ({"concurrency": 0}, TuningError, "concurrency=0: at least 1 is needed"),
+        ({"concurrency": 1.5}, TuningError, "concurrency=1.5: it is a whole number"),
         ({"prompts": Prompts({"nope": Prompt("x")})}, PromptError, "there is no stage `nope`"),
         ({"runner": Runner(prompts=Prompts({"nope": Prompt("x")}))}, PromptError, "there is no stage `nope`"),
         ({"on_row": lambda _: 1 / 0}, ZeroDivisionError, "division by zero"),

@@ -29,8 +29,8 @@ from words import says
 from stagegraph import DeclarationError, NotRunningError, TuningError
 from stagegraph.models import Models
 from stagegraph.optimize import lm
-from stagegraph.optimize._lm import model_behind
-from stagegraph.optimize._loop import submit
+from stagegraph.optimize.lms.lm import model_behind
+from stagegraph.optimize.lms.loop import submit
 
 
 class Recorder:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import uuid4
 
 import anyio
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import InputError, RunError, TuningError, leaves
 from stagegraph.example import Example
@@ -22,25 +20,22 @@ from stagegraph.runner import Runner
 from stagegraph.scores import feedback
 from stagegraph.structure import Structure
 
-from ._counts import check_counts
-from .grading import Grader, Metric, grader_of, stage_of
-from .report import Report, ReportRow
+from .metric import Grader, Metric, grader_of
+from .report import Report, ReportRow, report_of, row_of
+from .retries import RETRY_DELAYS
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from stagegraph.options import RunOptions
     from stagegraph.prompts import Prompts
-    from stagegraph.score import Score
 
-__all__ = ["SIDE_BY_SIDE", "WAITS", "checked_examples", "evaluate", "report_of", "row_of", "run_example"]
+__all__ = ["CONCURRENCY", "check_counts", "checked_examples", "evaluate", "run_example"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-SIDE_BY_SIDE = 16
-WAITS = (1.0, 4.0, 15.0, 60.0)
-"""Seconds between the attempts at a run whose provider failed."""
+CONCURRENCY = 16
 _MARK = {"experiment": "evaluation"}
 """What keeps these runs out of the data that is learned from."""
 
@@ -54,8 +49,8 @@ async def evaluate(
     runner: Runner | None = None,
     prompts: Prompts | None = None,
     repeats: int = 1,
-    side_by_side: int = SIDE_BY_SIDE,
-    waits: Sequence[float] = WAITS,
+    concurrency: int = CONCURRENCY,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
     on_row: Callable[[ReportRow], None] | None = None,
     record: bool = False,
 ) -> Report:
@@ -69,9 +64,9 @@ async def evaluate(
         runner: Runs it; a fresh one without a journal and without tracing otherwise.
         prompts: What to try instead of the runner's.
         repeats: How often each example is run: models answer differently from time to time.
-        side_by_side: How many runs go on at once; the runner's own limits hold besides.
-        waits: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection), also where the
-            graph went on without the answer; `()` takes such a run as it is.
+        concurrency: How many runs go on at once; the runner's own limits hold besides.
+        retry_delays: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection), also where
+            the graph went on without the answer; `()` takes such a run as it is.
         on_row: Told every run as it is judged.
         record: Also give each run its score, as `feedback` does: in the runner's journal, and where it is traced to.
 
@@ -83,7 +78,7 @@ async def evaluate(
         PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
-    check_counts(repeats=repeats, side_by_side=side_by_side)
+    check_counts(repeats=repeats, concurrency=concurrency)
     grader = grader_of(metric)
     own = runner or Runner(tracing=None)
     if prompts is not None:
@@ -92,13 +87,13 @@ async def evaluate(
         msg = "evaluate(record=True) needs somewhere to keep the scores: a runner with a journal, or with tracing"
         raise TuningError(msg)
     found: dict[tuple[int, int], ReportRow] = {}
-    limiter = anyio.CapacityLimiter(side_by_side)
+    limiter = anyio.CapacityLimiter(concurrency)
     problem: list[TuningError] = []
 
     async def one(place: int, example: Example[In], repeat: int) -> None:
         async with limiter:
             try:
-                run = await run_example(own, graph, example, model=model, prompts=prompts, waits=waits)
+                run = await run_example(own, graph, example, model=model, prompts=prompts, retry_delays=retry_delays)
                 score = await grader(example, run)
                 row = row_of(example, repeat, run, score)
                 if record:
@@ -136,7 +131,7 @@ async def run_example(
     model: Model | str | None = None,
     models: Mapping[str, Model | str] | None = None,
     prompts: Prompts | None = None,
-    waits: Sequence[float] = WAITS,
+    retry_delays: Sequence[float] = RETRY_DELAYS,
     replay: str | None = None,
     begin: Callable[[str], None] | None = None,
 ) -> Run[In, Out]:
@@ -149,7 +144,7 @@ async def run_example(
     Raises:
         TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
     """
-    for wait in (*waits, None):
+    for wait in (*retry_delays, None):
         run_id = uuid4().hex
         if begin is not None:
             begin(run_id)
@@ -206,43 +201,16 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
     return rows
 
 
-def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
-    """Rows as a report of now."""
-    return Report(
-        graph=graph.label,
-        metric=metric,
-        prompts_digest=prompts.digest if prompts is not None else "",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows=tuple(rows),
-    )
+def check_counts(**counts: object) -> None:
+    """Make sure that each is a whole number of at least 1.
 
-
-def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score) -> ReportRow:
-    """One run and its verdict, as the report keeps it."""
-    return ReportRow(
-        example=example.id,
-        repeat=repeat,
-        score=score.value,
-        notes=tuple((note.target, note.text, note.weight) for note in score.notes),
-        stages=tuple(stage_of(run, note.target) for note in score.notes),
-        objectives=dict(score.objectives),
-        run_id=run.id,
-        status=run.status,
-        error=str(run.error) if run.error is not None else None,
-        seconds=run.duration,
-        cost=None if run.cost is None else float(run.cost),
-        judging=score.cost,
-        requests=run.usage.requests,
-        tokens=run.usage.total_tokens,
-        input=_plain(run.input),
-        output=_plain(run.output),
-        expected=_plain(example.expected),
-    )
-
-
-def _plain(value: object) -> Any:
-    """A value as JSON data, or as what it looks like."""
-    try:
-        return to_jsonable_python(value, fallback=repr)
-    except ValueError:  # such as bytes that are no text
-        return repr(value)
+    Raises:
+        TuningError: one is not; it is named as the caller wrote it.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            msg = f"{name}={count!r}: it is a whole number"
+            raise TuningError(msg)
+        if count < 1:
+            msg = f"{name}={count}: at least 1 is needed"
+            raise TuningError(msg)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.score import Score
 
-__all__ = ["blame_of", "blamed", "calls_of", "check_targets", "credited"]
+__all__ = ["blame", "blame_of", "calls_of", "check_targets", "credited", "stage_of"]
 
 _OWN, _NEAR, _FAR = 1.0, 0.5, 0.25
 """Shares: of a call that a note is about, of one that the way back comes to first, and of one behind or beside it."""
@@ -55,7 +55,7 @@ def credited(run: Run[Any, Any], notes: Iterable[Note]) -> dict[str, list[Note]]
     return found
 
 
-def blamed(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[str, float]:
+def blame(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[str, float]:
     """Stage path -> how much of what went wrong is its own; each note counts once for a stage, however wide it is.
 
     Without notes, what the score lacks goes the way of a note on the run: all of it for the stages on the way back
@@ -78,7 +78,7 @@ def blamed(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[st
 
 
 def calls_of(run: Run[Any, Any], path: str, notes: Iterable[Note]) -> list[tuple[Call, list[Note]]]:
-    """All finished calls of a stage with what they earned, the most blamed first; a failure counts like a note."""
+    """All finished calls of a stage with what they earned, the most blame first; a failure counts like a note."""
     earned = credited(run, notes)
     calls = [call for call in run.root.walk() if call.path == path and call.status in _FINISHED]
     calls.sort(key=lambda call: (-blame_of(call, earned.get(call.key, [])), key_order(call.key)))
@@ -151,3 +151,13 @@ class _Way:
                 pending += following - seen
                 seen |= following
         return found
+
+
+def stage_of(run: Run[Any, Any], target: str) -> str:
+    """The path that a note's target stands for; empty for the run itself."""
+    if target in run.structure.nodes:
+        return target
+    try:
+        return run.call(target).path
+    except KeyError:
+        return ""

@@ -29,7 +29,9 @@ from stagegraph.optimize import (
     to_dspy,
     wants_failed_runs,
 )
-from stagegraph.optimize.blame import Judged, blame, records
+from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.optimize.evaluation.report import Trial
+from stagegraph.optimize.evaluation.shown import records
 
 GOLD = to_dspy(ROWS, Words())
 
@@ -324,9 +326,9 @@ def test_a_verdict_goes_back_from_the_output(stored: bool) -> None:
     run = polished()
     if stored:
         run = Run.from_json(run.to_json(), Polish())
-    judged = Judged(Example("ab", "AB"), run, Score(0.25))
-    assert blame(judged) == {"polish": 0.75, "cut": 0.75, "gate": 0.375}
-    (record,) = records([judged], "cut")
+    trial = Trial(Example("ab", "AB"), run, Score(0.25))
+    assert blame(run, trial.score) == {"polish": 0.75, "cut": 0.75, "gate": 0.375}
+    (record,) = records([trial], "cut")
     told = f"given: {record['input']}\nanswered: {record['output']}\n{record['feedback']}"
     for text in (told, stage_feedback(run, Score(0.25), "cut", expected="AB")):
         assert "given: ab\n" in text
@@ -343,7 +345,7 @@ def test_a_verdict_goes_back_from_the_output(stored: bool) -> None:
 def test_the_way_back_from_a_failure_begins_where_it_failed() -> None:
     """A run without an output has no result to go back from."""
     run = failing_run()
-    assert blame(Judged(ROWS[0], run, Score(0.0))) == {"plan": 0.5, "rate.judge": 1.0}
+    assert blame(run, Score(0.0)) == {"plan": 0.5, "rate.judge": 1.0}
 
 
 @step
@@ -372,7 +374,7 @@ def test_the_nearest_stage_earns_most_of_what_a_step_found() -> None:
 
     run = Twofold().run_sync("ab", model=FunctionModel(answer))
     notes = [run.call("check").note("wrong", 2.0)]
-    assert blame(Judged(Example("ab"), run, Score(0.5, notes))) == {"write": 1.0, "plan": 0.5}
+    assert blame(run, Score(0.5, notes)) == {"write": 1.0, "plan": 0.5}
     found = credited(run, notes)
     assert {key: [(one.target, one.weight) for one in earned] for key, earned in found.items()} == {
         "write": [("check", 1.0)],

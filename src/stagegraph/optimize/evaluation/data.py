@@ -1,11 +1,10 @@
-"""Examples from files, dealt out for training and validation, and in DSPy's form and back."""
+"""Examples from files and from pydantic_evals, and their split into training and validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-import dspy
 from pydantic import ValidationError
 
 from stagegraph.errors import DeclarationError, InputError, TuningError
@@ -15,14 +14,13 @@ from stagegraph.failure import problems_of
 from stagegraph.node import Node
 from stagegraph.schema import Schema
 
-from .dspy.fields import Fields
-
 if TYPE_CHECKING:
     import os
 
+    from pydantic_evals import Dataset  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
     from typing_extensions import TypeForm
 
-__all__ = ["examples", "from_dspy", "stratified_split", "to_dspy"]
+__all__ = ["examples", "from_pydantic_evals", "stratified_split", "to_pydantic_evals"]
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - an input type
@@ -107,61 +105,85 @@ def stratified_split(
     return train, held
 
 
-@overload
-def to_dspy(given: Example[Any], graph: Node[Any, Any]) -> dspy.Example: ...
-@overload
-def to_dspy(given: Iterable[Example[Any]], graph: Node[Any, Any]) -> list[dspy.Example]: ...
-def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any]) -> dspy.Example | list[dspy.Example]:
-    """One example, or many, as DSPy has them: the fields of the graph's input model (or `input`) as inputs.
+class CaseLike(Protocol):
+    """What is read of a `pydantic_evals.Case`."""
 
-    The rest are labels: what is expected is the label `expected`, or, when it is a mapping, one label for each of its
-    entries.
-    """
-    takes = Fields(graph.takes, "input")
-    if isinstance(given, Example):
-        return _to_dspy(given, takes)
-    return [_to_dspy(example, takes) for example in given]
+    name: str | None
+    inputs: Any
+    metadata: Any
+    expected_output: Any
 
 
-def _to_dspy(example: Example[Any], takes: Fields) -> dspy.Example:
-    inputs = takes.split(example.input)
-    labels: dict[str, Any] = {} if example.expected is None else {"expected": example.expected}
-    if isinstance(cast("object", example.expected), Mapping) and example.expected:
-        expected = cast("Mapping[object, object]", example.expected)
-        plain = all(isinstance(key, str) and key.isidentifier() and key[:1] != "_" for key in expected)
-        plain = plain and not any(str(key).startswith("dspy_") for key in expected)  # DSPy hides such names
-        if plain and not expected.keys() & (inputs.keys() | {"expected"}):
-            labels = {str(key): value for key, value in expected.items()}
-    # Names with `dspy_` are DSPy's own and show up nowhere, but they survive copying.
-    about = {"dspy_id": example.id, "dspy_metadata": dict(example.metadata)}
-    return cast("Any", dspy.Example(**inputs, **labels, **about)).with_inputs(*inputs)
+class DatasetLike(Protocol):
+    """What is read of a `pydantic_evals.Dataset`."""
+
+    @property
+    def cases(self) -> Sequence[CaseLike]:
+        """Its rows."""
+        ...
 
 
-@overload
-def from_dspy(given: dspy.Example, graph: Node[I, Any]) -> Example[I]: ...
-@overload
-def from_dspy(given: Iterable[dspy.Example], graph: Node[I, Any]) -> list[Example[I]]: ...
-def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any]) -> Example[I] | list[Example[I]]:
-    """What `to_dspy` made, or any `dspy.Example` that has the inputs of *graph*, as examples.
+# What is ignored by type checkers is unknown only where pydantic_evals is not installed.
+def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
+    examples: Iterable[Example[I]], graph: Node[I, Any], *, name: str | None = None
+) -> Dataset[I, Any, dict[str, Any]]:
+    """Examples as a `pydantic_evals.Dataset`, typed by the inputs of *graph*: it has no evaluators yet.
+
+    Args:
+        examples: Each becomes a case with its id as the name.
+        graph: What takes the inputs.
+        name: The data set's; the graph's own without it.
 
     Raises:
-        InputError: the inputs do not fit the graph.
+        ImportError: pydantic_evals is not installed.
     """
-    takes = Fields(graph.takes, "input")
-    if isinstance(given, dspy.Example):
-        return _from_dspy(given, takes, graph)
-    return [_from_dspy(one, takes, graph) for one in given]
-
-
-def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Example[Any]:
-    fields = dict(cast("Any", given).items())
     try:
-        value = takes.join(fields)
-    except (ValidationError, KeyError) as error:
-        reason = problems_of(error) if isinstance(error, ValidationError) else f"it has no {error}"
-        msg = f"a dspy.Example does not fit {graph.label}: {reason}"
+        import pydantic_evals  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        if error.name != "pydantic_evals":
+            raise
+        msg = (
+            "to_pydantic_evals needs pydantic-evals: pip install --no-deps pydantic-evals (its releases pin an older "
+            "Pydantic AI than this package needs, which pip would install without --no-deps)"
+        )
+        raise ImportError(msg) from error
+    evals = cast("Any", pydantic_evals)
+    typed = evals.Dataset[graph.takes.type, Any, dict[str, Any]]
+    cases = [
+        evals.Case(name=one.id, inputs=one.input, expected_output=one.expected, metadata=dict(one.metadata))
+        for one in examples
+    ]
+    return typed(name=name or graph.label, cases=cases)
+
+
+@overload
+def from_pydantic_evals(dataset: DatasetLike, of: Node[I, Any]) -> list[Example[I]]: ...
+@overload
+def from_pydantic_evals(dataset: DatasetLike, of: type[T] | TypeForm[T]) -> list[Example[T]]: ...
+@overload
+def from_pydantic_evals(dataset: DatasetLike, of: None = None) -> list[Example[Any]]: ...
+def from_pydantic_evals(dataset: DatasetLike, of: Any = None) -> list[Example[Any]]:
+    """The cases of a `pydantic_evals.Dataset` as examples; what evaluates them there is no part of an example.
+
+    Args:
+        dataset: A data set; `load_examples` reads its file without pydantic_evals.
+        of: The type of the inputs, or the graph that takes them; without it they stay as they are.
+
+    Raises:
+        InputError: the inputs of a case do not fit; it names the case.
+    """
+    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    return [_example(case, place, schema) for place, case in enumerate(dataset.cases, 1)]
+
+
+def _example(case: CaseLike, place: int, schema: Schema | None) -> Example[Any]:
+    try:
+        given = case.inputs if schema is None else schema.validate(case.inputs)
+    except ValidationError as error:
+        msg = f"case {place} ({case.name or 'without a name'}) is no example: {problems_of(error)}"
         raise InputError(msg) from error
-    labels = {name: label for name, label in fields.items() if name not in takes.names}
-    expected = labels["expected"] if labels.keys() == {"expected"} else (labels or None)
-    hidden = cast("dict[str, Any]", cast("Any", given).toDict()) if "dspy_id" in given else {}
-    return Example(value, expected, str(hidden.get("dspy_id") or ""), hidden.get("dspy_metadata") or {})
+    metadata = cast("object", case.metadata)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        metadata = {"metadata": metadata}
+    told = cast("Mapping[str, Any]", metadata or {})
+    return Example(given, case.expected_output, case.name or "", dict(told))

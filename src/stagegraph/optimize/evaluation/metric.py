@@ -16,13 +16,13 @@ import anyio.to_thread
 from stagegraph.errors import TuningError
 from stagegraph.score import Note, Score
 
-from ._credit import check_targets
+from .blame import check_targets
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.run import Run
 
-__all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "stage_of", "wants_failed_runs"]
+__all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "wants_failed_runs"]
 
 Verdict = Score | float | bool
 Metric = Callable[["Example[Any]", "Run[Any, Any]"], "Verdict | Awaitable[Verdict]"]
@@ -182,13 +182,3 @@ async def graded(metric: Metric | Grader, example: Example[Any], run: Run[Any, A
         TuningError: the metric raised, or gave what is no score.
     """
     return await grader_of(metric)(example, run)
-
-
-def stage_of(run: Run[Any, Any], target: str) -> str:
-    """The path that a note's target stands for; empty for the run itself."""
-    if target in run.structure.nodes:
-        return target
-    try:
-        return run.call(target).path
-    except KeyError:
-        return ""

@@ -15,8 +15,8 @@ from pydantic_ai.settings import ModelSettings, merge_model_settings
 from stagegraph.errors import DeclarationError, TuningError
 from stagegraph.models import Models
 
-from ._loop import await_here, run_here
-from ._wire import cost_in, messages_of, parameters_of, response_of, settings_in, settings_of, translated
+from .loop import await_here, run_here
+from .wire import cost_in, messages_of, parameters_of, response_of, settings_in, settings_of, translated
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse

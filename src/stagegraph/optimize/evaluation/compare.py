@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from stagegraph.errors import TuningError
 
-from ._page import SAME, section, write_page
-from ._statistics import bootstrap, needed
+from .page import SAME, section, write_page
+from .statistics import bootstrap, needed
 
 if TYPE_CHECKING:
     import os

@@ -6,22 +6,32 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import TuningError
 
-from ._page import section, write_page
-from ._statistics import bootstrap, percentile
+from .blame import stage_of
+from .page import section, write_page
+from .statistics import bootstrap, percentile
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
-__all__ = ["Report", "ReportRow"]
+    from stagegraph.example import Example
+    from stagegraph.node import Node
+    from stagegraph.prompts import Prompts
+    from stagegraph.run import Run
+    from stagegraph.score import Score
+
+__all__ = ["Report", "ReportRow", "Trial", "report_of", "row_of"]
 
 FORMAT = 1
 
@@ -192,3 +202,59 @@ class Report:
 
 def _dollars(cost: float | None) -> str:
     return "unknown" if cost is None else f"${cost:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of an example with its score."""
+
+    example: Example[Any]
+    run: Run[Any, Any]
+    score: Score
+
+    @property
+    def row(self) -> ReportRow:
+        """It as a report keeps it."""
+        return row_of(self.example, 0, self.run, self.score)
+
+
+def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
+    """Rows as a report of now."""
+    return Report(
+        graph=graph.label,
+        metric=metric,
+        prompts_digest=prompts.digest if prompts is not None else "",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=tuple(rows),
+    )
+
+
+def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score) -> ReportRow:
+    """One run and its verdict, as the report keeps it."""
+    return ReportRow(
+        example=example.id,
+        repeat=repeat,
+        score=score.value,
+        notes=tuple((note.target, note.text, note.weight) for note in score.notes),
+        stages=tuple(stage_of(run, note.target) for note in score.notes),
+        objectives=dict(score.objectives),
+        run_id=run.id,
+        status=run.status,
+        error=str(run.error) if run.error is not None else None,
+        seconds=run.duration,
+        cost=None if run.cost is None else float(run.cost),
+        judging=score.cost,
+        requests=run.usage.requests,
+        tokens=run.usage.total_tokens,
+        input=_plain(run.input),
+        output=_plain(run.output),
+        expected=_plain(example.expected),
+    )
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON data, or as what it looks like."""
+    try:
+        return to_jsonable_python(value, fallback=repr)
+    except ValueError:  # such as bytes that are no text
+        return repr(value)
