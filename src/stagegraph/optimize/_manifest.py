@@ -11,8 +11,8 @@ from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 from stagegraph.example import digest_of
 from stagegraph.graph import Graph
 from stagegraph.journal._identity import stage_parts, step_parts
-from stagegraph.optimize.evaluation.fingerprint import Fingerprint, functions_of, hash_of, name_of
-from stagegraph.optimize.lms.names import model_named
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint, functions_of, hash_of
+from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.stage import Stage
 from stagegraph.steps import Step
 from stagegraph.structure import Structure

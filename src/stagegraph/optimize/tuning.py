@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.compare import Comparison, compare
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, checked_examples
-from stagegraph.optimize.evaluation.fingerprint import name_of
+from stagegraph.optimize.lms.names import name_of
 from stagegraph.optimize.evaluation.metric import grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
