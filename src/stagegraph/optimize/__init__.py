@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.optimize.lms.missing import needing as _needing
 
 if TYPE_CHECKING:
-    from ._provider import TuningStopped
     from .dspy.examples import from_dspy, to_dspy
+    from .dspy.finetuning import BootstrapFinetune
+    from .dspy.metric import dspy_metric
+    from .dspy.module import GraphModule
+    from .dspy.provider import TuningStopped
+    from .dspy.teleprompter import GEPA
     from .evaluation.blame import credited
     from .evaluation.budget import Budget
     from .evaluation.compare import Comparison, compare
@@ -24,13 +28,9 @@ if TYPE_CHECKING:
     from .evaluation.metric import Metric, graded, wants_failed_runs
     from .evaluation.report import Report, ReportRow
     from .evaluation.shown import stage_feedback
-    from .finetuning import BootstrapFinetune
-    from .gepa import GEPA
     from .lms.lm import lm
-    from .metric import dspy_metric
-    from .module import GraphModule
-    from .proposers import Candidates, Proposal
-    from .tuning import Preview, Tuning, preview, tune
+    from .tuning.proposers import Candidates, Proposal
+    from .tuning.tune import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -67,26 +67,26 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 ]
 
 _HOMES = {
-    "tune": "tuning",
-    "preview": "tuning",
+    "tune": "tuning.tune",
+    "preview": "tuning.tune",
     "evaluate": "evaluation.evaluate",
     "compare": "evaluation.compare",
-    "Tuning": "tuning",
+    "Tuning": "tuning.tune",
     "ReportRow": "evaluation.report",
     "Report": "evaluation.report",
-    "Proposal": "proposers",
-    "Preview": "tuning",
-    "GEPA": "gepa",
+    "Proposal": "tuning.proposers",
+    "Preview": "tuning.tune",
+    "GEPA": "dspy.teleprompter",
     "Comparison": "evaluation.compare",
-    "Candidates": "proposers",
-    "BootstrapFinetune": "finetuning",
+    "Candidates": "tuning.proposers",
+    "BootstrapFinetune": "dspy.finetuning",
     "Budget": "evaluation.budget",
-    "GraphModule": "module",
+    "GraphModule": "dspy.module",
     "Judge": "evaluation.judge",
     "Metric": "evaluation.metric",
-    "TuningStopped": "_provider",
+    "TuningStopped": "dspy.provider",
     "credited": "evaluation.blame",
-    "dspy_metric": "metric",
+    "dspy_metric": "dspy.metric",
     "examples": "evaluation.data",
     "from_dspy": "dspy.examples",
     "from_pydantic_evals": "evaluation.data",

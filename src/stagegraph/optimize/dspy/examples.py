@@ -12,7 +12,8 @@ from stagegraph.errors import InputError
 from stagegraph.example import Example
 from stagegraph.failure import problems_of
 from stagegraph.node import Node
-from stagegraph.optimize._fields import Fields
+
+from .fields import Fields
 
 __all__ = ["from_dspy", "to_dspy"]
 

@@ -14,7 +14,7 @@ from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.run import Run
 from stagegraph.score import Note, Score
 
-from ._manifest import digest_of_example
+from .manifest import digest_of_example
 
 if TYPE_CHECKING:
     from stagegraph.example import Example

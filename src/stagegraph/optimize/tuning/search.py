@@ -23,16 +23,16 @@ from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from ._adapter import Adapter
-from ._components import EngineName, checked_kinds, components_of, prompts_of
-from ._manifest import manifest
-from ._rules import Acceptance, Selector, Stopper
-from ._runs import Runs
-from ._start import check_overlap, model_of, proposer_of
-from ._store import Store
-from ._told import Events, Quiet, Teller
-from ._warnings import warnings_of
-from .search import Found, Options, Tell
+from .adapter import Adapter
+from .components import EngineName, checked_kinds, components_of, prompts_of
+from .manifest import manifest
+from .options import Found, Options, Tell
+from .rules import Acceptance, Selector, Stopper
+from .start import check_overlap, model_of, proposer_of
+from .store import Store
+from .told import Events, Quiet, Teller
+from .trials import Runs
+from .warnings import warnings_of
 
 if TYPE_CHECKING:
     from stagegraph.example import Example

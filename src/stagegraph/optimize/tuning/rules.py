@@ -11,7 +11,7 @@ from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.blame import blame
 from stagegraph.optimize.evaluation.report import Trial
 
-from ._components import EngineName
+from .components import EngineName
 
 if TYPE_CHECKING:
     from gepa.core.state import GEPAState
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from stagegraph.optimize.evaluation.budget import Budget, Spent
 
-    from ._adapter import Adapter
-    from ._components import Component
+    from .adapter import Adapter
+    from .components import Component
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
 

@@ -18,7 +18,7 @@ from stagegraph.models import Models
 from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
 from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
 
-from ._components import Kind, name_of_part
+from .components import Kind, name_of_part
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

@@ -17,7 +17,7 @@ from stagegraph.optimize.lms.names import model_named
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from ._fields import Fields
+from .fields import Fields
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

@@ -19,10 +19,10 @@ from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.optimize.lms.missing import needing
 from stagegraph.runner import Runner
 
-from ._preview import Preview, confirmed, preview, preview_of
-from ._saved import found_data
-from ._start import check_overlap, starting
-from .search import Found, Options, Tell
+from .options import Found, Options, Tell
+from .preview import Preview, confirmed, preview, preview_of
+from .saved import found_data
+from .start import check_overlap, starting
 
 if TYPE_CHECKING:
     import os
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
-    from ._adapter import Finding
-    from ._components import Tuned
+    from .adapter import Finding
+    from .components import Tuned
     from .proposers import Candidates, Proposer
 
 __all__ = ["Preview", "Tuning", "preview", "tune"]
@@ -171,7 +171,7 @@ async def tune(
         raise TuningError(msg)
     grader = grader_of(metric)
     with needing("tune"):
-        from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+        from .search import Work  # noqa: PLC0415 - GEPA is loaded when it is used
 
     held_out = None if test is None else checked_examples(graph, test, "test examples")
     options = Options(

@@ -287,7 +287,7 @@ asyncio.run(main())
 
 
 def in_a_process(folder: Path, name: str, kill: int = 0, train: int = 4, metric: str = "separate") -> Any:
-    code = TUNING.format(folder=str(Path(__file__).parent), train=train, metric=metric)
+    code = TUNING.format(folder=str(Path(__file__).parents[1]), train=train, metric=metric)
     command = [sys.executable, "-c", code, str(folder / name), str(folder / f"{name}.log"), str(kill)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=os.environ)
 

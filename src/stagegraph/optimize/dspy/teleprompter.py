@@ -12,10 +12,10 @@ from stagegraph.errors import TuningError
 from stagegraph.example import Example
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.optimize.lms.loop import run_here
+from stagegraph.optimize.tuning.options import Found, Options, Tell, search
 
-from .dspy.examples import from_dspy
+from .examples import from_dspy
 from .module import GraphModule
-from .search import Found, Options, Tell, search
 
 if TYPE_CHECKING:
     import os
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from stagegraph.optimize.evaluation.budget import Budget
     from stagegraph.optimize.evaluation.metric import Grader, Metric
-
-    from ._components import Tuned
-    from .proposers import Candidates, Proposer
+    from stagegraph.optimize.tuning.components import Tuned
+    from stagegraph.optimize.tuning.proposers import Candidates, Proposer
 
 __all__ = ["GEPA"]
 

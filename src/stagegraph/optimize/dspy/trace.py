@@ -14,9 +14,8 @@ from stagegraph.errors import TuningError
 
 if TYPE_CHECKING:
     from stagegraph.call import Call
+    from stagegraph.optimize.predictors import StagePredict
     from stagegraph.run import Run
-
-    from ._predict import StagePredict
 
 __all__ = ["RunPrediction", "entries_of", "record_usage", "recorded"]
 

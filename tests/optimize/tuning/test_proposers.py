@@ -17,7 +17,7 @@ from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 from stagegraph.optimize import Budget
-from stagegraph.optimize.search import Options, search
+from stagegraph.optimize.tuning.options import Options, search
 
 pytestmark = pytest.mark.anyio
 

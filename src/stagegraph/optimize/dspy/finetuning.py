@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from stagegraph.call import Call
 
-    from ._predict import StagePredict
+    from .predictors import StagePredict
 
 __all__ = ["BootstrapFinetune", "chat_rows"]
 

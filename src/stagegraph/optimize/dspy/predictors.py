@@ -18,7 +18,7 @@ from stagegraph.optimize.lms.lm import PydanticEngine
 from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.prompt import Demo, Prompt, parsed
 
-from ._fields import Fields, reject_reserved, signature_of
+from .fields import Fields, reject_reserved, signature_of
 
 if TYPE_CHECKING:
     from stagegraph.stage import Stage
@@ -151,7 +151,7 @@ class StagePredict(dspy.Predict):
         return await self._declared.ask(self, self._declared.takes.join(inputs))
 
     def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        from ._trace import recorded  # noqa: PLC0415 - it reads predictors
+        from .trace import recorded  # noqa: PLC0415 - it reads predictors
 
         prediction = cast("Any", dspy.Prediction).from_completions([self._declared.gives.split(output)])
         recorded([(self, dict(inputs), prediction)])

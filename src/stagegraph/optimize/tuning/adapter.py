@@ -18,9 +18,9 @@ from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.optimize.evaluation.shown import records, tool_use
 from stagegraph.optimize.lms.loop import submit
 
-from ._components import Component, EngineName, Texts
-from ._runs import Runs, digest
+from .components import Component, EngineName, Texts
 from .proposers import Proposal, Proposer, ask, schema_text
+from .trials import Runs, digest
 
 if TYPE_CHECKING:
     from stagegraph.call import Call

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
-    from ._work import Work
-    from .search import Found
+    from .options import Found
+    from .search import Work
 
 __all__ = ["Preview", "confirmed", "preview", "preview_of"]
 

@@ -17,7 +17,7 @@ from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
 from stagegraph.optimize import Budget, Candidates, Proposal
-from stagegraph.optimize.search import Options, search
+from stagegraph.optimize.tuning.options import Options, search
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from rules import rows, student
 
 from stagegraph import Example, Graph, Run, Score, Stage
 from stagegraph.optimize import Budget, Proposal, tune
-from stagegraph.optimize.search import Options, search
+from stagegraph.optimize.tuning.options import Options, search
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 
-from ._components import Component, Texts, prompts_of
+from .components import Component, Texts, prompts_of
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.runner import Runner
 
-    from ._store import Store
+    from .store import Store
 
 __all__ = ["Runs", "digest"]
 

@@ -19,10 +19,10 @@ from stagegraph.optimize.lms.lm import lm as bridged
 from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.prompts import Prompts
 
-from ._predict import Declared, StagePredict
-from ._program import Program, run_patiently
-from ._provider import raise_through_evaluation
-from ._trace import RunPrediction, entries_of, record_usage, recorded
+from .predictors import Declared, StagePredict
+from .program import Program, run_patiently
+from .provider import raise_through_evaluation
+from .trace import RunPrediction, entries_of, record_usage, recorded
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

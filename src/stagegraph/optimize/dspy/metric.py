@@ -12,9 +12,9 @@ from stagegraph.optimize.evaluation.metric import Metric, grader_of, wants_faile
 from stagegraph.optimize.evaluation.shown import stage_feedback
 from stagegraph.optimize.lms.loop import run_here
 
-from ._provider import raise_through_evaluation
-from ._trace import RunPrediction
-from .dspy.examples import from_dspy
+from .examples import from_dspy
+from .provider import raise_through_evaluation
+from .trace import RunPrediction
 
 if TYPE_CHECKING:
     from stagegraph.run import Run

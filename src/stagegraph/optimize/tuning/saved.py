@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._adapter import Finding
-    from .search import Found
+    from stagegraph.optimize.adapter import Finding
+    from stagegraph.optimize.options import Found
 
 __all__ = ["found_data"]
 

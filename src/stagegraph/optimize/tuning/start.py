@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stagegraph.prompts import Prompts
     from stagegraph.runner import Runner
 
-    from .search import Options
+    from .options import Options
 
 __all__ = ["check_overlap", "model_of", "proposer_of", "starting"]
 

@@ -13,7 +13,7 @@ from rules import Chain, coupled, rows, separate, student
 
 from stagegraph import TuningError
 from stagegraph.optimize import Budget, Candidates, Proposal, tune
-from stagegraph.optimize.search import Options, search
+from stagegraph.optimize.tuning.options import Options, search
 
 pytestmark = pytest.mark.anyio
 

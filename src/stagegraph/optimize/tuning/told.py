@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._adapter import Adapter
-    from .search import Tell
+    from stagegraph.optimize.adapter import Adapter
+    from stagegraph.optimize.options import Tell
 
 __all__ = ["Events", "Quiet", "Teller"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.metric import Grader
     from stagegraph.prompts import Prompts
 
-    from .search import Options
+    from .options import Options
 
 __all__ = ["digest_of_example", "manifest"]
 

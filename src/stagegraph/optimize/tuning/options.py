@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from stagegraph.prompts import Prompts
     from stagegraph.runner import Runner
 
-    from ._adapter import Finding
-    from ._components import Tuned
+    from .adapter import Finding
+    from .components import Tuned
     from .proposers import Candidates, Proposer
 
 __all__ = ["Found", "Options", "Tell", "search"]
@@ -112,8 +112,8 @@ async def search(  # noqa: PLR0917 - what is searched, with what, how
         TuningError: there is nothing to search for or with; what goes wrong later is `Found.error`.
     """
     with needing("the search"):
-        from ._start import starting  # noqa: PLC0415
-        from ._work import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+        from .search import Work  # noqa: PLC0415 - GEPA is loaded when it is used
+        from .start import starting  # noqa: PLC0415
 
     options = replace(options, prompts=await starting(options.prompts, options.runner))
     work = Work(graph, metric, train, val, budget, options, tell)
