@@ -1,4 +1,4 @@
-"""Whether one evaluation is really better than another: paired by example, with an interval and a plain sentence."""
+"""Whether one evaluation is better than another: paired by example, with an interval and a sentence."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING
 
 from stagegraph.errors import TuningError
 
-from .page import SAME, section, write_page
+from .page import SAME, markdown, write_page
+from .report import Report, ReportRow, section_of
 from .statistics import bootstrap, needed
 
 if TYPE_CHECKING:
     import os
 
-    from .report import Report, ReportRow
-
 __all__ = ["FEW", "Comparison", "compare"]
 
 _SMALL = 0.05
-"""The difference that is worth looking for when none was seen."""
+"""A difference that is worth finding."""
 FEW = 6
-"""Below this many pairs even a win in each is no surprise: a sign test of 5 gives p = 0.06."""
+"""With fewer pairs not even a win in each is significant: a sign test of 5 gives p = 0.06."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,27 +118,28 @@ class Comparison:
         return f"no difference shown ({low:+.2f} to {high:+.2f}); {hint}; {count}"
 
     def table(self) -> str:
-        """Side by side, as Markdown."""
-        pairs = (("before", self.before), ("after", self.after))
-        lines = [
-            ("mean score", *(f"{one.mean:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})" for _, one in pairs)),
-            ("failed runs", *(str(len(one.failures)) for _, one in pairs)),
-            ("seconds a run, median", *(f"{one.seconds():.2f}" for _, one in pairs)),
-            ("cost", *("unknown" if one.cost is None else f"${one.cost:.4f}" for _, one in pairs)),
+        """Both reports side by side, as Markdown."""
+        return f"{markdown(self._table())}\n\n{self}"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        both = (self.before, self.after)
+        paths = dict.fromkeys([*self.before.notes, *self.after.notes])
+        return [
+            (self.after.graph, "before", "after"),
+            ("mean score", *(f"{one.mean:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})" for one in both)),
+            ("failed runs", *(str(len(one.failures)) for one in both)),
+            ("seconds a run, median", *(f"{one.seconds():.2f}" for one in both)),
+            ("cost", *("unknown" if one.cost is None else f"${one.cost:.4f}" for one in both)),
+            *((f"notes for {path or 'the run'}", *(str(one.notes.get(path, 0)) for one in both)) for path in paths),
         ]
-        for path in dict.fromkeys([*self.before.notes, *self.after.notes]):
-            name = f"notes for {path or 'the run'}"
-            lines.append((name, *(str(one.notes.get(path, 0)) for _, one in pairs)))
-        head = f"| {self.after.graph} | before | after |\n| --- | --- | --- |\n"
-        return head + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self}"
 
     def html(self, path: str | os.PathLike[str], *, examples: int = 50) -> None:
         """Write one self-contained page with the examples that changed most, side by side."""
         old, new = _first_rows(self.before), _first_rows(self.after)
-        changed = sorted(self.differences, key=lambda example: -abs(self.differences[example]))[:examples]
-        parts = [section(one, [old[one], new[one]], self.differences[one]) for one in changed]
-        title = f"{self.after.graph}: before and after"
-        write_page(path, title=title, graph=self.after.graph, sentence=str(self), table=self.table(), sections=parts)
+        changed = sorted(self.differences.items(), key=lambda item: -abs(item[1]))[:examples]
+        sections = [section_of([old[one], new[one]], change) for one, change in changed]
+        graph, title = self.after.graph, f"{self.after.graph}: before and after"
+        write_page(path, title=title, heading=graph, sentence=str(self), table=self._table(), sections=sections)
 
 
 def compare(before: Report, after: Report) -> Comparison:

@@ -1,11 +1,10 @@
-"""A graph run on examples and judged: the one way in which tuning, tests and people find out how good it is."""
+"""Runs of a graph on examples, each scored by a metric."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from pydantic import ValidationError
@@ -13,22 +12,20 @@ from pydantic import ValidationError
 from stagegraph.errors import InputError, RunError, TuningError, leaves
 from stagegraph.example import Example
 from stagegraph.failure import problems_of
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.node import Node
-from stagegraph.run import Run
 from stagegraph.runner import Runner
 from stagegraph.scores import feedback
 from stagegraph.structure import Structure
 
 from .metric import Grader, Metric, grader_of
-from .report import Report, ReportRow, report_of, row_of
-from .retries import RETRY_DELAYS
+from .report import Report, ReportRow, Trial, report_of
+from .retries import RETRY_DELAYS, run_patiently
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.options import RunOptions
     from stagegraph.prompts import Prompts
+    from stagegraph.run import Run
 
 __all__ = ["CONCURRENCY", "check_counts", "checked_examples", "evaluate", "run_example"]
 
@@ -36,8 +33,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 CONCURRENCY = 16
-_MARK = {"experiment": "evaluation"}
-"""What keeps these runs out of the data that is learned from."""
+"""How many runs there are at a time by default."""
 
 
 async def evaluate(
@@ -54,56 +50,52 @@ async def evaluate(
     on_row: Callable[[ReportRow], None] | None = None,
     record: bool = False,
 ) -> Report:
-    """Run a graph on every example and judge it.
+    """Run a graph on every example and score each run.
+
+    The runs are marked as an experiment, so that they are left out where recorded runs become training data.
 
     Args:
-        graph: What to evaluate; also a single stage.
+        graph: The graph to evaluate; a single stage or step is possible, too.
         metric: `(example, run) -> Score | float | bool`, also async.
         examples: With ids that differ.
         model: The model of stages that have none of their own.
-        runner: Runs it; a fresh one without a journal and without tracing otherwise.
-        prompts: What to try instead of the runner's.
-        repeats: How often each example is run: models answer differently from time to time.
-        concurrency: How many runs go on at once; the runner's own limits hold besides.
+        runner: Makes the runs; a new one without a journal and without tracing by default.
+        prompts: Texts to use instead of the runner's.
+        repeats: How often each example is run, since a model's answers vary.
+        concurrency: How many runs there are at a time; the runner's own limits apply as well.
         retry_delays: Seconds between the attempts at a run whose provider failed (429, 5xx, no connection), also where
-            the graph went on without the answer; `()` takes such a run as it is.
-        on_row: Told every run as it is judged.
-        record: Also give each run its score, as `feedback` does: in the runner's journal, and where it is traced to.
-
-    The runs are marked as an experiment, so that nobody learns from them later.
+            the graph went on without the answer; with `()` such a run is taken as it is.
+        on_row: Called with each row when its run has been scored.
+        record: Whether to record each run's score as `feedback` does: in the runner's journal, and in its traces.
 
     Raises:
-        TuningError: there are no examples, two have one id, the metric failed, or a provider did for good;
-            `error.report` holds what was found until then, if anything was.
+        TuningError: there are no examples, two have the same id, the metric failed, or a provider failed for good;
+            then `error.report` has the rows until then, or is `None` without any.
         PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
     check_counts(repeats=repeats, concurrency=concurrency)
     grader = grader_of(metric)
-    own = runner or Runner(tracing=None)
+    own = _able_to_record(runner or Runner(tracing=None), record=record)
     if prompts is not None:
         prompts.check_known(Structure.of(graph).stages, graph.label)
-    if record and own.journal is None and own.tracing is None:
-        msg = "evaluate(record=True) needs somewhere to keep the scores: a runner with a journal, or with tracing"
-        raise TuningError(msg)
     found: dict[tuple[int, int], ReportRow] = {}
     limiter = anyio.CapacityLimiter(concurrency)
-    problem: list[TuningError] = []
+    problems: list[TuningError] = []
 
     async def one(place: int, example: Example[In], repeat: int) -> None:
         async with limiter:
             try:
                 run = await run_example(own, graph, example, model=model, prompts=prompts, retry_delays=retry_delays)
-                score = await grader(example, run)
-                row = row_of(example, repeat, run, score)
+                trial = Trial(example, run, await grader(example, run), repeat)
                 if record:
-                    said = "; ".join(note.text for note in score.notes) or None
-                    await feedback(run.id, grader.name, score.value, comment=said, runner=own)
+                    comment = "; ".join(note.text for note in trial.score.notes) or None
+                    await feedback(run.id, grader.name, trial.score.value, comment=comment, runner=own)
             except TuningError as error:
-                problem.append(error)
+                problems.append(error)
                 group.cancel_scope.cancel()
                 return
-            found[place, repeat] = row
+            row = found[place, repeat] = trial.row
             if on_row is not None:
                 on_row(row)
 
@@ -112,15 +104,21 @@ async def evaluate(
             for repeat in range(repeats):
                 for place, example in enumerate(rows):
                     group.start_soon(one, place, example, repeat)
-    except BaseExceptionGroup as several:  # what one run raised is told as it is
-        error = leaves(cast("BaseException", several))[0]
+    except BaseExceptionGroup as several:  # the caller sees the first error itself
+        error = leaves(several)[0]
         raise error from error.__cause__
     report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
-    if problem:
-        error = problem[0]
-        vars(error)["report"] = report if report.rows else None
-        raise error
+    if problems:
+        vars(problems[0])["report"] = report if report.rows else None
+        raise problems[0]
     return report
+
+
+def _able_to_record(runner: Runner, *, record: bool) -> Runner:
+    if record and runner.journal is None and runner.tracing is None:
+        msg = "evaluate(record=True) needs a runner that can record scores: one with a journal, or with tracing"
+        raise TuningError(msg)
+    return runner
 
 
 async def run_example(
@@ -135,77 +133,67 @@ async def run_example(
     replay: str | None = None,
     begin: Callable[[str], None] | None = None,
 ) -> Run[In, Out]:
-    """One run of an example, also when it fails by itself: then its partial record.
-
-    What a provider let down is run again: also a run that succeeded without the calls that failed (`settle`), which is
-    taken as it is after the last attempt, since it says how the graph copes. With a journal, an attempt goes on from
-    what the one before had paid for; *begin* is told the id of each.
+    """One run of an example, as `run_patiently` makes it; it is marked as an experiment.
 
     Raises:
         TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
     """
-    for wait in (*retry_delays, None):
-        run_id = uuid4().hex
-        if begin is not None:
-            begin(run_id)
-        try:
-            options: RunOptions = {"replay": replay, "run_id": run_id, "models": models or {}, "metadata": _MARK}
-            run = await runner.run(graph, example.input, model=model, prompts=prompts, **options)
-            if wait is None or not let_down(run):
-                return run
-            pause = wait
-        except InputError as error:
-            msg = f"example {example.id!r} does not fit: {error}"
-            raise TuningError(msg) from error
-        except RunError as error:
-            fault = fault_in(error)
-            if fault is None:
-                return error.run
-            if wait is None or is_lasting(fault):
-                msg = f"example {example.id!r} could not be run, and that is no score: {error}"
-                raise TuningError(msg) from error
-            pause = max(wait, wait_asked_for(fault))
-        await anyio.sleep(pause)
-        if runner.journal is not None:
-            replay = run_id
-    raise AssertionError
+    try:
+        return await run_patiently(
+            runner,
+            graph,
+            example.input,
+            retry_delays,
+            model=model,
+            prompts=prompts,
+            begin=begin,
+            replay=replay,
+            models=models or {},
+            metadata={"experiment": "evaluation"},
+        )
+    except InputError as error:
+        msg = f"example {example.id!r} does not fit: {error}"
+        raise TuningError(msg) from error
+    except RunError as error:
+        msg = f"example {example.id!r} could not be run, and that is no score: {error}"
+        raise TuningError(msg) from error
 
 
 def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what: str) -> list[Example[In]]:
-    """The examples, if the graph takes each of them and they can be told apart; before anything is paid for.
+    """The examples, if each fits the input type of the graph and their ids differ; checked before any run.
 
     Raises:
-        TuningError: there are none, one does not fit, two have one id, or there is no graph to take them.
+        TuningError: there are none, one does not fit, two have the same id, or *graph* is no node.
     """
     if not isinstance(graph, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
         hint = f"; write {graph.__name__}()" if isinstance(graph, type) else ""
-        msg = f"what is evaluated is a graph, a stage or a step, not {graph!r}{hint}"
+        msg = f"only a graph, a stage or a step can be evaluated, not {graph!r}{hint}"
         raise TuningError(msg)
     rows = list(examples)
     if not rows:
         msg = f"there are no {what}"
         raise TuningError(msg)
-    for place, row in enumerate(rows):
+    for place, row in enumerate(rows, 1):
         if not isinstance(row, Example):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"{what}: number {place + 1} is {type(row).__name__}, not an Example; write Example(input, expected)"
+            msg = f"{what}: number {place} is {type(row).__name__}, not an Example; write Example(input, expected)"
             raise TuningError(msg)
         try:
             graph.takes.validate(row.input)
         except ValidationError as error:
             msg = f"{what}: {row.id!r} does not fit {graph.takes.name}, which {graph.label} takes: {problems_of(error)}"
             raise TuningError(msg) from error
-    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
+    twice = [repr(name) for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
-        msg = f"{what}: ids have to differ, and these do not: {', '.join(map(repr, twice[:5]))}"
+        msg = f"{what}: ids have to differ, and these do not: {', '.join(twice[:5])}"
         raise TuningError(msg)
     return rows
 
 
 def check_counts(**counts: object) -> None:
-    """Make sure that each is a whole number of at least 1.
+    """Check that each value is a whole number of at least 1.
 
     Raises:
-        TuningError: one is not; it is named as the caller wrote it.
+        TuningError: one is not; the message has its name.
     """
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int):

@@ -1,31 +1,26 @@
-"""What a function does, as a hash that another process finds equal: its code, and what it holds on to."""
+"""A hash of what a user's function does: its source, and the values that it uses."""
 
 from __future__ import annotations
 
+import ast
 import dis
 import functools
+import inspect
 import json
 import sys
 import sysconfig
-import types
-from collections.abc import Collection, Iterator, Mapping
-from enum import Enum
+import textwrap
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import Any, cast
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
 
-from pydantic import BaseModel
-from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.models import Model
+__all__ = ["Fingerprint", "functions_of", "hash_of"]
 
-from stagegraph.node import Node
-
-__all__ = ["Fingerprint", "functions_of", "hash_of", "name_of"]
-
-_LIBRARIES = {"stagegraph", "pydantic", "pydantic_ai"}
+_LIBRARIES = {"stagegraph", "pydantic", "pydantic_ai", *sys.stdlib_module_names}
 _FOLDERS = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_STORES = {"STORE_GLOBAL", "STORE_DEREF"}
-_PLAIN = (str, int, float, complex, bytes, bool, type(None), range)
-_FOLLOWED = (*_PLAIN, types.FunctionType, types.MethodType, functools.partial, type)
+_PLAIN = (str, int, float, complex, bytes, type(None), range)
+_FOLLOWED = (*_PLAIN, FunctionType, MethodType, functools.partial, type)
 
 
 def hash_of(value: object) -> str:
@@ -34,181 +29,118 @@ def hash_of(value: object) -> str:
     return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def name_of(model: Model[Any] | str | None) -> str | None:
-    """A model in a line that another process writes the same way."""
-    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
-
-
 class Fingerprint:
-    """A hash of what was given, followed into a user's own functions and classes; libraries count by name.
+    """A hash that changes when a user's function changes, or anything of the user's that it uses.
 
-    It is made of bytecode, which comments and layout do not change. Constants of a module are in it as far as a
-    function names them: texts and numbers, and lists and mappings that are written in capitals.
+    It covers the source (not its comments), default values, closures, attributes of objects, and what the function
+    names in its module: helpers, classes, texts and numbers, and lists and mappings with a name in capitals. A variable
+    that the function itself assigns, such as a counter, is left out. What a library defines counts by its name.
     """
 
     def __init__(self, value: object) -> None:
         self.unknown: list[str] = []
-        """The types of what could not be looked into, so that a change in there is not noticed."""
-        self._own = _top(getattr(value, "__module__", None))
+        """The types of values that could not be read: a change in them is not noticed."""
+        self._own = _package(getattr(value, "__module__", None))
         self._seen: dict[int, tuple[int, object]] = {}
-        self.text = hash_of(self._of(value))
+        self.text = hash_of(self._data(value))
 
-    def _of(self, value: Any) -> Any:
-        """The value as plain data."""
-        identity = getattr(value, "identity", None) if not isinstance(value, type) else None
-        if isinstance(identity, str):
-            return identity
-        if isinstance(value, Enum):
-            return [type(value).__qualname__, value.name]
+    def _data(self, value: Any) -> Any:
+        """The value as plain data, with a reference where it occurs again."""
         if isinstance(value, _PLAIN):
             return [type(value).__name__, repr(value)]
-        if isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-            return value.__name__
-        if isinstance(value, Model):
-            return name_of(cast("Model[Any]", value))
         if id(value) in self._seen:
             return f"see {self._seen[id(value)][0]}"
         self._seen[id(value)] = len(self._seen), value  # kept alive, so that no other value gets its id
-        return self._inside(value)
-
-    def _inside(self, value: Any) -> Any:
         if isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-            return ["mapping", sorted(json.dumps([self._of(one) for one in item]) for item in items)]
-        if isinstance(value, (list, tuple)):
-            kind = "list" if isinstance(value, list) else "tuple"
-            return [kind, [self._of(one) for one in cast("list[Any]", value)]]
+            return sorted(json.dumps(self._items(item)) for item in value.items())
         if isinstance(value, (set, frozenset)):
-            return ["set", sorted(json.dumps(self._of(one)) for one in cast("set[Any]", value))]
+            return sorted(map(json.dumps, self._items(value)))
+        if isinstance(value, (list, tuple)):
+            return [type(value).__name__, *self._items(value)]
         if isinstance(value, functools.partial):
-            part = cast("functools.partial[Any]", value)
-            return ["partial", *(self._of(one) for one in (part.func, part.args, part.keywords))]
-        if isinstance(value, types.MethodType):
-            return ["method", self._of(value.__func__), self._of(value.__self__)]
-        if isinstance(value, types.FunctionType):
+            return self._items((value.func, value.args, value.keywords))
+        if isinstance(value, MethodType):
+            return self._items((value.__func__, value.__self__))
+        if isinstance(value, FunctionType):
             return self._function(value)
-        if isinstance(value, type):
-            return self._class(cast("type[Any]", value))
-        return self._object(value)
+        return self._class(value) if isinstance(value, type) else self._object(value)
 
-    def _function(self, function: types.FunctionType) -> Any:
-        code = function.__code__
-        if self._is_library(code.co_filename, function.__module__):
+    def _items(self, values: Any) -> list[Any]:
+        return [self._data(one) for one in values]
+
+    def _function(self, function: FunctionType) -> Any:
+        if self._is_library(function.__module__):
             return f"{function.__module__}.{function.__qualname__}"
-        codes = list(_codes(code))
-        written = {one.argval for each in codes for one in dis.get_instructions(each) if one.opname in _STORES}
-        names = dict.fromkeys(name for each in codes for name in each.co_names)
-        held: dict[str, Any] = {}
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            if name not in written:  # a counter says nothing about what is done
-                held[name] = _content(cell)
-        for name in names:
-            if name in function.__globals__ and name not in written:
-                held.update(self._constants(name, function.__globals__[name], names))
-        return [
-            [_facts(one) for one in codes],
-            self._of(function.__defaults__),
-            self._of(function.__kwdefaults__),
-            {name: self._of(value) for name, value in held.items()},
-        ]
+        codes = list(_codes(function.__code__))
+        used = self._named(function.__globals__, {name for code in codes for name in code.co_names})
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        used |= {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+        for instruction in (one for code in codes for one in dis.get_instructions(code)):
+            if instruction.opname in {"STORE_GLOBAL", "STORE_DEREF"}:
+                used.pop(instruction.argval, None)
+        return [self._source(function), *self._items((function.__defaults__, function.__kwdefaults__, used))]
 
-    def _is_library(self, file: str, module: str | None) -> bool:
-        top = _top(module)
-        known = top in _LIBRARIES or top in sys.stdlib_module_names
-        return known or (top != self._own and (file or _file_of_module(module)).startswith(_FOLDERS))
-
-    def _constants(self, name: str, value: Any, names: Collection[str]) -> Iterator[tuple[str, Any]]:
-        """What a name at the top of a module stands for, where it decides what a function does."""
-        if isinstance(value, types.ModuleType):
-            if not self._is_library(getattr(value, "__file__", None) or "", value.__name__):
-                for inner in sorted(set(names) & vars(value).keys()):
-                    yield from self._constants(f"{name}.{inner}", getattr(value, inner), ())
-        elif isinstance(value, _FOLLOWED) or name.rpartition(".")[2].isupper():
-            yield name, value
-
-    def _class(self, cls: type) -> Any:
-        found: list[Any] = [f"{cls.__module__}.{cls.__qualname__}"]
-        for base in cls.__mro__:
-            if self._is_library(_file_of(base), base.__module__) or issubclass(base, Node):
-                continue
-            found += [[name, self._of(function)] for name, function in functions_of(cast("Any", base))]
-            found += [[name, self._of(value)] for name, value in _constants_of(cast("Any", base))]
+    def _named(self, scope: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+        """What code with these names uses of a module, and of the user's modules in it."""
+        found: dict[str, Any] = {}
+        for name in sorted(names & scope.keys()):
+            value = scope[name]
+            if isinstance(value, ModuleType):
+                found |= {} if self._is_library(value.__name__) else {name: self._named(vars(value), names - {name})}
+            elif isinstance(value, _FOLLOWED) or name.isupper():
+                found[name] = value
         return found
 
+    def _source(self, function: FunctionType) -> str:
+        try:
+            source = textwrap.dedent(inspect.getsource(function.__code__))
+            return ast.unparse(ast.parse(source))
+        except SyntaxError:  # the lines of a lambda need not be a statement
+            return source
+        except OSError:  # such as code that was typed in
+            self.unknown.append(f"function without a source file ({function.__qualname__})")
+            return function.__qualname__
+
+    def _class(self, cls: type) -> Any:
+        own = [base for base in cls.__mro__ if not self._is_library(base.__module__)]
+        functions = [function for base in own for function in functions_of(base)]
+        constants = [item for base in own for item in vars(base).items() if isinstance(item[1], _PLAIN)]
+        constants = [(name, value) for name, value in constants if not name.startswith("__")]
+        return [f"{cls.__module__}.{cls.__qualname__}", *self._items((functions, constants))]
+
     def _object(self, value: Any) -> Any:
-        kind = cast("type[Any]", type(value))
-        if isinstance(value, (Node, AbstractAgent)):
-            node = cast("Any", value)
-            return [kind.__qualname__, node.label if isinstance(value, Node) else node.name]
-        if isinstance(value, BaseModel):
-            return [self._of(kind), self._of(dict(value))]
-        if self._is_library(_file_of(kind), kind.__module__):
-            text = repr(value)
-            if " at 0x" in text or text.startswith("<"):
-                self.unknown.append(kind.__qualname__)
-                return kind.__qualname__
-            return text
-        fields = dict(getattr(value, "__dict__", {}))
-        for base in kind.__mro__:
-            slots = vars(base).get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name) and not name.startswith("__"):
-                    fields[name] = getattr(value, name)
-        return [self._of(kind), self._of(fields)]
+        kind = type(value)
+        if isinstance(identity := getattr(value, "identity", None), str):
+            return identity
+        if not self._is_library(kind.__module__):
+            return self._items((kind, value.__getstate__()))
+        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or repr(value)
+        if name.startswith("<") or " at 0x" in name:
+            self.unknown.append(kind.__qualname__)
+            return kind.__qualname__
+        return name
+
+    def _is_library(self, module: str | None) -> bool:
+        file = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+        package = _package(module)
+        return package in _LIBRARIES or (package != self._own and file.startswith(_FOLDERS))
 
 
-def functions_of(cls: type) -> Iterator[tuple[str, types.FunctionType]]:
-    """What a class itself defines, methods of all kinds and properties."""
+def functions_of(cls: type) -> Iterator[tuple[str, FunctionType]]:
+    """The methods and properties that a class itself defines."""
     for name, value in vars(cls).items():
-        inner = cast("object", value.fget if isinstance(value, property) else getattr(value, "__func__", value))
-        if isinstance(inner, types.FunctionType):
-            yield name, inner
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if isinstance(function, FunctionType):
+            yield name, function
 
 
-def _constants_of(cls: type) -> Iterator[tuple[str, object]]:
-    for name, value in vars(cls).items():
-        if isinstance(value, _PLAIN) and not name.startswith("__"):
-            yield name, value
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+def _codes(code: CodeType) -> Iterator[CodeType]:
     """A function's code, and that of the functions inside it."""
     yield code
     for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
+        if isinstance(constant, CodeType):
             yield from _codes(constant)
 
 
-def _facts(code: types.CodeType) -> list[Any]:
-    constants = [
-        sorted(map(repr, cast("frozenset[Any]", one))) if isinstance(one, frozenset) else repr(one)
-        for one in code.co_consts[_has_docstring(code) :]
-        if not isinstance(one, types.CodeType)
-    ]
-    return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, constants]
-
-
-def _has_docstring(code: types.CodeType) -> bool:
-    """Whether the first constant is a text that no instruction reads."""
-    read = {one.arg for one in dis.get_instructions(code) if one.opname in {"LOAD_CONST", "RETURN_CONST"}}
-    return isinstance(next(iter(code.co_consts), None), str) and 0 not in read
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _file_of(cls: type) -> str:
-    functions = [one for one in vars(cls).values() if isinstance(one, types.FunctionType)]
-    return functions[0].__code__.co_filename if functions else ""
-
-
-def _file_of_module(module: str | None) -> str:
-    return getattr(sys.modules.get(module or ""), "__file__", None) or ""
-
-
-def _top(module: str | None) -> str:
+def _package(module: str | None) -> str:
     return (module or "").partition(".")[0]

@@ -18,9 +18,9 @@ from pydantic_ai.settings import ModelSettings
 from stagegraph.errors import DeclarationError, TuningError
 from stagegraph.models import Models
 from stagegraph.optimize.lms.loop import await_here
+from stagegraph.optimize.lms.names import name_of
 from stagegraph.score import Note, Score
 
-from .fingerprint import name_of
 from .metric import wants_failed_runs
 from .retries import NO_ANSWER, RETRY_DELAYS, ask_patiently
 from .shown import evidence

@@ -1,4 +1,4 @@
-"""A user's metric, asked once a run, whatever it gives and however it is written."""
+"""A user's metric: called once for each run, whatever it returns and however it is written."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 import anyio.to_thread
 
 from stagegraph.errors import TuningError
 from stagegraph.score import Note, Score
 
-from .blame import check_targets
+from .blame import check_notes
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
@@ -26,22 +26,23 @@ __all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "wants_fai
 
 Verdict = Score | float | bool
 Metric = Callable[["Example[Any]", "Run[Any, Any]"], "Verdict | Awaitable[Verdict]"]
-"""What users write: how good a run is on an example, as a number, a yes or no, or a `Score` with notes."""
+"""What users write: how good a run is on an example, as a number, a bool, or a `Score` with notes."""
 
 M = TypeVar("M", bound=Callable[..., Any])
 
 _WANTS = "stagegraph_wants_failed_runs"
 _KEPT = 10_000
+"""Scores that a grader keeps."""
 
 
 def wants_failed_runs(metric: M) -> M:
-    """Mark a metric that judges failed runs itself; otherwise they score 0, with a note on the call that failed."""
+    """Mark a metric that scores failed runs itself; otherwise they score 0, with a note on the call that failed."""
     setattr(metric, _WANTS, True)
     return metric
 
 
 class Grader:
-    """A metric with a memory: each run is judged once, also when several threads and loops ask at the same time."""
+    """A metric that keeps its scores: each run is scored once, also when several threads and loops ask at once."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
@@ -50,31 +51,31 @@ class Grader:
         self._known: OrderedDict[str, Future[Score]] = OrderedDict()
 
     async def __call__(self, example: Example[Any], run: Run[Any, Any]) -> Score:
-        """The verdict on a run.
+        """The score of a run.
 
         Raises:
-            TuningError: the metric raised, or gave what is no score; it names the example and the run.
+            TuningError: the metric raised, or returned no score; the message names the example and the run.
         """
         if run.status != "succeeded" and not getattr(self.metric, _WANTS, False):
             return failed_score(run)
+        mine = Future[Score]()
         while True:
             with self._lock:
-                known = self._known.get(run.id)
-                mine = self._known[run.id] = known or Future[Score]()
-                while len(self._known) > _KEPT:
+                known = self._known.setdefault(run.id, mine)
+                if len(self._known) > _KEPT:
                     self._known.popitem(last=False)
-            if known is None:
-                return await self._judge(example, run, mine)
+            if known is mine:
+                return await self._score_into(mine, example, run)
             try:
-                return await asyncio.wrap_future(_shielded(known))
+                return await asyncio.shield(asyncio.wrap_future(known))
             except asyncio.CancelledError:
                 if not known.cancelled():
                     raise
-                # Whoever asked was cancelled, so it is asked again.
+                # The caller that scored this run was cancelled, so this one scores it.
 
-    async def _judge(self, example: Example[Any], run: Run[Any, Any], mine: Future[Score]) -> Score:
+    async def _score_into(self, mine: Future[Score], example: Example[Any], run: Run[Any, Any]) -> Score:
         try:
-            score = await self._asked(example, run)
+            score = await self._ask(example, run)
         except BaseException as error:
             with self._lock:
                 self._known.pop(run.id, None)
@@ -86,67 +87,36 @@ class Grader:
         mine.set_result(score)
         return score
 
-    async def _asked(self, example: Example[Any], run: Run[Any, Any]) -> Score:
-        where = f"the metric {self.name}, on example {example.id!r} (run {run.id})"
-        ask = cast("Callable[..., Any]", self.metric)
+    async def _ask(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         try:
-            if inspect.iscoroutinefunction(ask) or inspect.iscoroutinefunction(type(ask).__call__):
-                found = cast("object", await ask(example, run))
-            else:  # it may wait for a judge, and others go on meanwhile
-                found = await anyio.to_thread.run_sync(ask, example, run)
-                if inspect.isawaitable(found):
-                    found = cast("object", await found)
-        except TuningError as error:
-            msg = f"{where}: {error}"
-            raise TuningError(msg) from error
+            if inspect.iscoroutinefunction(self.metric) or inspect.iscoroutinefunction(type(self.metric).__call__):
+                found = self.metric(example, run)
+            else:  # it may wait for a judge, and must not stop this loop meanwhile
+                found = await anyio.to_thread.run_sync(self.metric, example, run)
+            return _score_in(await found if inspect.isawaitable(found) else found, run)
         except Exception as error:
-            msg = f"{where}, raised {type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, TuningError) else f"it raised {type(error).__name__}: {error}"
+            msg = f"the metric {self.name}, on example {example.id!r} (run {run.id}): {reason}"
             raise TuningError(msg) from error
-        return _score(found, run, where)
 
 
-def _score(found: object, run: Run[Any, Any], where: str) -> Score:
+def _score_in(found: object, run: Run[Any, Any]) -> Score:
     if isinstance(found, Score):
-        for note in found.notes:
-            if not isinstance(note, Note):  # pyright: ignore[reportUnnecessaryIsInstance]
-                msg = f"{where}, gave {note!r} among its notes: write call.note(text) or note(path, text)"
-                raise TuningError(msg)
-        try:
-            check_targets(run, found.notes)
-        except TuningError as error:
-            msg = f"{where}: {error}"
-            raise TuningError(msg) from error
+        check_notes(run, found.notes)
         return found
     if not isinstance(found, SupportsFloat):
         hint = "; did you forget `return`?" if found is None else ""
-        msg = f"{where}, gave {type(found).__name__} {found!r}; it gives a number, a bool or a Score{hint}"
+        msg = f"it gave {type(found).__name__} {found!r}; it gives a number, a bool or a Score{hint}"
         raise TuningError(msg)
     try:
-        return Score(cast("float", found))
-    except ValueError as error:
-        msg = f"{where}, gave {found}: {error}"
+        return Score(float(found))
+    except (TypeError, ValueError, OverflowError) as error:  # such as an array, or nan
+        msg = f"it gave {found}: {error}"
         raise TuningError(msg) from error
 
 
-def _shielded(future: Future[Score]) -> Future[Score]:
-    """A future that ends like the other one; cancelling it leaves the other alone."""
-    own = Future[Score]()
-
-    def pass_on(done: Future[Score]) -> None:
-        if not own.set_running_or_notify_cancel():
-            return
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
-        if error is None:
-            own.set_result(done.result())
-        else:
-            own.set_exception(error)
-
-    future.add_done_callback(pass_on)
-    return own
-
-
 def failed_score(run: Run[Any, Any]) -> Score:
-    """What a run that ended without an output is worth: nothing, and the call that failed is told why."""
+    """The score of a run without an output: 0, with a note on each call that failed."""
     notes = [
         Note(call.key, f"It failed: {call.error}" if call.error else f"It ended as {call.status}.")
         for call in run.failures()
@@ -154,31 +124,26 @@ def failed_score(run: Run[Any, Any]) -> Score:
     return Score(0.0, notes=notes or [Note("", f"The run ended as {run.status}: {run.error or 'no output'}")])
 
 
-_graders: WeakKeyDictionary[Any, Grader] = WeakKeyDictionary()
-_lock = Lock()
+_grader = lru_cache(maxsize=16)(Grader)
 
 
 def grader_of(metric: Metric | Grader) -> Grader:
-    """The one grader of a metric, so that all who ask share what it said."""
+    """The grader of a metric: the same one for each caller, so that they share its scores."""
     if isinstance(metric, Grader):
         return metric
     if not callable(metric):
         msg = f"a metric is a function of an example and a run, not {metric!r}"
         raise TuningError(msg)
     try:
-        with _lock:
-            known = _graders.get(metric)
-            if known is None:
-                known = _graders[metric] = Grader(metric)
-    except TypeError:  # a callable that cannot be remembered
+        return _grader(metric)
+    except TypeError:  # it is not hashable
         return Grader(metric)
-    return known
 
 
 async def graded(metric: Metric | Grader, example: Example[Any], run: Run[Any, Any]) -> Score:
-    """What a metric says about a run.
+    """The score that a metric gives a run.
 
     Raises:
-        TuningError: the metric raised, or gave what is no score.
+        TuningError: the metric raised, or returned no score.
     """
     return await grader_of(metric)(example, run)

@@ -1,66 +1,73 @@
-"""One self-contained page about evaluated examples: what was asked, what came out, what was said about it."""
+"""Tables and the HTML page of reports and comparisons."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import os
 
-    from .report import ReportRow
+__all__ = ["SAME", "Cell", "markdown", "section", "write_page"]
 
-__all__ = ["SAME", "section", "write_page"]
+Table = Sequence[Sequence[str]]
+"""Rows of cells; the first row is the head."""
 
 SAME = 1e-9
-"""A difference of scores that is none."""
-_SHOWN = 20_000
+"""Differences of scores up to this one count as none."""
+_LONGEST = 20_000
 """Characters of one value on the page."""
 
 
+class Cell(NamedTuple):
+    """One run on the page."""
+
+    score: float
+    answer: Any
+    notes: Iterable[tuple[str, str, float]]
+    """Call key or stage path, text, weight."""
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, which also reads well on a terminal."""
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
+
+
 def write_page(
-    path: str | os.PathLike[str], *, title: str, graph: str, sentence: str, table: str, sections: Sequence[str]
+    path: str | os.PathLike[str], *, title: str, heading: str, sentence: str, table: Table, sections: Iterable[str]
 ) -> None:
-    """Write the page: a sentence, a table that is given as Markdown, and the examples."""
-    plain = {"title": title, "graph": graph, "sentence": sentence}
-    texts = {name: html.escape(text) for name, text in plain.items()}
-    page = _PAGE.format(**texts, table=_table(table), examples="".join(sections))
+    """Write a self-contained page: a sentence, a table, and the examples."""
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
+    texts = {name: html.escape(text) for name, text in (("title", title), ("heading", heading), ("sentence", sentence))}
+    page = _PAGE.format(**texts, table=rows, examples="".join(sections))
     Path(path).write_text(page, encoding="utf-8", errors="replace")
 
 
-def section(example: str, rows: Sequence[ReportRow], change: float | None = None) -> str:
-    """One example: its runs side by side, and by how much the score changed if there is a before and an after."""
-    cells = "".join(
-        f"<td><p>{row.score:.3f}</p><pre>{_shown(row.error or row.output)}</pre>"
-        + "".join(
-            f"<p class=note>{html.escape(target or 'run')}: {html.escape(text)}</p>" for target, text, _ in row.notes
-        )
-        + "</td>"
-        for row in rows
-    )
+def section(example: str, asked: Mapping[str, Any], cells: Iterable[Cell], change: float | None = None) -> str:
+    """One example as HTML: its runs side by side, and the change of its score, if it was evaluated twice."""
     title = html.escape(example)
     if change is not None:
         kind = "won" if change > SAME else "lost" if change < -SAME else "same"
         title += f" <b class={kind}>{change:+.3f}</b>"
-    asked = f"<pre>{_shown(rows[-1].input)}</pre><p>expected</p><pre>{_shown(rows[-1].expected)}</pre>"
-    detail = f"<details><summary>input</summary>{asked}</details>"
-    return f"<section><h2>{title}</h2>{detail}<table><tr>{cells}</tr></table></section>"
+    given = "".join(f"<p>{name}</p><pre>{_escaped(value)}</pre>" for name, value in asked.items())
+    details = f"<details><summary>input</summary>{given}</details>"
+    return f"<section><h2>{title}</h2>{details}<table><tr>{''.join(map(_cell, cells))}</tr></table></section>"
 
 
-def _shown(value: Any) -> str:
+def _cell(cell: Cell) -> str:
+    notes = (html.escape(f"{target or 'run'}: {text}") for target, text, _ in cell.notes)
+    lines = "".join(f"<p class=note>{note}</p>" for note in notes)
+    return f"<td><p>{cell.score:.3f}</p><pre>{_escaped(cell.answer)}</pre>{lines}</td>"
+
+
+def _escaped(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
-    more = f"\n... ({len(text)} characters)" if len(text) > _SHOWN else ""
-    return html.escape(text[:_SHOWN]) + more
-
-
-def _table(markdown: str) -> str:
-    rows = [
-        line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|") and "---" not in line
-    ]
-    return "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    more = f"\n... ({len(text)} characters)" if len(text) > _LONGEST else ""
+    return html.escape(text[:_LONGEST]) + more
 
 
 _PAGE = """<!doctype html>
@@ -75,6 +82,6 @@ pre {{ white-space: pre-wrap; font-size: 13px; margin: 0 }}
 section {{ margin: 2rem 0 }} h2 {{ font-size: 1rem }}
 .won {{ color: #18794e }} .lost {{ color: #cd2b31 }} .same {{ color: #888 }} .note {{ color: #ad5700; margin: .3rem 0 }}
 </style>
-<h1>{graph}</h1><p>{sentence}</p><table>{table}</table>{examples}
+<h1>{heading}</h1><p>{sentence}</p><table>{table}</table>{examples}
 </html>
 """

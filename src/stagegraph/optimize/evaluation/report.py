@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from stagegraph.errors import TuningError
 
 from .blame import stage_of
-from .page import section, write_page
+from .page import Cell, markdown, section, write_page
 from .statistics import bootstrap, percentile
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
 
     from stagegraph.example import Example
     from stagegraph.node import Node
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.score import Score
 
-__all__ = ["Report", "ReportRow", "Trial", "report_of", "row_of"]
+__all__ = ["Report", "ReportRow", "Trial", "report_of", "section_of"]
 
 FORMAT = 1
 
@@ -48,7 +48,7 @@ class ReportRow:
     notes: tuple[tuple[str, str, float], ...] = ()
     """Call key or stage path, text, weight."""
     stages: tuple[str, ...] = ()
-    """Of each note, the path of the stage or step it is about; empty for the run."""
+    """Of each note, the path of the stage or step that it is about; empty for the run."""
     objectives: dict[str, float] = field(default_factory=dict[str, float])
     run_id: str
     status: str
@@ -57,7 +57,7 @@ class ReportRow:
     cost: float | None
     """US dollars; `None` when the price of a request is not known."""
     judging: float | None = 0.0
-    """US dollars that the verdict itself cost; `None` when that is not known."""
+    """US dollars that the score itself cost; `None` when that is not known."""
     requests: int = 0
     tokens: int = 0
     input: Any = None
@@ -76,12 +76,16 @@ class Report:
     rows: tuple[ReportRow, ...]
 
     @cached_property
-    def scores(self) -> dict[str, float]:
-        """Example id -> its mean over the repeats, in the order of the examples."""
+    def _by_example(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for row in self.rows:
             found.setdefault(row.example, []).append(row.score)
-        return {example: fmean(values) for example, values in found.items()}
+        return found
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Example id -> its mean over the repeats, in the order of the examples."""
+        return {example: fmean(scores) for example, scores in self._by_example.items()}
 
     @property
     def mean(self) -> float:
@@ -96,14 +100,11 @@ class Report:
     @property
     def spread(self) -> float:
         """How much an example's score varies from repeat to repeat: the standard deviation, averaged over examples."""
-        groups: dict[str, list[float]] = {}
-        for row in self.rows:
-            groups.setdefault(row.example, []).append(row.score)
-        return fmean([pstdev(values) for values in groups.values()])
+        return fmean(pstdev(scores) for scores in self._by_example.values())
 
     @property
     def notes(self) -> dict[str, int]:
-        """Stage path -> how many notes its calls got, the most blamed first; the run's own under an empty path."""
+        """Stage path -> the number of notes on its calls, the largest first; notes on the run have an empty path."""
         return dict(Counter(path for row in self.rows for path in row.stages).most_common())
 
     @property
@@ -113,15 +114,13 @@ class Report:
 
     @property
     def cost(self) -> float | None:
-        """US dollars of all runs; `None` when one of them is not known."""
-        costs = [row.cost for row in self.rows]
-        return None if None in costs else math.fsum(cost or 0 for cost in costs)
+        """US dollars of all runs; `None` when the cost of one is not known."""
+        return _total(row.cost for row in self.rows)
 
     @property
     def judging(self) -> float | None:
-        """US dollars of all verdicts, where a model gave them; `None` when one of them is not known."""
-        costs = [row.judging for row in self.rows]
-        return None if None in costs else math.fsum(cost or 0 for cost in costs)
+        """US dollars of all scores that a model gave; `None` when the cost of one is not known."""
+        return _total(row.judging for row in self.rows)
 
     def seconds(self, share: float = 0.5) -> float:
         """The duration that a share of the runs stayed below."""
@@ -133,44 +132,38 @@ class Report:
         return percentile(known, share) if len(known) == len(self.rows) else None
 
     def table(self) -> str:
-        """The report as a Markdown table, which also reads well on a terminal."""
+        """The report as a Markdown table."""
+        return markdown(self._table())
+
+    def _table(self) -> list[tuple[str, str]]:
         low, high = self.interval
-        lines = [
+        cost = _dollars(self.cost)
+        if self.cost is not None:
+            cost += f" in all, ${self.dollars(0.5) or 0:.5f} median, ${self.dollars(0.9) or 0:.5f} p90"
+        times = ", ".join(f"{self.seconds(p):.2f} {name}" for p, name in ((0.5, "median"), (0.9, "p90"), (0.99, "p99")))
+        return [
+            (f"{self.graph}, {self.metric}", ""),
             ("examples", f"{len(self.scores)}, {len(self.rows)} runs, {len(self.failures)} failed"),
             ("mean score", f"{self.mean:.3f} (95 % between {low:.3f} and {high:.3f})"),
             ("spread over repeats", f"{self.spread:.3f}"),
-            (
-                "seconds a run",
-                f"{self.seconds(0.5):.2f} median, {self.seconds(0.9):.2f} p90, {self.seconds(0.99):.2f} p99",
-            ),
-            ("cost", self._cost_text()),
+            ("seconds a run", times),
+            ("cost", cost),
             *([] if self.judging == 0 else [("cost of the judge", _dollars(self.judging))]),
             *((f"notes for {path or 'the run'}", str(count)) for path, count in self.notes.items()),
         ]
-        head = f"| {self.graph}, {self.metric} | |\n| --- | --- |\n"
-        return head + "\n".join(f"| {name} | {value} |" for name, value in lines)
-
-    def _cost_text(self) -> str:
-        if self.cost is None:
-            return "unknown"
-        median, most = self.dollars(0.5), self.dollars(0.9)
-        return f"{_dollars(self.cost)} in all, ${median or 0:.5f} median, ${most or 0:.5f} p90"
 
     def html(self, path: str | os.PathLike[str], *, examples: int = 50) -> None:
         """Write one self-contained page with the examples that scored worst."""
         low, high = self.interval
         sentence = f"{self.metric}: {self.mean:.3f} (95 % between {low:.3f} and {high:.3f}), made {self.created}"
         worst = sorted(self.scores, key=lambda example: self.scores[example])[:examples]
-        runs = {example: [row for row in self.rows if row.example == example] for example in worst}
-        sections = [section(example, rows) for example, rows in runs.items()]
-        write_page(path, title=self.graph, graph=self.graph, sentence=sentence, table=self.table(), sections=sections)
+        sections = [section_of([row for row in self.rows if row.example == example]) for example in worst]
+        title, table = self.graph, self._table()
+        write_page(path, title=title, heading=title, sentence=sentence, table=table, sections=sections)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
-        data = {
-            "format": FORMAT,
-            **{name: getattr(self, name) for name in ("graph", "metric", "prompts_digest", "created")},
-        }
+        data = {"format": FORMAT} | {name: getattr(self, name) for name in _HEAD}
         data["rows"] = [asdict(row) for row in self.rows]
         Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
 
@@ -182,16 +175,16 @@ class Report:
             TuningError: it is no report.
         """
         try:
-            data = cast("dict[str, Any]", json.loads(Path(path).read_text("utf-8")))
+            data = json.loads(Path(path).read_text("utf-8"))
             if data.pop("format") != FORMAT:
                 msg = f"{path}: a report in a format that this version does not read"
                 raise TuningError(msg)
             rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(data.pop("rows"))
             if not rows:
-                msg = f"{path}: this report has no rows, so there is nothing that it could say"
+                msg = f"{path}: this report has no rows, so there is nothing to compare or to show"
                 raise TuningError(msg)
             return cls(rows=rows, **data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"{path}: this is no report of an evaluation: {type(error).__name__}: {str(error).splitlines()[0]}"
             raise TuningError(msg) from error
 
@@ -200,25 +193,10 @@ class Report:
         return f"<Report of {self.graph}: {self.mean:.3f} ({low:.3f} to {high:.3f}), {len(self.scores)} examples>"
 
 
-def _dollars(cost: float | None) -> str:
-    return "unknown" if cost is None else f"${cost:.4f}"
+_HEAD = ("graph", "metric", "prompts_digest", "created")
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One run of an example with its score."""
-
-    example: Example[Any]
-    run: Run[Any, Any]
-    score: Score
-
-    @property
-    def row(self) -> ReportRow:
-        """It as a report keeps it."""
-        return row_of(self.example, 0, self.run, self.score)
-
-
-def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
+def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Iterable[ReportRow]) -> Report:
     """Rows as a report of now."""
     return Report(
         graph=graph.label,
@@ -229,32 +207,59 @@ def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows:
     )
 
 
-def row_of(example: Example[Any], repeat: int, run: Run[Any, Any], score: Score) -> ReportRow:
-    """One run and its verdict, as the report keeps it."""
-    return ReportRow(
-        example=example.id,
-        repeat=repeat,
-        score=score.value,
-        notes=tuple((note.target, note.text, note.weight) for note in score.notes),
-        stages=tuple(stage_of(run, note.target) for note in score.notes),
-        objectives=dict(score.objectives),
-        run_id=run.id,
-        status=run.status,
-        error=str(run.error) if run.error is not None else None,
-        seconds=run.duration,
-        cost=None if run.cost is None else float(run.cost),
-        judging=score.cost,
-        requests=run.usage.requests,
-        tokens=run.usage.total_tokens,
-        input=_plain(run.input),
-        output=_plain(run.output),
-        expected=_plain(example.expected),
-    )
+def section_of(rows: Sequence[ReportRow], change: float | None = None) -> str:
+    """One example on the page, with these runs of it side by side."""
+    asked = {"input": rows[-1].input, "expected": rows[-1].expected}
+    cells = [Cell(row.score, row.error or row.output, row.notes) for row in rows]
+    return section(rows[-1].example, asked, cells, change)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of an example with its score."""
+
+    example: Example[Any]
+    run: Run[Any, Any]
+    score: Score
+    repeat: int = 0
+
+    @property
+    def row(self) -> ReportRow:
+        """It as a row of a report."""
+        run, score = self.run, self.score
+        return ReportRow(
+            example=self.example.id,
+            repeat=self.repeat,
+            score=score.value,
+            notes=tuple((note.target, note.text, note.weight) for note in score.notes),
+            stages=tuple(stage_of(run, note.target) for note in score.notes),
+            objectives=dict(score.objectives),
+            run_id=run.id,
+            status=run.status,
+            error=str(run.error) if run.error is not None else None,
+            seconds=run.duration,
+            cost=None if run.cost is None else float(run.cost),
+            judging=score.cost,
+            requests=run.usage.requests,
+            tokens=run.usage.total_tokens,
+            input=_plain(run.input),
+            output=_plain(run.output),
+            expected=_plain(self.example.expected),
+        )
 
 
 def _plain(value: object) -> Any:
-    """A value as JSON data, or as what it looks like."""
+    """A value as JSON data, or its `repr`."""
     try:
         return to_jsonable_python(value, fallback=repr)
     except ValueError:  # such as bytes that are no text
         return repr(value)
+
+
+def _total(costs: Iterable[float | None]) -> float | None:
+    known = list(costs)
+    return None if None in known else math.fsum(cost or 0 for cost in known)
+
+
+def _dollars(cost: float | None) -> str:
+    return "unknown" if cost is None else f"${cost:.4f}"

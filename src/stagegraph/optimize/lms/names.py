@@ -1,4 +1,4 @@
-"""Which model a stage runs with, as far as it is named before a run."""
+"""Models as they are named before a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from stagegraph.runner import Runner
     from stagegraph.stage import Stage
 
-__all__ = ["model_named"]
+__all__ = ["model_named", "name_of"]
+
+
+def name_of(model: Model[Any] | str | None) -> str | None:
+    """A model's name, which is the same in every process."""
+    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
 
 
 def model_named(
@@ -22,7 +27,7 @@ def model_named(
     default: Model[Any] | str | None = None,
     own: Mapping[str, Model[Any] | str] | None = None,
 ) -> Any:
-    """The model or its name, in the order in which a runner chooses; `None` when nobody names one."""
+    """The model of a stage, or its name, chosen as a runner chooses it; `None` when no model is named."""
     by_path = {} if runner is None else runner._models_by_path  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     general = default if default is not None or runner is None else runner.model
     choices = ((own or {}).get(path), by_path.get(path), stage.model, stage.agent.model, general)

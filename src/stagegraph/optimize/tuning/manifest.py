@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
 from stagegraph.example import digest_of
 from stagegraph.graph import Graph
 from stagegraph.journal._identity import stage_parts, step_parts
-from stagegraph.optimize.evaluation.fingerprint import Fingerprint, functions_of, hash_of, name_of
-from stagegraph.optimize.lms.names import model_named
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint, hash_of
+from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.stage import Stage
 from stagegraph.steps import Step
 from stagegraph.structure import Structure
@@ -65,7 +65,7 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
         types = [node.takes.fingerprint, node.gives.fingerprint]
         if isinstance(node, Graph):
             name = f"`{path}`" if path else graph.label
-            yield f"the flow of {name}", [*types, Fingerprint(list(_methods(type(node)))).text]
+            yield f"the flow of {name}", [*types, Fingerprint(type(node)).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]
         elif isinstance(node, Stage):
@@ -77,13 +77,6 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
             # By name: a search whose answers are all recorded resumes also where the model cannot be created.
             chosen = model_named(path, node, options.runner, default=options.model, own=options.models)
             yield f"the model of `{path}`", name_of(chosen)
-
-
-def _methods(cls: type) -> Iterator[object]:
-    """The methods of a graph's own classes; the nodes in them are facts of their own."""
-    for base in cls.__mro__:
-        if issubclass(base, Graph) and base is not Graph:
-            yield from (function for _, function in functions_of(cast("type", base)))
 
 
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.compare import Comparison, compare
 from stagegraph.optimize.evaluation.evaluate import checked_examples
-from stagegraph.optimize.evaluation.fingerprint import name_of
 from stagegraph.optimize.evaluation.metric import grader_of
 from stagegraph.optimize.evaluation.report import report_of
+from stagegraph.optimize.lms.names import name_of
 
 from .options import Options, TuningOptions
 from .preview import Preview, preview, preview_of
