@@ -6,7 +6,7 @@ import json
 import types
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_origin, overload
+from typing import Any, Literal, TypeVar, cast, get_origin, overload
 
 import dspy
 from pydantic import BaseModel, ValidationError
@@ -142,17 +142,21 @@ def _to_dspy(example: Example[Any], fields: Fields) -> dspy.Example:
     expected = cast("object", example.expected)
     labels: dict[str, Any] = {} if expected is None else {"expected": expected}
     if isinstance(expected, Mapping) and expected:
-        entries = {str(name): value for name, value in cast("Mapping[object, Any]", expected).items()}
-        labels = entries if _are_labels(entries, inputs) else labels
+        entries = cast("Mapping[object, Any]", expected)
+        if _are_labels(entries, inputs):
+            labels = {str(name): value for name, value in entries.items()}
     # DSPy hides names that begin with `dspy_`, and copies them.
     about = {"dspy_id": example.id, "dspy_metadata": dict(example.metadata)}
     return untyped.Example(**inputs, **labels, **about).with_inputs(*inputs)
 
 
-def _are_labels(names: Iterable[str], inputs: Mapping[str, Any]) -> bool:
+def _are_labels(names: Iterable[object], inputs: Mapping[str, Any]) -> bool:
     """Whether each of the names can be a label beside the inputs."""
     return all(
-        name.isidentifier() and not name.startswith(("_", "dspy_")) and name not in {*inputs, "expected"}
+        isinstance(name, str)
+        and name.isidentifier()
+        and not name.startswith(("_", "dspy_"))
+        and name not in {*inputs, "expected"}
         for name in names
     )
 
