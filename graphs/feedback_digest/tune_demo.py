@@ -64,7 +64,7 @@ async def main(model: str, runs: int, fresh: int) -> None:
         prompts=Prompts({stage.label: Prompt(BAD)}),
         proposer=Candidates({stage.label: POOL}),
         concurrency=4,
-        tell=progress,
+        callback=progress,
     )
     print(f"stopped: {tuning.found.stopped}\n\nscores on the validation reviews, which chose:")
     for number, one in enumerate(tuning.found.candidates):

@@ -56,7 +56,7 @@ def tune(
             say(str(preview))
             return yes or typer.confirm("Begin?", abort=True, err=True)
 
-        def tell(event: str, data: Mapping[str, Any]) -> None:
+        def show(event: str, data: Mapping[str, Any]) -> None:
             nonlocal best, verdicts
             bar.start()  # after the question; further times do nothing
             said: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def tune(
                 components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,
-                tell=tell,
+                callback=show,
                 confirm=confirm,
             )
         )

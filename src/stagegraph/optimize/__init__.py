@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from .evaluation.report import Report, ReportRow
     from .evaluation.shown import stage_feedback
     from .lms.lm import lm
+    from .tuning.options import TuningOptions
+    from .tuning.preview import Preview, preview
     from .tuning.proposers import Candidates, Proposal
-    from .tuning.tune import Preview, Tuning, preview, tune
+    from .tuning.tune import Tuning, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -46,6 +48,7 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "Report",
     "ReportRow",
     "Tuning",
+    "TuningOptions",
     "TuningStopped",
     "compare",
     "credited",
@@ -68,14 +71,15 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 
 _HOMES = {
     "tune": "tuning.tune",
-    "preview": "tuning.tune",
+    "preview": "tuning.preview",
     "evaluate": "evaluation.evaluate",
     "compare": "evaluation.compare",
     "Tuning": "tuning.tune",
+    "TuningOptions": "tuning.options",
     "ReportRow": "evaluation.report",
     "Report": "evaluation.report",
     "Proposal": "tuning.proposers",
-    "Preview": "tuning.tune",
+    "Preview": "tuning.preview",
     "GEPA": "dspy.teleprompter",
     "Comparison": "evaluation.compare",
     "Candidates": "tuning.proposers",

@@ -117,7 +117,7 @@ def test_an_lm_may_write_the_texts() -> None:
     for name in ("reflection_model", "reflection_lm"):
         tuned = better(module, **{name: lm(learner()), "reflection_model": lm(learner()) if name[-1] == "l" else None})
         assert "no" not in tuned(input="x").output
-    better(module, reflection_lm=learner(), reflection_model=None, tell=lambda event, _: heard.append(event))
+    better(module, reflection_lm=learner(), reflection_model=None, callback=lambda event, _: heard.append(event))
     assert {"run", "proposing", "proposed", "validated"} <= set(heard)
     with pytest.raises(TuningError, match="two names of one thing"):
         better(module, reflection_lm=learner())

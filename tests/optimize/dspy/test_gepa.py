@@ -9,7 +9,8 @@ from rules import Chain, coupled, learner, rows, separate, student
 
 from stagegraph import TuningError
 from stagegraph.optimize import GEPA, Budget, Candidates, GraphModule, to_dspy
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 

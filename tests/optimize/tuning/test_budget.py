@@ -13,7 +13,8 @@ from rules import Chain, coupled, rows, separate, student
 
 from stagegraph import TuningError
 from stagegraph.optimize import Budget, Candidates, Proposal, tune
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 
@@ -56,9 +57,10 @@ async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
 
 async def searched(budget: Budget, model: FunctionModel, run_dir: Path | None = None, **options: Any) -> Any:
     """The search alone, without the verdict after it."""
-    known = Options(model=model, proposer=POOL, retry_delays=(0, 0), run_dir=run_dir, minibatch=8, concurrency=2)
-    tell = options.get("tell", lambda _event, _data: None)
-    return await search(Chain(), coupled, rows("t", 8), rows("v", 10), budget, known, tell)
+    known = Options(
+        model=model, proposer=POOL, retry_delays=(0, 0), run_dir=run_dir, minibatch=8, concurrency=2, **options
+    )
+    return await search(Chain(), coupled, rows("t", 8), rows("v", 10), budget, known)
 
 
 async def test_what_was_paid_for_is_taken_up_with_a_larger_budget(tmp_path: Path) -> None:
@@ -118,11 +120,11 @@ async def test_a_deadline_leaves_the_best_that_was_found() -> None:
             await anyio.sleep_forever()
         return model.function(messages, info)  # type: ignore[misc,return-value]
 
-    def tell(event: str, data: Any) -> None:
+    def callback(event: str, data: Any) -> None:
         nonlocal stuck
         stuck = stuck or (event == "validated" and data["candidate"] == 0)
 
-    result = await searched(Budget(seconds=4), FunctionModel(answer), tell=tell)
+    result = await searched(Budget(seconds=4), FunctionModel(answer), callback=callback)
     assert stuck
     assert result.stopped == "the budget of 4 seconds"
     assert result.error is None

@@ -16,7 +16,8 @@ from rules import rows, student
 
 from stagegraph import Example, Graph, Run, Score, Stage
 from stagegraph.optimize import Budget, Proposal, tune
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 
@@ -57,12 +58,14 @@ async def test_two_halves_make_a_whole(lowest: int) -> None:
         score = judged(example, run)
         return Score(score.value + lowest, score.notes, score.objectives)
 
-    def tell(event: str, data: Mapping[str, Any]) -> None:
+    def callback(event: str, data: Mapping[str, Any]) -> None:
         if event == "accepted":
             told.append(data)
 
-    options = Options(model=student()[0], proposer=repair, retry_delays=(0, 0), perfect=1.0 + lowest, stagnation=40)
-    found = await search(Two(), metric, rows("t", 6), rows("v", 6), Budget(runs=400), options, tell)
+    options = Options(
+        model=student()[0], proposer=repair, retry_delays=(0, 0), perfect=1.0 + lowest, stagnation=40, callback=callback
+    )
+    found = await search(Two(), metric, rows("t", 6), rows("v", 6), Budget(runs=400), options)
     assert found.error is None
     assert [one.parents for one in found.candidates] == [(), (0,), (0,), (1, 2)]
     assert [one.mean - lowest for one in found.candidates] == [0, 0.5, 0.5, 1]

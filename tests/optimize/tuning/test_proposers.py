@@ -17,7 +17,8 @@ from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 from stagegraph.optimize import Budget
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 

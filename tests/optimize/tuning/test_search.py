@@ -17,7 +17,8 @@ from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
 from stagegraph.optimize import Budget, Candidates, Proposal
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 
@@ -44,10 +45,10 @@ class Joined(Graph[str, str]):
 async def found(metric: Any = separate, *, runs: int = 120, graph: Any = None, **options: Any) -> Any:
     model = options.pop("model", None) or student()[0]
     train, val = options.pop("train", TRAIN), options.pop("val", VAL)
-    budget, tell = options.pop("budget", Budget(runs=runs)), options.pop("tell", lambda _name, _data: None)
+    budget = options.pop("budget", Budget(runs=runs))
     options.setdefault("proposer", "notes")
     chosen = Options(model=model, retry_delays=(0, 0), **options)
-    return await search(graph or Chain(), metric, train, val, budget, chosen, tell)
+    return await search(graph or Chain(), metric, train, val, budget, chosen)
 
 
 @pytest.mark.parametrize("metric", [separate, coupled])

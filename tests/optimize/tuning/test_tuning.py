@@ -374,15 +374,15 @@ async def test_it_starts_from_what_the_runner_deploys() -> None:
 async def test_who_is_told_cannot_end_a_tuning(where: str, caplog: pytest.LogCaptureFixture) -> None:
     """What it raises is logged once, with the traceback, and what is paid for goes on."""
 
-    def tell(event: str, _data: Any) -> None:
+    def callback(event: str, _data: Any) -> None:
         if event == where:
             raise ValueError("the progress bar is gone")
 
-    result = await tuned(tell=tell)
+    result = await tuned(callback=callback)
     assert result.found.error is None
     assert result.candidates[result.found.best].mean == 1
     (record,) = [record for record in caplog.records if record.name == "stagegraph.optimize"]
-    assert f"`tell` failed at the event '{where}'" in record.message
+    assert f"`callback` failed at the event '{where}'" in record.message
     assert record.exc_info is not None
 
 

@@ -13,7 +13,8 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Example, Graph, Run, Score, Stage
 from stagegraph.optimize import Budget, Proposal
-from stagegraph.optimize.tuning.options import Options, search
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.search import search
 
 
 class Five(Graph[str, str]):

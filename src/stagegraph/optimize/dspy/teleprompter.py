@@ -1,104 +1,68 @@
-"""GEPA without losses, for those who write DSPy: a teleprompter over a `GraphModule`."""
+"""The search as a DSPy teleprompter over a `GraphModule`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from dspy.teleprompt import Teleprompter
 
 from stagegraph.errors import TuningError
 from stagegraph.example import Example
-from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.optimize.lms.loop import run_here
-from stagegraph.optimize.tuning.options import Found, Options, Tell, search
+from stagegraph.optimize.tuning.options import Options, TuningOptions
+from stagegraph.optimize.tuning.search import search
 
 from .examples import from_dspy
 from .module import GraphModule
 
 if TYPE_CHECKING:
-    import os
-
-    import dspy
-    from pydantic_ai.models import Model
-
+    from stagegraph.node import Node
     from stagegraph.optimize.evaluation.budget import Budget
     from stagegraph.optimize.evaluation.metric import Grader, Metric
-    from stagegraph.optimize.tuning.components import Tuned
-    from stagegraph.optimize.tuning.proposers import Candidates, Proposer
+    from stagegraph.optimize.tuning.result import SearchResult
 
 __all__ = ["GEPA"]
 
 
 class GEPA(Teleprompter):
-    """Reflective evolution of a graph's instructions, with every call of a fan-out heard and nothing paid twice.
+    """Reflective evolution of a graph's texts, for those who write DSPy.
 
-    It differs from `dspy.GEPA` in what reaches reflection (all calls of a stage, worst first, and failed runs with
-    their partial record), in what is changed (the stage that earned the blame), in what is kept (a child that scores no
-    worse while its stage earns less blame), and in what a provider's failure means (a retry, never a score).
+    It differs from `dspy.GEPA`: all calls of a stage reach reflection, the worst first, and failed runs with their
+    partial record; the stage with the most blame is changed; a child that scores the same is kept when its stage earns
+    less blame; a provider's failure is retried and never becomes a score; nothing is paid for twice.
 
     Args:
         metric: `(example, run) -> Score | float | bool`.
         budget: When to stop.
-        reflection_model: Writes new texts: a Pydantic AI model, its name, or an LM that `stagegraph.optimize.lm` made.
-        reflection_lm: The same, as `dspy.GEPA` calls it.
-        proposer: Instead of it: a function, `"notes"` or `Candidates(...)`.
-        minibatch: Training examples of one step.
-        components: Which texts to change: `"instructions"`, `"tools"`, `"fields"`; see `tune`.
-        merge: Whether two candidates that are good at different texts may be put together.
-        stagnation: Steps without a better candidate after which it stops.
-        concurrency: Runs that go on at once.
-        run_dir: Where every paid run and proposal is kept, to go on from after a crash.
-        seed: Another number searches otherwise.
-        retry_delays: Seconds between the attempts at what a provider did not do.
-        tell: Told what happens, for a progress bar.
+        reflection_lm: `reflection_model` under the name that `dspy.GEPA` uses.
+        options: See `TuningOptions`: `reflection_model`, `proposer`, `components`, `minibatch`, `merge`, `stagnation`,
+            `concurrency`, `run_dir`, `seed`, `retry_delays`, `callback`.
 
-    It tunes for the models that `module(...)` would ask: those set on the module or in `dspy.context(lm=)` included.
+    It tunes for the models that `module(...)` would use, including those set on the module or in `dspy.context(lm=)`.
+
+    Raises:
+        TuningError: both `reflection_model` and `reflection_lm` are given.
     """
 
     def __init__(
-        self,
-        metric: Metric | Grader,
-        *,
-        budget: Budget,
-        reflection_model: Model[Any] | str | dspy.LM | None = None,
-        reflection_lm: Model[Any] | str | dspy.LM | None = None,
-        proposer: Proposer | Candidates | str | None = None,
-        components: Sequence[Tuned] = ("instructions",),
-        minibatch: int = 3,
-        merge: bool = True,
-        stagnation: int | None = 12,
-        concurrency: int = 16,
-        run_dir: str | os.PathLike[str] | None = None,
-        seed: int = 0,
-        retry_delays: Sequence[float] = RETRY_DELAYS,
-        tell: Tell = lambda _name, _data: None,
+        self, metric: Metric | Grader, *, budget: Budget, reflection_lm: Any = None, **options: Unpack[TuningOptions]
     ) -> None:
         super().__init__()
-        if reflection_model is not None and reflection_lm is not None:
-            msg = "reflection_model= and reflection_lm= are two names of one thing: give one of them"
-            raise TuningError(msg)
+        if reflection_lm is not None:
+            if options.get("reflection_model") is not None:
+                msg = "reflection_model= and reflection_lm= are two names of one thing: give one of them"
+                raise TuningError(msg)
+            options["reflection_model"] = reflection_lm
         self.metric = metric
         self.budget = budget
-        self.found: Found | None = None
-        """What the last search found: every candidate with its scores, and why it ended."""
-        self._tell = tell
-        self._options = {
-            "reflection_model": reflection_lm if reflection_model is None else reflection_model,
-            "proposer": proposer,
-            "components": components,
-            "minibatch": minibatch,
-            "merge": merge,
-            "stagnation": stagnation,
-            "concurrency": concurrency,
-            "run_dir": None if run_dir is None else Path(run_dir),
-            "seed": seed,
-            "retry_delays": tuple(retry_delays),
-        }
+        self.found: SearchResult | None = None
+        """The result of the last search: every candidate with its scores, and why the search ended."""
+        self._options = options
+        Options(**options)  # an unknown option is an error now
 
     def compile(self, student: GraphModule, *, trainset: Sequence[Any], valset: Sequence[Any]) -> GraphModule:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A copy of the module with the best texts that were found.
+        """A copy of the module with the best texts.
 
         Raises:
             TuningError: see `acompile`.
@@ -110,7 +74,8 @@ class GEPA(Teleprompter):
         """The same for async code.
 
         Raises:
-            TuningError: the data, the metric or the budget cannot work, or a provider failed before anything was found.
+            TuningError: the data, the metric or an option cannot work, or a provider failed before the seed was
+                evaluated.
         """
         if not isinstance(student, GraphModule):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"this GEPA tunes a GraphModule, not {type(student).__name__}; dspy.GEPA takes any module"
@@ -121,12 +86,12 @@ class GEPA(Teleprompter):
             models=student.chosen_models(),
             runner=program.runner,
             prompts=student.prompts(),
-            **self._options,  # pyright: ignore[reportArgumentType]
+            **self._options,
         )
         train, val = (_examples(rows, graph) for rows in (trainset, valset))
-        self.found = await search(graph, self.metric, train, val, self.budget, options, self._tell)
+        self.found = await search(graph, self.metric, train, val, self.budget, options)
         return student.with_prompts(self.found.prompts)
 
 
-def _examples(rows: Sequence[Any], graph: Any) -> list[Example[Any]]:
+def _examples(rows: Sequence[Any], graph: Node[Any, Any]) -> list[Example[Any]]:
     return [row if isinstance(row, Example) else from_dspy(row, graph) for row in rows]

@@ -1,10 +1,11 @@
-"""The texts that a search changes: a stage's instructions and, on request, what it says about its tools and fields."""
+"""The texts that a search changes: a stage's instructions and, on request, descriptions of its tools and fields."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from zlib import crc32
 
@@ -26,21 +27,22 @@ __all__ = [
     "components_of",
     "name_of_part",
     "prompts_of",
+    "text_digest",
 ]
 
 Tuned = Literal["instructions", "tools", "fields"]
-"""What a search may be asked to change."""
+"""What a search may change."""
 Kind = Literal["instructions", "tool", "field"]
 """What one text is."""
 Texts = Mapping[str, str]
-"""Name of a component -> text."""
+"""Component name -> text: one candidate."""
 
 
 class EngineName(str):
-    """A component's name inside GEPA's engine: its hash is the same in every process.
+    """A component's name inside GEPA's engine. Its hash is the same in every process.
 
-    A merge goes over a set of names and draws lots by the way, so with the hash of a `str`, which every process salts
-    anew, the same search would go another way in another process. Outside the engine names are plain texts.
+    A merge draws random numbers while it iterates over a set of names. Python salts the hash of a `str` in every
+    process, so with plain texts one seed would give another search in another process.
     """
 
     __slots__ = ()
@@ -49,16 +51,6 @@ class EngineName(str):
         return crc32(self.encode("utf-8", "surrogatepass"))
 
     __eq__ = str.__eq__
-
-    @classmethod
-    def given(cls, texts: Texts) -> dict[str, str]:
-        """A candidate as the engine gets it."""
-        return {cls(name): text for name, text in texts.items()}
-
-    @classmethod
-    def taken(cls, texts: Texts) -> dict[str, str]:
-        """A candidate as the engine gives it."""
-        return {str(name): text for name, text in texts.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +65,15 @@ class Component:
     seed: str
     """The text to start from."""
     own: str | None
-    """The code's text; `None` for a tool that is not known before a run."""
+    """The text in the code; `None` for a tool that is not known before a run."""
     kept: bool
-    """Whether it is in the prompts to start from, so that it is in those that come out, too."""
+    """Whether the prompts to start from have this text. Then those of the result have it as well."""
     schema: str = ""
     """The JSON schema of the tool's parameters or of the field."""
 
     @property
     def name(self) -> str:
-        """What it is called in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
+        """Its name in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
         return name_of_part(self.path, self.kind, self.part)
 
 
@@ -90,10 +82,10 @@ def name_of_part(path: str, kind: Kind, part: str) -> str:
 
 
 def checked_kinds(kinds: Iterable[Tuned]) -> tuple[Tuned, ...]:
-    """What to change, each once and in one order.
+    """The kinds of text to change, each once, in a fixed order.
 
     Raises:
-        TuningError: nothing, or something else.
+        TuningError: there is none, or one is unknown.
     """
     known: tuple[Tuned, ...] = get_args(Tuned)
     given = (kinds,) if isinstance(kinds, str) else tuple(kinds)
@@ -106,7 +98,7 @@ def checked_kinds(kinds: Iterable[Tuned]) -> tuple[Tuned, ...]:
 
 
 def components_of(base: Prompts, stages: Mapping[str, Stage[Any, Any]], kinds: Iterable[Tuned]) -> dict[str, Component]:
-    """Name -> component, stage by stage; instructions count when there are some, descriptions also when empty."""
+    """Name -> component, stage by stage. Empty instructions are left out, empty descriptions are not."""
     found: list[Component] = []
     for path, stage in stages.items():
         prompt = base.get(path, Prompt())
@@ -115,13 +107,13 @@ def components_of(base: Prompts, stages: Mapping[str, Stage[Any, Any]], kinds: I
             if text.strip():
                 found.append(Component(path, "instructions", "", text, stage.instructions, path in base))
         if "tools" in kinds:
-            found += _described(path, "tool", stage.tools[0], prompt.tools)
+            found += _descriptions(path, "tool", stage.tools[0], prompt.tools)
         if "fields" in kinds:
-            found += _described(path, "field", stage.fields, prompt.fields)
+            found += _descriptions(path, "field", stage.fields, prompt.fields)
     return {component.name: component for component in found}
 
 
-def _described(path: str, kind: Kind, known: Mapping[str, Offered], given: Mapping[str, str]) -> list[Component]:
+def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Texts) -> list[Component]:
     found: list[Component] = []
     for part in dict.fromkeys([*known, *given]):
         own = known[part].text if part in known else None
@@ -131,7 +123,7 @@ def _described(path: str, kind: Kind, known: Mapping[str, Offered], given: Mappi
 
 
 def prompts_of(base: Prompts, texts: Texts, components: Mapping[str, Component]) -> Prompts:
-    """What a candidate deploys: the base with its texts, as far as they differ from what the code says."""
+    """The prompts of a candidate: *base* with those texts that differ from the code's."""
     changed: dict[str, Prompt] = {}
     for name, text in texts.items():
         component = components[name]
@@ -146,3 +138,9 @@ def prompts_of(base: Prompts, texts: Texts, components: Mapping[str, Component])
         else:
             changed[path] = replace(before, fields={**before.fields, part: text})
     return base.replace(changed)
+
+
+def text_digest(texts: Texts) -> str:
+    """A hash of a candidate's texts."""
+    text = "\0".join(f"{name}\1{texts[name]}" for name in sorted(texts))
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -1,17 +1,17 @@
-"""What a resumed search has to find unchanged: program, models, data, metric, and who writes new texts."""
+"""What a resumed search must find unchanged: the program, its models, the data, the metric and the proposer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
 from stagegraph.example import digest_of
 from stagegraph.graph import Graph
 from stagegraph.journal._identity import stage_parts, step_parts
-from stagegraph.optimize.evaluation.fingerprint import Fingerprint, functions_of, hash_of
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint, hash_of
 from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.stage import Stage
 from stagegraph.steps import Step
@@ -20,8 +20,6 @@ from stagegraph.structure import Structure
 from .proposers import Candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from stagegraph.example import Example
     from stagegraph.node import Node
     from stagegraph.optimize.evaluation.metric import Grader
@@ -29,47 +27,45 @@ if TYPE_CHECKING:
 
     from .options import Options
 
-__all__ = ["digest_of_example", "manifest"]
+__all__ = ["example_digest", "manifest"]
 
 _log = logging.getLogger("stagegraph.optimize")
 
 
-def manifest(  # noqa: PLR0917
+def manifest(
     graph: Node[Any, Any],
     base: Prompts,
     seed: Mapping[str, str],
     grader: Grader,
-    train: Sequence[Example[Any]],
-    val: Sequence[Example[Any]],
+    data: Mapping[str, Sequence[Example[Any]]],
     options: Options,
 ) -> dict[str, Any]:
-    """What it is, by what a person calls it."""
+    """A description in the user's words -> a fact that is equal in every process; *data* are the parts by name."""
     return {
         "the graph": graph.label,
         **dict(_program(graph, base, options)),
         "what is tuned": list(options.components),
         "the texts to start from": hash_of(dict(seed)),
-        "the training examples": [digest_of_example(one) for one in train],
-        "the validation examples": [digest_of_example(one) for one in val],
+        **{f"the {name} examples": [example_digest(one) for one in rows] for name, rows in data.items()},
         "the metric": [grader.name, _metric(grader, warns=options.run_dir is not None)],
         "the seed": options.seed,
         "the minibatch": options.minibatch,
-        "the proposer": _who_writes(options),
+        "the proposer": _proposer(options),
     }
 
 
-def digest_of_example(example: Example[Any]) -> str:
-    """An example by all that it says, not by its id alone."""
+def example_digest(example: Example[Any]) -> str:
+    """A hash of an example's whole content: a corrected example is another one, also with the same id."""
     return digest_of([example.id, example.input, example.expected, dict(example.metadata)])
 
 
 def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator[tuple[str, Any]]:
-    """What runs, node by node."""
+    """The facts about each node."""
     for path, node in Structure.of(graph).nodes.items():
         types = [node.takes.fingerprint, node.gives.fingerprint]
         if isinstance(node, Graph):
             name = f"`{path}`" if path else graph.label
-            yield f"the flow of {name}", [*types, Fingerprint(list(_methods(type(node)))).text]
+            yield f"the flow of {name}", [*types, Fingerprint(type(node)).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]
         elif isinstance(node, Stage):
@@ -78,20 +74,13 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
             for name, part in parts.items():
                 yield f"{named.get(name, name)} of `{path}`", [part, types[0]] if name == "the output type" else part
             yield f"the agent of `{path}`", [Fingerprint(list(_functions(node))).text, node.demos, node.retries]
-            # By name: where a resumed search could not even make the model, it has what that answered.
+            # By name: a search whose answers are all recorded resumes also where the model cannot be created.
             chosen = model_named(path, node, options.runner, default=options.model, own=options.models)
             yield f"the model of `{path}`", name_of(chosen)
 
 
-def _methods(cls: type) -> Iterator[object]:
-    """What a graph's own classes define; the nodes in them are looked at by themselves."""
-    for base in cls.__mro__:
-        if issubclass(base, Graph) and base is not Graph:
-            yield from (function for _, function in functions_of(cast("type", base)))
-
-
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
-    """The functions that an agent is made of, as far as they are known before a run."""
+    """The functions of a stage's agent, as far as they are known before a run."""
     yield stage.render
     agent: Any = stage.agent
     while hasattr(agent, "wrapped"):
@@ -123,7 +112,7 @@ def _metric(grader: Grader, *, warns: bool) -> str:
     return found.text
 
 
-def _who_writes(options: Options) -> Any:
+def _proposer(options: Options) -> Any:
     proposer = options.proposer
     if isinstance(proposer, Candidates):
         return {path: list(texts) for path, texts in proposer.texts.items()}

@@ -1,123 +1,145 @@
-"""GEPA on a graph: reflective evolution of its texts (arXiv:2507.19457), with blame that follows what happened."""
+"""How to tune: the options that `tune`, `GEPA` and the search share."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from stagegraph.optimize.evaluation.budget import Budget, Spent
-from stagegraph.optimize.evaluation.evaluate import CONCURRENCY
+from pydantic_ai.models import Model
+
+from stagegraph.models import Models
+from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, check_counts
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
-from stagegraph.optimize.lms.missing import needing
+
+from .components import Tuned, checked_kinds
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model
+    import os
 
-    from stagegraph.errors import TuningError
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.prompts import Prompts
     from stagegraph.runner import Runner
 
-    from .adapter import Finding
-    from .components import Tuned
     from .proposers import Candidates, Proposer
 
-__all__ = ["Found", "Options", "Tell", "search"]
+__all__ = ["Callback", "Options", "TuningOptions"]
 
-Tell = Callable[[str, Mapping[str, Any]], None]
+_log = logging.getLogger("stagegraph.optimize")
+Callback = Callable[[str, Mapping[str, Any]], None]
+"""Receives an event's name and its data."""
+
+
+class TuningOptions(TypedDict, total=False):
+    """What `tune` and `GEPA` take as keyword arguments, all optional.
+
+    Keys:
+        reflection_model: Reads what went wrong and writes new texts: a Pydantic AI model, its name, or an LM that
+            `stagegraph.optimize.lm` made.
+        proposer: Writes new texts instead: a function `Proposal -> text`, `"notes"` (no model: the notes are appended
+            to the text) or `Candidates({component: [texts]})` (no model: a pool to choose from).
+        components: Which texts to change: `"instructions"` (the default), `"tools"` (descriptions of the agents'
+            tools, as far as they are known before a run), `"fields"` (descriptions of the fields of their answers).
+            Each text is a component: `plan`, `plan:tool:search`, `plan:field:items.name`. Blame selects a stage; the
+            components of one stage take turns.
+        minibatch: Training examples of one step (default: 3).
+        merge: Whether two candidates that are good at different texts may be merged (default: yes); needs at least 5
+            validation examples.
+        stagnation: The search stops after so many steps without a better candidate (default: 12).
+        concurrency: Runs at the same time (default: 16).
+        run_dir: A directory that keeps every paid run and proposal. A killed tuning continues from it without paying
+            again.
+        seed: The seed of the search's random choices.
+        retry_delays: Seconds between the attempts when a provider fails (429, 5xx, no connection).
+        callback: Called with each event: `run`, `proposing`, `proposed`, `validated`, `accepted`, `rejected`. An
+            exception that it raises is logged once and ignored.
+    """
+
+    reflection_model: Any
+    proposer: Proposer | Candidates | str | None
+    components: Sequence[Tuned]
+    minibatch: int
+    merge: bool
+    stagnation: int | None
+    concurrency: int
+    run_dir: str | os.PathLike[str] | None
+    seed: int
+    retry_delays: Sequence[float]
+    callback: Callback
+
+
+def _ignore(_event: str, _data: Mapping[str, Any]) -> None:
+    """The callback of a search that nobody watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to search; the defaults fit a few dozen examples."""
+    """`TuningOptions` with their defaults, and what runs: model, runner and the prompts to start from."""
 
     model: Model[Any] | str | None = None
     models: Mapping[str, Model[Any] | str] = field(default_factory=dict[str, "Model[Any] | str"])
-    """Stage path -> model; goes before every other choice."""
-    reflection_model: Model[Any] | str | None = None
-    proposer: Proposer | str | Candidates | None = None
-    """A function, `"notes"`, `Candidates(...)`, or `None` for the reflection model."""
+    """Stage path -> model; takes precedence over every other choice."""
     runner: Runner | None = None
     prompts: Prompts | None = None
-    """Where to start; the runner's without it, and for stages that they do not name the code's texts."""
+    """Where to start; the runner's prompts by default. A stage that they do not name starts from its code's text."""
+    reflection_model: Any = None
+    proposer: Proposer | Candidates | str | None = None
     components: Sequence[Tuned] = ("instructions",)
-    """Which texts to change: `"instructions"`, `"tools"`, `"fields"`."""
     minibatch: int = 3
     merge: bool = True
     stagnation: int | None = 12
-    perfect: float = 1.0
     concurrency: int = CONCURRENCY
-    run_dir: str | Path | None = None
+    run_dir: str | os.PathLike[str] | None = None
     seed: int = 0
     retry_delays: Sequence[float] = RETRY_DELAYS
-    """Seconds between the attempts at what a provider did not do."""
+    callback: Callback = _ignore
+    perfect: float = 1.0
+    """The score that cannot be improved."""
+
+    async def checked(self) -> Options:
+        """The same options with their values checked and the prompts to start from resolved.
+
+        Raises:
+            TuningError: an option cannot work.
+        """
+        check_counts(minibatch=self.minibatch, concurrency=self.concurrency)
+        if self.stagnation is not None:
+            check_counts(stagnation=self.stagnation)
+        start = self.prompts if self.prompts is not None or self.runner is None else self.runner.prompts
+        return replace(
+            self,
+            components=checked_kinds(self.components),
+            reflection_model=_model_of(self.reflection_model),
+            prompts=None if start is None else await start.resolved(),
+            callback=_guarded(self.callback),
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a search found."""
-
-    seed: Prompts
-    candidates: tuple[Finding, ...]
-    """Each with its texts and its scores on the validation examples; the first is the seed."""
-    best: int
-    """The index of the best mean score; of equals the one that earned the least blame, then the earliest."""
-    stopped: str
-    """Why it ended."""
-    error: TuningError | None
-    spent: Spent
-    prompts: Prompts
-    """The best candidate, ready to be deployed."""
-    warnings: tuple[str, ...] = ()
-    """What kept it from doing better, in plain sentences."""
-
-    def changes(self, candidate: int) -> dict[str, str]:
-        """Component -> its text in a candidate, as far as its parent (of two the first) has another one."""
-        own = self.candidates[candidate]
-        before = self.candidates[own.parents[0]].texts if own.parents else own.texts
-        return {name: text for name, text in own.texts.items() if before[name] != text}
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """The components whose text is another one in the best candidate than in the seed."""
-        before, after = self.candidates[0].texts, self.candidates[self.best].texts
-        return tuple(name for name, text in after.items() if before[name] != text)
-
-
-async def search(  # noqa: PLR0917 - what is searched, with what, how
-    graph: Node[Any, Any],
-    metric: Metric | Grader,
-    train: Sequence[Example[Any]],
-    val: Sequence[Example[Any]],
-    budget: Budget,
-    options: Options,
-    tell: Tell = lambda _name, _data: None,
-) -> Found:
-    """Search for better texts.
-
-    Args:
-        graph: What to tune.
-        metric: What is better.
-        train: Examples to learn from.
-        val: Examples that decide which candidate is best; none of *train*.
-        budget: When to stop.
-        options: How.
-        tell: Told what happens: `run`, `proposing`, `proposed`, `validated`, `accepted`, `rejected`.
+def _model_of(given: Any) -> Model[Any] | str | None:
+    """A model, its name, or the model behind a `dspy.LM`.
 
     Raises:
-        TuningError: there is nothing to search for or with; what goes wrong later is `Found.error`.
+        TuningError: it is none of these.
     """
-    with needing("the search"):
-        from .search import Work  # noqa: PLC0415 - GEPA is loaded when it is used
-        from .start import starting  # noqa: PLC0415
+    if given is None or isinstance(given, (str, Model)):
+        return cast("Model[Any] | str | None", given)
+    from stagegraph.optimize.lms.lm import model_behind  # noqa: PLC0415 - a `dspy.LM` means that DSPy is loaded
 
-    options = replace(options, prompts=await starting(options.prompts, options.runner))
-    work = Work(graph, metric, train, val, budget, options, tell)
-    try:
-        return await work.search()
-    finally:
-        await work.close()
+    return model_behind(given, Models())
+
+
+def _guarded(callback: Callback) -> Callback:
+    """A callback that cannot end the search: its first exception is logged, the others are ignored."""
+    failed: list[str] = []
+
+    def call(event: str, data: Mapping[str, Any]) -> None:
+        try:
+            callback(event, data)
+        except Exception:  # noqa: BLE001 - no error of a progress bar is worth losing a paid search
+            if not failed:
+                _log.exception(
+                    "`callback` failed at the event %r; the search continues, later errors are hidden", event
+                )
+            failed.append(event)
+
+    return call

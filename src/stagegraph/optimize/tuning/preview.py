@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
 
-    from .options import Found
-    from .search import Work
+    from .result import SearchResult
 
-__all__ = ["Preview", "confirmed", "preview", "preview_of"]
+__all__ = ["Preview", "preview", "preview_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What a tuning may cost, from a few runs that were really made."""
+    """What a tuning may cost, from a few real runs."""
 
     runs: int
-    """At most; the budget's, or what the given number of steps takes."""
+    """The most runs: the budget's, or those of the given number of steps."""
     requests_a_run: float
     dollars_a_run: float | None
+    """`None` when a price is unknown."""
     stage_calls: dict[str, float]
-    """Stage path -> calls in one run: how wide the fan-outs are."""
+    """Stage path -> calls per run: the width of the fan-outs."""
     components: tuple[str, ...] = ()
-    """The texts that are to be changed, when that is known."""
+    """The texts to change, where they are known."""
 
     def __str__(self) -> str:
         cost = "unknown" if self.dollars_a_run is None else f"${self.runs * self.dollars_a_run:.2f}"
@@ -59,8 +59,9 @@ async def preview(
     runner: Runner | None = None,
     prompts: Prompts | None = None,
     samples: int = 3,
+    components: Sequence[str] = (),
 ) -> Preview:
-    """What a tuning may cost, measured on a few runs: the width of a fan-out is only known when it has happened.
+    """Measure on a few runs what a tuning may cost: the width of a fan-out is not known before it happens.
 
     Raises:
         TuningError: there are no examples, or a provider failed.
@@ -70,51 +71,25 @@ async def preview(
         raise TuningError(msg)
     own = runner or Runner(tracing=None)
     runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
-    calls: dict[str, list[int]] = {}
-    for run in runs:
-        for path in run.structure.stages:
-            calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
     costs = [run.cost for run in runs]
+    counts = {
+        path: [sum(call.path == path for call in run.calls()) for run in runs] for path in runs[0].structure.stages
+    }
     return Preview(
         runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
-        stage_calls={path: fmean(counts) for path, counts in calls.items()},
+        stage_calls={path: fmean(calls) for path, calls in counts.items()},
+        components=tuple(components),
     )
 
 
-def preview_of(found: Found, budget: Budget, report: Report) -> Preview:
-    """What it was expected to cost, by the runs of the seed."""
-    spent = found.spent
+def preview_of(found: SearchResult, budget: Budget, report: Report) -> Preview:
+    """The same from the runs that a search has already made with the seed."""
     return Preview(
-        runs=budget.runs or spent.runs,
+        runs=budget.runs or found.spent.runs,
         requests_a_run=fmean(row.requests for row in report.rows),
         dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
         stage_calls=found.candidates[0].calls,
         components=tuple(found.candidates[0].texts),
     )
-
-
-async def confirmed(confirm: Callable[[Preview], bool], work: Work) -> Preview:
-    """Measure what it may cost and ask; what was measured when the answer was yes.
-
-    Raises:
-        TuningError: the answer was no, or a provider failed.
-    """
-    options = work.options
-    measured = await preview(
-        work.graph,
-        work.train,
-        work.budget,
-        val=len(work.val),
-        minibatch=options.minibatch,
-        model=options.model,
-        runner=options.runner,
-        prompts=work.base,
-        samples=2,
-    )
-    shown = replace(measured, components=tuple(work.components))
-    if not confirm(shown):
-        msg = "the tuning was not begun: `confirm` said no"
-        raise TuningError(msg)
-    return shown

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import anyio
 import anyio.to_thread
 from pydantic_ai import Agent
 
@@ -17,6 +16,7 @@ from stagegraph.errors import TuningError
 from stagegraph.models import Models
 from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
 from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
+from stagegraph.structure import closest
 
 from .components import Kind, name_of_part
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.stage import Stage
 
-__all__ = ["Candidates", "Proposal", "Proposer", "notes_proposer", "reflective_proposer"]
+__all__ = ["Candidates", "Proposal", "Proposer", "propose", "proposer_of", "schema_text"]
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What is to be written anew."""
+    """A text that is to be rewritten, with what a proposer needs for it."""
 
     path: str
     """The stage."""
     text: str
-    """The text now: its instructions, or the description of a tool or a field."""
+    """The current text: the instructions, or the description of a tool or a field."""
     records: Sequence[Mapping[str, Any]]
     """The stage's calls, the worst first: `call`, `score`, `input`, `output`, `feedback`; `tool` for a tool's text."""
-    takes: str
-    """The JSON schema of its input."""
-    gives: str
-    """The JSON schema of its output."""
+    input_schema: str
+    """The JSON schema of the stage's input."""
+    output_schema: str
+    """The JSON schema of the stage's output."""
     tried: frozenset[str] = frozenset()
-    """Texts that were tried in this place before."""
+    """Texts that were already tried in this place."""
     kind: Kind = "instructions"
     """What the text is."""
     part: str = ""
@@ -54,21 +54,21 @@ class Proposal:
     instructions: str = ""
     """The stage's instructions, when the text is something else."""
     left_out: int = 0
-    """Calls of the stage that had no room in `records`."""
+    """Calls of the stage for which `records` has no room."""
 
     @property
     def component(self) -> str:
-        """What the text is called in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
+        """The text's name in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
         return name_of_part(self.path, self.kind, self.part)
 
 
 Proposer = Callable[[Proposal], "str | Awaitable[str | None] | None"]
-"""Gives a new text, or `None` when it has none."""
+"""Returns a new text, or `None` when it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A pool of texts to choose from, by component: no model writes anything. For trying things out, and for tests.
+    """A pool of texts to choose from, by component: no model writes anything. For experiments and tests.
 
     Components are stages (`plan`) and, where they are tuned, tools and fields (`plan:tool:search`, `plan:field:title`).
     """
@@ -76,22 +76,61 @@ class Candidates:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     def __call__(self, proposal: Proposal) -> str | None:
-        """The next text of the pool that was not tried here."""
-        return next(
-            (text for text in self.texts.get(proposal.component, ()) if text not in {proposal.text, *proposal.tried}),
-            None,
-        )
+        """The next text of the pool that was not tried in this place."""
+        tried = {proposal.text, *proposal.tried}
+        return next((text for text in self.texts.get(proposal.component, ()) if text not in tried), None)
+
+    def check(self, components: Collection[str]) -> None:
+        """Make sure that each text belongs to a component.
+
+        Raises:
+            TuningError: a component is not tuned, or has a text instead of a list of texts.
+        """
+        for name, texts in self.texts.items():
+            if name not in components:
+                msg = f"Candidates has texts for `{name}`, which is not tuned{closest(name, list(components))}"
+                raise TuningError(msg)
+            if isinstance(texts, str):
+                msg = f"Candidates has one text for `{name}`; write a list: {{{name!r}: [...]}}"
+                raise TuningError(msg)
+
+
+def proposer_of(
+    proposer: Proposer | Candidates | str | None,
+    model: Model[Any] | str | None,
+    components: Collection[str],
+    spent: Spent,
+    retry_delays: Sequence[float],
+) -> Proposer:
+    """The given proposer, or a reflective one that asks *model* and adds what that costs to *spent*.
+
+    Raises:
+        TuningError: there is neither a proposer nor a model, or a pool has texts for a component that is not tuned.
+    """
+    if proposer == "notes":
+        return notes_proposer
+    if isinstance(proposer, str) or (proposer is not None and not callable(proposer)):
+        msg = f"proposer={proposer!r}: it is a function, Candidates(...) or 'notes'"
+        raise TuningError(msg)
+    if isinstance(proposer, Candidates):
+        proposer.check(components)
+    if proposer is not None:
+        return proposer
+    if model is None:
+        msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
+        raise TuningError(msg)
+    return reflective_proposer(model, spent, retry_delays)
 
 
 def notes_proposer(proposal: Proposal) -> str | None:
-    """Write the distinct notes into the text: no model is asked. Crude, and often surprisingly useful."""
+    """The current text with the distinct notes appended; no model is asked."""
     lines = [line.strip() for record in proposal.records for line in str(record["feedback"]).splitlines()]
-    said = [
+    notes = [
         line.removeprefix("- ")
         for line in dict.fromkeys(lines)
         if line.startswith("- ") and not line.startswith("- later")
     ]
-    fresh = [line for line in said if line not in proposal.text]
+    fresh = [line for line in notes if line not in proposal.text]
     if not fresh:
         return None
     return "\n\n".join(filter(None, [proposal.text.rstrip(), "\n".join(f"- {line}" for line in fresh)]))
@@ -123,14 +162,14 @@ _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
 def reflective_proposer(model: Model[Any] | str, spent: Spent, retry_delays: Sequence[float]) -> Proposer:
-    """Ask a model to write better instructions from what went wrong (GEPA's reflective mutation, arXiv:2507.19457).
+    """A model that rewrites a text after reading what went wrong (GEPA's reflective mutation, arXiv:2507.19457).
 
-    A provider in trouble is waited for; a model that gives no answer has no proposal.
+    When the provider fails, it is asked again. A model without an answer has no proposal.
     """
     known = Models().get(model)
     agents = {kind: Agent(known, instructions=task) for kind, task in _TASKS.items()}
 
-    async def propose(proposal: Proposal) -> str | None:
+    async def reflect(proposal: Proposal) -> str | None:
         who = f"the reflection model (for `{proposal.component}`)"
         try:
             result = await ask_patiently(agents[proposal.kind], _question(proposal), retry_delays, who)
@@ -138,14 +177,14 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, retry_delays: Seq
             return None
         usage = result.usage
         spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
-        text = written(result.output)
+        text = _written(result.output)
         return None if text is None else restored(text, proposal.text)
 
-    return propose
+    return reflect
 
 
-def written(answer: str) -> str | None:
-    """The instructions in a model's answer; `None` when there are none."""
+def _written(answer: str) -> str | None:
+    """The longest fenced block of an answer, or all of it; `None` when it is empty."""
     found = _FENCE.findall(answer)
     text = (max(found, key=len) if found else answer).strip()
     return text or None
@@ -168,8 +207,8 @@ def _question(proposal: Proposal) -> str:
         what = "The parameters of the tool" if proposal.kind == "tool" else "The field"
         parts.append(f"# {what} (JSON schema)\n{cut(proposal.schema, SCHEMA) or '(unknown)'}")
         parts.append(f"# The instructions, which stay\n{abridged(proposal.instructions) or '(none)'}")
-    parts.append(f"# What goes in (JSON schema)\n{cut(proposal.takes, SCHEMA)}")
-    parts.append(f"# What has to come out (JSON schema)\n{cut(proposal.gives, SCHEMA)}")
+    parts.append(f"# What goes in (JSON schema)\n{cut(proposal.input_schema, SCHEMA)}")
+    parts.append(f"# What has to come out (JSON schema)\n{cut(proposal.output_schema, SCHEMA)}")
     return "\n\n".join([*parts, "# What happened", *shown])
 
 
@@ -178,16 +217,16 @@ def _shown(number: int, record: Mapping[str, Any]) -> str:
     return f"## Call {number}\n" + "\n\n".join(f"{name.capitalize()}:\n{record[name]}" for name in names)
 
 
-async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
-    """A proposer's answer, if it is a text that is new.
+async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
+    """A proposer's text, if it is new.
 
     Raises:
-        TuningError: it raised, or gave something else.
+        TuningError: the proposer raised an exception, or returned something else.
     """
     try:
         if inspect.iscoroutinefunction(proposer) or inspect.iscoroutinefunction(type(proposer).__call__):
             found = proposer(proposal)
-        else:  # it may wait for something, and must not keep this loop from its work meanwhile
+        else:  # a plain function may block, and other runs continue meanwhile
             found = await anyio.to_thread.run_sync(proposer, proposal)
         if inspect.isawaitable(found):
             found = await found
@@ -202,10 +241,11 @@ async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
     return found if found and found.strip() and found != proposal.text and found not in proposal.tried else None
 
 
-def schema_text(stage: Stage[Any, Any], side: str) -> str:
-    """The JSON schema of a stage's input or output as text, for a proposer to read."""
+def schema_text(stage: Stage[Any, Any], side: Literal["input", "output"]) -> str:
+    """The JSON schema of a stage's input or output, or the type's name if it has none."""
+    declared = stage.takes if side == "input" else stage.gives
     try:
-        schema = (stage.takes if side == "takes" else stage.gives).adapter.json_schema()
+        schema = declared.adapter.json_schema()
     except Exception:  # noqa: BLE001 - a user's type may fail in any way here
-        return (stage.takes if side == "takes" else stage.gives).name
+        return declared.name
     return cut(json.dumps(schema, ensure_ascii=False), SCHEMA)

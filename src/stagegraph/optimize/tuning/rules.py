@@ -1,4 +1,4 @@
-"""How the search decides: which stage to change, what to keep, when to stop."""
+"""How the search decides: which component to change, which candidate to keep, when to stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.blame import blame
-from stagegraph.optimize.evaluation.report import Trial
 
 from .components import EngineName
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from gepa.proposer.base import CandidateProposal
 
     from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.report import Trial
 
-    from .adapter import Adapter
     from .components import Component
+    from .result import Progress
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
 
@@ -29,9 +29,9 @@ _SAME = 1e-9
 
 
 class Selector:
-    """Change the stage that earned the most blame; one that was tried without success lets the next one have a turn.
+    """Selects the stage with the most blame. Each unsuccessful attempt lowers its turn, so that others follow.
 
-    The texts of a stage take turns, too: the one that was changed least often in the whole search is next.
+    Of the components of a stage, the one that was changed least often in the whole search is next.
     """
 
     def __init__(self, perfect: float, components: Mapping[str, Component]) -> None:
@@ -48,15 +48,15 @@ class Selector:
         candidate_idx: int,
         candidate: Mapping[str, str],
     ) -> list[str]:
-        """The one component to change, or none when nobody is to blame or nothing could be better."""
-        if all(judged.score.value >= self._perfect for judged in trajectories):
+        """The one component to change; none when no stage is to blame or no score can be improved."""
+        if all(trial.score.value >= self._perfect for trial in trajectories):
             return []
-        total: Counter[str] = Counter()
+        total: dict[str, float] = {}
         paths = {component.path for component in self._components.values()}
-        for judged in trajectories:
-            for path, weight in blame(judged.run, judged.score, perfect=self._perfect).items():
+        for trial in trajectories:
+            for path, weight in blame(trial.run, trial.score, perfect=self._perfect).items():
                 if path in paths and weight > 0:
-                    total[path] += weight  # pyright: ignore[reportArgumentType]
+                    total[path] = total.get(path, 0.0) + weight
         if not total:
             return []
         stage = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
@@ -68,9 +68,9 @@ class Selector:
 
 
 class Acceptance:
-    """Keep a child that scores better, and also one that scores no worse while the stage it changed earns less blame.
+    """Keeps a child that scores better, or that scores the same while the stage it changed earns less blame.
 
-    When two stages are at fault, repairing one alone often leaves the final score where it was: a strict improvement
+    When two stages are at fault, repairing one of them often leaves the final score unchanged. A strict improvement
     would then reject every right step.
     """
 
@@ -79,7 +79,7 @@ class Acceptance:
         self._components = components
 
     def should_accept(self, proposal: CandidateProposal[Any], state: GEPAState[Any, Any]) -> bool:
-        """Whether a child is worth a run on the whole validation set."""
+        """Whether to run a child on the whole validation set."""
         before, after = sum(proposal.subsample_scores_before or []), sum(proposal.subsample_scores_after or [])
         if after > before + _SAME:
             return True
@@ -89,58 +89,60 @@ class Acceptance:
         changed = {
             self._components[str(name)].path for name, text in proposal.candidate.items() if parent[name] != text
         }
-        earned: list[float] = []
-        for found in (proposal.eval_before, proposal.eval_after):
-            blames = [blame(judged.run, judged.score, perfect=self._perfect) for judged in found.trajectories or []]
-            earned.append(sum(one.get(path, 0.0) for one in blames for path in changed))
+        earned = [
+            sum(
+                blame(trial.run, trial.score, perfect=self._perfect).get(path, 0.0)
+                for trial in batch.trajectories or []
+                for path in changed
+            )
+            for batch in (proposal.eval_before, proposal.eval_after)
+        ]
         return earned[1] < earned[0] - _SAME
 
 
 class Stopper:
-    """Stops before a step that the budget does not hold, and when nothing has got better for long."""
+    """Stops before a step that the budget does not cover, and after many steps without a better candidate."""
 
-    def __init__(  # noqa: PLR0917 - made in one place
-        self, budget: Budget, spent: Spent, step: int, stagnation: int | None, adapter: Adapter, perfect: float
+    def __init__(
+        self, budget: Budget, spent: Spent, progress: Progress, *, step: int, stagnation: int | None, perfect: float
     ) -> None:
+        self._budget, self._spent, self._progress = budget, spent, progress
+        self._step = step
+        """The most runs that the next step can make."""
+        self._stagnation = stagnation
         self._perfect = perfect
-        self._budget, self._spent, self._step = budget, spent, step
-        self._stagnation, self._adapter = stagnation, adapter
-        self._seen = float("-inf")
+        self._best = float("-inf")
         self._since = 0
-        self._told = False
-        self.reason = ""
+        self._warned = False
 
     def __call__(self, gepa_state: GEPAState[Any, Any]) -> bool:
-        """Whether to stop before the next iteration; `reason` says why."""
-        if self._adapter.problem is not None:
-            return True
+        """Whether to stop before the next iteration; `progress` has the reason."""
+        progress = self._progress
+        progress.stopped = self._reason(gepa_state.i) or ""
+        return bool(progress.stopped) or progress.error is not None
+
+    def _reason(self, iteration: int) -> str | None:
         reached = self._spent.reached(self._budget, next_runs=self._step)
         if reached is not None:
-            self.reason = reached
-            return True
-        best = max((finding.mean for finding in self._adapter.findings), default=float("-inf"))
+            return reached
+        best = max((one.mean for one in self._progress.candidates), default=float("-inf"))
         if best >= self._perfect - _SAME:
-            self.reason = "every validation example scored as well as can be"
-            return True
-        if self._is_endless():
-            return True
-        if best > self._seen + _SAME:
-            self._seen, self._since = best, gepa_state.i
-        elif self._stagnation is not None and gepa_state.i - self._since >= self._stagnation:
-            self.reason = f"nothing got better in {self._stagnation} iterations"
-            return True
-        return False
+            return "every validation example scored as well as can be"
+        self._check_prices()
+        if best > self._best + _SAME:
+            self._best, self._since = best, iteration
+        elif self._stagnation is not None and iteration - self._since >= self._stagnation:
+            return f"nothing got better in {self._stagnation} iterations"
+        return None
 
-    def _is_endless(self) -> bool:
-        """Whether money is the only limit, and nothing has a price; where it does limit something, a word is enough."""
+    def _check_prices(self) -> None:
+        """A limit in dollars does not hold where prices are unknown: as the only limit an error, else a warning."""
         if self._budget.usd is None or not self._spent.unpriced:
-            return False
+            return
         unknown = f"the price of {self._spent.unpriced} runs, verdicts or proposals is not known"
         what = f"Budget(usd={self._budget.usd:g}) does not hold: {unknown}"
         if self._budget.only_money and not self._spent.usd:
-            self._adapter.problem = TuningError(f"{what}; set another limit, too, as in Budget(runs=300)")
-            return True
-        if not self._told:
-            self._told = True
+            self._progress.error = TuningError(f"{what}; set another limit, too, as in Budget(runs=300)")
+        elif not self._warned:
+            self._warned = True
             _log.warning("%s, and they are not counted", what)
-        return False

@@ -1,21 +1,22 @@
-"""One search at work: GEPA's engine in a thread of its own, told what to run, what to keep and when to stop."""
+"""A search for better texts: GEPA (arXiv:2507.19457) on a graph, with blame that follows the recorded data flow."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.errors import TuningError
+from stagegraph.example import digest_of
 from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.optimize.evaluation.budget import Budget, BudgetReached, Spent
-from stagegraph.optimize.evaluation.evaluate import check_counts, checked_examples
+from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
@@ -23,32 +24,60 @@ from stagegraph.prompts import Prompts
 from stagegraph.runner import Runner
 from stagegraph.structure import Structure
 
-from .adapter import Adapter
-from .components import EngineName, checked_kinds, components_of, prompts_of
+from .components import EngineName, components_of, prompts_of
+from .engine import Adapter, Quiet
 from .manifest import manifest
-from .options import Found, Options, Tell
+from .proposers import proposer_of
+from .result import Progress, SearchResult, warnings_of
 from .rules import Acceptance, Selector, Stopper
-from .start import check_overlap, model_of, proposer_of
-from .store import Store
-from .told import Events, Quiet, Teller
-from .trials import Runs
-from .warnings import warnings_of
+from .run_dir import RunDir
+from .trials import Trials
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
     from stagegraph.node import Node
     from stagegraph.optimize.evaluation.report import Report
 
-__all__ = ["Work"]
+    from .options import Options
+
+__all__ = ["Search", "check_overlap", "search"]
 
 _MERGE = 5
-"""Runs that GEPA tries a merge of two candidates on."""
+"""Runs on which GEPA tries a merge of two candidates."""
 
 
-class Work:
-    """One search; making it checks everything that can be checked before anything is paid for."""
+async def search(
+    graph: Node[Any, Any],
+    metric: Metric | Grader,
+    train: Sequence[Example[Any]],
+    val: Sequence[Example[Any]],
+    budget: Budget,
+    options: Options,
+) -> SearchResult:
+    """Search for better texts of a graph's stages.
 
-    def __init__(  # noqa: PLR0917 - the search itself
+    Args:
+        graph: What to tune.
+        metric: What is better.
+        train: Examples to learn from.
+        val: Examples that select the best candidate; none of *train*.
+        budget: When to stop.
+        options: How to search.
+
+    Raises:
+        TuningError: the search cannot begin. What fails later is `SearchResult.error`.
+    """
+    async with Search(graph, metric, train, val, budget, await options.checked()) as one:
+        return await one.run()
+
+
+class Search:
+    """One search. Creating it checks everything that can be checked before anything is paid for.
+
+    *options* are already checked.
+    """
+
+    def __init__(
         self,
         graph: Node[Any, Any],
         metric: Metric | Grader,
@@ -56,119 +85,119 @@ class Work:
         val: Sequence[Example[Any]],
         budget: Budget,
         options: Options,
-        tell: Tell,
     ) -> None:
-        self.graph, self.budget, self.tell = graph, budget, (tell := Teller(tell))
         if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
-        self.train, self.val = (
-            checked_examples(graph, train, "training examples"),
-            checked_examples(graph, val, "validation examples"),
-        )
+        self.graph, self.budget, self.options = graph, budget, options
+        self.grader = grader_of(metric)
+        self.train = checked_examples(graph, train, "training examples")
+        self.val = checked_examples(graph, val, "validation examples")
         check_overlap(train=self.train, val=self.val)
-        check_counts(minibatch=options.minibatch, concurrency=options.concurrency)
-        if options.stagnation is not None:
-            check_counts(stagnation=options.stagnation)
-        self.stages = Structure.of(graph).stages
-        grader = grader_of(metric)
+        self._stages = Structure.of(graph).stages
         start = options.prompts or Prompts()
         self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
-        self.base.check_known(self.stages, graph.label)
-        kinds = checked_kinds(options.components)
-        writer = model_of(options.reflection_model)
-        self.options = options = replace(options, components=kinds, reflection_model=writer)
-        self.components = components_of(self.base, self.stages, kinds)
+        self.base.check_known(self._stages, graph.label)
+        self.components = components_of(self.base, self._stages, options.components)
         self.seed = {name: component.seed for name, component in self.components.items()}
-        tuned = {component.path for component in self.components.values()}
-        self._untuned = {path: " or ".join(kinds) for path in self.stages if path not in tuned}
-        if not self.seed:
-            msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
-            raise TuningError(msg)
         self._minibatch = min(options.minibatch, len(self.train))
         self._step = max(2 * self._minibatch, _MERGE) + len(self.val)
-        if budget.runs is not None and budget.runs < len(self.val):
+        self._check_reach()
+        self._progress, self.spent = Progress(), Spent()
+        parts = {"training": self.train, "validation": self.val}
+        facts = manifest(graph, self.base, self.seed, self.grader, parts, options)
+        run_dir = RunDir(options.run_dir, facts)
+        self.resumes = run_dir.resumes
+        """Whether an earlier process began it."""
+        proposer = proposer_of(options.proposer, options.reflection_model, self.seed, self.spent, options.retry_delays)
+        self._trials = Trials(
+            graph=graph,
+            base=self.base,
+            components=self.components,
+            grader=self.grader,
+            runner=_with_journal(options.runner, options.run_dir),
+            options=options,
+            budget=budget,
+            spent=self.spent,
+            run_dir=run_dir,
+        )
+        self._adapter = Adapter(self._trials, self._stages, proposer, self.val, self._progress)
+
+    def _check_reach(self) -> None:
+        """Make sure that there is a text to change, and that the budget covers the seed."""
+        if not self.seed:
+            msg = f"no stage of {self.graph.label} has {self._kinds} to tune"
+            raise TuningError(msg)
+        if self.budget.runs is not None and self.budget.runs < len(self.val):
             msg = (
-                f"Budget(runs={budget.runs}) does not even pay for the seed on {len(self.val)} validation "
+                f"Budget(runs={self.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
                 f"examples; one step more takes up to {self._step}"
             )
             raise TuningError(msg)
-        self.spent = Spent()
-        facts = manifest(graph, self.base, self.seed, grader, self.train, self.val, options)
-        folder = None if options.run_dir is None else Path(options.run_dir)
-        store, proposer = Store(folder, facts, self.spent), proposer_of(options, self.seed, self.spent)
-        self.resumes = store.known
-        """Whether an earlier process has begun it."""
-        self.grader = grader
-        self.runs = Runs(
-            graph=graph,
-            components=self.components,
-            base=self.base,
-            grader=grader,
-            runner=_journaled(options.runner, folder),
-            model=options.model,
-            models=options.models,
-            spent=self.spent,
-            budget=budget,
-            store=store,
-            concurrency=options.concurrency,
-            retry_delays=options.retry_delays,
-            tell=tell,
-        )
-        self.adapter = Adapter(
-            runs=self.runs,
-            stages=self.stages,
-            proposer=proposer,
-            perfect=options.perfect,
-            validation=self.val,
-        )
 
-    async def search(self) -> Found:
-        """Search, in a thread where GEPA's engine may block as it likes."""
+    @property
+    def _kinds(self) -> str:
+        return " or ".join(self.options.components)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the journal, if this search opened it."""
+        journal = self._trials.runner.journal
+        if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
+            await journal.aclose()
+
+    async def run(self) -> SearchResult:
+        """Search, in a thread in which GEPA's engine may block.
+
+        Raises:
+            TuningError: it failed before the seed was evaluated.
+        """
         try:
-            return await asyncio.to_thread(self._run)
+            error = await asyncio.to_thread(self._optimize)
         except asyncio.CancelledError:
-            self.adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
+            self._adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
             raise
+        return self._result(error or self._progress.error)
 
     async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
-        """Texts evaluated on examples, each run anew; a resumed search finds what it had run already.
+        """Evaluate texts on examples with fresh runs; a resumed search reuses the runs of its earlier verdict.
 
         Raises:
             TuningError: a provider or the metric failed for good.
         """
         try:
-            judged = await await_here(self.runs.of(rows, texts, "verdict"))
+            trials = await await_here(self._trials.of(rows, texts, "verdict"))
         except Exception as error:
             raise _as_tuning_error(error) from error
-        return report_of(
-            self.graph, self.grader.name, prompts_of(self.base, texts, self.components), [one.row for one in judged]
+        prompts = prompts_of(self.base, texts, self.components)
+        return report_of(self.graph, self.grader.name, prompts, [one.row for one in trials])
+
+    def _optimize(self) -> TuningError | None:
+        options = self.options
+        stopper = Stopper(
+            self.budget,
+            self.spent,
+            self._progress,
+            step=self._step,
+            stagnation=options.stagnation,
+            perfect=options.perfect,
         )
-
-    async def close(self) -> None:
-        """Let go of the journal, if this search made it."""
-        journal = self.runs.runner.journal
-        if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
-            await journal.aclose()
-
-    def _run(self) -> Found:
-        options, adapter = self.options, self.adapter
-        stopper = Stopper(self.budget, self.spent, self._step, options.stagnation, adapter, options.perfect)
-        error: TuningError | None = None
         try:
             optimize(
-                seed_candidate=EngineName.given(self.seed),
+                seed_candidate={EngineName(name): text for name, text in self.seed.items()},
                 trainset=list(self.train),
                 valset=list(self.val),
-                adapter=adapter,  # pyright: ignore[reportArgumentType]
+                adapter=self._adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
-                skip_perfect_score=False,  # what GEPA sees is lifted; the selector looks at the scores themselves
+                skip_perfect_score=False,  # the engine's scores are lifted; the selector looks at the scores themselves
                 reflection_minibatch_size=self._minibatch,
                 module_selector=Selector(options.perfect, self.components),  # pyright: ignore[reportArgumentType]
                 acceptance_criterion=Acceptance(options.perfect, self.components),
                 use_merge=options.merge and len(self.seed) > 1,
                 stop_callbacks=stopper,
-                callbacks=[Events(adapter, self.tell)],  # pyright: ignore[reportArgumentType]
+                callbacks=[self._adapter],  # pyright: ignore[reportArgumentType]
                 logger=Quiet(),
                 seed=options.seed,
                 raise_on_exception=True,
@@ -176,15 +205,15 @@ class Work:
         except CancelledError:
             raise
         except BudgetReached as limit:
-            stopper.reason = str(limit)
-        except Exception as raised:  # noqa: BLE001 - what was found until now is worth more than where it broke
-            error = _as_tuning_error(raised)
-        error = error or adapter.problem
-        return self._found(str(error) if error else stopper.reason or "the search ended", error)
+            self._progress.stopped = str(limit)
+        except Exception as error:  # noqa: BLE001 - a search that fails still gives what it has found
+            return _as_tuning_error(error)
+        return None
 
-    def _found(self, stopped: str, error: TuningError | None) -> Found:
-        findings = self.adapter.findings
-        if not findings:
+    def _result(self, error: TuningError | None) -> SearchResult:
+        progress = self._progress
+        stopped = str(error) if error else progress.stopped or "the search ended"
+        if not progress.candidates:
             if error is not None:
                 raise error
             msg = (
@@ -192,19 +221,35 @@ class Work:
                 f"was reached after {self.spent.runs} of them; give it more"
             )
             raise TuningError(msg)
-        best = max(
-            range(len(findings)), key=lambda i: (round(findings[i].mean, 9), -sum(findings[i].blame.values()), -i)
-        )
-        return Found(
+        best = progress.candidates[progress.best]
+        tuned = {component.path for component in self.components.values()}
+        untuned = {path: self._kinds for path in self._stages if path not in tuned}
+        return SearchResult(
             seed=prompts_of(self.base, self.seed, self.components),
-            candidates=tuple(findings),
-            best=best,
+            candidates=tuple(progress.candidates),
+            best=progress.best,
             stopped=stopped,
             error=error,
             spent=self.spent,
-            prompts=prompts_of(self.base, findings[best].texts, self.components),
-            warnings=() if error else warnings_of(self.budget, self.spent, self._untuned, findings[best].rows),
+            prompts=prompts_of(self.base, best.texts, self.components),
+            warnings=() if error else warnings_of(self.budget, self.spent, untuned, best.rows),
         )
+
+
+def check_overlap(**parts: Sequence[Example[Any]]) -> None:
+    """Make sure that no input is in two parts of the data.
+
+    Raises:
+        TuningError: a later part has an input of an earlier one.
+    """
+    known: dict[str, str] = {}
+    for part, rows in parts.items():
+        both = [(one.id, known[digest]) for one in rows if (digest := digest_of(one.input)) in known]
+        if both:
+            some = ", ".join(f"{name!r} (in `{where}`)" for name, where in both[:5])
+            msg = f"{len(both)} examples of `{part}` are there already: {some}; what was learnt by heart would win"
+            raise TuningError(msg)
+        known |= dict.fromkeys((digest_of(one.input) for one in rows), part)
 
 
 def _as_tuning_error(error: BaseException) -> TuningError:
@@ -218,8 +263,8 @@ def _as_tuning_error(error: BaseException) -> TuningError:
     return found
 
 
-def _journaled(runner: Runner | None, run_dir: str | Path | None) -> Runner:
-    """A runner that records its runs, so that a child does not repeat what its change does not touch."""
+def _with_journal(runner: Runner | None, run_dir: str | os.PathLike[str] | None) -> Runner:
+    """The runner, or a copy of it with a journal: a child reuses the calls that its change does not touch."""
     if runner is not None and runner.journal is not None:
         return runner
     own = Runner(tracing=None) if runner is None else copy.copy(runner)

@@ -1,18 +1,17 @@
-"""The runs of a search: candidates run for real, and what is known is not paid for twice."""
+"""Runs of candidates on examples; nothing is paid for twice."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 
-from .components import Component, Texts, prompts_of
+from .components import Component, Texts, prompts_of, text_digest
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
@@ -23,118 +22,107 @@ if TYPE_CHECKING:
     from stagegraph.run import Run
     from stagegraph.runner import Runner
 
-    from .store import Store
+    from .options import Options
+    from .run_dir import Purpose, RunDir
 
-__all__ = ["Runs", "digest"]
-
-Kind = Literal["trace", "fresh", "verdict"]
-"""What a run is for: only a `trace` may take from the run of another candidate; a `verdict` is not in the budget."""
+__all__ = ["Trials"]
 
 
-@dataclass
-class Runs:
-    """Runs candidates on examples, on the background loop, as long as the budget lasts."""
+@dataclass(kw_only=True)
+class Trials:
+    """Runs candidates on the background loop while the budget lasts."""
 
     graph: Node[Any, Any]
-    components: Mapping[str, Component]
     base: Prompts
+    components: Mapping[str, Component]
     grader: Grader
     runner: Runner
-    model: Any
-    models: Mapping[str, Any]
-    spent: Spent
+    """It has a journal, so that a child does not repeat calls that its change does not touch."""
+    options: Options
     budget: Budget
-    store: Store
-    concurrency: int
-    retry_delays: Sequence[float]
-    tell: Callable[[str, Mapping[str, Any]], None]
-    _recent: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
-    """Example -> its newest run with traces: what a child need not compute again."""
-    _known: dict[tuple[str, str], Trial] = field(default_factory=dict[tuple[str, str], Trial])
+    spent: Spent
+    run_dir: RunDir
+    _newest: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
+    """Example -> its newest `trace` run, from which a child reuses calls."""
+    _traced: dict[tuple[str, str], Trial] = field(default_factory=dict[tuple[str, str], Trial])
+    """Candidate and example -> its `trace` run."""
 
-    async def of(self, batch: Sequence[Example[Any]], candidate: Texts, kind: Kind) -> list[Trial]:
-        """Run a candidate on examples, all at once; what was paid for before is not run again.
+    async def of(self, batch: Sequence[Example[Any]], candidate: Texts, purpose: Purpose) -> list[Trial]:
+        """Run a candidate on all examples concurrently. A recorded run is not made again.
 
         Raises:
-            BudgetReached: not all of them could be run; a `verdict` costs nothing of the budget.
+            BudgetReached: the budget ended before all were run. A `verdict` does not count.
         """
-        slots = asyncio.Semaphore(self.concurrency)
-        found = [await self._known_run(example, candidate, kind) for example in batch]
-        first: dict[str, int] = {}  # GEPA fills a minibatch up with examples that are in it already
-        for place, judged in enumerate(found):
-            if judged is None:
-                first.setdefault(batch[place].id if kind == "trace" else str(place), place)
+        name = text_digest(candidate)
+        found: dict[int, Trial] = {}
+        missing: dict[str, list[int]] = {}
+        for place, example in enumerate(batch):
+            known = await self._recorded(name, example, purpose)
+            if known is not None:
+                found[place] = known
+            else:  # GEPA fills a minibatch up with examples that are already in it: their `trace` is made once
+                missing.setdefault(example.id if purpose == "trace" else str(place), []).append(place)
+        slots = asyncio.Semaphore(self.options.concurrency)
+        prompts = prompts_of(self.base, candidate, self.components)
         reached: list[str] = []
 
-        async def one(place: int) -> None:
+        async def make(places: list[int]) -> None:
             async with slots:
-                reason = None if kind == "verdict" else self.spent.reached(self.budget)
-                if reason is None:
-                    found[place] = await self._new_run(batch[place], candidate, kind)
-                else:
-                    reached.append(reason)
+                limit = None if purpose == "verdict" else self.spent.reached(self.budget)
+                if limit is not None:
+                    reached.append(limit)
+                    return
+                trial = await self._run(name, prompts, batch[places[0]], purpose)
+                found.update(dict.fromkeys(places, trial))
 
         async with asyncio.TaskGroup() as group:
-            for place in first.values():
-                group.create_task(one(place))
+            for places in missing.values():
+                group.create_task(make(places))
         if reached:
             raise BudgetReached(reached[0])
-        all_found = [
-            found[first[one.id]] if judged is None else judged for one, judged in zip(batch, found, strict=True)
-        ]
-        return [judged for judged in all_found if judged is not None]
+        return [found[place] for place in range(len(batch))]
 
-    async def _known_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Trial | None:
-        """What was paid for before."""
-        name = digest(candidate)
-        if kind == "trace" and (known := self._known.get((name, example.id))) is not None:
+    async def _recorded(self, name: str, example: Example[Any], purpose: Purpose) -> Trial | None:
+        if purpose == "trace" and (known := self._traced.get((name, example.id))) is not None:
             return known
-        judged = await self.store.judged(kind, name, example, self.graph)
-        return None if judged is None else self._counted(judged, name, kind)
+        trial = self.run_dir.trial(purpose, name, example, self.graph)
+        return None if trial is None else self._counted(name, trial, purpose)
 
-    async def _new_run(self, example: Example[Any], candidate: Texts, kind: Kind) -> Trial:
-        name = digest(candidate)
-        recent = self._recent.get(example.id)
-        begun = self.store.begun(kind, name, example)
-        replay = await self._recorded(begun, recent.id if kind == "trace" and recent else None)
+    async def _run(self, name: str, prompts: Prompts, example: Example[Any], purpose: Purpose) -> Trial:
+        options = self.options
+        newest = self._newest.get(example.id) if purpose == "trace" else None
+        reusable = (self.run_dir.interrupted(purpose, name, example), newest.id if newest else None)
         run = await run_example(
             self.runner,
             self.graph,
             example,
-            model=self.model,
-            models=self.models,
-            prompts=prompts_of(self.base, candidate, self.components),
-            retry_delays=self.retry_delays,
-            replay=replay,
-            begin=lambda run_id: self.store.begin(kind, name, example, run_id),
+            model=options.model,
+            models=options.models,
+            prompts=prompts,
+            retry_delays=options.retry_delays,
+            replay=await self._journaled(*reusable),
+            begin=lambda run_id: self.run_dir.begin(purpose, name, example, run_id),
         )
-        judged = Trial(example, run, await self.grader(example, run))
-        self.store.keep(kind, name, judged)
-        return self._counted(judged, name, kind)
+        trial = Trial(example, run, await self.grader(example, run))
+        self.run_dir.keep(purpose, name, trial)
+        return self._counted(name, trial, purpose)
 
-    def _counted(self, judged: Trial, name: str, kind: Kind) -> Trial:
-        example, run = judged.example, judged.run
-        if kind != "verdict":
-            self.spent.add_run(run)
-            self.spent.add_verdict(judged.score)
-        if kind == "trace":
-            self._known[name, example.id] = judged
-            self._recent[example.id] = run
-        spent = {"runs": self.spent.runs, "usd": self.spent.usd, "unpriced": self.spent.unpriced}
-        self.tell("run", {"example": example.id, "score": judged.score.value, "kind": kind, **spent})
-        return judged
+    def _counted(self, name: str, trial: Trial, purpose: Purpose) -> Trial:
+        spent, example = self.spent, trial.example.id
+        if purpose != "verdict":
+            spent.add_run(trial.run)
+            spent.add_verdict(trial.score)
+        if purpose == "trace":
+            self._traced[name, example] = trial
+            self._newest[example] = trial.run
+        costs = {"runs": spent.runs, "usd": spent.usd, "unpriced": spent.unpriced}
+        self.options.callback("run", {"example": example, "score": trial.score.value, "kind": purpose, **costs})
+        return trial
 
-    async def _recorded(self, *run_ids: str | None) -> str | None:
-        """The first of these runs that is in the journal."""
+    async def _journaled(self, *run_ids: str | None) -> str | None:
+        """The first of these runs that the journal has."""
         journal = self.runner.journal
-        if journal is not None:
-            for run_id in run_ids:
-                if run_id is not None and await journal.run(run_id) is not None:
-                    return run_id
+        for run_id in run_ids:
+            if journal is not None and run_id is not None and await journal.run(run_id) is not None:
+                return run_id
         return None
-
-
-def digest(texts: Texts) -> str:
-    """A candidate by its content."""
-    text = "\0".join(f"{path}\1{texts[path]}" for path in sorted(texts))
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

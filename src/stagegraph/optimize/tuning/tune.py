@@ -1,4 +1,4 @@
-"""The front door to tuning: what it will cost, what it is doing, what it found, and whether that is really better."""
+"""The front door to tuning: what it found, and whether that is really better."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.compare import Comparison, compare
-from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, checked_examples
-from stagegraph.optimize.lms.names import name_of
+from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import grader_of
 from stagegraph.optimize.evaluation.report import report_of
-from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
-from stagegraph.optimize.lms.missing import needing
-from stagegraph.runner import Runner
+from stagegraph.optimize.lms.names import name_of
 
-from .options import Found, Options, Tell
-from .preview import Preview, confirmed, preview, preview_of
-from .saved import found_data
-from .start import check_overlap, starting
+from .options import Options, TuningOptions
+from .preview import Preview, preview, preview_of
+from .search import Search, check_overlap
 
 if TYPE_CHECKING:
     import os
@@ -35,26 +31,25 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.optimize.evaluation.report import Report
     from stagegraph.prompts import Prompts
+    from stagegraph.runner import Runner
 
-    from .adapter import Finding
-    from .components import Tuned
-    from .proposers import Candidates, Proposer
+    from .result import Candidate, SearchResult
 
-__all__ = ["Preview", "Tuning", "preview", "tune"]
+__all__ = ["Tuning", "tune"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What came out of a tuning."""
+    """The result of a tuning."""
 
     graph: str
     prompts: Prompts
     """The best candidate; the seed itself when nothing was better."""
-    found: Found
+    found: SearchResult
     comparison: Comparison
-    """The best candidate against the seed, on examples that decided nothing if there were any."""
+    """The best candidate against the seed, on held-out examples if there are any."""
     held_out: bool
-    """Whether `comparison` is about held-out examples; otherwise it is about those that chose the candidate."""
+    """Whether `comparison` is about held-out examples; otherwise it is about those that selected the candidate."""
     preview: Preview
     provenance: dict[str, Any]
 
@@ -65,15 +60,12 @@ class Tuning:
 
     @property
     def spent(self) -> Spent:
-        """What the search spent."""
+        """What the search cost."""
         return self.found.spent
 
     @property
-    def candidates(self) -> tuple[Finding, ...]:
-        """Every candidate: parents, texts, scores by example and objective, runs; the first is the start.
-
-        `found.changes(number)` says what one changed.
-        """
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every candidate; the first is the seed. `found.changes(number)` has what one of them changed."""
         return self.found.candidates
 
     def __str__(self) -> str:
@@ -81,25 +73,25 @@ class Tuning:
 
     @property
     def _summary(self) -> str:
-        if self.found.best == 0:
-            return f"{self.graph}: nothing better than the start was found; stopped: {self.found.stopped}"
+        found = self.found
+        if found.best == 0:
+            return f"{self.graph}: nothing better than the start was found; stopped: {found.stopped}"
         kind = (
             "on held-out examples" if self.held_out else "on the validation examples, which also chose it (no `test=`)"
         )
-        spent = self.spent
         return (
-            f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(self.found.changed)}; "
-            f"{len(self.found.candidates)} candidates, {spent.runs} runs, {spent.proposals} proposals, "
-            f"{spent.cost}; stopped: {self.found.stopped}"
+            f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(found.changed)}; "
+            f"{len(found.candidates)} candidates, {found.spent.runs} runs, {found.spent.proposals} proposals, "
+            f"{found.spent.cost}; stopped: {found.stopped}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the prompts file, and beside it (`.tuning.json`) where it comes from, and all that was tried.
+        """Write the prompts file, and beside it (`.tuning.json`) the provenance and every candidate.
 
-        Of each candidate that is its parents, what changed, its texts, and by example its scores and objectives.
+        A candidate has its parents, what it changed, its texts, and its scores and objectives per example.
         """
         self.prompts.save(path)
-        data = {"provenance": self.provenance, "summary": str(self), **found_data(self.found)}
+        data = {"provenance": self.provenance, "summary": str(self), **self.found.data()}
         beside = Path(path).with_suffix(".tuning.json")
         beside.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
 
@@ -111,125 +103,117 @@ async def tune(
     train: Sequence[Example[Any]],
     val: Sequence[Example[Any]],
     budget: Budget,
-    model: Model[Any] | str | None = None,
-    reflection_model: Model[Any] | str | None = None,
-    proposer_model: Model[Any] | str | None = None,
-    proposer: Proposer | Candidates | str | None = None,
     test: Sequence[Example[Any]] | None = None,
-    optimizer: str = "gepa",
+    model: Model[Any] | str | None = None,
+    proposer_model: Model[Any] | str | None = None,
     runner: Runner | None = None,
     prompts: Prompts | None = None,
-    components: Sequence[Tuned] = ("instructions",),
-    run_dir: str | os.PathLike[str] | None = None,
-    minibatch: int = 3,
-    merge: bool = True,
-    stagnation: int | None = 12,
-    concurrency: int = CONCURRENCY,
-    seed: int = 0,
-    retry_delays: Sequence[float] = RETRY_DELAYS,
-    tell: Tell = lambda _name, _data: None,
+    optimizer: str = "gepa",
     confirm: Callable[[Preview], bool] | None = None,
+    **options: Unpack[TuningOptions],
 ) -> Tuning:
     """Find better texts for a graph's stages, and find out whether they are better.
 
     Args:
-        graph: What to tune; what runs is the graph itself, with its agents, tools and validators.
-        metric: `(example, run) -> Score | float | bool`; notes in the score say whose fault it was.
+        graph: What to tune. The graph itself runs, with its agents, tools and validators.
+        metric: `(example, run) -> Score | float | bool`; notes in the score say which call went wrong.
         train: Examples to learn from.
-        val: Examples that choose the best candidate.
-        budget: When to stop; the verdict at the end (two evaluations) comes on top.
+        val: Examples that select the best candidate.
+        budget: When to stop. The verdict at the end (two evaluations) is not part of it.
+        test: Examples for the verdict, which selected nothing. Without them the verdict is about *val*.
         model: The model of stages that have none of their own.
-        reflection_model: Reads what went wrong and writes new texts.
-        proposer_model: Writes them instead; the reflection model without it.
-        proposer: A function `Proposal -> text`, `"notes"` (no model: the notes go into the text) or
-            `Candidates({component: [texts]})` (no model: a pool to choose from).
-        test: Examples that nothing was chosen by, for the verdict; without them it is about *val*, and says so.
-        optimizer: `"gepa"`; other optimizers of DSPy take a `GraphModule`.
-        runner: Runs the graph; with a journal, a child does not repeat what its change does not touch.
-        prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
-        components: Which texts to change: `"instructions"`, `"tools"` (the descriptions of the agents' tools, as far as
-            they are known before a run), `"fields"` (of the fields of their answers). Each text is a component:
-            `plan`, `plan:tool:search`, `plan:field:items.name`. Blame decides on the stage; its texts take turns.
-        run_dir: Where every paid run and proposal is kept: a tuning that was killed goes on from there for free.
-        minibatch: Training examples of one step.
-        merge: Whether two candidates that are good at different texts may be put together; from 5 validation
-            examples on.
-        stagnation: Steps without a better candidate after which it stops.
-        concurrency: Runs that go on at once.
-        seed: Another number searches otherwise.
-        retry_delays: Seconds between the attempts at what a provider did not do (429, 5xx, no connection).
-        tell: Told what happens, for a progress bar; when it raises, that is logged, and the tuning goes on.
-        confirm: Shown what the tuning may cost, measured on two runs that are made for it, before it begins; when it
-            gives `False`, nothing more is run. A tuning that goes on from its `run_dir` is not asked about again.
+        proposer_model: Writes the new texts instead of `reflection_model`.
+        runner: Runs the graph. With a journal, a child does not repeat the calls that its change does not touch.
+        prompts: Where to start; the runner's prompts by default. A stage that they do not name starts from its code.
+        optimizer: `"gepa"`; DSPy's other optimizers take a `GraphModule`.
+        confirm: Called with a preview, measured on two runs, before the search begins; `False` ends the tuning. A
+            tuning that resumes from its `run_dir` does not ask again.
+        options: See `TuningOptions`: `reflection_model`, `proposer`, `components`, `minibatch`, `merge`, `stagnation`,
+            `concurrency`, `run_dir`, `seed`, `retry_delays`, `callback`.
 
     Raises:
-        TuningError: the data, the metric or the budget cannot work, or *confirm* said no. When a provider or the metric
-            fails later, the best candidate until then is given, and `Tuning.found.error` says what happened.
+        TuningError: the data, the metric or an option cannot work, or *confirm* returned `False`. When a provider or
+            the metric fails later, the result has the best candidate until then, and `found.error` says what happened.
     """
     if optimizer != "gepa":
         msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
         raise TuningError(msg)
     grader = grader_of(metric)
-    with needing("tune"):
-        from .search import Work  # noqa: PLC0415 - GEPA is loaded when it is used
-
     held_out = None if test is None else checked_examples(graph, test, "test examples")
-    options = Options(
-        model=model,
-        reflection_model=proposer_model or reflection_model,
-        proposer=proposer,
-        runner=runner,
-        prompts=await starting(prompts, runner),
-        components=components,
-        minibatch=minibatch,
-        merge=merge,
-        stagnation=stagnation,
-        concurrency=concurrency,
-        run_dir=None if run_dir is None else Path(run_dir),
-        seed=seed,
-        retry_delays=retry_delays,
-    )
-    work = Work(graph, grader, train, val, budget, options, tell)
-    try:
+    known = Options(model=model, runner=runner, prompts=prompts, **options)
+    if proposer_model is not None:
+        known = replace(known, reflection_model=proposer_model)
+    async with Search(graph, grader, train, val, budget, await known.checked()) as search:
         if held_out is not None:
-            check_overlap(train=work.train, val=work.val, test=held_out)
-        measured = None if confirm is None or work.resumes else await confirmed(confirm, work)
-        found = await work.search()
-        reports: list[Report] = []
-        if found.error is None:
-            try:
-                reports = [
-                    await work.verdict(found.candidates[one].texts, held_out or val) for one in sorted({0, found.best})
-                ]
-            except TuningError as error:
-                found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
-        if found.error is not None:  # what chose the candidate is all there is
-            held_out = None
-            reports = [
-                report_of(graph, grader.name, prompts, found.candidates[one].rows)
-                for one, prompts in ((0, found.seed), (found.best, found.prompts))
-            ]
-    finally:
-        await work.close()
+            check_overlap(train=search.train, val=search.val, test=held_out)
+        measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
+        found, reports = await _with_verdict(search, held_out)
     return Tuning(
         graph=graph.label,
         prompts=found.prompts,
         found=found,
         comparison=compare(reports[0], reports[-1]),
-        held_out=held_out is not None,
+        held_out=held_out is not None and found.error is None,
         preview=measured or preview_of(found, budget, reports[0]),
         provenance={
             "graph": graph.label,
-            "optimizer": "gepa",
+            "optimizer": optimizer,
             "metric": grader.name,
             "model": name_of(model),
-            "reflection_model": name_of(work.options.reflection_model),
-            "components": list(work.components),
+            "reflection_model": name_of(search.options.reflection_model),
+            "components": list(search.components),
             "train": len(train),
             "val": len(val),
             "test": len(test or ()),
-            "seed": seed,
+            "seed": search.options.seed,
             "seed_prompts": found.seed.digest,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Preview:
+    """The preview to which *confirm* agreed.
+
+    Raises:
+        TuningError: it did not agree, or a provider failed.
+    """
+    options = search.options
+    measured = await preview(
+        search.graph,
+        search.train,
+        search.budget,
+        val=len(search.val),
+        minibatch=options.minibatch,
+        model=options.model,
+        runner=options.runner,
+        prompts=search.base,
+        samples=2,
+        components=list(search.components),
+    )
+    if not confirm(measured):
+        msg = "the tuning was not begun: `confirm` said no"
+        raise TuningError(msg)
+    return measured
+
+
+async def _with_verdict(
+    search: Search, held_out: Sequence[Example[Any]] | None
+) -> tuple[SearchResult, tuple[Report, Report]]:
+    """The search's result with an evaluation of the seed and one of the best candidate."""
+    found = await search.run()
+    ends = found.candidates[0], found.candidates[found.best]
+    if found.error is None:
+        try:
+            before = after = await search.verdict(ends[0].texts, held_out or search.val)
+            if found.best != 0:
+                after = await search.verdict(ends[1].texts, held_out or search.val)
+            return found, (before, after)
+        except TuningError as error:
+            found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+    # After an error, the runs that selected the candidate are the only evidence.
+    prompts = found.seed, found.prompts
+    before, after = (
+        report_of(search.graph, search.grader.name, prompt, one.rows) for prompt, one in zip(prompts, ends, strict=True)
+    )
+    return found, (before, after)
