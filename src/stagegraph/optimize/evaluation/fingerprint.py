@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -52,11 +53,11 @@ class Fingerprint:
             return f"see {self._seen[id(value)][0]}"
         self._seen[id(value)] = len(self._seen), value  # kept alive, so that no other value gets its id
         if isinstance(value, Mapping):
-            return sorted(json.dumps(self._items(item)) for item in value.items())
+            return sorted(map(json.dumps, self._pairs(value)))
         if isinstance(value, (set, frozenset)):
             return sorted(map(json.dumps, self._items(value)))
         if isinstance(value, (list, tuple)):
-            return [type(value).__name__, *self._items(value)]
+            return ["list" if isinstance(value, list) else "tuple", *self._items(value)]
         if isinstance(value, functools.partial):
             return self._items((value.func, value.args, value.keywords))
         if isinstance(value, MethodType):
@@ -67,6 +68,9 @@ class Fingerprint:
 
     def _items(self, values: Any) -> list[Any]:
         return [self._data(one) for one in values]
+
+    def _pairs(self, mapping: Any) -> list[Any]:
+        return [self._items(pair) for pair in mapping.items()]
 
     def _function(self, function: FunctionType) -> Any:
         if self._is_library(function.__module__):
@@ -94,12 +98,12 @@ class Fingerprint:
     def _source(self, function: FunctionType) -> str:
         try:
             source = textwrap.dedent(inspect.getsource(function.__code__))
-            return ast.unparse(ast.parse(source))
-        except SyntaxError:  # the lines of a lambda need not be a statement
-            return source
         except OSError:  # such as code that was typed in
             self.unknown.append(f"function without a source file ({function.__qualname__})")
             return function.__qualname__
+        with suppress(SyntaxError):  # the lines of a lambda need not be a statement
+            source = ast.unparse(ast.parse(source))
+        return source
 
     def _class(self, cls: type) -> Any:
         own = [base for base in cls.__mro__ if not self._is_library(base.__module__)]
@@ -109,7 +113,7 @@ class Fingerprint:
         return [f"{cls.__module__}.{cls.__qualname__}", *self._items((functions, constants))]
 
     def _object(self, value: Any) -> Any:
-        kind = type(value)
+        kind: type = value.__class__
         if isinstance(identity := getattr(value, "identity", None), str):
             return identity
         if not self._is_library(kind.__module__):

@@ -1,13 +1,11 @@
-"""A judge: a metric made of a rubric and a model that reads what a run was given, what it gave, and how."""
+"""A judge: a metric made of a rubric and a model that reads the input, the output and the calls of a run."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
@@ -21,6 +19,7 @@ from stagegraph.optimize.lms.loop import await_here
 from stagegraph.optimize.lms.names import name_of
 from stagegraph.score import Note, Score
 
+from .fingerprint import hash_of
 from .metric import wants_failed_runs
 from .retries import NO_ANSWER, RETRY_DELAYS, ask_patiently
 from .shown import evidence
@@ -57,33 +56,6 @@ class Remark(BaseModel):
     text: str
 
 
-class Judge:
-    """A metric that asks a model; `judge` makes one. It is asked once per run, like every metric."""
-
-    def __init__(self, asking: Asking, name: str | None, *, failed_runs: bool) -> None:
-        self.retries = asking
-        self.__name__ = name or f"judge-{self.identity[:6]}"
-        if failed_runs:
-            wants_failed_runs(self)
-
-    @property
-    def identity(self) -> str:
-        """A hash of what its verdicts depend on: rubric, weights, model and settings."""
-        return self.retries.identity
-
-    async def __call__(self, example: Example[Any], run: Run[Any, Any]) -> Score:
-        """The verdict on a run, with what it cost.
-
-        Raises:
-            TuningError: the model gave no verdict, or its provider failed for good; that is no score.
-        """
-        # A provider's client belongs to one loop, and metrics are asked on several.
-        return await await_here(self.retries.verdict(example, run))
-
-    def __repr__(self) -> str:
-        return f"<Judge {self.__name__}: {', '.join(self.retries.criteria)}>"
-
-
 def judge(
     model: Model[Any] | str,
     rubric: str | Mapping[str, str],
@@ -96,22 +68,22 @@ def judge(
     retry_delays: Sequence[float] = RETRY_DELAYS,
     name: str | None = None,
 ) -> Judge:
-    """A metric made of a rubric: a model scores each run from 0 to 1 and hangs notes on the calls that went wrong.
+    """A metric made of a rubric: a model scores each run from 0 to 1 and writes notes on the calls that went wrong.
 
-    It is shown the example's input and what was expected, the output, and what each stage and step was given and gave.
-    That is marked as data, which makes it harder for an output to talk the judge into a better score, and does not
-    make it impossible: do not optimize against a judge alone what somebody else profits from.
+    The model is shown the example's input and what was expected, the output, and the input and output of each stage and
+    step. All that is marked as data, which makes it harder for an output to talk the judge into a better score, but not
+    impossible: do not optimize against a judge alone where others profit from the score.
 
     Args:
-        model: Who judges; better not the model whose answers are judged.
+        model: The model that judges; better not the one whose answers are judged.
         rubric: What is good, or a text for each criterion; then each criterion is an objective of its own.
-        weights: How much each criterion counts in the score; 1 without it.
-        settings: What the model is asked with; a temperature of 0 without it.
-        failed_runs: Whether it is asked about failed runs, too; otherwise they score 0.
+        weights: How much each criterion counts in the score; 1 by default.
+        settings: The settings of the model's requests; a temperature of 0 by default.
+        failed_runs: Whether the model judges failed runs, too; otherwise they score 0.
         retries: How often the model is asked again when its answer is no verdict.
         limit: Characters of all that it is shown of one run.
         retry_delays: Seconds between the attempts when its provider failed.
-        name: What the metric is called in reports; otherwise `judge-` and the beginning of its `identity`.
+        name: The metric's name in reports; by default `judge-` and the beginning of its `identity`.
 
     Raises:
         DeclarationError: *model* is none, the rubric is empty, or *weights* do not fit it.
@@ -132,48 +104,59 @@ def judge(
         msg = f"judge(weights={dict(weights or {})!r}): weights are not below 0, and one of them is above"
         raise DeclarationError(msg)
     chosen = ModelSettings(temperature=0) if settings is None else settings
-    asking = Asking(model, criteria, shares, chosen, retries, limit, tuple(retry_delays))
-    return Judge(asking, name, failed_runs=failed_runs)
+    made = Judge(model, criteria, shares, chosen, retries, limit, tuple(retry_delays), name)
+    return wants_failed_runs(made) if failed_runs else made
 
 
-@dataclass(frozen=True)
-class Asking:
-    """How a judge's model is asked, and what is made of its answer."""
+@dataclass(eq=False, repr=False)
+class Judge:
+    """A metric that asks a model; `judge` makes one. It is asked once for each run, like every metric."""
 
     model: Model[Any] | str
     criteria: Mapping[str, str]
-    """Criterion -> text; a rubric without criteria has an empty one."""
+    """Criterion -> text; a rubric without criteria has one with an empty name."""
     weights: Mapping[str, float]
     settings: ModelSettings
     retries: int
     limit: int
     retry_delays: tuple[float, ...]
+    name: str | None
 
-    @property
+    def __post_init__(self) -> None:
+        self.__name__ = self.name or f"judge-{self.identity[:6]}"
+
+    @cached_property
     def identity(self) -> str:
-        facts = [name_of(self.model), _TASK, dict(self.criteria), dict(self.weights), dict(self.settings), self.limit]
-        return blake2b(json.dumps(facts, sort_keys=True, default=repr).encode(), digest_size=8).hexdigest()
+        """A hash of what its scores depend on: rubric, weights, model and settings."""
+        parts = (name_of(self.model), _TASK, self.criteria, self.weights, self.settings, self.limit)
+        return hash_of([dict(part) if isinstance(part, Mapping) else part for part in parts])
 
-    async def verdict(self, example: Example[Any], run: Run[Any, Any]) -> Score:
+    async def __call__(self, example: Example[Any], run: Run[Any, Any]) -> Score:
+        """The score of a run, with its cost.
+
+        Raises:
+            TuningError: the model gave no verdict, or its provider failed for good; that is no score.
+        """
+        # A provider's client belongs to one loop, and metrics are called on several.
+        return await await_here(self._scored(example, run))
+
+    async def _scored(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         question, who = evidence(example, run, self.limit), f"the judge's model {name_of(self.model)}"
         try:
             result = await ask_patiently(self._agent, question, self.retry_delays, who)
         except NO_ANSWER as error:
             msg = f"{who} gave no verdict, which is no score: {error}"
             raise TuningError(msg) from error
-        usage = result.usage
-        cost = None if usage.cost is None else float(usage.cost)
-        return self._score(result.output.model_dump(), run, cost, usage.total_tokens)
-
-    def _score(self, answer: dict[str, Any], run: Run[Any, Any], cost: float | None, tokens: int) -> Score:
+        answer, usage = result.output.model_dump(), result.usage
         given: dict[str, float] = answer["scores"] if self._has_criteria else {"score": answer["score"]}
         scores = dict(zip(self.criteria, given.values(), strict=True))
         value = sum(scores[name] * weight for name, weight in self.weights.items()) / sum(self.weights.values())
-        # What is said about a perfect run is praise, and praise blames nobody.
+        # A note on a perfect run is praise, which blames no stage.
         weight = 1.0 if value < 1 else 0.0
         notes = [_note(remark, run, weight) for remark in answer["notes"][:_NOTES]]
-        reason = Note("", answer["reason"][:_NOTE], 0.0 if notes else 1 - value)
-        return Score(value, [*notes, reason], scores if self._has_criteria else {}, cost=cost, tokens=tokens)
+        notes.append(Note("", answer["reason"][:_NOTE], 0.0 if notes else 1 - value))
+        cost = None if usage.cost is None else float(usage.cost)
+        return Score(value, notes, scores if self._has_criteria else {}, cost=cost, tokens=usage.total_tokens)
 
     @property
     def _has_criteria(self) -> bool:
@@ -181,35 +164,37 @@ class Asking:
 
     @cached_property
     def _agent(self) -> Agent[object, BaseModel]:
-        text = self.criteria.get("", "")
-        each = ""
+        """Made at the first request, so that a file with a judge can be imported without a key."""
+        text, each = self.criteria.get("", ""), ""
         if self._has_criteria:
-            text = "\n".join(f"- {name}: {told}" for name, told in self.criteria.items())
+            text = "\n".join(f"- {name}: {criterion}" for name, criterion in self.criteria.items())
             each = " for each criterion by itself"
         return Agent(
             Models().get(self.model),
-            output_type=self._answer,
+            output_type=self._output_type(),
             instructions=_TASK.format(each=each, rubric=text),
             model_settings=self.settings,
             retries=self.retries,
         )
 
-    @property
-    def _answer(self) -> type[BaseModel]:
+    def _output_type(self) -> type[BaseModel]:
         number = Annotated[float, Field(ge=0, le=1)]
         score: dict[str, Any] = {"score": (number, ...)}
         if self._has_criteria:
             fields: dict[str, Any] = {}
             for place, (name, text) in enumerate(self.criteria.items(), 1):
-                # Not every provider takes any text for a name.
+                # Some providers accept only letters and digits in names.
                 plain = re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40]
                 fields[f"c{place}_{plain}"] = (number, Field(description=f"{name}: {text}"))
             score = {"scores": (create_model("Scores", **fields), ...)}
         return create_model("Verdict", reason=(str, ...), notes=(list[Remark], Field(default_factory=list)), **score)
 
+    def __repr__(self) -> str:
+        return f"<Judge {self.__name__}: {', '.join(self.criteria)}>"
 
-def _note(remark: dict[str, str], run: Run[Any, Any], weight: float) -> Note:
-    """A remark where it belongs; one about what there is not is about the run."""
+
+def _note(remark: Mapping[str, str], run: Run[Any, Any], weight: float) -> Note:
+    """A remark as a note; it is about the run when there is no such call or stage."""
     target, text = remark["target"].strip().strip("`"), remark["text"][:_NOTE]
     if not target or target in run.structure.nodes or any(call.key == target for call in run.root.walk()):
         return Note(target, text, weight)

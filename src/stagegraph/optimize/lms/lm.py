@@ -1,4 +1,4 @@
-"""Any Pydantic AI model as a `dspy.LM`, so that one provider stack serves students, reflection and proposers."""
+"""A Pydantic AI model as a `dspy.LM`, and the model behind a `dspy.LM`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -
 
     Args:
         model: A model, or a name: `openai:gpt-5`, `local:smollm2`.
-        cache: Whether DSPy may answer an equal request from its cache on disk. The cache knows a model by its name
-            alone, so a model object is not cached unless you say so.
-        settings: What a `dspy.LM` takes: `temperature`, `max_tokens`, `n`, `num_retries`, `rollout_id`, ...
+        cache: Whether DSPy may answer an equal request from its cache on disk. The cache identifies a model by its name
+            alone, so by default only named models are cached.
+        settings: Arguments of a `dspy.LM`: `temperature`, `max_tokens`, `n`, `num_retries`, `rollout_id`, ...
 
     Raises:
         DeclarationError: *model* is neither.
@@ -48,17 +48,17 @@ def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -
 
 
 class BridgedLM(dspy.LM):
-    """A `dspy.LM` whose requests a Pydantic AI model answers; its history knows what they cost."""
+    """A `dspy.LM` that sends its requests to a Pydantic AI model; its history has their cost."""
 
     def update_history(self, entry: dict[str, Any]) -> None:
-        """Keep a request, with its price where Pydantic AI knows it."""
+        """Add a request, with its cost if Pydantic AI knows the price."""
         if entry.get("cost") is None:
             entry["cost"] = cost_in(entry.get("response"))
         cast("Any", super()).update_history(entry)
 
 
 class PydanticEngine:
-    """Answers the requests of a `dspy.LM`; provider clients live on the background loop."""
+    """Sends the requests of a `dspy.LM` to a model; provider clients live on the background loop."""
 
     def __init__(self, model: Model[Any] | str) -> None:
         self._model = model
@@ -66,12 +66,12 @@ class PydanticEngine:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """The model's name."""
         return self._model if isinstance(self._model, str) else self._model.model_name
 
     @property
     def model(self) -> Model[Any]:
-        """The model itself; one that was named is made when it is asked first."""
+        """The model itself; a named one is made at its first request."""
         return self._models.get(self._model)
 
     async def ask(self, request: Any) -> Any:
@@ -89,14 +89,14 @@ class PydanticEngine:
         return response_of(response, self.name)
 
     def complete(self, request: Any) -> Any:
-        """The same for callers that wait."""
+        """One request, one answer, for callers that block."""
         return run_here(self.ask(request), "await lm.acall(...)")
 
     def dump_state(self) -> dict[str, Any]:
         """The model's name.
 
         Raises:
-            TypeError: it is a model object, which no name brings back.
+            TypeError: the model was given as an object, which cannot be made again from a name.
         """
         if not isinstance(self._model, str):
             msg = f"the model {self.name!r} is an object and cannot be saved: give its name, as in lm('openai:gpt-5')"
@@ -110,7 +110,7 @@ class PydanticEngine:
 
 
 class AsyncPydanticEngine:
-    """The same for callers that await."""
+    """A `PydanticEngine` for callers that await."""
 
     def __init__(self, engine: PydanticEngine) -> None:
         self._engine = engine
@@ -130,7 +130,7 @@ class AsyncPydanticEngine:
 
 
 class Sampled(WrapperModel):
-    """A model whose sampling an optimizer chose; its settings go before those of the agent."""
+    """A model with settings that an optimizer chose; they override those of the agent."""
 
     def __init__(self, wrapped: Model[Any], settings: ModelSettings) -> None:
         super().__init__(wrapped)
@@ -142,16 +142,16 @@ class Sampled(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Ask with the chosen settings."""
+        """Send a request with the chosen settings."""
         settings = merge_model_settings(model_settings, self._chosen)
         return await self.wrapped.request(messages, settings, model_request_parameters)
 
 
 def model_behind(lm: object, models: Models) -> Model[Any]:
-    """The Pydantic AI model that a stage is to run with, when DSPy was told to use *lm*.
+    """The Pydantic AI model of a stage for which DSPy chose *lm*.
 
     Raises:
-        TuningError: it is an LM that is no Pydantic AI model and names none.
+        TuningError: the LM is no Pydantic AI model, and its name stands for none.
     """
     engine = getattr(lm, "_engine_spec", None)
     kwargs: dict[str, Any] = getattr(lm, "kwargs", {})
@@ -174,10 +174,10 @@ def model_behind(lm: object, models: Models) -> Model[Any]:
 
 
 def general_lm() -> tuple[Any, Any]:
-    """The LM that `dspy.context(lm=)` says, and the one that DSPy is configured with; `None` where there is none.
+    """The LM of `dspy.context(lm=)`, and the one that DSPy is configured with; `None` where there is none.
 
-    An optimizer that samples makes copies of the configured LM and puts them into a context. Nobody chose such a copy,
-    so it is taken for what is configured, with the settings of the copy.
+    An optimizer that samples puts copies of the configured LM into a context. The user did not choose such a copy, so
+    it counts as the configured LM, with the settings of the copy.
     """
     lm, configured = cast("Any", dspy.settings).lm, cast("Any", main_thread_config)["lm"]
     if lm is None or configured is None or (lm is not configured and not _is_copy(lm, configured)):

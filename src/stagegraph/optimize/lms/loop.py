@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class _Background:
-    """The loop and its thread; both are made when they are needed first, and again after a fork."""
+    """The loop and its thread, made at the first use, and again after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,15 +50,15 @@ atexit.register(_background.stop)
 
 
 def submit(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Start work on the background loop, with the context variables of whoever asks."""
+    """Start work on the background loop, with the caller's context variables."""
     return asyncio.run_coroutine_threadsafe(work, _background.loop())
 
 
 def start_here(work: Coroutine[Any, Any, T], instead: str) -> Future[T]:
-    """Start work on the background loop for somebody who is going to wait.
+    """Start work on the background loop for a caller that is going to block.
 
     Raises:
-        NotRunningError: this is that very loop, which would wait for itself for ever; *instead* is what to write.
+        NotRunningError: the caller is on that loop, which would wait for itself; *instead* is what to write.
     """
     if _background.is_here():
         work.close()
@@ -68,10 +68,10 @@ def start_here(work: Coroutine[Any, Any, T], instead: str) -> Future[T]:
 
 
 def run_here(work: Coroutine[Any, Any, T], instead: str) -> T:
-    """Run work on the background loop and wait for it; an interrupted wait cancels the work.
+    """Run work on the background loop and block until it ends; an interrupted call cancels the work.
 
     Raises:
-        NotRunningError: this is that very loop; *instead* is what to write.
+        NotRunningError: the caller is on that loop; *instead* is what to write.
     """
     future = start_here(work, instead)
     try:
@@ -82,7 +82,7 @@ def run_here(work: Coroutine[Any, Any, T], instead: str) -> T:
 
 
 async def await_here(work: Coroutine[Any, Any, T]) -> T:
-    """The same for async code on any loop; cancelling the wait cancels the work."""
+    """Run work on the background loop for async code on any loop; cancelling the caller cancels the work."""
     if _background.is_here():
         return await work
     return await asyncio.wrap_future(submit(work))

@@ -1,4 +1,4 @@
-"""What to install when DSPy or GEPA is not there."""
+"""The error for a missing DSPy or GEPA, with what to install."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MissingPackageError(TuningError, ImportError):
 
 @contextmanager
 def needing(what: str) -> Generator[None]:
-    """Import what *what* cannot do without.
+    """Import the packages that *what* needs.
 
     Raises:
         MissingPackageError: DSPy or GEPA is not installed.

@@ -1,9 +1,10 @@
-"""Between DSPy's request for a model and Pydantic AI's messages, both ways."""
+"""DSPy's requests and answers as Pydantic AI's messages, and back."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, cast
 
 from dspy import lm15
@@ -40,7 +41,7 @@ _SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "presence_penalt
 
 
 def messages_of(request: Any) -> list[ModelMessage]:
-    """The conversation of a request; the system text goes first."""
+    """The conversation of a request, with the system text first."""
     messages: list[ModelMessage] = []
     tools: dict[str, str] = {}
     if request.system is not None:
@@ -71,8 +72,8 @@ def _request_parts(message: Any, tools: Mapping[str, str]) -> Sequence[ModelRequ
     content = [_content(part) for part in message.parts if not isinstance(part, lm15.ToolResultPart)]
     if not content:
         return returns
-    only_text = all(isinstance(item, str) for item in content)
-    return [*returns, UserPromptPart("\n".join(cast("list[str]", content)) if only_text else content)]
+    texts = [item for item in content if isinstance(item, str)]
+    return [*returns, UserPromptPart("\n".join(texts) if len(texts) == len(content) else content)]
 
 
 def _texts(parts: Iterable[Any]) -> str:
@@ -98,39 +99,34 @@ def _answer_part(part: Any) -> list[ModelResponsePart]:
         return [TextPart(part.text)]
     if isinstance(part, lm15.ToolCallPart):
         return [ToolCallPart(part.name, dict(part.input), tool_call_id=part.id)]
-    return []  # its thoughts: providers take back only their own
+    return []  # a provider accepts only its own thoughts
 
 
 def settings_of(request: Any) -> ModelSettings:
-    """What the request says about sampling."""
-    config = request.config
-    found: dict[str, Any] = {name: getattr(config, name) for name in _SAME if getattr(config, name, None) is not None}
-    if config.stop:
-        found["stop_sequences"] = list(config.stop)
-    return cast("ModelSettings", found)
+    """The sampling settings of a request."""
+    return settings_in({name: getattr(request.config, name, None) for name in (*_SAME, "stop")})
 
 
 def settings_in(kwargs: Mapping[str, Any]) -> ModelSettings:
-    """The same from the keyword arguments that a `dspy.LM` keeps; what belongs to DSPy alone is left out."""
+    """The sampling settings in the keyword arguments of a `dspy.LM`, without those that only DSPy knows."""
     found = {name: kwargs[name] for name in _SAME if kwargs.get(name) is not None}
     if kwargs.get("max_completion_tokens") is not None:
         found["max_tokens"] = kwargs["max_completion_tokens"]
-    if kwargs.get("stop"):
-        stop = kwargs["stop"]
+    if stop := kwargs.get("stop"):
         found["stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
     return cast("ModelSettings", found)
 
 
 def parameters_of(request: Any, model: Model[Any]) -> ModelRequestParameters:
-    """Tools and the form of the answer, as far as the model can promise it."""
+    """The tools and the output format of a request, as far as the model supports them."""
     tools = [
         ToolDefinition(name=tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters or {}))
         for tool in request.tools
         if isinstance(tool, lm15.FunctionTool)
     ]
-    wanted = cast("dict[str, Any]", request.config.response_format or {})
-    wanted = cast("dict[str, Any]", wanted.get("json_schema") or wanted)
-    schema = cast("dict[str, Any] | None", wanted.get("schema"))
+    wanted: Mapping[str, Any] = request.config.response_format or {}
+    wanted = wanted.get("json_schema") or wanted
+    schema: Mapping[str, Any] | None = wanted.get("schema")
     if schema and model.profile.get("supports_json_schema_output"):
         answer = OutputObjectDefinition(json_schema=dict(schema), name=wanted.get("name"))
         return ModelRequestParameters(function_tools=tools, output_mode="native", output_object=answer)
@@ -138,7 +134,7 @@ def parameters_of(request: Any, model: Model[Any]) -> ModelRequestParameters:
 
 
 def response_of(response: ModelResponse, model: str) -> Any:
-    """The answer of a Pydantic AI model as DSPy reads it."""
+    """The answer of a Pydantic AI model as DSPy's."""
     parts: list[Any] = []
     for part in response.parts:
         if isinstance(part, TextPart) and part.content:
@@ -172,38 +168,39 @@ def _cost(response: ModelResponse) -> float | None:
     try:
         return float(response.cost().total_price)
     except (LookupError, ValueError, AssertionError):
-        return None  # a model whose price nobody knows
+        return None  # the price of the model is not known
 
 
 def cost_in(responses: object) -> float | None:
-    """US dollars of one or more answers that `response_of` made; `None` when one of them is not known."""
+    """US dollars of one or more answers that `response_of` made; `None` when the cost of one is not known."""
     several = cast("Sequence[Any]", responses if isinstance(responses, (list, tuple)) else [responses])
-    told = [cast("Mapping[str, float]", getattr(one, "provider_data", None) or {}) for one in several]
-    return sum(one[_COST] for one in told) if told and all(_COST in one for one in told) else None
+    known: list[Mapping[str, float]] = [getattr(one, "provider_data", None) or {} for one in several]
+    return sum(one[_COST] for one in known) if known and all(_COST in one for one in known) else None
 
 
 def translated(error: Exception) -> Exception:
-    """An error of a Pydantic AI model as the one that DSPy retries or reports in its own way."""
-    text = str(error)
-    after = getattr(error, "retry_after", None)
-    status = getattr(error, "status_code", None)
-    if isinstance(error, pai.ModelRateLimitError) or status == 429:  # noqa: PLR2004
-        return lm15.RateLimitError(text, status=status, retry_after=after)
+    """An error of a Pydantic AI model as the error that DSPy retries or reports in its own way."""
+    text, after, status = str(error), getattr(error, "retry_after", None), getattr(error, "status_code", None) or 0
+    if isinstance(error, pai.ModelRateLimitError) or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return lm15.RateLimitError(text, status=status or None, retry_after=after)
     if isinstance(error, (pai.ModelTimeoutError, pai.ModelRequestTimeout)):
         return lm15.TimeoutError(text)
     if isinstance(error, pai.ModelConnectionError):
         return lm15.TransportError(text)
-    if isinstance(error, (pai.ModelServerError, pai.ModelUnavailableError)) or (status or 0) >= 500:  # noqa: PLR2004
-        return lm15.ServerError(text, status=status, retry_after=after)
-    if status in {401, 403}:
-        return lm15.AuthError(text, status=status)
-    for kind, other in (
-        (pai.ModelContextWindowExceededError, lm15.ContextLengthError),
-        (pai.ModelAuthenticationError, lm15.AuthError),
-        (pai.ModelNotFoundError, lm15.UnsupportedModelError),
-        (pai.ModelQuotaExceededError, lm15.BillingError),
-        (pai.ModelAPIError, lm15.InvalidRequestError),
+    if (
+        isinstance(error, (pai.ModelServerError, pai.ModelUnavailableError))
+        or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     ):
-        if isinstance(error, kind):
-            return other(text)
-    return error
+        return lm15.ServerError(text, status=status or None, retry_after=after)
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return lm15.AuthError(text, status=status)
+    return next((other(text) for kind, other in _ERRORS if isinstance(error, kind)), error)
+
+
+_ERRORS = (
+    (pai.ModelContextWindowExceededError, lm15.ContextLengthError),
+    (pai.ModelAuthenticationError, lm15.AuthError),
+    (pai.ModelNotFoundError, lm15.UnsupportedModelError),
+    (pai.ModelQuotaExceededError, lm15.BillingError),
+    (pai.ModelAPIError, lm15.InvalidRequestError),
+)
