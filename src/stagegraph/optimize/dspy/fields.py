@@ -12,11 +12,11 @@ import dspy
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from stagegraph.errors import DeclarationError, InputError
-from stagegraph.example import Example
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.schema import Schema, field_keys
+from stagegraph.data.examples import Example
+from stagegraph.nodes.node import Node
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import DeclarationError, problems_of
+from stagegraph.schema.schema import Schema, field_keys
 
 from .executor import untyped
 
@@ -133,7 +133,7 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
 
     The rest are labels: `expected`, or one label for each entry where what is expected is a mapping.
     """
-    fields = Fields(graph.takes, "input")
+    fields = Fields(graph.__node__.input_type, "input")
     return _to_dspy(given, fields) if isinstance(given, Example) else [_to_dspy(one, fields) for one in given]
 
 
@@ -172,7 +172,7 @@ def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any])
         InputError: the inputs do not fit the graph.
     """
     if isinstance(given, dspy.Example):
-        return _from_dspy(given, Fields(graph.takes, "input"), graph.label)
+        return _from_dspy(given, Fields(graph.__node__.input_type, "input"), graph.__node__.name)
     return [from_dspy(one, graph) for one in given]
 
 

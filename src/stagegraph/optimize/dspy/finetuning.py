@@ -21,7 +21,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 from stagegraph.optimize.lms.lm import model_behind
 
 from .predictors import StagePredict

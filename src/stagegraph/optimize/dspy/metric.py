@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from stagegraph.errors import TuningError
+from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.metric import Metric, grader_of
 from stagegraph.optimize.evaluation.shown import stage_feedback
 from stagegraph.optimize.lms.loop import run_here
+from stagegraph.schema.errors import TuningError
 
 from .executor import Outage, in_executor
 from .fields import from_dspy
@@ -18,7 +19,7 @@ from .predictors import StagePredict
 from .trace import RunPrediction
 
 if TYPE_CHECKING:
-    from stagegraph.run import Run
+    from stagegraph.record.run import Run
 
 __all__ = ["dspy_metric"]
 
@@ -45,7 +46,7 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     ) -> Any:
         try:
             run = _run_of(prediction, grader.name)
-            example = from_dspy(gold, run.structure.root)
+            example = from_dspy(gold, run.tree.root)
             score = run_here(grader(example, run), "await graded(metric, example, run)")
         except Exception as error:
             if in_executor():
@@ -81,7 +82,7 @@ def _path(run: Run[Any, Any], name: str, pred_trace: Any) -> str:
         if isinstance(predictor, StagePredict):
             return predictor.path
     last = name.rpartition(".")[2]
-    for path in run.structure.stages:
+    for path in stages_of(run.tree.root):
         if last in {path, path.replace(".", "__")}:
             return path
     msg = f"there is no predictor `{name}` in {run.graph}"

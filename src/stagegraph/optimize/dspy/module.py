@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
-from stagegraph.errors import DeclarationError, PromptError
-from stagegraph.graph import Graph
-from stagegraph.node import Node
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.node import Node
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.optimize.lms.lm import lm as bridged
 from stagegraph.optimize.lms.loop import await_here, run_here
-from stagegraph.prompts import Prompts
+from stagegraph.schema.errors import DeclarationError, PromptError
 
 from .executor import in_executor, untyped
 from .predictors import Declared, StagePredict, entries_of
@@ -26,8 +26,8 @@ from .trace import RunPrediction, record_trace, record_usage
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.record.run import Run
+    from stagegraph.runner.runner import Runner
 
 __all__ = ["GraphModule"]
 
@@ -60,7 +60,7 @@ class GraphModule(dspy.Module):
     def __new__(cls, graph: object = None, **_: object) -> Self:
         """Create a module that has the source of its graph: proposers read the source of a program's class."""
         kind = type(graph)
-        if isinstance(graph, Graph) and "graph_class" not in vars(cls):
+        if isinstance(graph, BaseGraph) and "graph_class" not in vars(cls):
             return object.__new__(_with_source(cls, kind))
         return object.__new__(cls)
 
@@ -81,12 +81,12 @@ class GraphModule(dspy.Module):
             raise DeclarationError(msg)
         program = self._program = Program(graph, model, runner, retry_delays, demo_limit)
         if not program.stages:
-            msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
+            msg = f"{graph.__node__.name} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
         start = prompts if prompts is not None else program.runner.prompts
         if not start.settled:
             start = run_here(start.resolved(), "GraphModule(graph, prompts=await prompts.resolved())")
-        start.check_known(program.stages, graph.label)
+        start.check_known(program.stages, graph.__node__.name)
         seeds = Prompts.of(graph).replace(dict(start))
         self._attributes = _attributes(program.stages)
         for path, name in self._attributes.items():
@@ -120,7 +120,7 @@ class GraphModule(dspy.Module):
     def prompts(self) -> Prompts:
         """The current prompts of the predictors, as a runner deploys them."""
         prompts = {path: predictor.prompt() for path, predictor in self._predictors().items()}
-        return Prompts(prompts, graph=self._program.graph.label)
+        return Prompts(prompts, graph=self._program.graph.__node__.name)
 
     def _predictors(self) -> dict[str, StagePredict]:
         """Stage path -> its current predictor, which an optimizer may have replaced."""
@@ -169,7 +169,7 @@ class GraphModule(dspy.Module):
         return RunPrediction(fields, run, run.output, error, self._program.outage)
 
     def _input(self, fields: Mapping[str, Any]) -> Any:
-        inputs, name = self._program.inputs, self._program.graph.label
+        inputs, name = self._program.inputs, self._program.graph.__node__.name
         unknown = sorted(fields.keys() - inputs.names.keys())
         if unknown:
             msg = f"{name} has no input `{unknown[0]}`; it takes: {', '.join(inputs.names)}"
@@ -200,7 +200,7 @@ class GraphModule(dspy.Module):
         unknown = [name for name in state if name not in own and name != "metadata"]
         if missing or unknown:
             parts = [f"`{name}` is missing" for name in missing] + [f"there is no `{name}`" for name in unknown]
-            msg = f"the saved program does not fit {self._program.graph.label}: {'; '.join(parts)}"
+            msg = f"the saved program does not fit {self._program.graph.__node__.name}: {'; '.join(parts)}"
             raise PromptError(msg)
         untyped.Module.load_state(self, state, allow_unsafe_lm_state=allow_unsafe_lm_state)
 

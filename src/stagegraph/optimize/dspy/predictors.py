@@ -13,20 +13,21 @@ import dspy
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.call import key_order
-from stagegraph.errors import DeclarationError, RunError
+from stagegraph.data.call import key_order
+from stagegraph.data.prompt import Demo, Prompt, parsed
+from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.lms.lm import PydanticEngine
 from stagegraph.optimize.lms.loop import await_here, run_here
-from stagegraph.prompt import Demo, Prompt, parsed
-from stagegraph.prompts import Prompts
+from stagegraph.record.run import RunError
+from stagegraph.schema.errors import DeclarationError
 
 from .executor import untyped
 from .fields import Fields, reject_reserved, signature_of
 from .trace import Entry, StagePrediction, record_trace
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
+    from stagegraph.data.call import Call
+    from stagegraph.record.run import Run
 
     from .program import Program
 
@@ -44,8 +45,8 @@ class Declared:
         self.program = program
         self.stage = program.stages[path]
         what = f"stage `{path}`"
-        self.inputs = Fields(self.stage.takes, "input")
-        self.outputs = Fields(self.stage.gives, "output", frozenset(self.inputs.names))
+        self.inputs = Fields(self.stage.__node__.input_type, "input")
+        self.outputs = Fields(self.stage.__node__.output_type, "output", frozenset(self.inputs.names))
         for fields in (self.inputs, self.outputs):
             reject_reserved(fields, what)
         clash = self.inputs.names.keys() & self.outputs.names.keys()
@@ -155,8 +156,8 @@ class StagePredict(dspy.Predict):
     async def _answer(self, inputs: Mapping[str, Any]) -> Any:
         program, stage = self._declared.program, self._declared.stage
         model = program.model_for(self.path, self.lm)
-        models = {} if model is None else {stage.label: model}
-        value, prompts = self._declared.inputs.join(inputs), Prompts({stage.label: self.prompt()})
+        models = {} if model is None else {stage.__node__.name: model}
+        value, prompts = self._declared.inputs.join(inputs), Prompts({stage.__node__.name: self.prompt()})
         run, error = await program.run(stage, value, prompts, models)
         if error is not None:
             raise RunError(error, run=run)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
+from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.retries import run_patiently
 from stagegraph.optimize.lms.lm import general_lm, model_behind
 from stagegraph.optimize.lms.names import model_named
-from stagegraph.runner import Runner
-from stagegraph.structure import Structure
+from stagegraph.runner.runner import Runner
 
 from .executor import Flights, Outage
 from .fields import Fields
@@ -18,9 +18,9 @@ from .fields import Fields
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["Program"]
 
@@ -41,9 +41,9 @@ class Program:
         self.runner = runner if runner is not None else Runner()
         self.retry_delays = tuple(retry_delays)
         self.demo_limit = demo_limit
-        self.stages = Structure.of(graph).stages
-        self.inputs = Fields(graph.takes, "input")
-        self.outputs = Fields(graph.gives, "output")
+        self.stages = stages_of(graph)
+        self.inputs = Fields(graph.__node__.input_type, "input")
+        self.outputs = Fields(graph.__node__.output_type, "output")
         self.flights, self.outage = Flights(), Outage()
         self._models = Models()
 

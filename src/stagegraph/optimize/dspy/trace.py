@@ -9,13 +9,13 @@ import dspy
 from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from .executor import Outage, untyped
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
+    from stagegraph.data.call import Call
+    from stagegraph.record.run import Run
 
 __all__ = ["Entry", "RunPrediction", "StagePrediction", "record_trace", "record_usage"]
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from pydantic import ValidationError
 
-from stagegraph.errors import DeclarationError, InputError, TuningError
-from stagegraph.example import Example, split_examples
-from stagegraph.example_file import read_examples
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.schema import Schema
+from stagegraph.data.examples import Example, split_examples
+from stagegraph.nodes.node import Node
+from stagegraph.record.example_files import read_examples
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import DeclarationError, TuningError, problems_of
+from stagegraph.schema.schema import Schema
 
 if TYPE_CHECKING:
     import os
@@ -148,12 +148,12 @@ def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
         )
         raise ImportError(msg) from error
     evals = cast("Any", pydantic_evals)
-    typed = evals.Dataset[graph.takes.type, Any, dict[str, Any]]
+    typed = evals.Dataset[graph.__node__.input_type.type, Any, dict[str, Any]]
     cases = [
         evals.Case(name=one.id, inputs=one.input, expected_output=one.expected, metadata=dict(one.metadata))
         for one in examples
     ]
-    return typed(name=name or graph.label, cases=cases)
+    return typed(name=name or graph.__node__.name, cases=cases)
 
 
 @overload

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
+from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.evaluate import run_example
-from stagegraph.runner import Runner
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Budget
     from stagegraph.optimize.evaluation.report import Report
-    from stagegraph.prompts import Prompts
 
     from .result import SearchResult
 
@@ -72,14 +74,12 @@ async def preview(
     own = runner or Runner(tracing=None)
     runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
     costs = [run.cost for run in runs]
-    counts = {
-        path: [sum(call.path == path for call in run.calls()) for run in runs] for path in runs[0].structure.stages
-    }
+    calls = Counter(call.path for run in runs for call in run.calls())
     return Preview(
         runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
-        stage_calls={path: fmean(calls) for path, calls in counts.items()},
+        stage_calls={path: calls[path] / len(runs) for path in stages_of(graph)},
         components=tuple(components),
     )
 
