@@ -8,10 +8,10 @@ from typing import Any, TypeVar, cast, overload
 import dspy
 from pydantic import ValidationError
 
-from stagegraph.errors import InputError
-from stagegraph.example import Example
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
+from stagegraph.data.examples import Example
+from stagegraph.nodes.node import Node
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import problems_of
 
 from .fields import Fields
 
@@ -30,7 +30,7 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
     The rest are labels: what is expected is the label `expected`, or, when it is a mapping, one label for each of its
     entries.
     """
-    takes = Fields(graph.takes, "input")
+    takes = Fields(graph.__node__.input_type, "input")
     if isinstance(given, Example):
         return _to_dspy(given, takes)
     return [_to_dspy(example, takes) for example in given]
@@ -60,7 +60,7 @@ def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any])
     Raises:
         InputError: the inputs do not fit the graph.
     """
-    takes = Fields(graph.takes, "input")
+    takes = Fields(graph.__node__.input_type, "input")
     if isinstance(given, dspy.Example):
         return _from_dspy(given, takes, graph)
     return [_from_dspy(one, takes, graph) for one in given]
@@ -72,7 +72,7 @@ def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Exa
         value = takes.join(fields)
     except (ValidationError, KeyError) as error:
         reason = problems_of(error) if isinstance(error, ValidationError) else f"it has no {error}"
-        msg = f"a dspy.Example does not fit {graph.label}: {reason}"
+        msg = f"a dspy.Example does not fit {graph.__node__.name}: {reason}"
         raise InputError(msg) from error
     labels = {name: label for name, label in fields.items() if name not in takes.names}
     expected = labels["expected"] if labels.keys() == {"expected"} else (labels or None)

@@ -21,13 +21,13 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 from stagegraph.optimize.lms.lm import model_behind
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.call import Call
+    from stagegraph.data.call import Call
 
     from .predictors import StagePredict
 

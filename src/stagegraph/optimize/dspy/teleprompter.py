@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from dspy.teleprompt import Teleprompter
 
-from stagegraph.errors import TuningError
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
 from stagegraph.optimize.lms.loop import run_here
 from stagegraph.optimize.tuning.options import Options, TuningOptions
 from stagegraph.optimize.tuning.search import search
+from stagegraph.schema.errors import TuningError
 
 from .examples import from_dspy
 from .module import GraphModule
 
 if TYPE_CHECKING:
-    from stagegraph.node import Node
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Budget
     from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.optimize.tuning.result import SearchResult

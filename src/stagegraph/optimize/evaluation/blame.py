@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.call import key_order
-from stagegraph.edges import makers_of_output
-from stagegraph.errors import TuningError
-from stagegraph.score import Note
-from stagegraph.structure import closest
+from stagegraph.data.call import key_order
+from stagegraph.data.score import Note
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.edges import makers_of_output
+from stagegraph.schema.errors import TuningError
+from stagegraph.schema.names import closest
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
-    from stagegraph.score import Score
+    from stagegraph.data.call import Call
+    from stagegraph.data.score import Score
+    from stagegraph.record.run import Run
 
 __all__ = ["blame", "blame_of", "calls_of", "check_notes", "credited", "stage_of"]
 
@@ -30,7 +31,7 @@ def check_notes(run: Run[Any, Any], notes: Iterable[object]) -> None:
     Raises:
         TuningError: one is not; the message suggests what to write.
     """
-    known = {call.key for call in run.root.walk()} | set(run.structure.nodes)
+    known = {call.key for call in run.root.walk()} | set(run.tree.nodes)
     for note in notes:
         if not isinstance(note, Note):
             msg = f"it gave {note!r} among its notes: write call.note(text) or note(path, text)"
@@ -43,7 +44,7 @@ def check_notes(run: Run[Any, Any], notes: Iterable[object]) -> None:
 
 def stage_of(run: Run[Any, Any], target: str) -> str:
     """The path that a note's target belongs to; empty for the run itself."""
-    if target in run.structure.nodes:
+    if target in run.tree.nodes:
         return target
     try:
         return run.call(target).path
@@ -80,7 +81,7 @@ def blame(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[str
         weights = [("", (perfect - score.value) / _NEAR)]
     for target, weight in weights:
         shares = _largest((flow.calls[key].path, share) for key, share in flow.shares(target).items())
-        if not shares and target in run.structure.stages:
+        if not shares and target in stages_of(run.tree.root):
             shares[target] = _OWN  # it was not called, which may be the mistake
         for path, share in shares.items():
             found[path] = found.get(path, 0.0) + weight * share

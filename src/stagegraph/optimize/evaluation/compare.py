@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from .page import SAME, markdown, write_page
 from .report import Report, ReportRow, section_of

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from pydantic import ValidationError
 
-from stagegraph.errors import DeclarationError, InputError, TuningError
-from stagegraph.example import Example, split_examples
-from stagegraph.example_file import read_examples
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.schema import Schema
+from stagegraph.data.examples import Example, split_examples
+from stagegraph.nodes.node import Node
+from stagegraph.record.example_files import read_examples
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import DeclarationError, TuningError, problems_of
+from stagegraph.schema.schema import Schema
 
 if TYPE_CHECKING:
     import os
@@ -42,7 +42,7 @@ def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]
     Raises:
         InputError: the file cannot be read, has no rows, a row does not fit, or two have one id; it names the line.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     lines: dict[str, int] = {}
     found: list[Example[Any]] = []
     for line, example in read_examples(path, schema):
@@ -148,12 +148,12 @@ def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
         )
         raise ImportError(msg) from error
     evals = cast("Any", pydantic_evals)
-    typed = evals.Dataset[graph.takes.type, Any, dict[str, Any]]
+    typed = evals.Dataset[graph.__node__.input_type.type, Any, dict[str, Any]]
     cases = [
         evals.Case(name=one.id, inputs=one.input, expected_output=one.expected, metadata=dict(one.metadata))
         for one in examples
     ]
-    return typed(name=name or graph.label, cases=cases)
+    return typed(name=name or graph.__node__.name, cases=cases)
 
 
 @overload
@@ -172,7 +172,7 @@ def from_pydantic_evals(dataset: DatasetLike, of: Any = None) -> list[Example[An
     Raises:
         InputError: the inputs of a case do not fit; it names the case.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     return [_example(case, place, schema) for place, case in enumerate(dataset.cases, 1)]
 
 

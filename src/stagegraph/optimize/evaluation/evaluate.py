@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.errors import InputError, RunError, TuningError, leaves
-from stagegraph.example import Example
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.runner import Runner
-from stagegraph.scores import feedback
-from stagegraph.structure import Structure
+from stagegraph.data.examples import Example
+from stagegraph.nodes.node import Node
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.run import InputError, RunError
+from stagegraph.runner.feedback import feedback
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError, leaves, problems_of
 
 from .metric import Grader, Metric, grader_of
 from .report import Report, ReportRow, Trial, report_of
@@ -24,8 +24,8 @@ from .retries import RETRY_DELAYS, run_patiently
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.record.run import Run
 
 __all__ = ["CONCURRENCY", "check_counts", "checked_examples", "evaluate", "run_example"]
 
@@ -78,7 +78,7 @@ async def evaluate(
     grader = grader_of(metric)
     own = _able_to_record(runner or Runner(tracing=None), record=record)
     if prompts is not None:
-        prompts.check_known(Structure.of(graph).stages, graph.label)
+        prompts.check_known(stages_of(graph), graph.__node__.name)
     found: dict[tuple[int, int], ReportRow] = {}
     limiter = anyio.CapacityLimiter(concurrency)
     problems: list[TuningError] = []
@@ -173,14 +173,17 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
     if not rows:
         msg = f"there are no {what}"
         raise TuningError(msg)
+    node = graph.__node__
     for place, row in enumerate(rows, 1):
         if not isinstance(row, Example):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"{what}: number {place} is {type(row).__name__}, not an Example; write Example(input, expected)"
             raise TuningError(msg)
         try:
-            graph.takes.validate(row.input)
+            node.input_type.validate(row.input)
         except ValidationError as error:
-            msg = f"{what}: {row.id!r} does not fit {graph.takes.name}, which {graph.label} takes: {problems_of(error)}"
+            msg = (
+                f"{what}: {row.id!r} does not fit {node.input_type.name}, which {node.name} takes: {problems_of(error)}"
+            )
             raise TuningError(msg) from error
     twice = [repr(name) for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:

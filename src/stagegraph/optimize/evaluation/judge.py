@@ -13,11 +13,11 @@ from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
-from stagegraph.errors import DeclarationError, TuningError
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
+from stagegraph.data.score import Note, Score
 from stagegraph.optimize.lms.loop import await_here
 from stagegraph.optimize.lms.names import name_of
-from stagegraph.score import Note, Score
+from stagegraph.schema.errors import DeclarationError, TuningError
 
 from .fingerprint import hash_of
 from .metric import wants_failed_runs
@@ -25,8 +25,8 @@ from .retries import NO_ANSWER, RETRY_DELAYS, ask_patiently
 from .shown import evidence
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.run import Run
+    from stagegraph.data.examples import Example
+    from stagegraph.record.run import Run
 
 __all__ = ["Judge", "judge"]
 
@@ -196,6 +196,6 @@ class Judge:
 def _note(remark: Mapping[str, str], run: Run[Any, Any], weight: float) -> Note:
     """A remark as a note; it is about the run when there is no such call or stage."""
     target, text = remark["target"].strip().strip("`"), remark["text"][:_NOTE]
-    if not target or target in run.structure.nodes or any(call.key == target for call in run.root.walk()):
+    if not target or target in run.tree.nodes or any(call.key == target for call in run.root.walk()):
         return Note(target, text, weight)
     return Note("", f"(on {target[:100]!r}) {text}", weight)

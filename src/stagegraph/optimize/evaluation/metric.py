@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.errors import TuningError
-from stagegraph.score import Note, Score
+from stagegraph.data.score import Note, Score
+from stagegraph.schema.errors import TuningError
 
 from .blame import check_notes
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.run import Run
+    from stagegraph.data.examples import Example
+    from stagegraph.record.run import Run
 
 __all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "wants_failed_runs"]
 

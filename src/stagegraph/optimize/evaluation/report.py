@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from .blame import stage_of
 from .page import Cell, markdown, section, write_page
@@ -25,11 +25,11 @@ from .statistics import bootstrap, percentile
 if TYPE_CHECKING:
     import os
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
-    from stagegraph.score import Score
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.data.score import Score
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["Report", "ReportRow", "Trial", "report_of", "section_of"]
 
@@ -199,7 +199,7 @@ _HEAD = ("graph", "metric", "prompts_digest", "created")
 def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Iterable[ReportRow]) -> Report:
     """Rows as a report of now."""
     return Report(
-        graph=graph.label,
+        graph=graph.__node__.name,
         metric=metric,
         prompts_digest=prompts.digest if prompts is not None else "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,8 +9,9 @@ from uuid import uuid4
 import anyio
 from pydantic_ai.exceptions import AgentRunError
 
-from stagegraph.errors import InputError, ReplayError, RunError, TuningError
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.record.run import InputError, ReplayError, RunError
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
     from pydantic_ai.run import AgentRunResult
 
-    from stagegraph.node import Node
-    from stagegraph.options import RunOptions
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
+    from stagegraph.runner.options import RunOptions
+    from stagegraph.runner.runner import Runner
 
 __all__ = ["NO_ANSWER", "RETRY_DELAYS", "ask_patiently", "run_patiently"]
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic_ai.messages import ToolCallPart, ToolReturnPart
 from pydantic_core import to_jsonable_python
 
-from stagegraph.call import key_order
+from stagegraph.data.call import key_order
 
 from .blame import blame_of, calls_of
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.example import Example
-    from stagegraph.run import Run
-    from stagegraph.score import Note, Score
+    from stagegraph.data.call import Call
+    from stagegraph.data.examples import Example
+    from stagegraph.data.score import Note, Score
+    from stagegraph.record.run import Run
 
     from .report import Trial
 

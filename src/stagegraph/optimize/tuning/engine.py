@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gepa.core.adapter import EvaluationBatch
 
-from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.blame import blame
 from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.shown import records, tool_use
 from stagegraph.optimize.lms.loop import submit
+from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Texts, text_digest
 from .proposers import Proposal, Proposer, schema_text
 from .result import Candidate, Progress
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.example import Example
+    from stagegraph.data.call import Call
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.stage import Stage
     from stagegraph.optimize.evaluation.report import Trial
-    from stagegraph.stage import Stage
 
     from .components import Component
     from .trials import Trials

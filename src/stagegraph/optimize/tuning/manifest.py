@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
-from stagegraph.example import digest_of
-from stagegraph.graph import Graph
-from stagegraph.journal._identity import stage_parts, step_parts
+from stagegraph.data.examples import digest_of
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.stage import Stage
+from stagegraph.nodes.step import Step
 from stagegraph.optimize.evaluation.fingerprint import Fingerprint, hash_of
 from stagegraph.optimize.lms.names import model_named, name_of
-from stagegraph.stage import Stage
-from stagegraph.steps import Step
-from stagegraph.structure import Structure
+from stagegraph.runner.identity import stage_parts, step_parts
 
 from .proposers import Candidates
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.metric import Grader
-    from stagegraph.prompts import Prompts
 
     from .options import Options
 
@@ -42,7 +41,7 @@ def manifest(
 ) -> dict[str, Any]:
     """A description in the user's words -> a fact that is equal in every process; *data* are the parts by name."""
     return {
-        "the graph": graph.label,
+        "the graph": graph.__node__.name,
         **dict(_program(graph, base, options)),
         "what is tuned": list(options.components),
         "the texts to start from": hash_of(dict(seed)),
@@ -61,10 +60,10 @@ def example_digest(example: Example[Any]) -> str:
 
 def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator[tuple[str, Any]]:
     """The facts about each node."""
-    for path, node in Structure.of(graph).nodes.items():
-        types = [node.takes.fingerprint, node.gives.fingerprint]
-        if isinstance(node, Graph):
-            name = f"`{path}`" if path else graph.label
+    for path, node in graph.__node__.tree.nodes.items():
+        types = [node.__node__.input_type.fingerprint, node.__node__.output_type.fingerprint]
+        if isinstance(node, BaseGraph):
+            name = f"`{path}`" if path else graph.__node__.name
             yield f"the flow of {name}", [*types, Fingerprint(type(node)).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, check_counts
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 
@@ -18,8 +18,8 @@ from .components import Tuned, checked_kinds
 if TYPE_CHECKING:
     import os
 
-    from stagegraph.prompts import Prompts
-    from stagegraph.runner import Runner
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.runner.runner import Runner
 
     from .proposers import Candidates, Proposer
 

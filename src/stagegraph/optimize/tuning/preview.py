@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
+from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.evaluate import run_example
-from stagegraph.runner import Runner
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Budget
     from stagegraph.optimize.evaluation.report import Report
-    from stagegraph.prompts import Prompts
 
     from .result import SearchResult
 
@@ -73,7 +74,7 @@ async def preview(
     runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
     costs = [run.cost for run in runs]
     counts = {
-        path: [sum(call.path == path for call in run.calls()) for run in runs] for path in runs[0].structure.stages
+        path: [sum(call.path == path for call in run.calls()) for run in runs] for path in stages_of(runs[0].tree.root)
     }
     return Preview(
         runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio.to_thread
 from pydantic_ai import Agent
 
-from stagegraph.errors import TuningError
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
 from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
-from stagegraph.structure import closest
+from stagegraph.schema.errors import TuningError
+from stagegraph.schema.names import closest
 
 from .components import Kind, name_of_part
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
+    from stagegraph.nodes.stage import Stage
     from stagegraph.optimize.evaluation.budget import Spent
-    from stagegraph.stage import Stage
 
 __all__ = ["Candidates", "Proposal", "Proposer", "propose", "proposer_of", "schema_text"]
 
@@ -243,7 +243,7 @@ async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
 
 def schema_text(stage: Stage[Any, Any], side: Literal["input", "output"]) -> str:
     """The JSON schema of a stage's input or output, or the type's name if it has none."""
-    declared = stage.takes if side == "input" else stage.gives
+    declared = stage.__node__.input_type if side == "input" else stage.__node__.output_type
     try:
         schema = declared.adapter.json_schema()
     except Exception:  # noqa: BLE001 - a user's type may fail in any way here

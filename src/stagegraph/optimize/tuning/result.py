@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
+    from stagegraph.data.prompts import Prompts
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.report import ReportRow
-    from stagegraph.prompts import Prompts
 
 __all__ = ["Candidate", "Progress", "SearchResult", "warnings_of"]
 

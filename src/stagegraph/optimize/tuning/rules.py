@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.schema.errors import TuningError
 
 from .components import EngineName
 

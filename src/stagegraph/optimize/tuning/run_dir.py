@@ -8,10 +8,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagegraph.errors import ReplayError, RunError, TuningError
+from stagegraph.data.score import Note, Score
 from stagegraph.optimize.evaluation.report import Trial
-from stagegraph.run import Run
-from stagegraph.score import Note, Score
+from stagegraph.record.run import ReplayError, Run, RunError
+from stagegraph.schema.errors import TuningError
 
 from .manifest import example_digest
 from .proposers import propose
@@ -19,8 +19,8 @@ from .proposers import propose
 if TYPE_CHECKING:
     import os
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Spent
 
     from .proposers import Proposal, Proposer

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
-from stagegraph.errors import TuningError
-from stagegraph.example import digest_of
+from stagegraph.data.examples import digest_of
+from stagegraph.data.prompts import Prompts
 from stagegraph.journal import MemoryJournal, SqliteJournal
+from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.budget import Budget, BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
-from stagegraph.prompts import Prompts
-from stagegraph.runner import Runner
-from stagegraph.structure import Structure
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, components_of, prompts_of
 from .engine import Adapter, Quiet
@@ -34,8 +34,8 @@ from .run_dir import RunDir
 from .trials import Trials
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.report import Report
 
     from .options import Options
@@ -94,10 +94,10 @@ class Search:
         self.train = checked_examples(graph, train, "training examples")
         self.val = checked_examples(graph, val, "validation examples")
         check_overlap(train=self.train, val=self.val)
-        self._stages = Structure.of(graph).stages
+        self._stages = stages_of(graph)
         start = options.prompts or Prompts()
-        self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
-        self.base.check_known(self._stages, graph.label)
+        self.base = start if start.graph else Prompts(start, graph=graph.__node__.name, origins=start.origins)
+        self.base.check_known(self._stages, graph.__node__.name)
         self.components = components_of(self.base, self._stages, options.components)
         self.seed = {name: component.seed for name, component in self.components.items()}
         self._minibatch = min(options.minibatch, len(self.train))
@@ -126,7 +126,7 @@ class Search:
     def _check_reach(self) -> None:
         """Make sure that there is a text to change, and that the budget covers the seed."""
         if not self.seed:
-            msg = f"no stage of {self.graph.label} has {self._kinds} to tune"
+            msg = f"no stage of {self.graph.__node__.name} has {self._kinds} to tune"
             raise TuningError(msg)
         if self.budget.runs is not None and self.budget.runs < len(self.val):
             msg = (

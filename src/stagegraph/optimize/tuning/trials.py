@@ -14,13 +14,13 @@ from stagegraph.optimize.evaluation.report import Trial
 from .components import Component, Texts, prompts_of, text_digest
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.metric import Grader
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.record.run import Run
+    from stagegraph.runner.runner import Runner
 
     from .options import Options
     from .run_dir import Purpose, RunDir

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from stagegraph.errors import TuningError
 from stagegraph.optimize.evaluation.compare import Comparison, compare
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.names import name_of
+from stagegraph.schema.errors import TuningError
 
 from .options import Options, TuningOptions
 from .preview import Preview, preview, preview_of
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.optimize.evaluation.report import Report
-    from stagegraph.prompts import Prompts
-    from stagegraph.runner import Runner
+    from stagegraph.runner.runner import Runner
 
     from .result import Candidate, SearchResult
 
@@ -149,14 +149,14 @@ async def tune(
         measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
         found, reports = await _with_verdict(search, held_out)
     return Tuning(
-        graph=graph.label,
+        graph=graph.__node__.name,
         prompts=found.prompts,
         found=found,
         comparison=compare(reports[0], reports[-1]),
         held_out=held_out is not None and found.error is None,
         preview=measured or preview_of(found, budget, reports[0]),
         provenance={
-            "graph": graph.label,
+            "graph": graph.__node__.name,
             "optimizer": optimizer,
             "metric": grader.name,
             "model": name_of(model),
