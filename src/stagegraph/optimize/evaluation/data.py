@@ -42,7 +42,7 @@ def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]
     Raises:
         InputError: the file cannot be read, has no rows, a row does not fit, or two have one id; it names the line.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     lines: dict[str, int] = {}
     found: list[Example[Any]] = []
     for line, example in read_examples(path, schema):
@@ -172,7 +172,7 @@ def from_pydantic_evals(dataset: DatasetLike, of: Any = None) -> list[Example[An
     Raises:
         InputError: the inputs of a case do not fit; it names the case.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     return [_example(case, place, schema) for place, case in enumerate(dataset.cases, 1)]
 
 

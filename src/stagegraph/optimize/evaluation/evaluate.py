@@ -173,14 +173,17 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
     if not rows:
         msg = f"there are no {what}"
         raise TuningError(msg)
+    node = graph.__node__
     for place, row in enumerate(rows, 1):
         if not isinstance(row, Example):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"{what}: number {place} is {type(row).__name__}, not an Example; write Example(input, expected)"
             raise TuningError(msg)
         try:
-            graph.__node__.input_type.validate(row.input)
+            node.input_type.validate(row.input)
         except ValidationError as error:
-            msg = f"{what}: {row.id!r} does not fit {graph.__node__.input_type.name}, which {graph.__node__.name} takes: {problems_of(error)}"
+            msg = (
+                f"{what}: {row.id!r} does not fit {node.input_type.name}, which {node.name} takes: {problems_of(error)}"
+            )
             raise TuningError(msg) from error
     twice = [repr(name) for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
