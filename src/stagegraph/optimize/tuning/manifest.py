@@ -20,10 +20,9 @@ from .proposers import Candidates
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
-    from stagegraph.data.prompts import Prompts
-    from stagegraph.nodes.node import Node
     from stagegraph.optimize.evaluation.metric import Grader
 
+    from .components import Target
     from .options import Options
 
 __all__ = ["example_digest", "manifest"]
@@ -32,19 +31,14 @@ _log = logging.getLogger("stagegraph.optimize")
 
 
 def manifest(
-    graph: Node[Any, Any],
-    base: Prompts,
-    seed: Mapping[str, str],
-    grader: Grader,
-    data: Mapping[str, Sequence[Example[Any]]],
-    options: Options,
+    target: Target, grader: Grader, data: Mapping[str, Sequence[Example[Any]]], options: Options
 ) -> dict[str, Any]:
     """A description in the user's words -> a fact that is equal in every process; *data* are the parts by name."""
     return {
-        "the graph": graph.__node__.name,
-        **dict(_program(graph, base, options)),
+        "the graph": target.name,
+        **dict(_program(target, options)),
         "what is tuned": list(options.components),
-        "the texts to start from": hash_of(dict(seed)),
+        "the texts to start from": hash_of(target.seed),
         **{f"the {name} examples": [example_digest(one) for one in rows] for name, rows in data.items()},
         "the metric": [grader.name, _metric(grader, warns=options.run_dir is not None)],
         "the seed": options.seed,
@@ -58,17 +52,17 @@ def example_digest(example: Example[Any]) -> str:
     return digest_of([example.id, example.input, example.expected, dict(example.metadata)])
 
 
-def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator[tuple[str, Any]]:
+def _program(target: Target, options: Options) -> Iterator[tuple[str, Any]]:
     """The facts about each node."""
-    for path, node in graph.__node__.tree.nodes.items():
+    for path, node in target.graph.__node__.tree.nodes.items():
         types = [node.__node__.input_type.fingerprint, node.__node__.output_type.fingerprint]
         if isinstance(node, BaseGraph):
-            name = f"`{path}`" if path else graph.__node__.name
+            name = f"`{path}`" if path else target.name
             yield f"the flow of {name}", [*types, Fingerprint(type(node)).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]
         elif isinstance(node, Stage):
-            parts = stage_parts(node, base.get(path), None)
+            parts = stage_parts(node, target.base.get(path), None)
             named = {"the model": "the model settings"}
             for name, part in parts.items():
                 yield f"{named.get(name, name)} of `{path}`", [part, types[0]] if name == "the output type" else part

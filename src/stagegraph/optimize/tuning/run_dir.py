@@ -6,14 +6,13 @@ import json
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.score import Note, Score
 from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.schema.errors import TuningError
 
-from .manifest import example_digest
 from .proposers import propose
 
 if TYPE_CHECKING:
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 
     from .proposers import Proposal, Proposer
 
-__all__ = ["Purpose", "RunDir"]
+__all__ = ["RunDir"]
 
-Purpose = Literal["trace", "fresh", "verdict"]
-"""What a run is for: only a `trace` may reuse calls of another candidate; a `verdict` is not part of the budget."""
 _NAMED = 8
 """Changed facts that an error names."""
 
@@ -43,16 +40,13 @@ class RunDir:
         self._runs: dict[str, list[dict[str, Any]]] = {}
         self._interrupted: dict[str, str] = {}
         self._proposals: dict[str, dict[str, Any]] = {}
-        self._file: Path | None = None
-        if path is None:
-            return
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "paid.jsonl"
-        paid = self._file.exists()
-        _check_manifest(folder / "manifest.json", manifest, paid=paid)
-        if paid:
-            self._read(self._file)
+        self._file = None if path is None else Path(path) / "paid.jsonl"
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            paid = self._file.exists()
+            _check_manifest(self._file.with_name("manifest.json"), manifest, paid=paid)
+            if paid:
+                self._read(self._file)
 
     def _read(self, file: Path) -> None:
         lines = file.read_text("utf-8").splitlines(keepends=True)
@@ -78,9 +72,9 @@ class RunDir:
         """Whether an earlier process began this tuning."""
         return bool(self._runs or self._interrupted or self._proposals)
 
-    def trial(self, purpose: Purpose, candidate: str, example: Example[Any], graph: Node[Any, Any]) -> Trial | None:
+    def trial(self, key: str, example: Example[Any], graph: Node[Any, Any]) -> Trial | None:
         """A recorded run with its score; each is returned once."""
-        rows = self._runs.get(_key(purpose, candidate, example))
+        rows = self._runs.get(key)
         if not rows:
             return None
         row = rows.pop(0)
@@ -88,20 +82,18 @@ class RunDir:
             run = Run.from_json(row["run"], graph)
         except ReplayError:
             return None
-        score = row["score"]
-        notes = [Note(*note) for note in score["notes"]]
-        spent = {"cost": score.get("cost", 0.0), "tokens": score.get("tokens", 0)}
-        return Trial(example, run, Score(score["value"], notes, score["objectives"], **spent))
+        notes = [Note(**note) for note in row["score"]["notes"]]
+        return Trial(example, run, Score(**row["score"] | {"notes": notes}))
 
-    def begin(self, purpose: Purpose, candidate: str, example: Example[Any], run_id: str) -> None:
+    def begin(self, key: str, run_id: str) -> None:
         """Record that a run begins: if the process is killed, the journal has what the run paid for."""
-        self._append({"key": _key(purpose, candidate, example), "begun": run_id})
+        self._append({"key": key, "begun": run_id})
 
-    def interrupted(self, purpose: Purpose, candidate: str, example: Example[Any]) -> str | None:
+    def interrupted(self, key: str) -> str | None:
         """The id of a run that an earlier process did not finish."""
-        return self._interrupted.pop(_key(purpose, candidate, example), None)
+        return self._interrupted.pop(key, None)
 
-    def keep(self, purpose: Purpose, candidate: str, trial: Trial) -> None:
+    def keep(self, key: str, trial: Trial) -> None:
         """Record a finished run with its score."""
         if self._file is None:
             return
@@ -109,15 +101,7 @@ class RunDir:
             run = trial.run.to_json()
         except RunError:
             return  # a value has no JSON form, so a resumed search makes this run again
-        score = trial.score
-        kept = {
-            "value": score.value,
-            "notes": [[note.target, note.text, note.weight] for note in score.notes],
-            "objectives": dict(score.objectives),
-            "cost": score.cost,
-            "tokens": score.tokens,
-        }
-        self._append({"key": _key(purpose, candidate, trial.example), "run": run, "score": kept})
+        self._append({"key": key, "run": run, "score": asdict(trial.score)})
 
     async def proposed(self, proposer: Proposer, proposal: Proposal, spent: Spent) -> str | None:
         """A new text: the recorded one, or one that the proposer writes now."""
@@ -128,9 +112,8 @@ class RunDir:
             if known["asked"]:
                 spent.add_proposal(int(known["tokens"]), known["usd"])
             return known["text"]
-        before = (spent.tokens, spent.usd, spent.unpriced, spent.proposals)
+        tokens, usd, unpriced, proposals = spent.tokens, spent.usd, spent.unpriced, spent.proposals
         found = await propose(proposer, proposal)
-        tokens, usd, unpriced, proposals = before
         cost = None if spent.unpriced > unpriced else spent.usd - usd
         asked = spent.proposals > proposals  # a function or a pool costs nothing
         self._append({"key": key, "text": found, "asked": asked, "tokens": spent.tokens - tokens, "usd": cost})
@@ -140,10 +123,6 @@ class RunDir:
         if self._file is not None:
             with self._file.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _key(purpose: Purpose, candidate: str, example: Example[Any]) -> str:
-    return f"{purpose}:{candidate}:{example.id}:{example_digest(example)}"
 
 
 def _check_manifest(file: Path, manifest: dict[str, Any], *, paid: bool) -> None:
