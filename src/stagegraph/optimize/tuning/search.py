@@ -24,11 +24,10 @@ from stagegraph.schema.errors import TuningError, leaves
 
 from .components import EngineName, Target
 from .engine import Adapter, Quiet
-from .manifest import manifest
 from .proposers import proposer_of
 from .result import Progress, SearchResult, warnings_of
 from .rules import Acceptance, Selector, Stopper
-from .run_dir import RunDir
+from .run_dir import RunDir, manifest
 from .trials import Trials
 
 if TYPE_CHECKING:

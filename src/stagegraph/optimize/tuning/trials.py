@@ -12,7 +12,7 @@ from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 
 from .components import Texts, text_digest
-from .manifest import example_digest
+from .run_dir import example_digest
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example

@@ -189,12 +189,12 @@ async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Prev
         runner=options.runner,
         prompts=search.target.base,
         samples=2,
-        components=list(search.target.components),
     )
-    if not confirm(measured):
+    shown = replace(measured, components=tuple(search.target.components))
+    if not confirm(shown):
         msg = "the tuning was not begun: `confirm` said no"
         raise TuningError(msg)
-    return measured
+    return shown
 
 
 async def _with_verdict(
