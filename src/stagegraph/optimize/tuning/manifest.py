@@ -12,7 +12,7 @@ from stagegraph.data.examples import digest_of
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.stage import Stage
 from stagegraph.nodes.step import Step
-from stagegraph.optimize.evaluation.fingerprint import Fingerprint, hash_of
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint
 from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.runner.identity import stage_parts, step_parts
 
@@ -44,7 +44,7 @@ def manifest(
         "the graph": graph.__node__.name,
         **dict(_program(graph, base, options)),
         "what is tuned": list(options.components),
-        "the texts to start from": hash_of(dict(seed)),
+        "the texts to start from": digest_of(dict(seed)),
         **{f"the {name} examples": [example_digest(one) for one in rows] for name, rows in data.items()},
         "the metric": [grader.name, _metric(grader, warns=options.run_dir is not None)],
         "the seed": options.seed,
