@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.optimize.lms.missing import needing as _needing
 
 if TYPE_CHECKING:
-    from .dspy.examples import from_dspy, to_dspy
+    from .dspy.executor import TuningStopped
+    from .dspy.fields import from_dspy, to_dspy
     from .dspy.finetuning import BootstrapFinetune
     from .dspy.metric import dspy_metric
     from .dspy.module import GraphModule
-    from .dspy.provider import TuningStopped
     from .dspy.teleprompter import GEPA
     from .evaluation.blame import credited
     from .evaluation.budget import Budget
@@ -88,11 +88,11 @@ _HOMES = {
     "GraphModule": "dspy.module",
     "Judge": "evaluation.judge",
     "Metric": "evaluation.metric",
-    "TuningStopped": "dspy.provider",
+    "TuningStopped": "dspy.executor",
     "credited": "evaluation.blame",
     "dspy_metric": "dspy.metric",
     "examples": "evaluation.data",
-    "from_dspy": "dspy.examples",
+    "from_dspy": "dspy.fields",
     "from_pydantic_evals": "evaluation.data",
     "to_pydantic_evals": "evaluation.data",
     "graded": "evaluation.metric",
@@ -100,7 +100,7 @@ _HOMES = {
     "lm": "lms.lm",
     "stage_feedback": "evaluation.shown",
     "stratified_split": "evaluation.data",
-    "to_dspy": "dspy.examples",
+    "to_dspy": "dspy.fields",
     "wants_failed_runs": "evaluation.metric",
 }
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""

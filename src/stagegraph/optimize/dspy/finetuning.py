@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.clients.utils_finetune import TrainDataFormat
@@ -24,57 +24,58 @@ from pydantic_ai.messages import (
 from stagegraph.agent.models import Models
 from stagegraph.optimize.lms.lm import model_behind
 
+from .predictors import StagePredict
+from .trace import StagePrediction
+
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
-
-    from stagegraph.data.call import Call
-
-    from .predictors import StagePredict
 
 __all__ = ["BootstrapFinetune", "chat_rows"]
 
 Message = dict[str, Any]
-"""One message in the form of OpenAI's chat: `role`, `content`, `tool_calls`, `tool_call_id`."""
+"""One message of OpenAI's chat format: `role`, `content`, `tool_calls`, `tool_call_id`."""
 
 
 class BootstrapFinetune(dspy.BootstrapFinetune):
-    """`dspy.BootstrapFinetune` for a `GraphModule`, with its arguments and without a difference to what is served.
+    """`dspy.BootstrapFinetune` for a `GraphModule`, with its arguments: the training data equals what is served.
 
-    DSPy would train on its own adapter's wording of the fields, which no stage is ever asked with. Here a row is the
+    DSPy would train on its own adapter's wording of the fields, which no stage ever sends. Here a row is the
     conversation of one call: its instructions, input, tool calls and their results, and the answer. With
     `multitask=False` each stage has a model of its own, trained on all its calls, however wide the fan-out was.
 
-    Rows have what was recorded: demos that stand in the instructions, but none that went as messages, and no
-    definitions of tools. Bootstrap from a module without demos if it is to be served without. What is trained is the LM
-    that was set on the module, which has to be one that DSPy can train: `module.set_lm(dspy.LM("openai/..."))`.
+    Rows have what was recorded: demos inside the instructions, but none that were sent as messages, and no definitions
+    of tools. To serve a model without demos, bootstrap from a module without demos. The LM that was set on the module
+    is trained; DSPy must be able to train it: `module.set_lm(dspy.LM("openai/..."))`.
     """
 
+    metric: Any
+
     def compile(self, student: Any, trainset: Any, teacher: Any = None) -> Any:
-        """Train, and give the student with the trained models."""
-        self._paths = [cast("StagePredict", predictor).path for predictor in student.predictors()]
-        return cast("Any", super()).compile(student, trainset, teacher)
+        """Train, and return the student with the trained models."""
+        self._paths = [one.path for one in student.predictors() if isinstance(one, StagePredict)]
+        return super().compile(student, trainset, teacher)
 
     def _prepare_finetune_data(
         self, trace_data: list[dict[str, Any]], lm: Any, pred_ind: int | None = None
     ) -> tuple[list[dict[str, Any]], TrainDataFormat]:
         model = model_behind(lm, Models())
-        path = None if pred_ind is None else self._paths[pred_ind]
-        judged = cast("object", self.metric) is not None  # pyright: ignore[reportUnknownMemberType]
-        good = [item for item in trace_data if not judged or item["score"]]
+        paths = set(self._paths) if pred_ind is None else {self._paths[pred_ind]}
         rows: list[dict[str, Any]] = []
-        for item in good:
-            for predictor, _, prediction in item["trace"]:
-                call: Call | None = getattr(prediction, "_call", None)
-                if call is not None and call.ok and path in {None, predictor.path}:
+        for item in trace_data:
+            if self.metric is not None and not item["score"]:
+                continue
+            for _, _, prediction in item["trace"]:
+                call = prediction.stage_call if isinstance(prediction, StagePrediction) else None
+                if call is not None and call.ok and call.path in paths:
                     rows += chat_rows(call.messages, model)
         random.Random(0).shuffle(rows)  # noqa: S311 - nothing secret
         return rows, TrainDataFormat.CHAT
 
 
 def chat_rows(messages: Sequence[ModelMessage], model: Model[Any]) -> list[dict[str, Any]]:
-    """A conversation as a row of training data, in the words in which *model* is sent it; none without an answer.
+    """A conversation as a row of training data, in the form in which *model* receives it; no row without an answer.
 
-    An answer that had to be given again has `weight: 0`, so that it is not learned.
+    An answer that was refused has `weight: 0`, so that it is not learned.
     """
     found: list[Message] = []
     for message in messages:
@@ -88,7 +89,7 @@ def chat_rows(messages: Sequence[ModelMessage], model: Model[Any]) -> list[dict[
         (sent,) = model.prepare_messages([message])
         found += [turn for part in sent.parts for turn in _asked(part)]
     while found and found[-1]["role"] != "assistant":
-        found.pop()  # what followed the last answer, such as that it was received
+        found.pop()  # what followed the last answer, such as a tool's return
     return [{"messages": found}] if found else []
 
 

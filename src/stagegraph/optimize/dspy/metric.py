@@ -1,4 +1,4 @@
-"""One metric for every optimizer: what a user writes about a typed run, as DSPy's optimizers call it."""
+"""A metric about typed runs, in the form in which DSPy's optimizers call theirs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from stagegraph.nodes.stage import stages_of
-from stagegraph.optimize.evaluation.metric import Metric, grader_of, wants_failed_runs
+from stagegraph.optimize.evaluation.metric import Metric, grader_of
 from stagegraph.optimize.evaluation.shown import stage_feedback
 from stagegraph.optimize.lms.loop import run_here
 from stagegraph.schema.errors import TuningError
 
-from .examples import from_dspy
-from .provider import raise_through_evaluation
+from .executor import Outage, in_executor
+from .fields import from_dspy
+from .predictors import StagePredict
 from .trace import RunPrediction
 
 if TYPE_CHECKING:
-    from stagegraph.data.score import Score
     from stagegraph.record.run import Run
 
-__all__ = ["Metric", "dspy_metric", "wants_failed_runs"]
+__all__ = ["dspy_metric"]
 
 
 def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     """A metric as DSPy's optimizers call theirs: with two, three or five arguments.
 
-    `(gold, prediction)` and `(gold, prediction, trace)` give a plain number, which is what most optimizers want; a
-    score with objectives is a `dspy.Prediction` that has them. With the name of a predictor, as `dspy.GEPA` asks for
-    feedback, it is a `dspy.Prediction(score, feedback)` whose feedback tells of all calls of that stage, worst first.
+    `(gold, prediction)` and `(gold, prediction, trace)` give a number, which most optimizers expect. A score with
+    objectives is a `dspy.Prediction` that has them. With the name of a predictor, as `dspy.GEPA` asks for feedback, it
+    is a `dspy.Prediction(score, feedback)` whose feedback has all calls of that stage, the worst first.
 
     Args:
         metric: `(example, run) -> Score | float | bool`, sync or async. It is asked once per run.
         limit: Characters of one feedback.
 
     Raises (when it is called):
-        TuningError: the metric raised, gave what is no score, or was shown a prediction that is of no run.
+        TuningError: the metric failed, returned something that is no score, or got a prediction without a run.
+        TuningStopped: instead of it, where one of DSPy's evaluations would make a score of 0 out of it.
     """
     grader = grader_of(metric)
 
@@ -47,24 +48,22 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
             run = _run_of(prediction, grader.name)
             example = from_dspy(gold, run.tree.root)
             score = run_here(grader(example, run), "await graded(metric, example, run)")
-        except Exception as error:  # DSPy would take it for a score of 0
-            raise_through_evaluation(error)
+        except Exception as error:
+            if in_executor():
+                outage = prediction.outage if isinstance(prediction, RunPrediction) else None
+                (outage or Outage()).end(error)
             raise
         if pred_name is not None:
             path = _path(run, pred_name, pred_trace)
             feedback = stage_feedback(run, score, path, expected=example.expected, limit=limit)
             return dspy.Prediction(score=score.value, feedback=feedback)
         if score.objectives and trace is None:
-            return _with_objectives(score)
+            return dspy.Prediction(score=score.value, objective_scores=dict(score.objectives))
         return score.value
 
     face.__name__ = grader.name
     face.__doc__ = getattr(metric, "__doc__", None)
     return face
-
-
-def _with_objectives(score: Score) -> dspy.Prediction:
-    return dspy.Prediction(score=score.value, objective_scores=dict(score.objectives))
 
 
 def _run_of(prediction: object, metric: str) -> Run[Any, Any]:
@@ -78,11 +77,10 @@ def _run_of(prediction: object, metric: str) -> Run[Any, Any]:
 
 
 def _path(run: Run[Any, Any], name: str, pred_trace: Any) -> str:
-    """The stage that a predictor stands for."""
+    """The stage of a predictor."""
     for predictor, *_ in pred_trace or ():
-        path = getattr(predictor, "path", None)
-        if isinstance(path, str):
-            return path
+        if isinstance(predictor, StagePredict):
+            return predictor.path
     last = name.rpartition(".")[2]
     for path in stages_of(run.tree.root):
         if last in {path, path.replace(".", "__")}:

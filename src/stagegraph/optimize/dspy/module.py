@@ -1,4 +1,4 @@
-"""A graph as a DSPy program: every optimizer of DSPy takes it, and what runs is the real graph with the real agents."""
+"""A graph as a DSPy program: every DSPy optimizer takes it, and the real graph runs with the real agents."""
 
 from __future__ import annotations
 
@@ -6,62 +6,62 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Node
-from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
-from stagegraph.optimize.lms.lm import general_lm, model_behind
 from stagegraph.optimize.lms.lm import lm as bridged
 from stagegraph.optimize.lms.loop import await_here, run_here
-from stagegraph.record.run import RunError
 from stagegraph.schema.errors import DeclarationError, PromptError
 
-from .predictors import Declared, StagePredict
-from .program import Program, run_patiently
-from .provider import raise_through_evaluation
-from .trace import RunPrediction, entries_of, record_usage, recorded
+from .executor import in_executor, untyped
+from .predictors import Declared, StagePredict, entries_of
+from .program import Program
+from .trace import RunPrediction, record_trace, record_usage
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.data.prompt import Prompt
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
 __all__ = ["GraphModule"]
 
+_OWN = frozenset({"callbacks", "history", "_program", "_attributes", "_compiled"})
+"""Attributes of an instance, which no predictor may replace."""
+
 
 class GraphModule(dspy.Module):
     """A graph as a `dspy.Module` with one flat predictor per stage.
 
-    The predictor of the stage `build.code` is the attribute `build__code` (a name that a module has itself, such as
-    `load`, gets a `_` behind it): the names of `named_predictors()`, and of the components of `dspy.GEPA`.
-    `signature.instructions` and `demos` of a predictor are what its stage says to its model.
+    The predictor of the stage `build.code` is the attribute `build__code` (with a `_` at the end where a module has
+    that attribute itself, such as `load`): the names of `named_predictors()` and of the components of `dspy.GEPA`.
+    `signature.instructions` and `demos` of a predictor are the prompt of its stage.
 
     Args:
         graph: What to run; also a single stage.
         model: The model of stages that have none of their own. Where the runner has none either, it is the LM that DSPy
             is configured with.
         runner: How to run: models, limits, journal, tracing. It is used on the background loop of this package.
-        prompts: Where to start; without it the runner's, and for stages they do not name the texts of the code.
+        prompts: Where to start; the runner's prompts by default. A stage that they do not name starts from its code.
         retry_delays: Seconds between the attempts at a run whose provider failed.
-        demo_limit: Characters (of JSON) of all the demos that an optimizer may give one stage; longer ones are left
+        demo_limit: Characters (of JSON) of all the demos that an optimizer may give one stage. Longer ones are left
             out of its prompt, those of *prompts* never.
 
     Raises:
-        DeclarationError: a field has a name that DSPy keeps for itself, or the graph has no stages.
+        DeclarationError: DSPy needs the name of a field for itself, or the graph has no stages.
         PromptError: *prompts* name stages that the graph does not have.
     """
 
     def __new__(cls, graph: object = None, **_: object) -> Self:
-        """Make a module that shows the graph's source to proposers, which read that of a program's class."""
+        """Create a module that has the source of its graph: proposers read the source of a program's class."""
+        kind = type(graph)
         if isinstance(graph, BaseGraph) and "graph_class" not in vars(cls):
-            return object.__new__(_shown_as(cls, type(cast("object", graph))))
+            return object.__new__(_with_source(cls, kind))
         return object.__new__(cls)
 
     def __init__(
@@ -74,24 +74,23 @@ class GraphModule(dspy.Module):
         retry_delays: Sequence[float] = RETRY_DELAYS,
         demo_limit: int = 20_000,
     ) -> None:
-        cast("Any", super()).__init__()
+        untyped.Module.__init__(self)
         if not isinstance(graph, Node):  # pyright: ignore[reportUnnecessaryIsInstance]
             hint = f": write {graph.__name__}()" if isinstance(graph, type) else ""
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
         program = self._program = Program(graph, model, runner, retry_delays, demo_limit)
-        program.attributes.update(_attributes(stages_of(program.tree.root)))
-        if not stages_of(program.tree.root):
+        if not program.stages:
             msg = f"{graph.__node__.name} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
         start = prompts if prompts is not None else program.runner.prompts
         if not start.settled:
             start = run_here(start.resolved(), "GraphModule(graph, prompts=await prompts.resolved())")
-        start.check_known(stages_of(program.tree.root), graph.__node__.name)
+        start.check_known(program.stages, graph.__node__.name)
         seeds = Prompts.of(graph).replace(dict(start))
-        for path, stage in stages_of(program.tree.root).items():
-            predictor = StagePredict(Declared(path, stage, self._asker(), demo_limit), seeds[path])
-            setattr(self, program.attributes[path], predictor)
+        self._attributes = _attributes(program.stages)
+        for path, name in self._attributes.items():
+            setattr(self, name, StagePredict(Declared(path, program), seeds[path]))
 
     @property
     def graph(self) -> Node[Any, Any]:
@@ -104,7 +103,7 @@ class GraphModule(dspy.Module):
         return self._program
 
     def with_prompts(self, prompts: Prompts) -> Self:
-        """A copy that says something else, to the same models."""
+        """A copy with other prompts and the same models."""
         program = self._program
         new = type(self)(
             program.graph,
@@ -114,98 +113,80 @@ class GraphModule(dspy.Module):
             retry_delays=program.retry_delays,
             demo_limit=program.demo_limit,
         )
-        for name, predictor in zip(program.attributes.values(), self._predictors().values(), strict=True):
-            getattr(new, name).lm = predictor.lm
+        for path, predictor in self._predictors().items():
+            getattr(new, self._attributes[path]).lm = predictor.lm
         return new
 
     def prompts(self) -> Prompts:
-        """What the predictors say now, as the file that people review and a runner deploys."""
+        """The current prompts of the predictors, as a runner deploys them."""
         prompts = {path: predictor.prompt() for path, predictor in self._predictors().items()}
         return Prompts(prompts, graph=self._program.graph.__node__.name)
 
     def _predictors(self) -> dict[str, StagePredict]:
-        """Stage path -> its predictor now; an optimizer may have put another one in its place."""
-        return {path: getattr(self, name) for path, name in self._program.attributes.items()}
+        """Stage path -> its current predictor, which an optimizer may have replaced."""
+        return {path: getattr(self, name) for path, name in self._attributes.items()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
+        """Run the graph; see `forward`."""
+        with untyped.context(stagegraph_in_executor=in_executor()):  # below, DSPy's callbacks hide who calls
+            return untyped.Module.__call__(self, *args, **kwargs)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Run the graph on the fields of its input model, or on `input` when it is no model.
+        """Run the graph on the fields of its input model, or on `input` when the input is no model.
 
         A failed stage gives a prediction with an `error` and the partial `run`.
 
         Raises:
-            RunError: a provider failed, and waiting did not help. `InputError`: the input does not fit.
-            NotRunningError: this is the event loop that the run would need.
+            RunError: a provider failed for good. `InputError`: the input does not fit.
+            NotRunningError: this is the event loop that the run needs.
+            TuningStopped: instead of these, where one of DSPy's evaluations would make a score of 0 out of them.
         """
-        raise_through_evaluation(None)
+        program, evaluated = self._program, untyped.settings.get("stagegraph_in_executor", False)
+        if evaluated:
+            program.outage.check()
         try:
-            value, chosen = self._input(inputs), self.chosen_models()
+            value, models = self._input(inputs), self.chosen_models()
             call = (id(self), *((name, id(given)) for name, given in sorted(inputs.items())))
-            run, error = self._program.flights.run(call, lambda: self._run(value, chosen), "await module.acall(...)")
-        except Exception as failure:  # a failed stage raises nothing, so this is no candidate's fault
-            raise_through_evaluation(failure)
+            ran = program.flights.run(call, lambda: self._run(value, models), "await module.acall(...)")
+        except Exception as error:  # a failed stage raises nothing, so this is no candidate's fault
+            if evaluated:
+                program.outage.end(error)
             raise
-        return self._predicted(run, error)
+        return self._predicted(*ran)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """The same for async code on any event loop."""
-        run, error = await await_here(self._run(self._input(inputs), self.chosen_models()))
-        return self._predicted(run, error)
+        return self._predicted(*await await_here(self._run(self._input(inputs), self.chosen_models())))
+
+    async def _run(self, value: Any, models: Mapping[str, Model[Any]]) -> tuple[Run[Any, Any], str | None]:
+        return await self._program.run(self._program.graph, value, self.prompts(), models)
 
     def _predicted(self, run: Run[Any, Any], error: str | None) -> dspy.Prediction:
-        program = self._program
-        recorded(entries_of(run, self._predictors()))
+        outputs = self._program.outputs
+        record_trace(entries_of(run, self._predictors()))
         record_usage(run)
-        fields = dict.fromkeys(program.gives.names) if error is not None else program.gives.split(run.output)
-        return RunPrediction(fields, run, run.output, error)
+        fields = dict.fromkeys(outputs.names) if error is not None else outputs.split(run.output)
+        return RunPrediction(fields, run, run.output, error, self._program.outage)
 
-    def _input(self, inputs: Mapping[str, Any]) -> Any:
-        takes = self._program.takes
-        unknown = sorted(inputs.keys() - takes.names.keys())
+    def _input(self, fields: Mapping[str, Any]) -> Any:
+        inputs, name = self._program.inputs, self._program.graph.__node__.name
+        unknown = sorted(fields.keys() - inputs.names.keys())
         if unknown:
-            msg = f"{self._program.graph.__node__.name} has no input `{unknown[0]}`; it takes: {', '.join(takes.names)}"
+            msg = f"{name} has no input `{unknown[0]}`; it takes: {', '.join(inputs.names)}"
             raise TypeError(msg)
-        if takes.model is None and not inputs:
-            msg = f"{self._program.graph.__node__.name} takes one input: write module(input=...)"
+        if inputs.model is None and not fields:
+            msg = f"{name} takes one input: write module(input=...)"
             raise TypeError(msg)
-        return takes.data(inputs)
+        return inputs.data(fields)
 
-    def chosen_models(self) -> dict[str, Model[Any] | str]:
-        """Stage path -> the model that DSPy was told to use for it.
-
-        What was set on the predictor goes before what `dspy.context(lm=)` says. What is configured for all of DSPy
-        counts where nobody else names a model: neither the stage, nor the runner, nor this module.
-        """
-        program, (general, everywhere) = self._program, general_lm()
-        found: dict[str, Any] = {}
-        for path, predictor in self._predictors().items():
-            lm = predictor.lm or general
-            found[path] = everywhere if lm is None and not program.has_model(path) else lm
-        return {path: model_behind(lm, program.models) for path, lm in found.items() if lm is not None}
-
-    async def _run(self, value: Any, models: Mapping[str, Model[Any] | str]) -> tuple[Run[Any, Any], str | None]:
-        program = self._program
-        return await run_patiently(program, program.graph, value, self.prompts(), models)
-
-    def _asker(self) -> Any:
-        program = self._program
-
-        async def ask(predictor: StagePredict, value: Any) -> Any:
-            lm = predictor.lm
-            stage = predictor.declared.stage
-            if lm is None and not program.has_model(predictor.path):
-                lm = general_lm()[1]
-            models = {stage.__node__.name: model_behind(lm, program.models)} if lm is not None else {}
-            prompts: dict[str, Prompt] = {stage.__node__.name: predictor.prompt()}
-            run, error = await run_patiently(program, stage, value, Prompts(prompts), models)
-            if error is not None:
-                raise RunError(error, run=run)
-            return run.output
-
-        return ask
+    def chosen_models(self) -> dict[str, Model[Any]]:
+        """Stage path -> the model, where DSPy chooses it."""
+        models = {path: self._program.model_for(path, one.lm) for path, one in self._predictors().items()}
+        return {path: model for path, model in models.items() if model is not None}
 
     def get_lm(self) -> Any:
-        """The LM of all predictors; when none was set, the module's own model as one."""
-        lm = cast("Any", super()).get_lm()
+        """The LM of all predictors; where none was set, the module's own model as one."""
+        lm = untyped.Module.get_lm(self)
         return bridged(self._program.model) if lm is None and self._program.model is not None else lm
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
@@ -214,14 +195,14 @@ class GraphModule(dspy.Module):
         Raises:
             PromptError: it was saved from a graph with other stages.
         """
-        own = dict(cast("list[tuple[str, Any]]", cast("Any", self).named_parameters()))
+        own = [name for name, _ in untyped.Module.named_parameters(self)]
         missing = [name for name in own if name not in state]
         unknown = [name for name in state if name not in own and name != "metadata"]
         if missing or unknown:
             parts = [f"`{name}` is missing" for name in missing] + [f"there is no `{name}`" for name in unknown]
             msg = f"the saved program does not fit {self._program.graph.__node__.name}: {'; '.join(parts)}"
             raise PromptError(msg)
-        cast("Any", super()).load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        untyped.Module.load_state(self, state, allow_unsafe_lm_state=allow_unsafe_lm_state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A module with predictors of its own that shares the graph and the runner."""
@@ -234,8 +215,8 @@ class GraphModule(dspy.Module):
 
 
 @cache
-def _shown_as(cls: Any, graph: type) -> Any:
-    """A class like *cls* whose source, for whoever looks it up, is that of the graph."""
+def _with_source(cls: Any, graph: type) -> Any:
+    """A subclass of *cls* for which `inspect.getsource` finds the source of the graph."""
     names = ("__module__", "__qualname__", "__doc__", "__firstlineno__")
     about = {name: getattr(graph, name) for name in names if hasattr(graph, name)}
     return type(cls)(graph.__name__, (cls,), {**about, "graph_class": graph})
@@ -250,6 +231,3 @@ def _attributes(paths: Mapping[str, object]) -> dict[str, str]:
             name = f"{name}_" if name.isidentifier() else f"_{name}"
         found[path] = name
     return found
-
-
-_OWN = frozenset({"callbacks", "history", "_program", "_compiled"})

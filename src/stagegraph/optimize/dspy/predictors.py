@@ -1,48 +1,55 @@
-"""One stage as a DSPy predictor: what optimizers read and write lives here, what runs is the stage itself."""
+"""One stage as a DSPy predictor: optimizers read and write its text and demos, and the stage itself answers."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from stagegraph.data.call import key_order
 from stagegraph.data.prompt import Demo, Prompt, parsed
+from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.lms.lm import PydanticEngine
 from stagegraph.optimize.lms.loop import await_here, run_here
+from stagegraph.record.run import RunError
 from stagegraph.schema.errors import DeclarationError
 
+from .executor import untyped
 from .fields import Fields, reject_reserved, signature_of
+from .trace import Entry, StagePrediction, record_trace
 
 if TYPE_CHECKING:
-    from stagegraph.nodes.stage import Stage
+    from stagegraph.data.call import Call
+    from stagegraph.record.run import Run
 
-__all__ = ["StagePredict"]
+    from .program import Program
 
-Ask = Callable[["StagePredict", Any], Awaitable[Any]]
-"""Runs a predictor's stage alone on one value."""
+__all__ = ["Declared", "StagePredict", "entries_of"]
+
+_DESCRIPTIONS = "described"
+"""The key of a saved predictor for the descriptions of tools and fields, which DSPy does not have."""
 
 
 class Declared:
-    """What a predictor shares with its copies, by reference: the stage and how it is asked."""
+    """What a predictor and its copies share: the stage, its fields, and the program that runs it."""
 
-    def __init__(self, path: str, stage: Stage[Any, Any], ask: Ask, demo_limit: int) -> None:
+    def __init__(self, path: str, program: Program) -> None:
         self.path = path
-        self.stage = stage
-        self.ask = ask
-        self.demo_limit = demo_limit
+        self.program = program
+        self.stage = program.stages[path]
         what = f"stage `{path}`"
-        self.takes = Fields(stage.__node__.input_type, "input")
-        self.gives = Fields(stage.__node__.output_type, "output", frozenset(self.takes.names))
-        for fields in (self.takes, self.gives):
+        self.inputs = Fields(self.stage.__node__.input_type, "input")
+        self.outputs = Fields(self.stage.__node__.output_type, "output", frozenset(self.inputs.names))
+        for fields in (self.inputs, self.outputs):
             reject_reserved(fields, what)
-        clash = self.takes.names.keys() & self.gives.names.keys()
+        clash = self.inputs.names.keys() & self.outputs.names.keys()
         if clash:
             msg = f"{what}: its input and its output both need the field `{min(clash)}`: rename one of them"
             raise DeclarationError(msg)
@@ -51,23 +58,23 @@ class Declared:
         return self
 
 
-_DESCRIBED = "described"
-"""Where a saved predictor has what is said about tools and fields of the answer; DSPy knows no such thing."""
-
-
 class StagePredict(dspy.Predict):
-    """The predictor of one stage: `signature.instructions` and `demos` are its prompt, and the agent answers.
+    """The predictor of one stage: `signature.instructions` and `demos` are its prompt.
 
-    Called by itself it runs its stage alone. In a graph the `GraphModule` runs all stages and reads their predictors.
+    Called by itself it runs its stage alone. A `GraphModule` runs the whole graph and reads its predictors.
     """
+
+    signature: Any
+    demos: list[Any]
 
     def __init__(self, declared: Declared, prompt: Prompt) -> None:
         self._declared = declared
         self._seed = prompt
-        text = prompt.instructions if prompt.instructions is not None else declared.stage.instructions
-        cast("Any", super()).__init__(signature_of(declared.path, declared.takes, declared.gives, text))
-        self.demos = [self._fields_of(demo) for demo in prompt.demos]
-        self._written = [self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos)]
+        signature = signature_of(declared.path, declared.inputs, declared.outputs, self._seed_text)
+        untyped.Predict.__init__(self, signature)
+        self.demos = [self._example(demo) for demo in prompt.demos]
+        self._written = [self._demo(demo) for demo in self.demos]
+        """The demos of the seed, which are always kept."""
 
     @property
     def path(self) -> str:
@@ -79,31 +86,33 @@ class StagePredict(dspy.Predict):
         """The stage and the fields of its types."""
         return self._declared
 
-    def _fields_of(self, demo: Demo) -> dspy.Example:
-        takes, gives = self._declared.takes, self._declared.gives
-        given, answer = takes.schema.load(demo.input), gives.schema.load(demo.output)
-        example = cast("Any", dspy.Example(**takes.split(given), **gives.split(answer)))
-        return example.with_inputs(*takes.names)
+    @property
+    def text(self) -> str:
+        """The instructions as they were set; where there are none, DSPy puts a sentence about the fields."""
+        text: str = self.signature.__doc__ or ""
+        return "" if text == self.signature.with_instructions("").__doc__ else text
+
+    @property
+    def _seed_text(self) -> str:
+        text = self._seed.instructions
+        return text if text is not None else self._declared.stage.instructions
 
     def prompt(self) -> Prompt:
-        """What the stage is to say to its model now.
+        """The current prompt of the stage.
 
-        Demos that an optimizer found are left out where they do not fit the stage's types, or are too long.
+        Demos of an optimizer are left out where they do not fit the stage's types, or are too long.
         """
-        text = self.text
-        seed = self._seed.instructions
-        if seed is None:
-            seed = self._declared.stage.instructions
+        text, seed = self.text, self._seed_text
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
             text = seed  # as it was written: DSPy trims it
-        found = (self._demo(demo) for demo in cast("list[Mapping[str, Any]]", self.demos))
-        fitting = tuple(self._fitting(demo for demo in found if demo is not None))
-        return Prompt(text, fitting, self._seed.tools, self._seed.fields)
+        return Prompt(text, tuple(self._fitting()), self._seed.tools, self._seed.fields)
 
-    def _fitting(self, demos: Iterable[Demo]) -> Iterator[Demo]:
-        """The demos that a person put there, and as many of the others as there is room for."""
-        room = self._declared.demo_limit
-        for demo in demos:
+    def _fitting(self) -> Iterator[Demo]:
+        """The demos of the seed, and as many of the others as there is room for."""
+        room = self._declared.program.demo_limit
+        for demo in map(self._demo, self.demos):
+            if demo is None:
+                continue
             size = len(json.dumps([demo.input, demo.output], ensure_ascii=False))
             if demo in self._written:
                 yield demo
@@ -111,18 +120,16 @@ class StagePredict(dspy.Predict):
                 room -= size
                 yield demo
 
-    @property
-    def text(self) -> str:
-        """The instructions, as they were set; DSPy puts a sentence about the fields where there are none."""
-        signature = cast("Any", self.signature)
-        text = cast("str", signature.__doc__ or "")
-        return "" if text == signature.with_instructions("").__doc__ else text
+    def _example(self, demo: Demo) -> dspy.Example:
+        inputs, outputs = self._declared.inputs, self._declared.outputs
+        given, answer = inputs.schema.load(demo.input), outputs.schema.load(demo.output)
+        return untyped.Example(**inputs.split(given), **outputs.split(answer)).with_inputs(*inputs.names)
 
-    def _demo(self, raw: Mapping[str, Any]) -> Demo | None:
-        fields = dict(raw.items())
+    def _demo(self, example: Any) -> Demo | None:
+        fields: dict[str, Any] = dict(example.items())
         values: list[Any] = []
-        for side in (self._declared.takes, self._declared.gives):
-            if not any(name in fields for name in side.names):
+        for side in (self._declared.inputs, self._declared.outputs):
+            if not fields.keys() & side.names.keys():
                 return None
             try:
                 values.append(side.schema.answer(side.join(fields)))
@@ -136,8 +143,7 @@ class StagePredict(dspy.Predict):
         Raises:
             RunError: it failed.
         """
-        output = run_here(self._answer(inputs), "await predictor.acall(...)")
-        return self._predicted(inputs, output)
+        return self._predicted(inputs, run_here(self._answer(inputs), "await predictor.acall(...)"))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Run the stage alone.
@@ -148,41 +154,45 @@ class StagePredict(dspy.Predict):
         return self._predicted(inputs, await await_here(self._answer(inputs)))
 
     async def _answer(self, inputs: Mapping[str, Any]) -> Any:
-        return await self._declared.ask(self, self._declared.takes.join(inputs))
+        program, stage = self._declared.program, self._declared.stage
+        model = program.model_for(self.path, self.lm)
+        models = {} if model is None else {stage.__node__.name: model}
+        value, prompts = self._declared.inputs.join(inputs), Prompts({stage.__node__.name: self.prompt()})
+        run, error = await program.run(stage, value, prompts, models)
+        if error is not None:
+            raise RunError(error, run=run)
+        return run.output
 
     def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        from .trace import recorded  # noqa: PLC0415 - it reads predictors
-
-        prediction = cast("Any", dspy.Prediction).from_completions([self._declared.gives.split(output)])
-        recorded([(self, dict(inputs), prediction)])
+        prediction = untyped.Prediction.from_completions([self._declared.outputs.split(output)])
+        record_trace([(self, dict(inputs), prediction)])
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """The prompt as plain data; which model runs is the graph's affair and not part of it."""
-        lm, self.lm = self.lm, None if _is_ours(self.lm) else self.lm
+        """The prompt as plain data. The graph decides which model runs, so that is not part of it."""
+        lm, self.lm = self.lm, None if isinstance(getattr(self.lm, "_engine_spec", None), PydanticEngine) else self.lm
         try:
-            state = super().dump_state(json_mode=json_mode)
+            state = untyped.Predict.dump_state(self, json_mode=json_mode)
         finally:
             self.lm = lm
         state["signature"]["instructions"] = self.text
-        if described := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
-            state[_DESCRIBED] = described
+        if descriptions := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
+            state[_DESCRIPTIONS] = descriptions
         return to_jsonable_python(state, fallback=str) if json_mode else state
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Self:
         """Take over a prompt.
 
         Raises:
-            PromptError: what it says about tools and fields is no text.
+            PromptError: a description of a tool or a field is no text.
         """
-        given = parsed(self.path, state.get(_DESCRIBED), "the saved program")
+        given = parsed(self.path, state.get(_DESCRIPTIONS), "the saved program")
         self._seed = replace(self._seed, tools=given.tools, fields=given.fields)
-        own = cast("Any", self.signature).dump_state()["fields"]
-        known = {name: value for name, value in state.items() if name != _DESCRIBED}
-        kept = {**known, "signature": {"instructions": state["signature"]["instructions"], "fields": own}}
-        cast("Any", super()).load_state(kept, allow_unsafe_lm_state=allow_unsafe_lm_state)
-        demos = cast("list[Any]", self.demos)
-        self.demos = [dspy.Example(cast("Any", demo)) if isinstance(demo, dict) else demo for demo in demos]
+        known = {name: value for name, value in state.items() if name != _DESCRIPTIONS}
+        own = self.signature.dump_state()["fields"]
+        known["signature"] = {"instructions": state["signature"]["instructions"], "fields": own}
+        untyped.Predict.load_state(self, known, allow_unsafe_lm_state=allow_unsafe_lm_state)
+        self.demos = [dspy.Example(demo) if isinstance(demo, dict) else demo for demo in self.demos]
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -193,9 +203,25 @@ class StagePredict(dspy.Predict):
         state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
         vars(new).update(state, callbacks=list(state["callbacks"]))
         # Some optimizers write into the signature class itself.
-        new.signature = cast("Any", self.signature).with_instructions(self.text)
+        new.signature = self.signature.with_instructions(self.text)
         return new
 
 
-def _is_ours(lm: object) -> bool:
-    return isinstance(getattr(lm, "_engine_spec", None), PydanticEngine)
+def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> list[Entry]:
+    """Each finished stage call of a run as DSPy traces it: in the order of stages, and of the keys within a stage.
+
+    A cancelled call is left out, since it did nothing wrong.
+    """
+    calls: dict[str, list[Call]] = {path: [] for path in predictors}
+    for call in run.root.walk():
+        if call.kind == "stage" and call.path in calls and call.status in {"succeeded", "failed"}:
+            calls[call.path].append(call)
+    return [
+        (
+            predictor,
+            predictor.declared.inputs.split(call.input),
+            StagePrediction.of(call, predictor.declared.outputs.split(call.output)),
+        )
+        for path, predictor in predictors.items()
+        for call in sorted(calls[path], key=lambda one: key_order(one.key))
+    ]

@@ -1,22 +1,18 @@
-"""How a module's graph is run: patiently where a provider is at fault, and once where DSPy asks twice."""
+"""How a module's graph is run: patiently, with the models that DSPy was given for its stages."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from concurrent.futures import Future
-from threading import Lock
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
 from stagegraph.agent.models import Models
 from stagegraph.nodes.stage import stages_of
-from stagegraph.optimize.lms.loop import start_here
+from stagegraph.optimize.evaluation.retries import run_patiently
+from stagegraph.optimize.lms.lm import general_lm, model_behind
 from stagegraph.optimize.lms.names import model_named
-from stagegraph.record.run import InputError, ReplayError, RunError
 from stagegraph.runner.runner import Runner
 
+from .executor import Flights, Outage
 from .fields import Fields
 
 if TYPE_CHECKING:
@@ -26,49 +22,11 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["Flights", "Program", "run_patiently"]
-
-_STRAGGLER = 115.0
-"""DSPy's evaluations submit what takes 120 seconds once more, and more often than once."""
-
-
-class Flights:
-    """Calls that are under way, so that one that is only slow is not made, and paid for, again."""
-
-    def __init__(self, after: float = _STRAGGLER) -> None:
-        self._after = after
-        self._lock = Lock()
-        self.joined = 0
-        """How often somebody waited for a call that was under way."""
-        self._flying: dict[Hashable, tuple[float, Future[Any]]] = {}
-
-    def run(self, call: Hashable, work: Callable[[], Coroutine[Any, Any, Any]], instead: str) -> Any:
-        """Do the work and wait for it, or wait for the very same call that has been under way for long.
-
-        Raises:
-            NotRunningError: this is the event loop that the work would need; *instead* is what to write.
-        """
-        with self._lock:
-            began, future = self._flying.get(call, (time.monotonic(), None))
-            joins = future is not None and time.monotonic() - began >= self._after
-            if future is None or not joins:
-                future = start_here(work(), instead)
-                self._flying[call] = (time.monotonic(), future)
-            self.joined += joins
-        try:
-            return future.result()
-        except BaseException:
-            if not joins:
-                future.cancel()
-            raise
-        finally:
-            with self._lock:
-                if not joins and self._flying.get(call, (0, None))[1] is future:
-                    del self._flying[call]
+__all__ = ["Program"]
 
 
 class Program:
-    """What a module shares with its copies, by reference: the graph, and how it is run."""
+    """What a module and its copies share: the graph, and how it is run."""
 
     def __init__(
         self,
@@ -83,48 +41,38 @@ class Program:
         self.runner = runner if runner is not None else Runner()
         self.retry_delays = tuple(retry_delays)
         self.demo_limit = demo_limit
-        self.tree = graph.__node__.tree
-        self.takes = Fields(graph.__node__.input_type, "input")
-        self.gives = Fields(graph.__node__.output_type, "output")
-        self.models = Models()
-        self.flights = Flights()
-        self.attributes: dict[str, str] = {}
-        """Stage path -> the attribute of its predictor."""
-
-    def has_model(self, path: str) -> bool:
-        """Whether somebody names a model for a stage: the stage, its agent, the runner or the module."""
-        stage = stages_of(self.tree.root)[path]
-        return self.model is not None or model_named(path, stage, self.runner) is not None
+        self.stages = stages_of(graph)
+        self.inputs = Fields(graph.__node__.input_type, "input")
+        self.outputs = Fields(graph.__node__.output_type, "output")
+        self.flights, self.outage = Flights(), Outage()
+        self._models = Models()
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self
 
+    def model_for(self, path: str, lm: object) -> Model[Any] | None:
+        """The model of a stage as far as DSPy chooses it; *lm* is the one that was set on its predictor.
 
-async def run_patiently(
-    program: Program, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any] | str]
-) -> tuple[Run[Any, Any], str | None]:
-    """A run and why it failed, if it did; one that a provider let down is repeated, also when it went on without.
+        It goes before that of `dspy.context(lm=)`. The LM that is configured for all of DSPy counts where neither the
+        stage, nor the runner, nor the module names a model.
+        """
+        general, configured = general_lm()
+        chosen = lm or general
+        if chosen is None and self.model is None and model_named(path, self.stages[path], self.runner) is None:
+            chosen = configured
+        return None if chosen is None else model_behind(chosen, self._models)
 
-    Raises:
-        RunError: the provider did not recover, or the input does not fit.
-    """
-    waits = list(program.retry_delays)
-    while True:
-        try:
-            run = await program.runner.run(node, value, model=program.model, prompts=prompts, models=models)
-        except (InputError, ReplayError):
-            raise
-        except RunError as error:
-            fault = fault_in(error)
-            if fault is None:
-                if not error.attached:
-                    raise
-                return error.run, str(error)
-            if is_lasting(fault) or not waits:
-                raise
-            await asyncio.sleep(max(waits.pop(0), wait_asked_for(fault)))
-        else:
-            if waits and let_down(run):
-                await asyncio.sleep(waits.pop(0))
-                continue
-            return run, None if run.status == "succeeded" else "the run waits for an answer (see `run.pending`)"
+    async def run(
+        self, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any]]
+    ) -> tuple[Run[Any, Any], str | None]:
+        """A run, and why it has no output if it has none.
+
+        Raises:
+            RunError: a provider failed for good, or the input does not fit.
+        """
+        run = await run_patiently(
+            self.runner, node, value, self.retry_delays, model=self.model, prompts=prompts, models=models
+        )
+        if run.status == "succeeded":
+            return run, None
+        return run, str(run.error) if run.error is not None else "the run waits for an answer (see `run.pending`)"

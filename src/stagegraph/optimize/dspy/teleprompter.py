@@ -13,7 +13,7 @@ from stagegraph.optimize.tuning.options import Options, TuningOptions
 from stagegraph.optimize.tuning.search import search
 from stagegraph.schema.errors import TuningError
 
-from .examples import from_dspy
+from .fields import from_dspy
 from .module import GraphModule
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a run leaves with DSPy: its trace, its token counts, and a prediction."""
+"""What a run gives to DSPy: a prediction, entries of the trace, and token counts."""
 
 from __future__ import annotations
 
@@ -9,35 +9,45 @@ import dspy
 from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 
-from stagegraph.data.call import key_order
 from stagegraph.schema.errors import TuningError
+
+from .executor import Outage, untyped
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.record.run import Run
 
-    from .predictors import StagePredict
+__all__ = ["Entry", "RunPrediction", "StagePrediction", "record_trace", "record_usage"]
 
-__all__ = ["RunPrediction", "entries_of", "record_usage", "recorded"]
-
-Entry = tuple["StagePredict", dict[str, Any], dspy.Prediction]
+Entry = tuple[Any, dict[str, Any], dspy.Prediction]
+"""A predictor, its inputs, and its prediction."""
 
 
 class RunPrediction(dspy.Prediction):
-    """What a graph gave, as DSPy sees it: the fields of its output, and the whole run behind them."""
+    """A graph's output as DSPy has it: the fields of the output, and the whole run behind them."""
 
-    def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any] | None, output: object, error: str | None) -> None:
-        cast("Any", super()).__init__(**fields)
+    _store: dict[str, Any]
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        run: Run[Any, Any] | None,
+        output: object,
+        error: str | None,
+        outage: Outage | None = None,
+    ) -> None:
+        untyped.Prediction.__init__(self, **fields)
         self._run = run
         self._output = output
         self._error = error
+        self._outage = outage
 
     @property
     def run(self) -> Run[Any, Any]:
         """The run; of a failed one its partial record.
 
         Raises:
-            TuningError: the prediction was stored and read back; the record stayed in the process that ran it.
+            TuningError: the prediction was read from a file, and the record is not in it.
         """
         if self._run is None:
             msg = "this prediction was read back from a file, and the record of its run is not in it"
@@ -46,7 +56,7 @@ class RunPrediction(dspy.Prediction):
 
     @property
     def output(self) -> Any:
-        """The graph's output as it is typed; `None` when the run failed."""
+        """The graph's typed output; `None` when the run failed."""
         return self._output
 
     @property
@@ -54,54 +64,45 @@ class RunPrediction(dspy.Prediction):
         """Why the run has no output."""
         return self._error
 
+    @property
+    def outage(self) -> Outage | None:
+        """What ends an evaluation of the program that made it."""
+        return self._outage
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (cast("dict[str, Any]", self._store), None, self._output, self._error)
+        return type(self), (self._store, None, self._output, self._error)
 
     def __copy__(self) -> Self:
-        return self._again()
-
-    def __deepcopy__(self, _memo: object) -> Self:
-        return self._again()  # records are frozen, and agents cannot be copied
-
-    def _again(self) -> Self:
-        new = type(self)(cast("dict[str, Any]", self._store), self._run, self._output, self._error)
-        cast("Any", new).set_lm_usage(self.get_lm_usage())
+        new = type(self)(self._store, self._run, self._output, self._error, self._outage)
+        untyped.Prediction.set_lm_usage(new, self.get_lm_usage())
         return new
 
-
-def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> list[Entry]:
-    """Each finished stage call of a run as DSPy records one: stages as declared, calls of a stage by key.
-
-    A failed call has `stage_error` as its only output; cancelled ones are left out, since they did nothing wrong.
-    """
-    calls: dict[str, list[Call]] = {path: [] for path in predictors}
-    for call in run.root.walk():
-        if call.kind == "stage" and call.path in calls and call.status in {"succeeded", "failed"}:
-            calls[call.path].append(call)
-    entries: list[Entry] = []
-    for path, predictor in predictors.items():
-        entries += [
-            (predictor, predictor.declared.takes.split(call.input), _prediction(predictor, call))
-            for call in sorted(calls[path], key=lambda one: key_order(one.key))
-        ]
-    return entries
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self.__copy__()  # records are frozen, and agents cannot be copied
 
 
-def _prediction(predictor: StagePredict, call: Call) -> dspy.Prediction:
-    if call.ok:
-        prediction = cast("Any", dspy.Prediction).from_completions([predictor.declared.gives.split(call.output)])
-    else:
-        prediction = dspy.Prediction(stage_error=str(call.error))
-    prediction._call = call  # noqa: SLF001 # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    return prediction
+class StagePrediction(dspy.Prediction):
+    """What one call of a stage gave; a failed call has `stage_error` as its only field."""
+
+    _call: Call | None = None
+
+    @property
+    def stage_call(self) -> Call | None:
+        """The call; `None` for a prediction that was read from a file."""
+        return self._call
+
+    @classmethod
+    def of(cls, call: Call, fields: Mapping[str, Any]) -> Self:
+        """The prediction of a call that gave these fields."""
+        made: Self = cast("Any", cls).from_completions([dict(fields)]) if call.ok else cls(stage_error=str(call.error))
+        vars(made)["_call"] = call
+        return made
 
 
-def recorded(entries: Iterable[Entry]) -> None:
-    """Add to the trace, if somebody opened one; DSPy's global one would only grow."""
-    settings = cast("Any", dspy.settings)
-    trace = cast("list[Entry] | None", settings.trace)
-    limit = cast("int", settings.max_trace_size)
-    if trace is None or trace is cast("Any", main_thread_config)["trace"] or limit <= 0:
+def record_trace(entries: Iterable[Entry]) -> None:
+    """Add to the trace of the current `dspy.context`; DSPy's global trace would only grow."""
+    trace, limit = untyped.settings.trace, untyped.settings.max_trace_size
+    if trace is None or trace is main_thread_config["trace"] or limit <= 0:
         return
     for entry in entries:
         if len(trace) >= limit:
@@ -110,21 +111,16 @@ def recorded(entries: Iterable[Entry]) -> None:
 
 
 def record_usage(run: Run[Any, Any]) -> None:
-    """Tell a usage tracker, if there is one, what each model was sent and gave; replayed calls cost nothing."""
-    tracker = cast("Any", dspy.settings).usage_tracker
+    """Add each model's tokens to DSPy's usage tracker, if there is one; replayed calls cost nothing."""
+    tracker = untyped.settings.usage_tracker
     if not tracker:
         return
     for call in run.calls():
-        if call.replayed:
-            continue
-        for message in call.messages:
+        for message in () if call.replayed else call.messages:
             if isinstance(message, ModelResponse):
-                usage = message.usage
-                tracker.add_usage(
-                    message.model_name or "unknown",
-                    {
-                        "prompt_tokens": usage.input_tokens,
-                        "completion_tokens": usage.output_tokens,
-                        "total_tokens": usage.total_tokens,
-                    },
-                )
+                usage = {
+                    "prompt_tokens": message.usage.input_tokens,
+                    "completion_tokens": message.usage.output_tokens,
+                    "total_tokens": message.usage.total_tokens,
+                }
+                tracker.add_usage(message.model_name or "unknown", usage)

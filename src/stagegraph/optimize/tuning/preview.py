@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -73,14 +74,12 @@ async def preview(
     own = runner or Runner(tracing=None)
     runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
     costs = [run.cost for run in runs]
-    counts = {
-        path: [sum(call.path == path for call in run.calls()) for run in runs] for path in stages_of(runs[0].tree.root)
-    }
+    calls = Counter(call.path for run in runs for call in run.calls())
     return Preview(
         runs=budget.runs or val + steps * (2 * min(minibatch, len(examples)) + val),
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
-        stage_calls={path: fmean(calls) for path, calls in counts.items()},
+        stage_calls={path: calls[path] / len(runs) for path in stages_of(graph)},
         components=tuple(components),
     )
 

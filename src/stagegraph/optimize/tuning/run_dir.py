@@ -159,7 +159,8 @@ def _check_manifest(file: Path, manifest: dict[str, Any], *, paid: bool) -> None
     if not isinstance(before, dict) or not manifest.keys() & before.keys():
         msg = f"{file}: this is no manifest of a tuning; choose another folder"
         raise TuningError(msg)
-    changed = [name for name in before | manifest if before.get(name) != manifest.get(name)]
+    known: dict[str, Any] = {**before}
+    changed = [name for name in known | manifest if known.get(name) != manifest.get(name)]
     if changed and paid:
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         msg = (
