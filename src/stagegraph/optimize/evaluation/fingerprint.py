@@ -121,9 +121,9 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _listed(values: Any) -> list[Any]:
-    if isinstance(values, (set, frozenset)):
-        return sorted(values, key=repr)
-    return list(values.items() if isinstance(values, Mapping) else values)
+    """What a container holds, in an order that every process has."""
+    items: list[Any] = [*values.items()] if hasattr(values, "items") else [*values]
+    return sorted(items, key=repr) if issubclass(values.__class__, (set, frozenset)) else items
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
