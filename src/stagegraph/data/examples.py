@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import ordered
 
-__all__ = ["Example", "split_examples"]
+__all__ = ["Example", "digest_of", "split_examples"]
 
 In = TypeVar("In", default=Any)
 

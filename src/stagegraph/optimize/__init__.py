@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.optimize.lms.missing import needing as _needing
+from stagegraph.schema.errors import TuningError as _TuningError
 
 if TYPE_CHECKING:
     from .dspy.fields import from_dspy, to_dspy
@@ -106,9 +106,19 @@ _HOMES = {
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
 
 
+class _MissingPackageError(_TuningError, ImportError):
+    """A package of the `optimize` extra is not installed."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    with _needing(name):
+    try:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"dspy", "gepa"}:
+            raise
+        msg = f"{name} needs {package}, which is not installed: pip install 'stagegraph[optimize]'"
+        raise _MissingPackageError(msg) from error

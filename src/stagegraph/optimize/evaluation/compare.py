@@ -77,35 +77,33 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """Why the two may not be comparable, in plain sentences."""
+        before, after = self.before, self.after
         pairs = (
-            ("measured by different metrics", self.before.metric, self.after.metric),
-            ("of different graphs", self.before.graph, self.after.graph),
+            ("measured by different metrics", before.metric, after.metric),
+            ("of different graphs", before.graph, after.graph),
         )
-        found = [f"{what} ({old} and {new})" for what, old, new in pairs if old != new]
-        told = [f"Beware: these are scores {what}, so their difference may mean nothing." for what in found]
-        old, new = self.before.scores.keys(), self.after.scores.keys()
-        if old ^ new:
-            told.append(f"Left out: {len(old - new)} examples only before, {len(new - old)} only after.")
-        if count := self._others:
-            which = "1 example has" if count == 1 else f"{count} examples have"
-            told.append(f"Beware: {which} another input or another expectation than before, under the same id.")
-        return told
-
-    @cached_property
-    def _others(self) -> int:
-        """Examples that only share their id."""
-        old, new = _first_rows(self.before), _first_rows(self.after)
-        return sum(_asked(old[example]) != _asked(new[example]) for example in self.differences)
+        found = [
+            f"Beware: these are scores {what} ({old} and {new}), so their difference may mean nothing."
+            for what, old, new in pairs
+            if old != new
+        ]
+        if before.scores.keys() ^ after.scores.keys():
+            left, right = (len(one.scores) - len(self.differences) for one in (before, after))
+            found.append(f"Left out: {left} examples only before, {right} only after.")
+        old, new = _first_rows(before), _first_rows(after)
+        if others := sum(_asked(old[example]) != _asked(new[example]) for example in self.differences):
+            which = "1 example has" if others == 1 else f"{others} examples have"
+            found.append(f"Beware: {which} another input or another expectation than before, under the same id.")
+        return found
 
     def __str__(self) -> str:
         return " ".join([self._verdict, *self.warnings])
 
     @property
     def _verdict(self) -> str:
-        low, high = self.interval
-        count = f"{self.wins} won, {self.losses} lost, {self.ties} the same of {len(self.differences)} examples"
-        if len(self.differences) < FEW:
-            number = len(self.differences)
+        (low, high), number = self.interval, len(self.differences)
+        count = f"{self.wins} won, {self.losses} lost, {self.ties} the same of {number} examples"
+        if number < FEW:
             few = "1 example is" if number == 1 else f"{number} examples are"
             return f"{few} too few to show anything ({self.difference:+.{_digits(self.difference)}f}); {count}"
         digits = _digits(low, high)
@@ -113,7 +111,7 @@ class Comparison:
             return f"better by {low:.{digits}f} to {high:.{digits}f}; {count}"
         if self.worse:
             return f"worse by {-high:.{digits}f} to {-low:.{digits}f}; {count}"
-        more = needed(list(self.differences.values()), _SMALL) - len(self.differences)
+        more = needed(list(self.differences.values()), _SMALL) - number
         hint = f"{more} more examples would show {_SMALL}" if more > 0 else f"a difference of {_SMALL} would have shown"
         return f"no difference shown ({low:+.2f} to {high:+.2f}); {hint}; {count}"
 
@@ -155,7 +153,7 @@ def compare(before: Report, after: Report) -> Comparison:
 
 
 def _digits(*values: float) -> int:
-    """How many digits show that something is not nothing: 2, or more for small numbers."""
+    """The decimals that show that the values are not 0: 2, or more for small ones."""
     least = min((abs(value) for value in values if abs(value) > SAME), default=1.0)
     return max(2, -math.floor(math.log10(least) + 1e-6))
 

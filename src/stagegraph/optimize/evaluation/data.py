@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from pydantic import ValidationError
 
@@ -33,19 +33,19 @@ def examples(path: str | os.PathLike[str], of: type[T] | TypeForm[T]) -> list[Ex
 @overload
 def examples(path: str | os.PathLike[str], of: None = None) -> list[Example[Any]]: ...
 def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]:
-    """Read a data set for tuning from any file that `load_examples` reads; its rows can be told apart.
+    """Read a data set for tuning from any file that `load_examples` reads; the ids of its rows differ.
 
     Args:
-        path: The file; its name says the format.
+        path: The file; its suffix says the format.
         of: The type of the inputs, or the graph that takes them; without it they stay plain data.
 
     Raises:
-        InputError: the file cannot be read, has no rows, a row does not fit, or two have one id; it names the line.
+        InputError: the file cannot be read, has no rows, a row does not fit, or two have the same id; the message has
+            the line.
     """
-    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     lines: dict[str, int] = {}
     found: list[Example[Any]] = []
-    for line, example in read_examples(path, schema):
+    for line, example in read_examples(path, _schema(of)):
         if example.id in lines:
             msg = (
                 f"{path}, line {line}: the id {example.id!r} is that of line {lines[example.id]} already; "
@@ -60,30 +60,31 @@ def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]
     return found
 
 
+def _schema(of: Any) -> Schema | None:
+    return None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
+
+
 def stratified_split(
     examples: Sequence[Example[T]],
     by: str | Callable[[Example[T]], object] | None = None,
     val: float = 0.3,
     seed: int = 0,
 ) -> tuple[list[Example[T]], list[Example[T]]]:
-    """Deal examples out into train and val, the same way each time, so that both have every kind in its share.
+    """Split examples into train and val, so that both have every kind in its share; equal arguments split alike.
 
     Args:
-        examples: What to deal out.
-        by: What makes a kind: a field of `expected`, a name in the metadata, or a function; the whole `expected`
-            without it.
+        examples: The examples, with ids that differ.
+        by: The kind of an example: a field of `expected`, a name in the metadata, or a function; by default the whole
+            `expected`.
         val: The share of the second part.
-        seed: Another number deals otherwise.
+        seed: Of the random order.
 
     Raises:
-        TuningError: there are too few examples for two parts, two have one id, *val* is no share, or no example has
-            *by*.
+        TuningError: there are fewer than 2 examples, two have the same id, *val* is not between 0 and 1, or no example
+            has *by*.
     """
     if not 0 < val < 1:
         msg = f"stratified_split(val={val}): a share is between 0 and 1"
-        raise TuningError(msg)
-    if len(examples) < 2:  # noqa: PLR2004 - one for each part
-        msg = f"{len(examples)} examples are too few for training and validation; at least 2 are needed"
         raise TuningError(msg)
     by_id = {example.id: example for example in examples}
     if len(by_id) < len(examples):
@@ -91,22 +92,25 @@ def stratified_split(
         twice = next(one for one in ids if ids.count(one) > 1)
         msg = f"two examples have the id {twice!r}, so training and validation could overlap: remove one of them"
         raise TuningError(msg)
-    dealt = examples
+    if len(examples) < 2:  # noqa: PLR2004 - one for each part
+        msg = f"{len(examples)} examples are too few for training and validation; at least 2 are needed"
+        raise TuningError(msg)
+    field, rows = (None, examples) if callable(by) else (by, examples)
     if callable(by):
-        dealt = [Example(example.input, repr(by(example)), example.id) for example in examples]
+        rows = [Example(example.input, repr(by(example)), example.id) for example in examples]
     try:
-        parts = split_examples(dealt, {"train": 1 - val, "val": val}, by=None if callable(by) else by, seed=seed)
+        parts = split_examples(rows, {"train": 1 - val, "val": val}, by=field, seed=seed)
     except DeclarationError as error:
         raise TuningError(str(error)) from error
-    for name, other in (("train", "val"), ("val", "train")):
-        if not parts[name]:
-            parts[name].append(parts[other].pop())
-    train, held = ([by_id[one.id] for one in parts[name]] for name in ("train", "val"))
-    return train, held
+    train, held = parts["train"], parts["val"]
+    for part, other in ((train, held), (held, train)):
+        if not part:
+            part.append(other.pop())
+    return [by_id[one.id] for one in train], [by_id[one.id] for one in held]
 
 
 class CaseLike(Protocol):
-    """What is read of a `pydantic_evals.Case`."""
+    """The part of a `pydantic_evals.Case` that is read."""
 
     name: str | None
     inputs: Any
@@ -115,7 +119,7 @@ class CaseLike(Protocol):
 
 
 class DatasetLike(Protocol):
-    """What is read of a `pydantic_evals.Dataset`."""
+    """The part of a `pydantic_evals.Dataset` that is read."""
 
     @property
     def cases(self) -> Sequence[CaseLike]:
@@ -131,8 +135,8 @@ def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
 
     Args:
         examples: Each becomes a case with its id as the name.
-        graph: What takes the inputs.
-        name: The data set's; the graph's own without it.
+        graph: Its input type is the type of the inputs.
+        name: The name of the data set; by default that of the graph.
 
     Raises:
         ImportError: pydantic_evals is not installed.
@@ -147,7 +151,7 @@ def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
             "Pydantic AI than this package needs, which pip would install without --no-deps)"
         )
         raise ImportError(msg) from error
-    evals = cast("Any", pydantic_evals)
+    evals: Any = pydantic_evals
     typed = evals.Dataset[graph.__node__.input_type.type, Any, dict[str, Any]]
     cases = [
         evals.Case(name=one.id, inputs=one.input, expected_output=one.expected, metadata=dict(one.metadata))
@@ -163,27 +167,24 @@ def from_pydantic_evals(dataset: DatasetLike, of: type[T] | TypeForm[T]) -> list
 @overload
 def from_pydantic_evals(dataset: DatasetLike, of: None = None) -> list[Example[Any]]: ...
 def from_pydantic_evals(dataset: DatasetLike, of: Any = None) -> list[Example[Any]]:
-    """The cases of a `pydantic_evals.Dataset` as examples; what evaluates them there is no part of an example.
+    """The cases of a `pydantic_evals.Dataset` as examples; its evaluators are left out.
 
     Args:
         dataset: A data set; `load_examples` reads its file without pydantic_evals.
         of: The type of the inputs, or the graph that takes them; without it they stay as they are.
 
     Raises:
-        InputError: the inputs of a case do not fit; it names the case.
+        InputError: the inputs of a case do not fit; the message names the case.
     """
-    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
-    return [_example(case, place, schema) for place, case in enumerate(dataset.cases, 1)]
-
-
-def _example(case: CaseLike, place: int, schema: Schema | None) -> Example[Any]:
-    try:
-        given = case.inputs if schema is None else schema.validate(case.inputs)
-    except ValidationError as error:
-        msg = f"case {place} ({case.name or 'without a name'}) is no example: {problems_of(error)}"
-        raise InputError(msg) from error
-    metadata = cast("object", case.metadata)
-    if metadata is not None and not isinstance(metadata, Mapping):
-        metadata = {"metadata": metadata}
-    told = cast("Mapping[str, Any]", metadata or {})
-    return Example(given, case.expected_output, case.name or "", dict(told))
+    schema, found = _schema(of), list[Example[Any]]()
+    for place, case in enumerate(dataset.cases, 1):
+        metadata: Any = dict[str, Any]() if case.metadata is None else case.metadata
+        if not hasattr(metadata, "keys"):
+            metadata = {"metadata": metadata}
+        try:
+            given = case.inputs if schema is None else schema.validate(case.inputs)
+        except ValidationError as error:
+            msg = f"case {place} ({case.name or 'without a name'}) is no example: {problems_of(error)}"
+            raise InputError(msg) from error
+        found.append(Example(given, case.expected_output, case.name or "", dict(metadata)))
+    return found

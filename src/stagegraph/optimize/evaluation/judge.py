@@ -14,12 +14,12 @@ from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
 from stagegraph.agent.models import Models
+from stagegraph.data.examples import digest_of
 from stagegraph.data.score import Note, Score
 from stagegraph.optimize.lms.loop import await_here
 from stagegraph.optimize.lms.names import name_of
 from stagegraph.schema.errors import DeclarationError, TuningError
 
-from .fingerprint import hash_of
 from .metric import wants_failed_runs
 from .retries import NO_ANSWER, RETRY_DELAYS, ask_patiently
 from .shown import evidence
@@ -128,8 +128,7 @@ class Judge:
     @cached_property
     def identity(self) -> str:
         """A hash of what its scores depend on: rubric, weights, model and settings."""
-        parts = (name_of(self.model), _TASK, self.criteria, self.weights, self.settings, self.limit)
-        return hash_of([dict(part) if isinstance(part, Mapping) else part for part in parts])
+        return digest_of([name_of(self.model), _TASK, self.criteria, self.weights, self.settings, self.limit])
 
     async def __call__(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         """The score of a run, with its cost.

@@ -20,7 +20,7 @@ from stagegraph.data.score import Note, Score
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.stage import Stage
 from stagegraph.nodes.step import Step
-from stagegraph.optimize.evaluation.fingerprint import Fingerprint, hash_of
+from stagegraph.optimize.evaluation.fingerprint import Fingerprint
 from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.record.run import ReplayError, Run, RunError
@@ -177,7 +177,7 @@ def manifest(
         "the graph": target.name,
         **dict(_program(target, options)),
         "what is tuned": list(options.components),
-        "the texts to start from": hash_of(target.seed),
+        "the texts to start from": digest_of(target.seed),
         **{f"the {name} examples": [example_digest(one) for one in rows] for name, rows in data.items()},
         "the metric": [grader.name, _metric(grader, warns=options.run_dir is not None)],
         "the seed": options.seed,
