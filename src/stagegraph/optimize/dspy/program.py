@@ -48,7 +48,8 @@ def in_executor() -> bool:
     """Whether DSPy's parallel executor makes this call, directly or through a program around this one.
 
     For each item, the executor binds the id of the calling callback, and `None` where there is none. Callbacks bind
-    the id of each call as well, and leave `None` behind.
+    the id of each call as well, and leave `None` behind: where the callbacks are gone, a call alone cannot be told from
+    an evaluation and counts as one, since a score that says nothing does more harm.
     """
     context = copy_context()
     if ACTIVE_CALL_ID not in context:
