@@ -25,24 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "TEXT", "abridged", "cut", "evidence", "records", "restored", "stage_feedback", "tool_use"]
 
 # Limits, in characters.
-TEXT = 20_000
-"""Of a text that is to be rewritten."""
-SCHEMA = 6_000
-"""Of one JSON schema."""
-_FEEDBACK = 8_000
-"""Of `stage_feedback`."""
-_CALL = 2_000
-"""Of one call in it; of an input or an output in a record."""
-_RECORDS = 24_000
-"""Of all records of a stage."""
-_USE = 500
-"""Of what one call did with a tool, or with another call's output."""
-_RESULT = 800
-"""Of a run's output, and of what was expected."""
-_SMALLEST = 600
-"""Of a call with its tags in the evidence for a judge; with less room, fewer calls are shown."""
-_TAGS = 300
-"""Of the tags around one call's input and output."""
+TEXT = 20_000  # of a text that is to be rewritten
+SCHEMA = 6_000  # of one JSON schema
+_FEEDBACK = 8_000  # of `stage_feedback`
+_CALL = 2_000  # of one call in it; of an input or an output in a record
+_RECORDS = 24_000  # of all records of a stage
+_USE = 500  # of what one call did with a tool, or with another call's output
+_RESULT = 800  # of a run's output, and of what was expected
+_SMALLEST = 600  # of a call with its tags in the evidence for a judge: with less room, fewer calls are shown
+_TAGS = 300  # of the tags around one call's input and output
 _KEY = 80
 
 _USES = 3
