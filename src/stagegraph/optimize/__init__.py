@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.schema.errors import TuningError as _TuningError
 
 if TYPE_CHECKING:
-    from .dspy.executor import TuningStopped
     from .dspy.fields import from_dspy, to_dspy
     from .dspy.finetuning import BootstrapFinetune
     from .dspy.metric import dspy_metric
     from .dspy.module import GraphModule
+    from .dspy.program import TuningStopped
     from .dspy.teleprompter import GEPA
     from .evaluation.blame import credited
     from .evaluation.budget import Budget
@@ -88,7 +88,7 @@ _HOMES = {
     "GraphModule": "dspy.module",
     "Judge": "evaluation.judge",
     "Metric": "evaluation.metric",
-    "TuningStopped": "dspy.executor",
+    "TuningStopped": "dspy.program",
     "credited": "evaluation.blame",
     "dspy_metric": "dspy.metric",
     "examples": "evaluation.data",

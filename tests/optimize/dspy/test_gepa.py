@@ -27,8 +27,10 @@ async def test_compile_finds_what_the_search_finds(tmp_path: Path) -> None:
     seed = module.prompts()
     teleprompter = gepa(run_dir=tmp_path)
     better = teleprompter.compile(module, trainset=TRAIN, valset=VAL)
-    options = Options(model=student()[0], reflection_model=learner(), retry_delays=(0, 0), prompts=seed)
-    found = await search(Chain(), coupled, TRAIN, VAL, Budget(runs=80), options)
+    options = Options(
+        budget=Budget(runs=80), model=student()[0], reflection_model=learner(), retry_delays=(0, 0), prompts=seed
+    )
+    found = await search(Chain(), coupled, TRAIN, VAL, options)
     assert teleprompter.found is not None
     assert [one.texts for one in teleprompter.found.candidates] == [one.texts for one in found.candidates]
     assert better.prompts().digest == found.prompts.digest

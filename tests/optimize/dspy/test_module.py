@@ -38,7 +38,7 @@ from stagegraph import (
     settle,
 )
 from stagegraph.optimize import GraphModule, TuningStopped, dspy_metric, lm, to_dspy
-from stagegraph.optimize.dspy.executor import Flights
+from stagegraph.optimize.dspy.program import Flights
 from stagegraph.optimize.lms.loop import await_here, submit
 
 

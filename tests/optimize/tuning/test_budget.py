@@ -58,9 +58,16 @@ async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
 async def searched(budget: Budget, model: FunctionModel, run_dir: Path | None = None, **options: Any) -> Any:
     """The search alone, without the verdict after it."""
     known = Options(
-        model=model, proposer=POOL, retry_delays=(0, 0), run_dir=run_dir, minibatch=8, concurrency=2, **options
+        budget=budget,
+        model=model,
+        proposer=POOL,
+        retry_delays=(0, 0),
+        run_dir=run_dir,
+        minibatch=8,
+        concurrency=2,
+        **options,
     )
-    return await search(Chain(), coupled, rows("t", 8), rows("v", 10), budget, known)
+    return await search(Chain(), coupled, rows("t", 8), rows("v", 10), known)
 
 
 async def test_what_was_paid_for_is_taken_up_with_a_larger_budget(tmp_path: Path) -> None:

@@ -63,9 +63,15 @@ async def test_two_halves_make_a_whole(lowest: int) -> None:
             told.append(data)
 
     options = Options(
-        model=student()[0], proposer=repair, retry_delays=(0, 0), perfect=1.0 + lowest, stagnation=40, callback=callback
+        budget=Budget(runs=400),
+        model=student()[0],
+        proposer=repair,
+        retry_delays=(0, 0),
+        perfect=1.0 + lowest,
+        stagnation=40,
+        callback=callback,
     )
-    found = await search(Two(), metric, rows("t", 6), rows("v", 6), Budget(runs=400), options)
+    found = await search(Two(), metric, rows("t", 6), rows("v", 6), options)
     assert found.error is None
     assert [one.parents for one in found.candidates] == [(), (0,), (0,), (1, 2)]
     assert [one.mean - lowest for one in found.candidates] == [0, 0.5, 0.5, 1]
@@ -77,8 +83,10 @@ async def test_two_halves_make_a_whole(lowest: int) -> None:
 
 async def test_without_merging_each_half_stays_alone() -> None:
     """`merge=False` is obeyed."""
-    options = Options(model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=20, merge=False)
-    found = await search(Two(), judged, rows("t", 6), rows("v", 6), Budget(runs=400), options)
+    options = Options(
+        budget=Budget(runs=400), model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=20, merge=False
+    )
+    found = await search(Two(), judged, rows("t", 6), rows("v", 6), options)
     assert max(one.mean for one in found.candidates) == 0.5
     assert all(len(one.parents) < 2 for one in found.candidates)
 
@@ -98,8 +106,10 @@ async def test_a_merge_is_in_the_report(tmp_path: Path) -> None:
 async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
     """With five validation examples the trial may be all of them, and is still no candidate by itself."""
     for seed in range(4):
-        options = Options(model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=40, seed=seed)
-        found = await search(Two(), judged, rows("t", 6), rows("v", 5), Budget(runs=400), options)
+        options = Options(
+            budget=Budget(runs=400), model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=40, seed=seed
+        )
+        found = await search(Two(), judged, rows("t", 6), rows("v", 5), options)
         assert found.candidates[found.best].parents == (1, 2)
         assert len(found.candidates) == 4
 

@@ -37,13 +37,14 @@ async def questions(graph: Graph[Any, Any], answer: Any, metric: Any, **options:
         return ModelResponse([TextPart(answer(heard[-1]))])
 
     known = Options(
+        budget=Budget(runs=40),
         model=TestModel(call_tools=[]),
         reflection_model=FunctionModel(reflect),
         retry_delays=(0,),
         stagnation=3,
         **options,
     )
-    result = await search(graph, metric, rows("t", 4), rows("v", 3), Budget(runs=40), known)
+    result = await search(graph, metric, rows("t", 4), rows("v", 3), known)
     assert heard
     assert result.error is None
     return heard, result

@@ -45,10 +45,9 @@ class Joined(Graph[str, str]):
 async def found(metric: Any = separate, *, runs: int = 120, graph: Any = None, **options: Any) -> Any:
     model = options.pop("model", None) or student()[0]
     train, val = options.pop("train", TRAIN), options.pop("val", VAL)
-    budget = options.pop("budget", Budget(runs=runs))
     options.setdefault("proposer", "notes")
-    chosen = Options(model=model, retry_delays=(0, 0), **options)
-    return await search(graph or Chain(), metric, train, val, budget, chosen)
+    chosen = Options(budget=options.pop("budget", Budget(runs=runs)), model=model, retry_delays=(0, 0), **options)
+    return await search(graph or Chain(), metric, train, val, chosen)
 
 
 @pytest.mark.parametrize("metric", [separate, coupled])

@@ -50,8 +50,10 @@ def propose(proposal: Proposal) -> str:
 
 async def main() -> None:
     train, val = ([Example(f"{kind}{n}", id=f"{kind}{n}") for n in range(6)] for kind in "tv")
-    options = Options(model=FunctionModel(student), proposer=propose, retry_delays=(), stagnation=60)
-    found = await search(Five(), metric, train, val, Budget(runs=360), options)
+    options = Options(
+        budget=Budget(runs=360), model=FunctionModel(student), proposer=propose, retry_delays=(), stagnation=60
+    )
+    found = await search(Five(), metric, train, val, options)
     assert found.error is None
     print(json.dumps([[sorted(one.texts.items()), one.parents] for one in found.candidates]))
 

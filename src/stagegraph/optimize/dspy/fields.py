@@ -18,9 +18,10 @@ from stagegraph.record.run import InputError
 from stagegraph.schema.errors import DeclarationError, problems_of
 from stagegraph.schema.schema import Schema, field_keys
 
-from .executor import untyped
+__all__ = ["STAGE_ID", "Fields", "from_dspy", "reject_reserved", "signature_of", "to_dspy", "untyped"]
 
-__all__ = ["STAGE_ID", "Fields", "from_dspy", "reject_reserved", "signature_of", "to_dspy"]
+untyped: Any = dspy
+"""DSPy for members that it declares without types."""
 
 I = TypeVar("I")  # noqa: E741 - an input type
 

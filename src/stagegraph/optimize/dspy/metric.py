@@ -13,9 +13,9 @@ from stagegraph.optimize.evaluation.shown import stage_feedback
 from stagegraph.optimize.lms.loop import run_here
 from stagegraph.schema.errors import TuningError
 
-from .executor import Outage, in_executor
 from .fields import from_dspy
 from .predictors import StagePredict
+from .program import Outage, in_executor
 from .trace import RunPrediction
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from stagegraph.optimize.lms.lm import lm as bridged
 from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.schema.errors import DeclarationError, PromptError
 
-from .executor import in_executor, untyped
+from .fields import untyped
 from .predictors import Declared, StagePredict, entries_of
-from .program import Program
+from .program import Program, in_executor
 from .trace import RunPrediction, record_trace, record_usage
 
 if TYPE_CHECKING:

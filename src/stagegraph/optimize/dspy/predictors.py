@@ -21,8 +21,7 @@ from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.record.run import RunError
 from stagegraph.schema.errors import DeclarationError
 
-from .executor import untyped
-from .fields import Fields, reject_reserved, signature_of
+from .fields import Fields, reject_reserved, signature_of, untyped
 from .trace import Entry, StagePrediction, record_trace
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from dspy.teleprompt import Teleprompter
@@ -58,8 +59,7 @@ class GEPA(Teleprompter):
         self.budget = budget
         self.found: SearchResult | None = None
         """The result of the last search: every candidate with its scores, and why the search ended."""
-        self._options = options
-        Options(**options)  # an unknown option is an error now
+        self._options = Options(budget=budget, **options)
 
     def compile(self, student: GraphModule, *, trainset: Sequence[Any], valset: Sequence[Any]) -> GraphModule:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A copy of the module with the best texts.
@@ -81,15 +81,15 @@ class GEPA(Teleprompter):
             msg = f"this GEPA tunes a GraphModule, not {type(student).__name__}; dspy.GEPA takes any module"
             raise TuningError(msg)
         graph, program = student.graph, student.program
-        options = Options(
+        options = replace(
+            self._options,
             model=program.model,
             models=student.chosen_models(),
             runner=program.runner,
             prompts=student.prompts(),
-            **self._options,
         )
         train, val = (_examples(rows, graph) for rows in (trainset, valset))
-        self.found = await search(graph, self.metric, train, val, self.budget, options)
+        self.found = await search(graph, self.metric, train, val, options)
         return student.with_prompts(self.found.prompts)
 
 

@@ -11,11 +11,13 @@ from pydantic_ai.messages import ModelResponse
 
 from stagegraph.schema.errors import TuningError
 
-from .executor import Outage, untyped
+from .fields import untyped
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.record.run import Run
+
+    from .program import Outage
 
 __all__ = ["Entry", "RunPrediction", "StagePrediction", "record_trace", "record_usage"]
 

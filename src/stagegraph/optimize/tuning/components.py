@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from zlib import crc32
 
 from stagegraph.data.prompt import Prompt
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
-    from stagegraph.data.prompts import Prompts
     from stagegraph.nodes.describe import Offered
+    from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
 
 __all__ = [
     "Component",
     "EngineName",
     "Kind",
+    "Target",
     "Texts",
     "Tuned",
     "checked_kinds",
-    "components_of",
-    "name_of_part",
-    "prompts_of",
+    "named_part",
     "text_digest",
 ]
 
@@ -74,10 +75,10 @@ class Component:
     @property
     def name(self) -> str:
         """Its name in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
-        return name_of_part(self.path, self.kind, self.part)
+        return named_part(self.path, self.kind, self.part)
 
 
-def name_of_part(path: str, kind: Kind, part: str) -> str:
+def named_part(path: str, kind: Kind, part: str) -> str:
     return path if kind == "instructions" else f"{path}:{kind}:{part}"
 
 
@@ -89,28 +90,86 @@ def checked_kinds(kinds: Iterable[Tuned]) -> tuple[Tuned, ...]:
     """
     known: tuple[Tuned, ...] = get_args(Tuned)
     given = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    unknown = [kind for kind in given if kind not in known]
-    if unknown or not given:
+    if not given or not {*given} <= {*known}:
         what = f"components={list(given)!r}" if given else "components is empty"
         msg = f"{what}: it has one or more of {', '.join(map(repr, known))}"
         raise TuningError(msg)
     return tuple(kind for kind in known if kind in given)
 
 
-def components_of(base: Prompts, stages: Mapping[str, Stage[Any, Any]], kinds: Iterable[Tuned]) -> dict[str, Component]:
-    """Name -> component, stage by stage. Empty instructions are left out, empty descriptions are not."""
-    found: list[Component] = []
-    for path, stage in stages.items():
-        prompt = base.get(path, Prompt())
-        if "instructions" in kinds:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is tuned: a graph, the prompts to start from, and the texts that change."""
+
+    graph: Node[Any, Any]
+    base: Prompts
+    stages: Mapping[str, Stage[Any, Any]]
+    components: Mapping[str, Component]
+    """By name, stage by stage."""
+
+    @classmethod
+    def of(cls, graph: Node[Any, Any], start: Prompts | None, kinds: Sequence[Tuned]) -> Self:
+        """The texts of these kinds in a graph. Empty instructions are left out, empty descriptions are not.
+
+        Raises:
+            TuningError: there are none.
+            PromptError: *start* does not fit the graph.
+        """
+        name, stages = graph.__node__.name, stages_of(graph)
+        base = start if start is not None else Prompts()
+        base = base if base.graph else Prompts(base, graph=name, origins=base.origins)
+        base.check_known(stages, name)
+        found: list[Component] = []
+        for path, stage in stages.items():
+            prompt = base.get(path, Prompt())
             text = prompt.instructions if prompt.instructions is not None else stage.instructions
-            if text.strip():
+            if "instructions" in kinds and text.strip():
                 found.append(Component(path, "instructions", "", text, stage.instructions, path in base))
-        if "tools" in kinds:
-            found += _descriptions(path, "tool", stage.tools[0], prompt.tools)
-        if "fields" in kinds:
-            found += _descriptions(path, "field", stage.fields, prompt.fields)
-    return {component.name: component for component in found}
+            if "tools" in kinds:
+                found += _descriptions(path, "tool", stage.tools[0], prompt.tools)
+            if "fields" in kinds:
+                found += _descriptions(path, "field", stage.fields, prompt.fields)
+        if not found:
+            msg = f"no stage of {name} has {' or '.join(kinds)} to tune"
+            raise TuningError(msg)
+        return cls(graph, base, stages, {component.name: component for component in found})
+
+    @property
+    def name(self) -> str:
+        """The graph's name."""
+        return self.graph.__node__.name
+
+    @property
+    def seed(self) -> dict[str, str]:
+        """The texts to start from."""
+        return {name: component.seed for name, component in self.components.items()}
+
+    @property
+    def paths(self) -> list[str]:
+        """The stages that have a text to change."""
+        return list(dict.fromkeys(component.path for component in self.components.values()))
+
+    def instructions(self, path: str, texts: Texts) -> str:
+        """The instructions of a stage in a candidate."""
+        deployed = self.base.get(path, Prompt()).instructions
+        return texts.get(path, deployed if deployed is not None else self.stages[path].instructions)
+
+    def prompts(self, texts: Texts) -> Prompts:
+        """The prompts of a candidate: the base with those texts that differ from the code's."""
+        changed: dict[str, Prompt] = {}
+        for name, text in texts.items():
+            component = self.components[name]
+            if not component.kept and text == component.own:
+                continue
+            path, part = component.path, component.part
+            before = changed.get(path) or self.base.get(path, Prompt())
+            if component.kind == "instructions":
+                changed[path] = replace(before, instructions=text)
+            elif component.kind == "tool":
+                changed[path] = replace(before, tools={**before.tools, part: text})
+            else:
+                changed[path] = replace(before, fields={**before.fields, part: text})
+        return self.base.replace(changed)
 
 
 def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Texts) -> list[Component]:
@@ -120,24 +179,6 @@ def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Te
         schema = json.dumps(known[part].schema, ensure_ascii=False, default=str) if part in known else ""
         found.append(Component(path, kind, part, given.get(part, own or ""), own, part in given, schema))
     return found
-
-
-def prompts_of(base: Prompts, texts: Texts, components: Mapping[str, Component]) -> Prompts:
-    """The prompts of a candidate: *base* with those texts that differ from the code's."""
-    changed: dict[str, Prompt] = {}
-    for name, text in texts.items():
-        component = components[name]
-        if not component.kept and text == component.own:
-            continue
-        path, part = component.path, component.part
-        before = changed.get(path) or base.get(path, Prompt())
-        if component.kind == "instructions":
-            changed[path] = replace(before, instructions=text)
-        elif component.kind == "tool":
-            changed[path] = replace(before, tools={**before.tools, part: text})
-        else:
-            changed[path] = replace(before, fields={**before.fields, part: text})
-    return base.replace(changed)
 
 
 def text_digest(texts: Texts) -> str:

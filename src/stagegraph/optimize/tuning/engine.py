@@ -23,7 +23,6 @@ from .result import Candidate, Progress
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.data.examples import Example
-    from stagegraph.nodes.stage import Stage
     from stagegraph.optimize.evaluation.report import Trial
 
     from .components import Component
@@ -38,17 +37,10 @@ class Adapter:
     """GEPA's adapter and callbacks. It is called in the engine's thread and works on the background loop."""
 
     def __init__(
-        self,
-        trials: Trials,
-        stages: Mapping[str, Stage[Any, Any]],
-        proposer: Proposer,
-        validation: Sequence[Example[Any]],
-        progress: Progress,
+        self, trials: Trials, proposer: Proposer, validation: Sequence[Example[Any]], progress: Progress
     ) -> None:
-        self._trials, self._proposer, self._progress = trials, proposer, progress
-        self._stages = stages
-        self._validation = validation
-        self._ids = {id(one) for one in validation}
+        self._trials, self._target, self._options = trials, trials.target, trials.options
+        self._proposer, self._validation, self._progress = proposer, validation, progress
         self._tried: dict[str, set[str]] = {}
         """A component within a candidate -> texts that were tried for it."""
         self._lift = 1.0
@@ -77,7 +69,7 @@ class Adapter:
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """Do the work within the seconds that the budget has left."""
-        limit = self._trials.budget.seconds
+        limit = self._options.budget.seconds
         deadline = asyncio.timeout(None if limit is None else limit - self._trials.spent.seconds)
         try:
             async with deadline:
@@ -98,7 +90,8 @@ class Adapter:
             BudgetReached: not all of them could be run.
         """
         texts = _plain(candidate)
-        validates = all(id(one) in self._ids for one in batch)  # the engine asks for traces here as well
+        ids = {id(one) for one in self._validation}
+        validates = all(id(one) in ids for one in batch)  # the engine asks for traces here as well
         trials = self._wait_for(self._trials.of(batch, texts, "fresh" if validates else "trace"))
         scores = [one.score.value for one in trials]
         if validates and [one.id for one in batch] == [one.id for one in self._validation]:
@@ -109,15 +102,14 @@ class Adapter:
         return EvaluationBatch([one.run.output for one in trials], lifted, trials, self._objectives(trials))
 
     def _blame(self, trial: Trial) -> dict[str, float]:
-        return blame(trial.run, trial.score, perfect=self._trials.options.perfect)
+        return blame(trial.run, trial.score, perfect=self._options.perfect)
 
     def _objectives(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
         """What a candidate can be good at besides the score: that a stage earns no blame."""
-        paths = dict.fromkeys(component.path for component in self._trials.components.values())
         rows: list[dict[str, float]] = []
         for one in trials:
             blamed = self._blame(one)
-            own = {f"blame:{path}": -blamed.get(path, 0.0) for path in paths}
+            own = {f"blame:{path}": -blamed.get(path, 0.0) for path in self._target.paths}
             rows.append({**one.score.objectives, "score": one.score.value, **own})
         return rows
 
@@ -135,21 +127,20 @@ class Adapter:
             rows=[one.row for one in trials],
             objectives=self._objectives(trials),
             blame=dict(total),
-            calls={path: calls[path] / len(trials) for path in self._stages},
+            calls={path: calls[path] / len(trials) for path in self._target.stages},
         )
         self._progress.candidates.append(candidate)
         number = len(self._progress.candidates) - 1
-        self._trials.options.callback("validated", {"candidate": number, "mean": candidate.mean})
+        self._options.report("validated", candidate=number, mean=candidate.mean)
 
     def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
         """Report that a child is kept."""
-        parents = tuple(event["parent_ids"])
-        data = {"iteration": event["iteration"], "candidate": event["new_candidate_idx"], "parents": parents}
-        self._trials.options.callback("accepted", data)
+        parents, candidate = tuple(event["parent_ids"]), event["new_candidate_idx"]
+        self._options.report("accepted", iteration=event["iteration"], candidate=candidate, parents=parents)
 
     def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
         """Report that a child is dropped."""
-        self._trials.options.callback("rejected", {"iteration": event.get("iteration")})
+        self._options.report("rejected", iteration=event.get("iteration"))
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Trial, Any], components_to_update: list[str]
@@ -158,7 +149,7 @@ class Adapter:
         found: dict[str, Sequence[Mapping[str, Any]]] = {}
         trials = eval_batch.trajectories or []
         for name in map(str, components_to_update):
-            component = self._trials.components[name]
+            component = self._target.components[name]
 
             def use(call: Call, tool: str = component.part) -> dict[str, str]:
                 return {"tool": tool_use(call, tool)}
@@ -174,18 +165,17 @@ class Adapter:
         reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
         components_to_update: list[str],
     ) -> dict[str, str]:
-        trials, texts = self._trials, _plain(candidate)
+        spent, texts = self._trials.spent, _plain(candidate)
         found: dict[str, str] = {}
         for name in map(str, components_to_update):
-            if trials.spent.reached(trials.budget) is not None:
+            if spent.reached(self._options.budget) is not None:
                 break
-            component = trials.components[name]
-            event = {"stage": component.path, "component": name}
-            trials.options.callback("proposing", event)
+            component = self._target.components[name]
+            self._options.report("proposing", stage=component.path, component=name)
             tried = self._tried.setdefault(f"{text_digest({**texts, name: ''})}:{name}", set())
             proposal = self._proposal(component, texts, reflective_dataset.get(name, ()), tried)
             try:
-                text = self._wait_for(trials.run_dir.proposed(self._proposer, proposal, trials.spent))
+                text = self._wait_for(self._trials.run_dir.proposed(self._proposer, proposal, spent))
             except TuningError as error:
                 self._progress.error = error  # the engine ignores a failed proposal, so the stopper looks here
                 return {}
@@ -194,26 +184,24 @@ class Adapter:
             if text is not None:
                 tried.add(text)
                 found[EngineName(name)] = text
-                trials.options.callback("proposed", event)
+                self._options.report("proposed", stage=component.path, component=name)
         return found
 
     def _proposal(
-        self, component: Component, candidate: Texts, shown: Sequence[Mapping[str, Any]], tried: set[str]
+        self, component: Component, texts: Texts, shown: Sequence[Mapping[str, Any]], tried: set[str]
     ) -> Proposal:
-        path, stage, base = component.path, self._stages[component.path], self._trials.base
-        deployed = base[path].instructions if path in base else None
-        instructions = candidate.get(path, deployed if deployed is not None else stage.instructions)
+        path, stage = component.path, self._target.stages[component.path]
         return Proposal(
             path=path,
-            text=candidate[component.name],
+            text=texts[component.name],
             records=shown,
-            input_schema=schema_text(stage, "input"),
-            output_schema=schema_text(stage, "output"),
+            input_schema=schema_text(stage.__node__.input_type),
+            output_schema=schema_text(stage.__node__.output_type),
             tried=frozenset(tried),
             kind=component.kind,
             part=component.part,
             schema=component.schema,
-            instructions="" if component.kind == "instructions" else instructions,
+            instructions="" if component.kind == "instructions" else self._target.instructions(path, texts),
             left_out=self._left_out.get(component.name, 0),
         )
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from pydantic_ai.models import Model
 
 from stagegraph.agent.models import Models
+from stagegraph.optimize.evaluation.budget import Budget
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, check_counts
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
+from stagegraph.schema.errors import TuningError
 
 from .components import Tuned, checked_kinds
 
@@ -68,14 +70,11 @@ class TuningOptions(TypedDict, total=False):
     callback: Callback
 
 
-def _ignore(_event: str, _data: Mapping[str, Any]) -> None:
-    """The callback of a search that nobody watches."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`TuningOptions` with their defaults, and what runs: model, runner and the prompts to start from."""
+    """`TuningOptions` with their defaults, the budget, and what runs: model, runner and the prompts to start from."""
 
+    budget: Budget
     model: Model[Any] | str | None = None
     models: Mapping[str, Model[Any] | str] = field(default_factory=dict[str, "Model[Any] | str"])
     """Stage path -> model; takes precedence over every other choice."""
@@ -92,7 +91,7 @@ class Options:
     run_dir: str | os.PathLike[str] | None = None
     seed: int = 0
     retry_delays: Sequence[float] = RETRY_DELAYS
-    callback: Callback = _ignore
+    callback: Callback | None = None
     perfect: float = 1.0
     """The score that cannot be improved."""
 
@@ -102,6 +101,9 @@ class Options:
         Raises:
             TuningError: an option cannot work.
         """
+        if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"budget={self.budget!r}: write Budget(runs=300), Budget(usd=5) or both"
+            raise TuningError(msg)
         check_counts(minibatch=self.minibatch, concurrency=self.concurrency)
         if self.stagnation is not None:
             check_counts(stagnation=self.stagnation)
@@ -111,8 +113,13 @@ class Options:
             components=checked_kinds(self.components),
             reflection_model=_model_of(self.reflection_model),
             prompts=None if start is None else await start.resolved(),
-            callback=_guarded(self.callback),
+            callback=None if self.callback is None else _guarded(self.callback),
         )
+
+    def report(self, event: str, **data: Any) -> None:
+        """Call the callback, if there is one."""
+        if self.callback is not None:
+            self.callback(event, data)
 
 
 def _model_of(given: Any) -> Model[Any] | str | None:

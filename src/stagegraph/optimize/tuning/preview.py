@@ -61,7 +61,6 @@ async def preview(
     runner: Runner | None = None,
     prompts: Prompts | None = None,
     samples: int = 3,
-    components: Sequence[str] = (),
 ) -> Preview:
     """Measure on a few runs what a tuning may cost: the width of a fan-out is not known before it happens.
 
@@ -80,7 +79,6 @@ async def preview(
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
         stage_calls={path: calls[path] / len(runs) for path in stages_of(graph)},
-        components=tuple(components),
     )
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from pydantic_ai import Agent
@@ -18,13 +18,13 @@ from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
 from stagegraph.schema.errors import TuningError
 from stagegraph.schema.names import closest
 
-from .components import Kind, name_of_part
+from .components import Kind, named_part
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.nodes.stage import Stage
     from stagegraph.optimize.evaluation.budget import Spent
+    from stagegraph.schema.schema import Schema
 
 __all__ = ["Candidates", "Proposal", "Proposer", "propose", "proposer_of", "schema_text"]
 
@@ -59,7 +59,7 @@ class Proposal:
     @property
     def component(self) -> str:
         """The text's name in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
-        return name_of_part(self.path, self.kind, self.part)
+        return named_part(self.path, self.kind, self.part)
 
 
 Proposer = Callable[[Proposal], "str | Awaitable[str | None] | None"]
@@ -241,9 +241,8 @@ async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
     return found if found and found.strip() and found != proposal.text and found not in proposal.tried else None
 
 
-def schema_text(stage: Stage[Any, Any], side: Literal["input", "output"]) -> str:
+def schema_text(declared: Schema) -> str:
     """The JSON schema of a stage's input or output, or the type's name if it has none."""
-    declared = stage.__node__.input_type if side == "input" else stage.__node__.output_type
     try:
         schema = declared.adapter.json_schema()
     except Exception:  # noqa: BLE001 - a user's type may fail in any way here

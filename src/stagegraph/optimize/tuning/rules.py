@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from gepa.core.state import GEPAState
     from gepa.proposer.base import CandidateProposal
 
-    from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.optimize.evaluation.report import Trial
 
-    from .components import Component
+    from .components import Target
+    from .options import Options
     from .result import Progress
 
 __all__ = ["Acceptance", "Selector", "Stopper"]
@@ -34,9 +35,8 @@ class Selector:
     Of the components of a stage, the one that was changed least often in the whole search is next.
     """
 
-    def __init__(self, perfect: float, components: Mapping[str, Component]) -> None:
-        self._perfect = perfect
-        self._components = components
+    def __init__(self, perfect: float, target: Target) -> None:
+        self._perfect, self._target = perfect, target
         self._turns: Counter[tuple[int, str]] = Counter()
         self._changed: Counter[str] = Counter()
 
@@ -52,16 +52,15 @@ class Selector:
         if all(trial.score.value >= self._perfect for trial in trajectories):
             return []
         total: dict[str, float] = {}
-        paths = {component.path for component in self._components.values()}
         for trial in trajectories:
             for path, weight in blame(trial.run, trial.score, perfect=self._perfect).items():
-                if path in paths and weight > 0:
+                if path in self._target.paths and weight > 0:
                     total[path] = total.get(path, 0.0) + weight
         if not total:
             return []
         stage = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
         self._turns[candidate_idx, stage] += 1
-        own = [name for name, component in self._components.items() if component.path == stage]
+        own = [name for name, component in self._target.components.items() if component.path == stage]
         chosen = min(own, key=lambda name: self._changed[name])
         self._changed[chosen] += 1
         return [EngineName(chosen)]
@@ -74,9 +73,8 @@ class Acceptance:
     would then reject every right step.
     """
 
-    def __init__(self, perfect: float, components: Mapping[str, Component]) -> None:
-        self._perfect = perfect
-        self._components = components
+    def __init__(self, perfect: float, target: Target) -> None:
+        self._perfect, self._target = perfect, target
 
     def should_accept(self, proposal: CandidateProposal[Any], state: GEPAState[Any, Any]) -> bool:
         """Whether to run a child on the whole validation set."""
@@ -87,7 +85,7 @@ class Acceptance:
             return False
         parent = state.program_candidates[proposal.parent_program_ids[0]]
         changed = {
-            self._components[str(name)].path for name, text in proposal.candidate.items() if parent[name] != text
+            self._target.components[str(name)].path for name, text in proposal.candidate.items() if parent[name] != text
         }
         earned = [
             sum(
@@ -103,14 +101,10 @@ class Acceptance:
 class Stopper:
     """Stops before a step that the budget does not cover, and after many steps without a better candidate."""
 
-    def __init__(
-        self, budget: Budget, spent: Spent, progress: Progress, *, step: int, stagnation: int | None, perfect: float
-    ) -> None:
-        self._budget, self._spent, self._progress = budget, spent, progress
+    def __init__(self, options: Options, spent: Spent, progress: Progress, step: int) -> None:
+        self._options, self._spent, self._progress = options, spent, progress
         self._step = step
         """The most runs that the next step can make."""
-        self._stagnation = stagnation
-        self._perfect = perfect
         self._best = float("-inf")
         self._since = 0
         self._warned = False
@@ -122,26 +116,27 @@ class Stopper:
         return bool(progress.stopped) or progress.error is not None
 
     def _reason(self, iteration: int) -> str | None:
-        reached = self._spent.reached(self._budget, next_runs=self._step)
+        reached = self._spent.reached(self._options.budget, next_runs=self._step)
         if reached is not None:
             return reached
         best = max((one.mean for one in self._progress.candidates), default=float("-inf"))
-        if best >= self._perfect - _SAME:
+        if best >= self._options.perfect - _SAME:
             return "every validation example scored as well as can be"
         self._check_prices()
         if best > self._best + _SAME:
             self._best, self._since = best, iteration
-        elif self._stagnation is not None and iteration - self._since >= self._stagnation:
-            return f"nothing got better in {self._stagnation} iterations"
+        elif self._options.stagnation is not None and iteration - self._since >= self._options.stagnation:
+            return f"nothing got better in {self._options.stagnation} iterations"
         return None
 
     def _check_prices(self) -> None:
         """A limit in dollars does not hold where prices are unknown: as the only limit an error, else a warning."""
-        if self._budget.usd is None or not self._spent.unpriced:
+        budget = self._options.budget
+        if budget.usd is None or not self._spent.unpriced:
             return
         unknown = f"the price of {self._spent.unpriced} runs, verdicts or proposals is not known"
-        what = f"Budget(usd={self._budget.usd:g}) does not hold: {unknown}"
-        if self._budget.only_money and not self._spent.usd:
+        what = f"Budget(usd={budget.usd:g}) does not hold: {unknown}"
+        if budget.only_money and not self._spent.usd:
             self._progress.error = TuningError(f"{what}; set another limit, too, as in Budget(runs=300)")
         elif not self._warned:
             self._warned = True

@@ -8,29 +8,26 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.data.examples import digest_of
-from stagegraph.data.prompts import Prompts
 from stagegraph.journal import MemoryJournal, SqliteJournal
-from stagegraph.nodes.stage import stages_of
-from stagegraph.optimize.evaluation.budget import Budget, BudgetReached, Spent
+from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
 from stagegraph.runner.runner import Runner
-from stagegraph.schema.errors import TuningError
+from stagegraph.schema.errors import TuningError, leaves
 
-from .components import EngineName, components_of, prompts_of
+from .components import EngineName, Target
 from .engine import Adapter, Quiet
-from .manifest import manifest
 from .proposers import proposer_of
 from .result import Progress, SearchResult, warnings_of
 from .rules import Acceptance, Selector, Stopper
-from .run_dir import RunDir
+from .run_dir import RunDir, manifest
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -51,23 +48,14 @@ async def search(
     metric: Metric | Grader,
     train: Sequence[Example[Any]],
     val: Sequence[Example[Any]],
-    budget: Budget,
     options: Options,
 ) -> SearchResult:
-    """Search for better texts of a graph's stages.
-
-    Args:
-        graph: What to tune.
-        metric: What is better.
-        train: Examples to learn from.
-        val: Examples that select the best candidate; none of *train*.
-        budget: When to stop.
-        options: How to search.
+    """Search for better texts of a graph's stages: learn from *train*, select by *val*.
 
     Raises:
         TuningError: the search cannot begin. What fails later is `SearchResult.error`.
     """
-    async with Search(graph, metric, train, val, budget, await options.checked()) as one:
+    async with Search(graph, metric, train, val, await options.checked()) as one:
         return await one.run()
 
 
@@ -83,61 +71,39 @@ class Search:
         metric: Metric | Grader,
         train: Sequence[Example[Any]],
         val: Sequence[Example[Any]],
-        budget: Budget,
         options: Options,
     ) -> None:
-        if not isinstance(budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"budget={budget!r}: write Budget(runs=300), Budget(usd=5) or both"
-            raise TuningError(msg)
-        self.graph, self.budget, self.options = graph, budget, options
-        self.grader = grader_of(metric)
         self.train = checked_examples(graph, train, "training examples")
         self.val = checked_examples(graph, val, "validation examples")
         check_overlap(train=self.train, val=self.val)
-        self._stages = stages_of(graph)
-        start = options.prompts or Prompts()
-        self.base = start if start.graph else Prompts(start, graph=graph.__node__.name, origins=start.origins)
-        self.base.check_known(self._stages, graph.__node__.name)
-        self.components = components_of(self.base, self._stages, options.components)
-        self.seed = {name: component.seed for name, component in self.components.items()}
+        self.options = options
+        self.target = Target.of(graph, options.prompts, options.components)
         self._minibatch = min(options.minibatch, len(self.train))
         self._step = max(2 * self._minibatch, _MERGE) + len(self.val)
-        self._check_reach()
-        self._progress, self.spent = Progress(), Spent()
-        parts = {"training": self.train, "validation": self.val}
-        facts = manifest(graph, self.base, self.seed, self.grader, parts, options)
-        run_dir = RunDir(options.run_dir, facts)
-        self.resumes = run_dir.resumes
-        """Whether an earlier process began it."""
-        proposer = proposer_of(options.proposer, options.reflection_model, self.seed, self.spent, options.retry_delays)
-        self._trials = Trials(
-            graph=graph,
-            base=self.base,
-            components=self.components,
-            grader=self.grader,
-            runner=_with_journal(options.runner, options.run_dir),
-            options=options,
-            budget=budget,
-            spent=self.spent,
-            run_dir=run_dir,
-        )
-        self._adapter = Adapter(self._trials, self._stages, proposer, self.val, self._progress)
-
-    def _check_reach(self) -> None:
-        """Make sure that there is a text to change, and that the budget covers the seed."""
-        if not self.seed:
-            msg = f"no stage of {self.graph.__node__.name} has {self._kinds} to tune"
-            raise TuningError(msg)
-        if self.budget.runs is not None and self.budget.runs < len(self.val):
+        if options.budget.runs is not None and options.budget.runs < len(self.val):
             msg = (
-                f"Budget(runs={self.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
+                f"Budget(runs={options.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
                 f"examples; one step more takes up to {self._step}"
             )
             raise TuningError(msg)
-
-    @property
-    def _kinds(self) -> str:
-        return " or ".join(self.options.components)
+        grader, spent = grader_of(metric), Spent()
+        parts = {"training": self.train, "validation": self.val}
+        run_dir = RunDir(options.run_dir, manifest(self.target, grader, parts, options))
+        proposer = proposer_of(
+            options.proposer, options.reflection_model, self.target.components, spent, options.retry_delays
+        )
+        self.resumes = run_dir.resumes
+        """Whether an earlier process began it."""
+        self._trials = Trials(
+            target=self.target,
+            grader=grader,
+            runner=_with_journal(options.runner, options.run_dir),
+            options=options,
+            spent=spent,
+            run_dir=run_dir,
+        )
+        self._progress = Progress()
+        self._adapter = Adapter(self._trials, proposer, self.val, self._progress)
 
     async def __aenter__(self) -> Self:
         return self
@@ -171,32 +137,25 @@ class Search:
             trials = await await_here(self._trials.of(rows, texts, "verdict"))
         except Exception as error:
             raise _as_tuning_error(error) from error
-        prompts = prompts_of(self.base, texts, self.components)
-        return report_of(self.graph, self.grader.name, prompts, [one.row for one in trials])
+        prompts = self.target.prompts(texts)
+        return report_of(self.target.graph, self._trials.grader.name, prompts, [one.row for one in trials])
 
     def _optimize(self) -> TuningError | None:
+        """Run the engine; the error that ended it, if one did."""
         options = self.options
-        stopper = Stopper(
-            self.budget,
-            self.spent,
-            self._progress,
-            step=self._step,
-            stagnation=options.stagnation,
-            perfect=options.perfect,
-        )
         try:
             optimize(
-                seed_candidate={EngineName(name): text for name, text in self.seed.items()},
+                seed_candidate={EngineName(name): text for name, text in self.target.seed.items()},
                 trainset=list(self.train),
                 valset=list(self.val),
                 adapter=self._adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
                 skip_perfect_score=False,  # the engine's scores are lifted; the selector looks at the scores themselves
                 reflection_minibatch_size=self._minibatch,
-                module_selector=Selector(options.perfect, self.components),  # pyright: ignore[reportArgumentType]
-                acceptance_criterion=Acceptance(options.perfect, self.components),
-                use_merge=options.merge and len(self.seed) > 1,
-                stop_callbacks=stopper,
+                module_selector=Selector(options.perfect, self.target),  # pyright: ignore[reportArgumentType]
+                acceptance_criterion=Acceptance(options.perfect, self.target),
+                use_merge=options.merge and len(self.target.components) > 1,
+                stop_callbacks=Stopper(options, self._trials.spent, self._progress, self._step),
                 callbacks=[self._adapter],  # pyright: ignore[reportArgumentType]
                 logger=Quiet(),
                 seed=options.seed,
@@ -211,28 +170,28 @@ class Search:
         return None
 
     def _result(self, error: TuningError | None) -> SearchResult:
-        progress = self._progress
+        progress, target, spent = self._progress, self.target, self._trials.spent
         stopped = str(error) if error else progress.stopped or "the search ended"
         if not progress.candidates:
             if error is not None:
                 raise error
             msg = (
                 f"the texts to start from could not be evaluated on all {len(self.val)} validation examples: {stopped} "
-                f"was reached after {self.spent.runs} of them; give it more"
+                f"was reached after {spent.runs} of them; give it more"
             )
             raise TuningError(msg)
         best = progress.candidates[progress.best]
-        tuned = {component.path for component in self.components.values()}
-        untuned = {path: self._kinds for path in self._stages if path not in tuned}
+        kinds = " or ".join(self.options.components)
+        untuned = {path: kinds for path in target.stages if path not in target.paths}
         return SearchResult(
-            seed=prompts_of(self.base, self.seed, self.components),
+            seed=target.prompts(target.seed),
             candidates=tuple(progress.candidates),
             best=progress.best,
             stopped=stopped,
             error=error,
-            spent=self.spent,
-            prompts=prompts_of(self.base, best.texts, self.components),
-            warnings=() if error else warnings_of(self.budget, self.spent, untuned, best.rows),
+            spent=spent,
+            prompts=target.prompts(best.texts),
+            warnings=() if error else warnings_of(self.options.budget, spent, untuned, best.rows),
         )
 
 
@@ -253,13 +212,12 @@ def check_overlap(**parts: Sequence[Example[Any]]) -> None:
 
 
 def _as_tuning_error(error: BaseException) -> TuningError:
-    while isinstance(error, BaseExceptionGroup):
-        inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        error = next((one for one in inner if isinstance(one, TuningError)), inner[0])
-    if isinstance(error, TuningError):
-        return error
-    found = TuningError(f"the search broke off: {type(error).__name__}: {error}")
-    found.__cause__ = error
+    errors = leaves(error)
+    first = next((one for one in errors if isinstance(one, TuningError)), errors[0])
+    if isinstance(first, TuningError):
+        return first
+    found = TuningError(f"the search broke off: {type(first).__name__}: {first}")
+    found.__cause__ = first
     return found
 
 
@@ -268,9 +226,5 @@ def _with_journal(runner: Runner | None, run_dir: str | os.PathLike[str] | None)
     if runner is not None and runner.journal is not None:
         return runner
     own = Runner(tracing=None) if runner is None else copy.copy(runner)
-    if run_dir is None:
-        own.journal = MemoryJournal()
-    else:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        own.journal = SqliteJournal(Path(run_dir) / "runs.db")
+    own.journal = MemoryJournal() if run_dir is None else SqliteJournal(Path(run_dir) / "runs.db")
     return own

@@ -140,28 +140,28 @@ async def tune(
         raise TuningError(msg)
     grader = grader_of(metric)
     held_out = None if test is None else checked_examples(graph, test, "test examples")
-    known = Options(model=model, runner=runner, prompts=prompts, **options)
+    known = Options(budget=budget, model=model, runner=runner, prompts=prompts, **options)
     if proposer_model is not None:
         known = replace(known, reflection_model=proposer_model)
-    async with Search(graph, grader, train, val, budget, await known.checked()) as search:
+    async with Search(graph, grader, train, val, await known.checked()) as search:
         if held_out is not None:
             check_overlap(train=search.train, val=search.val, test=held_out)
         measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
-        found, reports = await _with_verdict(search, held_out)
+        found, before, after = await _with_verdict(search, grader.name, held_out)
     return Tuning(
         graph=graph.__node__.name,
         prompts=found.prompts,
         found=found,
-        comparison=compare(reports[0], reports[-1]),
+        comparison=compare(before, after),
         held_out=held_out is not None and found.error is None,
-        preview=measured or preview_of(found, budget, reports[0]),
+        preview=measured or preview_of(found, budget, before),
         provenance={
             "graph": graph.__node__.name,
             "optimizer": optimizer,
             "metric": grader.name,
             "model": name_of(model),
             "reflection_model": name_of(search.options.reflection_model),
-            "components": list(search.components),
+            "components": list(search.target.components),
             "train": len(train),
             "val": len(val),
             "test": len(test or ()),
@@ -180,40 +180,36 @@ async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Prev
     """
     options = search.options
     measured = await preview(
-        search.graph,
+        search.target.graph,
         search.train,
-        search.budget,
+        options.budget,
         val=len(search.val),
         minibatch=options.minibatch,
         model=options.model,
         runner=options.runner,
-        prompts=search.base,
+        prompts=search.target.base,
         samples=2,
-        components=list(search.components),
     )
-    if not confirm(measured):
+    shown = replace(measured, components=tuple(search.target.components))
+    if not confirm(shown):
         msg = "the tuning was not begun: `confirm` said no"
         raise TuningError(msg)
-    return measured
+    return shown
 
 
 async def _with_verdict(
-    search: Search, held_out: Sequence[Example[Any]] | None
-) -> tuple[SearchResult, tuple[Report, Report]]:
-    """The search's result with an evaluation of the seed and one of the best candidate."""
+    search: Search, metric: str, held_out: Sequence[Example[Any]] | None
+) -> tuple[SearchResult, Report, Report]:
+    """The search's result, the evaluation of the seed and that of the best candidate."""
     found = await search.run()
-    ends = found.candidates[0], found.candidates[found.best]
+    seed, best = found.candidates[0], found.candidates[found.best]
     if found.error is None:
+        rows = held_out or search.val
         try:
-            before = after = await search.verdict(ends[0].texts, held_out or search.val)
-            if found.best != 0:
-                after = await search.verdict(ends[1].texts, held_out or search.val)
-            return found, (before, after)
+            before = await search.verdict(seed.texts, rows)
+            return found, before, before if best is seed else await search.verdict(best.texts, rows)
         except TuningError as error:
             found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
     # After an error, the runs that selected the candidate are the only evidence.
-    prompts = found.seed, found.prompts
-    before, after = (
-        report_of(search.graph, search.grader.name, prompt, one.rows) for prompt, one in zip(prompts, ends, strict=True)
-    )
-    return found, (before, after)
+    before = report_of(search.target.graph, metric, found.seed, seed.rows)
+    return found, before, report_of(search.target.graph, metric, found.prompts, best.rows)
