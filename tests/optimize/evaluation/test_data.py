@@ -1,15 +1,16 @@
-"""Examples from files, dealt out, and in DSPy's form and back."""
+"""Examples from files and from data sets of pydantic_evals, and their split."""
 
+import sys
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import dspy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
 from words import ROWS, Doc, Words
 
 from stagegraph import (
@@ -22,7 +23,7 @@ from stagegraph import (
     load_examples,
     split_examples,
 )
-from stagegraph.optimize import examples, from_dspy, stratified_split, to_dspy
+from stagegraph.optimize import examples, from_pydantic_evals, stratified_split, to_pydantic_evals
 from stagegraph.schema.schema import Schema
 
 
@@ -171,50 +172,6 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         examples(tmp_path / "none.jsonl", of=str)
 
 
-def test_there_and_back_through_dspy() -> None:
-    """Inputs are the fields of the input model; a mapping that is expected is one label for each entry."""
-    rows = [
-        Example(Doc(text="a"), {"total": 1}, "1", {"from": "web"}),
-        Example(Doc(text="b"), {"text": "clash"}, "2"),
-        Example(Doc(text="c"), "a text", "3"),
-        Example(Doc(text="d"), None, "4"),
-        Example(Doc(text="e"), [1, 2], "5"),
-        Example(Doc(text="f"), {}, "6"),
-    ]
-    made = to_dspy(rows, Words())
-    assert dict(made[0].inputs().items()) == {"text": "a"}
-    assert dict(made[0].labels().items()) == {"total": 1}
-    assert dict(made[1].labels().items()) == {"expected": {"text": "clash"}}
-    assert from_dspy(made, Words()) == rows
-    assert from_dspy(made[0].copy(), Words()) == rows[0]
-    assert from_dspy(to_dspy(rows[0], Words()), Words()) == rows[0]
-    assert to_dspy([Example("hi", "HI")], Upper())[0].inputs().toDict() == {"input": "hi"} | {}
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.text(),
-            st.none() | st.integers() | st.text() | st.dictionaries(st.text(min_size=1), st.integers(), min_size=1),
-        )
-    )
-)
-def test_any_row_survives_the_way_there_and_back(rows: list[tuple[str, Any]]) -> None:
-    """Input, expected, id and metadata."""
-    made = [Example(text, expected) for text, expected in rows]
-    back = from_dspy(to_dspy(made, Upper()), Upper())
-    assert [(one.input, one.expected, one.id) for one in back] == [(one.input, one.expected, one.id) for one in made]
-
-
-def test_examples_that_were_written_for_dspy_are_taken() -> None:
-    """With the graph's inputs as fields; one without them is named."""
-    found = from_dspy(dspy.Example(text="a", total=1, mood="ok").with_inputs("text"), Words())
-    assert (found.input, found.expected) == (Doc(text="a"), {"total": 1, "mood": "ok"})
-    assert from_dspy(dspy.Example(text="a", expected=[1]).with_inputs("text"), Words()).expected == [1]
-    with pytest.raises(InputError, match="Words: text"):
-        from_dspy(dspy.Example(question="a").with_inputs("question"), Words())
-
-
 def test_a_split_has_every_kind_in_its_share() -> None:
     """The same each time, disjoint, complete, and another with another seed."""
     rows = [Example(number, {"mood": "good" if number % 4 else "bad"}) for number in range(40)]
@@ -260,14 +217,65 @@ def test_a_kind_that_no_example_has_is_a_mistake(by: str) -> None:
         split_examples(rows, {"a": 1, "b": 1}, by=by)
 
 
-def test_a_label_that_dspy_would_hide_comes_back() -> None:
-    """Names that begin with `dspy_` are DSPy's own."""
-    row = Example(Doc(text="a"), {"dspy_x": 3, "y": 4})
-    assert from_dspy(to_dspy(row, Words()), Words()) == row
-
-
 def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
     """The line it is on, as for every other mistake."""
     (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}\n{"text": "\xff"}\n')
     with pytest.raises(InputError, match=r"rows\.jsonl, line 3: the examples cannot be read: .*can't decode byte 0xff"):
         examples(tmp_path / "rows.jsonl", Words())
+
+
+needs_it = pytest.mark.skipif(find_spec("pydantic_evals") is None, reason="pydantic-evals is not installed")
+
+
+ORDERS = [
+    Example(Order(day=date(2026, 1, 2), items=["x"]), {"total": 3}, "a", {"from": "web"}),
+    Example(Order(day=date(2026, 1, 3)), None, "b"),
+]
+
+
+@needs_it
+def test_there_and_back(tmp_path: Path) -> None:
+    """Through the object, and through its file, which is read with and without pydantic_evals."""
+    dataset = to_pydantic_evals(ORDERS, Orders())
+    assert dataset.name == "Orders"
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert from_pydantic_evals(dataset, Orders()) == ORDERS
+    for suffix in ("yaml", "json"):
+        path = tmp_path / f"orders.{suffix}"
+        dataset.to_file(path)
+        assert load_examples(path, Orders().__node__.input_type) == ORDERS
+        assert from_pydantic_evals(type(dataset).from_file(path), of=Order) == ORDERS
+
+
+@needs_it
+@pytest.mark.anyio
+async def test_its_evaluators_can_judge_a_graph() -> None:
+    """A graph is a function of its input, which is all that pydantic_evals wants."""
+    from pydantic_evals.evaluators import EqualsExpected
+
+    dataset: Any = to_pydantic_evals([Example(ORDERS[0].input, "done", "a")], Orders(), name="orders")
+    dataset.add_evaluator(EqualsExpected())
+
+    async def task(order: Order) -> str:
+        return (await Orders().run(order, model=TestModel(custom_output_text="done"))).output
+
+    report = await dataset.evaluate(task, progress=False)
+    assert report.cases[0].assertions["EqualsExpected"].value is True
+
+
+def test_cases_are_typed_by_the_graph() -> None:
+    """Plain data becomes the input type, metadata of any kind is kept, and what does not fit is named."""
+    case = SimpleNamespace(name=None, inputs={"day": "2026-01-02"}, metadata="from the web", expected_output=3)
+    (example,) = from_pydantic_evals(SimpleNamespace(cases=[case]), Orders())
+    assert example == Example(Order(day=date(2026, 1, 2)), 3, metadata={"metadata": "from the web"})
+    assert from_pydantic_evals(SimpleNamespace(cases=[case]))[0].input == {"day": "2026-01-02"}
+    case.inputs = {"day": "never"}
+    with pytest.raises(InputError, match=r"case 1 \(without a name\) is no example: day"):
+        from_pydantic_evals(SimpleNamespace(cases=[case]), Order)
+
+
+def test_without_the_package_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pin makes an ordinary installation impossible, so the error tells."""
+    monkeypatch.setitem(sys.modules, "pydantic_evals", None)
+    with pytest.raises(ImportError, match="pip install --no-deps pydantic-evals"):
+        to_pydantic_evals(ORDERS, Orders())

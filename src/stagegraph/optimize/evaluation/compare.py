@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from stagegraph.schema.errors import TuningError
 
-from .page import SAME, markdown, write_page
-from .report import Report, ReportRow, section_of
-from .statistics import bootstrap, needed
+from .report import Report, ReportRow, markdown, section, write_page
+from .statistics import SAME, bootstrap, needed
 
 if TYPE_CHECKING:
     import os
@@ -135,9 +134,8 @@ class Comparison:
         """Write one self-contained page with the examples that changed most, side by side."""
         old, new = _first_rows(self.before), _first_rows(self.after)
         changed = sorted(self.differences.items(), key=lambda item: -abs(item[1]))[:examples]
-        sections = [section_of([old[one], new[one]], change) for one, change in changed]
-        graph, title = self.after.graph, f"{self.after.graph}: before and after"
-        write_page(path, title=title, heading=graph, sentence=str(self), table=self._table(), sections=sections)
+        sections = [section([old[one], new[one]], change) for one, change in changed]
+        write_page(path, f"{self.after.graph}: before and after", str(self), self._table(), sections)
 
 
 def compare(before: Report, after: Report) -> Comparison:

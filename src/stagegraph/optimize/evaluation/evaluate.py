@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.record.run import Run
 
-__all__ = ["CONCURRENCY", "check_counts", "checked_examples", "evaluate", "run_example"]
+__all__ = ["CONCURRENCY", "EvaluationError", "check_counts", "checked_examples", "evaluate", "run_example"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -109,9 +109,18 @@ async def evaluate(
         raise error from error.__cause__
     report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
     if problems:
-        vars(problems[0])["report"] = report if report.rows else None
-        raise problems[0]
+        error = EvaluationError(str(problems[0]), report if report.rows else None)
+        raise error from problems[0].__cause__
     return report
+
+
+class EvaluationError(TuningError):
+    """The metric or a provider failed, which ended an evaluation."""
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+        """The rows until then; `None` without any."""
 
 
 def _able_to_record(runner: Runner, *, record: bool) -> Runner:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from stagegraph.draw import html
+from stagegraph.draw.html import Html, element
 from stagegraph.schema.errors import TuningError
 
 from .blame import stage_of
-from .page import Cell, markdown, section, write_page
-from .statistics import bootstrap, percentile
+from .statistics import SAME, bootstrap, percentile
 
 if TYPE_CHECKING:
     import os
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["Report", "ReportRow", "Trial", "report_of", "section_of"]
+__all__ = ["Report", "ReportRow", "Trial", "markdown", "report_of", "section", "write_page"]
 
 FORMAT = 1
+
+Table = Sequence[Sequence[str]]
+"""Rows of cells; the first row is the head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +161,8 @@ class Report:
         low, high = self.interval
         sentence = f"{self.metric}: {self.mean:.3f} (95 % between {low:.3f} and {high:.3f}), made {self.created}"
         worst = sorted(self.scores, key=lambda example: self.scores[example])[:examples]
-        sections = [section_of([row for row in self.rows if row.example == example]) for example in worst]
-        title, table = self.graph, self._table()
-        write_page(path, title=title, heading=title, sentence=sentence, table=table, sections=sections)
+        sections = [section([row for row in self.rows if row.example == example]) for example in worst]
+        write_page(path, self.graph, sentence, self._table(), sections)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
@@ -207,11 +210,32 @@ def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows:
     )
 
 
-def section_of(rows: Sequence[ReportRow], change: float | None = None) -> str:
-    """One example on the page, with these runs of it side by side."""
-    asked = {"input": rows[-1].input, "expected": rows[-1].expected}
-    cells = [Cell(row.score, row.error or row.output, row.notes) for row in rows]
-    return section(rows[-1].example, asked, cells, change)
+def markdown(table: Table) -> str:
+    """A table as Markdown, which also reads well on a terminal."""
+    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
+
+
+def write_page(path: str | os.PathLike[str], title: str, sentence: str, table: Table, sections: Iterable[Html]) -> None:
+    """Write a self-contained page: a sentence, a table, and the examples. A new file is readable by its owner alone."""
+    body = (element("h1", title), element("p", sentence), html.table(table), *sections)
+    html.write_page(path, html.document(title, *body, style=html.asset("stagegraph.draw", "report.css")))
+
+
+def section(rows: Sequence[ReportRow], change: float | None = None) -> Html:
+    """One example on the page: its runs side by side, and the change of its score, if it was evaluated twice."""
+    title = [rows[-1].example]
+    if change is not None:
+        kind = "won" if change > SAME else "lost" if change < -SAME else "same"
+        title += [" ", element("b", f"{change:+.3f}", class_=kind)]
+    asked = (html.pretty(rows[-1].input), element("p", "expected"), html.pretty(rows[-1].expected))
+    details = element("details", element("summary", "input"), *asked)
+    return element("section", element("h2", *title), details, element("table", element("tr", *map(_cell, rows))))
+
+
+def _cell(row: ReportRow) -> Html:
+    notes = [element("p", f"{target or 'run'}: {text}", class_="note") for target, text, _ in row.notes]
+    return element("td", element("p", f"{row.score:.3f}"), html.pretty(row.error or row.output), *notes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import ToolCallPart, ToolReturnPart
@@ -25,24 +26,15 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "TEXT", "abridged", "cut", "evidence", "records", "restored", "stage_feedback", "tool_use"]
 
 # Limits, in characters.
-TEXT = 20_000
-"""Of a text that is to be rewritten."""
-SCHEMA = 6_000
-"""Of one JSON schema."""
-_FEEDBACK = 8_000
-"""Of `stage_feedback`."""
-_CALL = 2_000
-"""Of one call in it; of an input or an output in a record."""
-_RECORDS = 24_000
-"""Of all records of a stage."""
-_USE = 500
-"""Of what one call did with a tool, or with another call's output."""
-_RESULT = 800
-"""Of a run's output, and of what was expected."""
-_SMALLEST = 600
-"""Of a call with its tags in the evidence for a judge; with less room, fewer calls are shown."""
-_TAGS = 300
-"""Of the tags around one call's input and output."""
+TEXT = 20_000  # of a text that is to be rewritten
+SCHEMA = 6_000  # of one JSON schema
+_FEEDBACK = 8_000  # of `stage_feedback`
+_CALL = 2_000  # of one call in it; of an input or an output in a record
+_RECORDS = 24_000  # of all records of a stage
+_USE = 500  # of what one call did with a tool, or with another call's output
+_RESULT = 800  # of a run's output, and of what was expected
+_SMALLEST = 600  # of a call with its tags in the evidence for a judge: with less room, fewer calls are shown
+_TAGS = 300  # of the tags around one call's input and output
 _KEY = 80
 
 _USES = 3
@@ -56,21 +48,21 @@ def stage_feedback(
 
     Where the score has no notes, the output of the run and the *expected* one are shown as well.
     """
+    general = {""} | ({path} - {call.key for call in run.root.walk()})
+    about = sorted((note for note in score.notes if note.target in general), key=lambda note: not note.target)
+    calls = calls_of(run, path, [note for note in score.notes if note.target not in general])
     lines = _result_lines(run, score, expected)
     lines += [f"{name}: {value:g}" for name, value in score.objectives.items()]
-    calls = calls_of(run, path, [note for note in score.notes if note.target])
-    keys = {call.key for call, _ in calls}
-    general = [note.text for note in score.notes if not note.target]
-    own = [note.text for note in score.notes if note.target == path and path and path not in keys]
-    lines += [f"About this stage: {text}" for text in own] + [f"About the whole run: {text}" for text in general]
-    if not any(notes for _, notes in calls) and not own and not general:
+    lines += [f"About {'this stage' if note.target else 'the whole run'}: {note.text}" for note in about]
+    if not about and not any(notes for _, notes in calls):
         lines.append("Nothing was noted about this stage.")
-    opening = "\n".join(lines)
-    texts = [_call_text(run, call, [note for note in notes if note.text not in own]) for call, notes in calls]
-    shown = _fitting(texts, max(limit - len(opening) - 120, 0))
-    left = [notes for _, notes in calls[len(shown) :]]
-    closing = [f"{len(left)} more calls of this stage, {sum(map(bool, left))} of them with notes."] if left else []
-    return "\n\n".join([opening, *shown, *closing])[:limit]
+    room = max(limit - len("\n".join(lines)) - 120, 200)
+    texts = [_call_text(run, call, notes) for call, notes in calls]
+    shown = texts[: _fitting([len(text) + 2 for text in texts], room)]
+    parts = ["\n".join(lines), *(cut(text, room) for text in shown)]
+    if left := [notes for _, notes in calls[len(shown) :]]:
+        parts.append(f"{len(left)} more calls of this stage, {sum(map(bool, left))} of them with notes.")
+    return "\n\n".join(parts)[:limit]
 
 
 def records(
@@ -95,13 +87,12 @@ def records(
         for call, notes in calls_of(trial.run, path, trial.score.notes)
     ]
     found = [record for *_, record in sorted(rows, key=lambda row: row[:3])]
-    used, count = 0, 0
-    for record in found:
-        used += sum(len(str(value)) for value in record.values())
-        if count and used > limit:
-            break
-        count += 1
-    return found[:count]
+    return found[: _fitting([sum(len(str(value)) for value in record.values()) for record in found], limit)]
+
+
+def _fitting(sizes: Iterable[int], room: int) -> int:
+    """How many of the first texts of these sizes fit, and at least 1."""
+    return max(1, sum(end <= room for end in accumulate(sizes)))
 
 
 def _record(trial: Trial, call: Call, notes: list[Note]) -> dict[str, Any]:
@@ -145,17 +136,6 @@ def _call_text(run: Run[Any, Any], call: Call, notes: Sequence[Note]) -> str:
     third = _CALL // 3
     lines = [f"Call `{call.key}`", f"given: {_text(call.input, third)}", f"answered: {_answer(call, third)}"]
     return cut("\n".join([*lines, *_lines_about(run, call, notes)]), _CALL)
-
-
-def _fitting(texts: Iterable[str], room: int) -> list[str]:
-    """As many of the texts as there is room for; at least the first one, shortened if necessary."""
-    kept: list[str] = []
-    for text in texts:
-        if kept and len(text) > room:
-            break
-        kept.append(text if len(text) <= room else cut(text, max(room, 200)))
-        room -= len(kept[-1]) + 2
-    return kept
 
 
 def tool_use(call: Call, tool: str) -> str:

@@ -1,4 +1,4 @@
-"""What numbers from a few examples show, and what they do not: bootstrap intervals and the size of a data set."""
+"""Statistics of a few numbers: bootstrap intervals, percentiles, and the size of a data set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import random
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-__all__ = ["bootstrap", "needed", "percentile"]
+__all__ = ["SAME", "bootstrap", "needed", "percentile"]
+
+SAME = 1e-9
+"""Differences of scores up to this one count as none."""
 
 _RESAMPLES = 4_000
 _95 = 1.959964
@@ -27,7 +30,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
 
 
 def needed(differences: Sequence[float], effect: float) -> int:
-    """How many examples in all would show a paired difference of *effect*, four times in five."""
+    """The number of examples that would show a paired difference of *effect*, four times in five."""
     if len(differences) < 2 or effect <= 0:  # noqa: PLR2004
         return 0
     return math.ceil(((_95 + _80) * stdev(differences) / effect) ** 2)

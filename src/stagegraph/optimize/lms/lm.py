@@ -40,11 +40,10 @@ def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -
     if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"lm(model) takes a Pydantic AI model or its name, not {model!r}"
         raise DeclarationError(msg)
-    engine = PydanticEngine(model)
+    models = Models()
+    engine, async_engine = PydanticEngine(model, models), AsyncPydanticEngine(model, models)
     caches = isinstance(model, str) if cache is None else cache
-    return BridgedLM(
-        f"pydantic-ai/{engine.name}", engine=engine, async_engine=AsyncPydanticEngine(engine), cache=caches, **settings
-    )
+    return BridgedLM(f"pydantic-ai/{engine.name}", engine=engine, async_engine=async_engine, cache=caches, **settings)
 
 
 class BridgedLM(dspy.LM):
@@ -57,12 +56,12 @@ class BridgedLM(dspy.LM):
         cast("Any", super()).update_history(entry)
 
 
-class PydanticEngine:
-    """Sends the requests of a `dspy.LM` to a model; provider clients live on the background loop."""
+class _Engine:
+    """What answers the requests of a `dspy.LM`; provider clients live on the background loop."""
 
-    def __init__(self, model: Model[Any] | str) -> None:
+    def __init__(self, model: Model[Any] | str, models: Models | None = None) -> None:
         self._model = model
-        self._models = Models()
+        self._models = models or Models()
 
     @property
     def name(self) -> str:
@@ -74,8 +73,7 @@ class PydanticEngine:
         """The model itself; a named one is made at its first request."""
         return self._models.get(self._model)
 
-    async def ask(self, request: Any) -> Any:
-        """One request, one answer."""
+    async def _ask(self, request: Any) -> Any:
         model = self.model
         try:
             response = await model_request(
@@ -87,10 +85,6 @@ class PydanticEngine:
         except ModelAPIError as error:
             raise translated(error) from error
         return response_of(response, self.name)
-
-    def complete(self, request: Any) -> Any:
-        """One request, one answer, for callers that block."""
-        return run_here(self.ask(request), "await lm.acall(...)")
 
     def dump_state(self) -> dict[str, Any]:
         """The model's name.
@@ -109,24 +103,20 @@ class PydanticEngine:
         return cls(state["model"])
 
 
-class AsyncPydanticEngine:
-    """A `PydanticEngine` for callers that await."""
+class PydanticEngine(_Engine):
+    """An engine for callers that block."""
 
-    def __init__(self, engine: PydanticEngine) -> None:
-        self._engine = engine
+    def complete(self, request: Any) -> Any:
+        """One request, one answer."""
+        return run_here(self._ask(request), "await lm.acall(...)")
+
+
+class AsyncPydanticEngine(_Engine):
+    """An engine for callers that await."""
 
     async def complete(self, request: Any) -> Any:
         """One request, one answer."""
-        return await await_here(self._engine.ask(request))
-
-    def dump_state(self) -> dict[str, Any]:
-        """The model's name."""
-        return self._engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> Self:
-        """The engine of a saved name."""
-        return cls(PydanticEngine.load_state(state))
+        return await await_here(self._ask(request))
 
 
 class Sampled(WrapperModel):
