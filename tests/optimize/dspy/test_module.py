@@ -1,11 +1,13 @@
 """A graph as a DSPy program: what optimizers read, write, copy and save, and what runs."""
 
 import asyncio
+import contextvars
 import copy
 import inspect
 import json
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import dspy
 import pytest
 from dspy.dsp.utils.settings import main_thread_config
 from dspy.propose.utils import get_dspy_source_code
+from dspy.utils.callback import BaseCallback
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
@@ -459,13 +462,72 @@ def test_a_provider_that_stays_away_is_an_error(error: Exception) -> None:
         asyncio.run(module.acall(text="abc"))
 
 
+class Around(dspy.Module):
+    """A program around a graph."""
+
+    def __init__(self, inner: GraphModule) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.inner(**inputs)
+
+
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_provider_that_stays_away_is_never_a_score(threads: int) -> None:
-    """DSPy's evaluations take every exception for a score of 0; this one ends them."""
+@pytest.mark.parametrize("wrap", [lambda module: module, Around], ids=["alone", "inside a program"])
+def test_a_provider_that_stays_away_is_never_a_score(threads: int, wrap: Callable[[GraphModule], Any]) -> None:
+    """DSPy's evaluations take every exception for a score of 0; this one ends them, and a call alone is none of them."""
+    module = wrap(GraphModule(Words(), model=failing("no", error=ModelHTTPError(429, "busy")), retry_delays=()))
+    for _ in range(2):
+        with pytest.raises(TuningStopped, match="429") as caught:
+            dspy.Evaluate(devset=to_dspy(ROWS, Words()), metric=dspy_metric(grade), num_threads=threads)(module)
+        assert isinstance(caught.value.__cause__, RunError)
+        with pytest.raises(RunError, match="429"):
+            module(text="no")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_who_watches_dspy_changes_nothing_about_that(threads: int) -> None:
+    """Callbacks, as MLflow installs them, hide who calls: an evaluation still ends, and a call alone still does not."""
     module = GraphModule(Words(), model=failing("no", error=ModelHTTPError(429, "busy")), retry_delays=())
-    with pytest.raises(TuningStopped, match="429") as caught:
-        dspy.Evaluate(devset=to_dspy(ROWS, Words()), metric=dspy_metric(grade), num_threads=threads)(module)
-    assert isinstance(caught.value.__cause__, RunError)
+
+    def check() -> None:
+        with dspy.context(callbacks=[BaseCallback()]):
+            for _ in range(2):
+                with pytest.raises(RunError, match="429"):
+                    module(text="no")
+                with pytest.raises(TuningStopped, match="429"):
+                    dspy.Evaluate(devset=to_dspy(ROWS, Words()), metric=dspy_metric(grade), num_threads=threads)(module)
+
+    contextvars.copy_context().run(check)  # DSPy leaves a variable of its callbacks behind
+
+
+@pytest.mark.parametrize("broken", ["the provider", "the metric"])
+def test_what_an_ended_evaluation_had_queued_is_not_run(broken: str) -> None:
+    """Each thread ends with the example that it was at."""
+    runs: list[str] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> Any:
+        runs.append(asked(messages))
+        if broken == "the provider":
+            raise ModelHTTPError(503, "gone")
+        return scripted().function(messages, info)  # type: ignore[misc]
+
+    async def later(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return await answer(messages, info)
+
+    def metric(_example: Any, _run: Any) -> float:
+        raise KeyError("gone")
+
+    before = set(threading.enumerate())
+    rows = to_dspy([Example(Doc(text="a"), id=str(number)) for number in range(60)], Words())
+    module = GraphModule(Words(), model=FunctionModel(later), retry_delays=())
+    with pytest.raises(TuningStopped, match="gone"):
+        dspy.Evaluate(devset=rows, metric=dspy_metric(metric), num_threads=3)(module)
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
+    assert len(runs) <= 3 * 3
 
 
 def test_a_bad_key_is_not_tried_again() -> None:

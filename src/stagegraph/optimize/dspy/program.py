@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, Self
+from weakref import WeakKeyDictionary
 
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -33,7 +34,7 @@ __all__ = ["Flights", "Outage", "Program", "TuningStopped", "in_executor"]
 _STRAGGLER = 115.0
 """Seconds. DSPy's executor submits an item again that takes 120 seconds, and possibly several times."""
 _QUEUE = 1.0
-"""Seconds in which a thread of the executor takes the next item from its queue, by far."""
+"""Seconds. A thread of the executor takes the next item from its queue far sooner."""
 
 
 class TuningStopped(BaseException):
@@ -48,7 +49,8 @@ def in_executor() -> bool:
     """Whether DSPy's parallel executor makes this call, directly or through a program around this one.
 
     For each item, the executor binds the id of the calling callback, and `None` where there is none. Callbacks bind
-    the id of each call as well, and leave `None` behind.
+    the id of each call as well, and leave `None` behind: where the callbacks are gone, a call alone cannot be told from
+    an evaluation and counts as one, since a score that says nothing does more harm.
     """
     context = copy_context()
     if ACTIVE_CALL_ID not in context:
@@ -66,7 +68,7 @@ class Outage:
     """
 
     def __init__(self) -> None:
-        self._ended: dict[int, tuple[float, Exception]] = {}
+        self._ended: WeakKeyDictionary[threading.Thread, tuple[float, Exception]] = WeakKeyDictionary()
 
     def end(self, error: Exception) -> NoReturn:
         """End the evaluation that makes this call.
@@ -74,8 +76,9 @@ class Outage:
         Raises:
             TuningStopped: always.
         """
-        if threading.current_thread() is not threading.main_thread():
-            self._ended[threading.get_ident()] = time.monotonic(), error
+        thread = threading.current_thread()
+        if thread is not threading.main_thread():
+            self._ended[thread] = time.monotonic(), error
         msg = f"{error} (the optimization stops here, since this says nothing about the candidate)"
         raise TuningStopped(msg) from error
 
@@ -85,7 +88,7 @@ class Outage:
         Raises:
             TuningStopped: it was.
         """
-        ended, error = self._ended.pop(threading.get_ident(), (0.0, None))
+        ended, error = self._ended.pop(threading.current_thread(), (0.0, None))
         if error is not None and time.monotonic() - ended < _QUEUE:
             self.end(error)
 
