@@ -82,6 +82,12 @@ def test_objectives_reach_gepa(prediction: Any) -> None:
     assert face(GOLD[0], prediction, []) == 0.5
 
 
+def test_what_was_expected_reaches_the_reflection_model(prediction: Any) -> None:
+    """Where a number is all that the metric gives."""
+    told = dspy_metric(lambda _example, _run: 0.25)(GOLD[0], prediction, [], "plan", [])
+    assert 'Expected in the end: {"total": 6}' in told.feedback
+
+
 def test_a_prediction_of_no_run_is_an_error() -> None:
     """Of another module, say."""
     with pytest.raises(TuningError, match="of no run"):

@@ -178,29 +178,22 @@ def cost_in(responses: object) -> float | None:
     return sum(one[_COST] for one in known) if known and all(_COST in one for one in known) else None
 
 
-def translated(error: Exception) -> Exception:
-    """An error of a Pydantic AI model as the error that DSPy retries or reports in its own way."""
-    text, after, status = str(error), getattr(error, "retry_after", None), getattr(error, "status_code", None) or 0
-    if isinstance(error, pai.ModelRateLimitError) or status == HTTPStatus.TOO_MANY_REQUESTS:
-        return lm15.RateLimitError(text, status=status or None, retry_after=after)
-    if isinstance(error, (pai.ModelTimeoutError, pai.ModelRequestTimeout)):
-        return lm15.TimeoutError(text)
-    if isinstance(error, pai.ModelConnectionError):
-        return lm15.TransportError(text)
-    if (
-        isinstance(error, (pai.ModelServerError, pai.ModelUnavailableError))
-        or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    ):
-        return lm15.ServerError(text, status=status or None, retry_after=after)
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return lm15.AuthError(text, status=status)
-    return next((other(text) for kind, other in _ERRORS if isinstance(error, kind)), error)
-
-
-_ERRORS = (
+_BY_STATUS: dict[int | None, Any] = {429: lm15.RateLimitError, 401: lm15.AuthError, 403: lm15.AuthError}
+_BY_KIND: tuple[tuple[Any, Any], ...] = (
+    (pai.ModelRateLimitError, lm15.RateLimitError),
+    ((pai.ModelTimeoutError, pai.ModelRequestTimeout), lm15.TimeoutError),
+    (pai.ModelConnectionError, lm15.TransportError),
+    ((pai.ModelServerError, pai.ModelUnavailableError), lm15.ServerError),
     (pai.ModelContextWindowExceededError, lm15.ContextLengthError),
     (pai.ModelAuthenticationError, lm15.AuthError),
     (pai.ModelNotFoundError, lm15.UnsupportedModelError),
     (pai.ModelQuotaExceededError, lm15.BillingError),
-    (pai.ModelAPIError, lm15.InvalidRequestError),
 )
+
+
+def translated(error: pai.ModelAPIError) -> Exception:
+    """An error of a Pydantic AI model as the error that DSPy retries or reports in its own way."""
+    status: int | None = getattr(error, "status_code", None)
+    other = lm15.ServerError if (status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR else lm15.InvalidRequestError
+    found = _BY_STATUS.get(status) or next((found for kind, found in _BY_KIND if isinstance(error, kind)), other)
+    return found(str(error), status=status, retry_after=error.retry_after)
