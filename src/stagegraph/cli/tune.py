@@ -171,7 +171,7 @@ def tune(
                 components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,
-                tell=_TuningProgress(bar),
+                callback=_TuningProgress(bar),
                 confirm=confirm,
             )
         )
@@ -209,7 +209,7 @@ class _TuningProgress:
         self._bar.update(self._bar.task_ids[0], **shown)
 
     def _of_run(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        from stagegraph.optimize.budget import cost_text
+        from stagegraph.optimize.evaluation.budget import cost_text
 
         self._verdicts += data["kind"] == "verdict"
         doing = f"the verdict, run {self._verdicts}" if self._verdicts else None
@@ -242,7 +242,7 @@ def _check_common(before: Report, name: str, ids: set[str]) -> None:
         TuningError: they have no example in common.
     """
     from stagegraph import TuningError
-    from stagegraph.optimize.comparison import FEW
+    from stagegraph.optimize.evaluation.compare import FEW
 
     common = len(before.scores.keys() & ids)
     if not common:
