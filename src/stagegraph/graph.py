@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .call import Kind
     from .options import AgentOptions, RunOptions
-    from .prompts import Prompts
+    from .prompts import Prompts, PromptSource
     from .run import Run
     from .runner import Runner
 
@@ -94,7 +94,7 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
         """Run the graph once, by a runner of its own; `Runner.run` says what the options are.
@@ -113,7 +113,7 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
         """The same for scripts and notebooks without a running event loop.

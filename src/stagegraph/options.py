@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from pydantic_ai.models import Model
 
 from .limits import Limits
-from .prompts import Prompts
+from .prompts import Prompts, PromptSource
 from .run import Run
 from .structure import closest
 
@@ -53,7 +53,7 @@ class ResumeOptions(TypedDict, total=False):
     """Raise `ReplayError` instead of running a changed call again."""
     model: Model | str | None
     deps: object
-    prompts: Prompts | None
+    prompts: Prompts | PromptSource | None
     """Instead of those that the run began with."""
     limits: Limits | None
     """Instead of the runner's, for what is still to be done."""
@@ -92,7 +92,7 @@ _A_MODEL = "a model or its name, such as 'openai:gpt-5-mini'"
 _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model": ((str, Model), _A_MODEL),
     "models": (_MAPPING, "a dict of stage paths and models, such as {'plan': 'openai:gpt-5-mini'}"),
-    "prompts": (Prompts, "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
+    "prompts": ((Prompts, PromptSource), "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
     "limits": (Limits, "Limits(requests=100)"),
     "metadata": (_MAPPING, "a dict, such as {'customer': 7}"),
     "tags": ((tuple, list, set, frozenset), "a tuple of texts, such as ('nightly',)"),

@@ -19,7 +19,7 @@ from .journal._rows import Journal, RunRow
 from .options import Labels, ResumeOptions, RunOptions
 from .page import RunPage, labels_json
 from .prompt import Origin
-from .prompts import Prompts
+from .prompts import Prompts, PromptSource
 from .question import unanswered_in
 from .recorder import as_json
 from .run import Run
@@ -47,7 +47,7 @@ class Order:
     """The input: a value, or data that validates to one."""
     model: Model | str | None = None
     deps: object = None
-    prompts: Prompts | None = None
+    prompts: Prompts | PromptSource | None = None
     options: RunOptions = field(default_factory=RunOptions)
     deltas: bool = False
     page: RunPage | None = None
@@ -76,8 +76,8 @@ class Order:
             status="running",
             started=time.time(),
             input=as_json(structure.root.takes, self.raw),
-            prompts_digest=terms.prompts.digest if terms.prompts.settled else "",
-            prompts=prompts.to_json() if prompts is not None and prompts.settled else None,
+            prompts_digest=terms.prompts.digest,
+            prompts=prompts.to_json() if isinstance(prompts, Prompts) else None,
             model=self.model if isinstance(self.model, str) else None,
             labels=labels_json(labels.metadata, labels.tags, labels.session_id, labels.user_id, self._said()),
         )
@@ -179,7 +179,7 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
         raise ReplayError(msg)
 
 
-def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
+def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
     """Refuse to go on with an input or with prompts that are not what they were."""
     gone = redacted_parts(row.labels)
     if "input" in gone:

@@ -30,7 +30,7 @@ from .models import Models
 from .node import Node
 from .options import ResumeOptions, RunOptions, check_options, check_values
 from .order import Order, order_to_resume
-from .prompts import Prompts
+from .prompts import Prompts, PromptSource
 from .run import Run
 from .running import Running
 from .structure import Structure
@@ -56,7 +56,7 @@ class Runner:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
         models: Stage path -> model; goes before every other choice.
-        prompts: What is deployed; stages that are not in it keep the code's text.
+        prompts: What is deployed; stages that are not in it keep the code's text. A `PromptSource` is asked once a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
             nested fan-outs cannot block each other.
         limits: What each run may spend.
@@ -79,7 +79,7 @@ class Runner:
         model: Model | str | None = None,
         *,
         models: Mapping[str, Model | str] | None = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         max_concurrency: int | None = None,
         limits: Limits | None = None,
         journal: Journal | None = None,
@@ -104,7 +104,7 @@ class Runner:
             raise TypeError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
-        self.prompts = prompts or Prompts()
+        self.prompts: Prompts | PromptSource = prompts if prompts is not None else Prompts()
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
@@ -126,7 +126,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In, Out]:
         """Run a graph, or a single stage or step, and wait for its end.
@@ -157,7 +157,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         deltas: bool = False,
         **options: Unpack[RunOptions],
     ) -> LiveRun[In, Out]:
@@ -272,8 +272,10 @@ class Runner:
         node = _checked(order.node)
         structure = Structure.of(node)
         deployed = order.prompts if order.prompts is not None else self.prompts
+        source = None if isinstance(deployed, Prompts) else deployed
+        prompts = deployed if isinstance(deployed, Prompts) else Prompts()
         if order.prompts is not None or isinstance(node, Graph):  # a stage by itself has no paths
-            deployed.check_known(structure.stages, node.label)
+            prompts.check_known(structure.stages, node.label)
         order.check_override(structure)
         if unknown := unknown_stages(options.get("models") or {}, structure.stages):
             msg = f"the models do not fit {node.label}: {'; '.join(unknown)}"
@@ -287,7 +289,7 @@ class Runner:
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=order.deps,
-            prompts=deployed,
+            prompts=prompts,
             model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),
@@ -301,7 +303,7 @@ class Runner:
         labels, page = order.labels, order.page
         if page is None and journal is not None:
             page = order.new_page(journal, structure, terms, labels)
-        running = Running(structure, order.raw, terms, limits, labels, page)
+        running = Running(structure, order.raw, terms, limits, labels, page, source)
         running.leaves = lambda: not self._lifetime.taking
         running.seat = self._admission.admit(patient=patient)
         return running

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .options import Labels
     from .page import RunPage
+    from .prompts import PromptSource
     from .structure import Structure
 
 __all__ = ["Running"]
@@ -46,6 +47,7 @@ class Running:
         limits: Limits,
         labels: Labels,
         page: RunPage | None = None,
+        source: PromptSource | None = None,
     ) -> None:
         self.structure = structure
         self.terms = terms
@@ -59,6 +61,8 @@ class Running:
         """Whether a cancellation now is a shutdown, which leaves the run to whoever takes it up."""
         self._raw = raw
         self._page = page
+        self._source = source
+        """Where the prompts of this run come from, when they are not plain data."""
         self._end: tuple[Status, CallError | None] | None = None
         name = self.execution.root_name
         self._waiting = Entry(structure.root, name, name, None, raw, 0)
@@ -121,12 +125,18 @@ class Running:
         raise error from (cause if cause is not error else cause.__cause__)
 
     async def _deploy(self) -> None:
-        """Settle which prompts this run uses, once: those that live elsewhere may change while it runs."""
-        prompts = await self.terms.prompts.resolved()
-        if prompts is not self.terms.prompts:
-            self.terms = self.execution.terms = replace(self.terms, prompts=prompts)
-            if self._page is not None:
-                self._page.deploy(prompts)
+        """Ask once which prompts this run uses: those that live elsewhere may change while it runs.
+
+        Raises:
+            PromptError: they name stages that the graph does not have.
+        """
+        if self._source is None:
+            return
+        prompts, root = await self._source.current(self.labels), self.structure.root
+        prompts.check_known(self.structure.stages, root.label)
+        self.terms = self.execution.terms = replace(self.terms, prompts=prompts)
+        if self._page is not None:
+            self._page.deploy(prompts)
 
     def _trace_start(self) -> TraceStart:
         labels, terms = self.labels, self.terms

@@ -10,13 +10,14 @@ from pydantic_ai.models import Model
 from stagegraph.errors import TuningError
 from stagegraph.example import digest_of
 from stagegraph.models import Models
+from stagegraph.prompts import Prompts
 from stagegraph.structure import closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 
 if TYPE_CHECKING:
     from stagegraph.example import Example
-    from stagegraph.prompts import Prompts
+    from stagegraph.prompts import PromptSource
     from stagegraph.runner import Runner
 
     from .budget import Spent
@@ -85,7 +86,7 @@ def check_overlap(**parts: Sequence[Example[Any]]) -> None:
         known |= dict.fromkeys((digest_of(one.input) for one in rows), part)
 
 
-async def starting(prompts: Prompts | None, runner: Runner | None) -> Prompts | None:
+async def starting(prompts: Prompts | PromptSource | None, runner: Runner | None) -> Prompts | None:
     """The texts to start from: what was given, else what the runner deploys, as it is in force now."""
     start = prompts if prompts is not None or runner is None else runner.prompts
-    return None if start is None else await start.resolved()
+    return start if start is None or isinstance(start, Prompts) else await start.current(None)

@@ -82,8 +82,8 @@ class GraphModule(dspy.Module):
             msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
         start = prompts if prompts is not None else program.runner.prompts
-        if not start.settled:
-            start = run_here(start.resolved(), "GraphModule(graph, prompts=await prompts.resolved())")
+        if not isinstance(start, Prompts):
+            start = run_here(start.current(None), "GraphModule(graph, prompts=await prompts.current(None))")
         start.check_known(program.structure.stages, graph.label)
         seeds = Prompts.of(graph).replace(dict(start))
         for path, stage in program.structure.stages.items():

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from inspect import isawaitable
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic
 from urllib.parse import quote
 
 import anyio
@@ -23,12 +23,13 @@ from stagegraph.example import Example
 from stagegraph.prompt import first_problem
 from stagegraph.score import Feedback
 
-from ._connection import Connection
-from ._ids import observation_id, trace_id
-from ._rest import Rest
-from .langfuse import LangfuseTracing
+from .api import Api, Connection, as_sent, mended
+from .attributes import is_mapping, observation_id, trace_id
+from .tracing import LangfuseTracing
 
 if TYPE_CHECKING:
+    from langfuse.api import DatasetItem
+
     from stagegraph.node import Node
     from stagegraph.run import Run
     from stagegraph.runner import Runner
@@ -41,7 +42,12 @@ Out = TypeVar("Out", default=Any)
 
 log = logging.getLogger("stagegraph.tracing")
 
-_SIDE_BY_SIDE = 8
+_CONCURRENCY = 8
+_MISSING: dict[str, Any] = {
+    "status": "ACTIVE", "expectedOutput": None, "metadata": None, "mediaReferences": [], "datasetId": "", "datasetName": "",
+    "createdAt": "1970-01-01T00:00:00Z", "updatedAt": "1970-01-01T00:00:00Z",
+}  # fmt: skip
+"""What an item has of which an older server says nothing."""
 _ORDER = "example_order"
 """The key in an item's metadata: when `to_dataset` was called, and which of its examples it was."""
 
@@ -61,16 +67,16 @@ async def to_dataset(
         TracingError: the server does not take them; those before have been sent.
     """
     count = 0
-    async with Rest(connection or Connection.of()) as rest:
+    async with Api(connection or Connection.of()) as api:
         about = {"description": description} if description is not None else {}
-        await rest.post("v2/datasets", {"name": name, **about})
-        limiter = anyio.CapacityLimiter(_SIDE_BY_SIDE)
-
+        await api.ask("datasets", api.sdk.datasets.create, name=name, **about)
+        limiter = anyio.CapacityLimiter(_CONCURRENCY)
         began = datetime.now(UTC).isoformat()
 
         async def put(example: Example[Any], order: str) -> None:
             async with limiter:
-                await rest.post("dataset-items", _item(example, name, order))
+                item = as_sent(_item(example, name, order), "dataset-items")
+                await api.ask("dataset-items", api.sdk.dataset_items.create, **item)
 
         with _ungrouped():
             async with anyio.create_task_group() as group:
@@ -96,16 +102,16 @@ def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
     # Ids are unique in a whole project, and the same example may stand in several data sets.
     item = {
         "id": sha256(f"{dataset}\0{example.id}".encode()).hexdigest()[:32],
-        "datasetName": dataset,
+        "dataset_name": dataset,
         "input": data["input"],
-        "expectedOutput": data.get("expected"),
+        "expected_output": data.get("expected"),
         "metadata": {**data.get("metadata", {}), "example_id": example.id, _ORDER: order},
     }
     run_id, key = example.metadata.get("run_id"), example.metadata.get("key")
     if isinstance(run_id, str):
-        item["sourceTraceId"] = trace_id(run_id)
+        item["source_trace_id"] = trace_id(run_id)
         if isinstance(key, str):
-            item["sourceObservationId"] = observation_id(run_id, key, int(example.metadata.get("segment") or 0))
+            item["source_observation_id"] = observation_id(run_id, key, int(example.metadata.get("segment") or 0))
     return item
 
 
@@ -118,23 +124,30 @@ async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connectio
     return [example for example, _ in await _items(name, graph, connection or Connection.of())]
 
 
-async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], dict[str, Any]]]:
-    found: list[tuple[str, Example[In], dict[str, Any]]] = []
-    async with Rest(connection) as rest:
-        async for item in rest.rows("dataset-items", datasetName=name, limit=100):
-            if item.get("status", "ACTIVE") != "ACTIVE":
+async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], DatasetItem]]:
+    from langfuse.api import DatasetItem  # noqa: PLC0415
+    from langfuse.api.core import parse_obj_as  # noqa: PLC0415
+
+    found: list[tuple[str, Example[In], DatasetItem]] = []
+    parse = mended(lambda row: parse_obj_as(DatasetItem, row), _MISSING)
+    async with Api(connection) as api:
+        list_items = api.sdk.dataset_items.list
+        async for item in api.rows(f"data set {name!r}", list_items, parse, dataset_name=name, limit=100):
+            if item is None:
+                msg = f"data set {name!r} has an item that cannot be read"
+                raise TracingError(msg)
+            if item.status != "ACTIVE":
                 continue
             try:
-                given = graph.takes.load(item.get("input"))
+                given = graph.takes.load(item.input)
             except (ValidationError, ValueError) as error:
                 reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                msg = f"item {item.get('id')} of data set {name!r} is no {graph.takes.name}: {reason}"
+                msg = f"item {item.id} of data set {name!r} is no {graph.takes.name}: {reason}"
                 raise TracingError(msg) from error
-            told: Any = item.get("metadata")
-            metadata = dict(cast("dict[str, Any]", told)) if isinstance(told, dict) else {}
-            id_ = str(metadata.pop("example_id", None) or item.get("id"))
-            order = str(metadata.pop(_ORDER, None) or item.get("createdAt") or "")
-            found.append((order, Example(given, item.get("expectedOutput"), id_, metadata), item))
+            metadata: dict[str, Any] = dict(item.metadata) if is_mapping(item.metadata) else {}
+            id_ = str(metadata.pop("example_id", None) or item.id)
+            order = str(metadata.pop(_ORDER, None) or item.created_at.isoformat())
+            found.append((order, Example(given, item.expected_output, id_, metadata), item))
     found.reverse()
     return [(example, item) for _, example, item in sorted(found, key=lambda one: one[0])]
 
@@ -173,7 +186,7 @@ async def run_experiment(
     metrics: dict[str, Metric],
     name: str | None = None,
     description: str | None = None,
-    side_by_side: int = _SIDE_BY_SIDE,
+    side_by_side: int = _CONCURRENCY,
 ) -> Experiment[In, Out]:
     """Run a graph on every item of a Langfuse data set, and record it there as an experiment.
 
@@ -197,20 +210,21 @@ async def run_experiment(
     connection = tracing.connection
     label = name or f"{graph.label} - {datetime.now(UTC).isoformat(timespec='seconds')}"
     items = await _items(dataset, graph, connection)
-    async with Rest(connection) as rest:
-        dataset_id = str((await rest.get(f"v2/datasets/{quote(dataset, safe='')}")).get("id"))
-        projects: Any = (await rest.get("projects")).get("data") or [{}]
-    experiment = _experiment_id(str(projects[0].get("id")), dataset_id, label)
+    async with Api(connection) as api:
+        get = api.sdk.datasets.get
+        dataset_id = (await api.ask(f"data set {dataset!r}", get, quote(dataset, safe=""))).id
+        projects = (await api.ask("projects", api.sdk.projects.get)).data
+    experiment = _experiment_id(projects[0].id if projects else "None", dataset_id, label)
     rows: dict[str, ExperimentRow[In, Out]] = {}
     limiter = anyio.CapacityLimiter(side_by_side)
 
-    async def one(example: Example[In], item: dict[str, Any]) -> None:
+    async def one(example: Example[In], item: DatasetItem) -> None:
         about = {
             "id": experiment,
             "name": label,
             "description": description,
             "dataset.id": dataset_id,
-            "item.id": str(item["id"]),
+            "item.id": item.id,
             "item.expected_output": json.dumps(example.data().get("expected")),
         }
         async with limiter:
@@ -227,14 +241,14 @@ async def run_experiment(
                     log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
                     continue
                 _send(tracing, run, metric, scores[metric])
-        rows[str(item["id"])] = ExperimentRow(example, run, scores)
+        rows[item.id] = ExperimentRow(example, run, scores)
 
     with _ungrouped():
         async with anyio.create_task_group() as group:
             for example, item in items:
                 group.start_soon(one, example, item)
     await tracing.flush()
-    return Experiment(label, experiment, dataset, tuple(rows[str(item["id"])] for _, item in items))
+    return Experiment(label, experiment, dataset, tuple(rows[item.id] for _, item in items))
 
 
 def _send(tracing: LangfuseTracing, run: Run[Any, Any], name: str, value: Scored) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from time import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -18,28 +18,35 @@ from pydantic_ai.durable_exec import replay_scope
 
 from stagegraph.recorder import shown_json
 
-from ._agents import CallTracer
-from ._content import shape, without_files
-from ._ids import span_number
-from ._spans import (
-    EXPERIMENT,
-    EXPERIMENTS,
+from .agent_spans import CallTracer
+from .attributes import (
+    ENVIRONMENT,
     INPUT,
+    IS_ROOT,
     LEVEL,
     OUTPUT,
+    PROMPT_NAME,
+    PROMPT_VERSION,
+    RELEASE,
     STATUS,
+    TRACE_METADATA,
     TYPE,
+    VERSION,
     Attributes,
-    beside_own,
     common,
-    experiment_attributes,
     metadata,
-    names,
+    observation_id,
     sampled,
+    span_number,
+    trace_id,
 )
+from .policy import shape, without_files
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.trace import Tracer
     from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.models.instrumented import InstrumentationSettings
 
     from stagegraph.call import CallError
     from stagegraph.call import Status as CallStatus
@@ -47,47 +54,66 @@ if TYPE_CHECKING:
     from stagegraph.stage import Stage
     from stagegraph.trace import TraceStart
 
-    from .langfuse import LangfuseTracing
+    from .api import Connection
+    from .policy import Capture
 
-__all__ = ["LangfuseTrace"]
+__all__ = ["LangfuseTrace", "SpanSender"]
+
+_KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
+"""Kind of call -> the first word of the observation's name, and its type."""
 
 _NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
 """In a key, what `fan_out(key=)` made of an item."""
 _SCOPE = InstrumentationScope("langfuse-sdk")
 
 
+class SpanSender(Protocol):
+    """What a trace needs of the tracing it belongs to."""
+
+    @property
+    def connection(self) -> Connection: ...
+    @property
+    def capture(self) -> Capture: ...
+    @property
+    def resource(self) -> Resource: ...
+    @property
+    def tracer(self) -> Tracer: ...
+    @property
+    def settings(self) -> InstrumentationSettings: ...
+
+    def put(self, span: ReadableSpan, common: Attributes, size: int) -> None:
+        """Let one span wait to be sent; it gets what all of its run have in *common* then."""
+        ...
+
+    def miss(self, problem: Exception) -> None:
+        """Count an observation that could not be made."""
+        ...
+
+
 class LangfuseTrace:
     """One run on its way to Langfuse."""
 
-    def __init__(self, tracing: LangfuseTracing, start: TraceStart, number: int) -> None:
-        self._tracing = tracing
+    def __init__(self, start: TraceStart, sender: SpanSender) -> None:
+        self._sender = sender
         self._start = start
-        self._number = number
-        connection = tracing.connection
-        told = {beside_own(name): value for name, value in start.metadata.items()}
-        experiment = told.get(EXPERIMENT)
-        if isinstance(experiment, dict):
-            del told[EXPERIMENT]
+        self._number = int(trace_id(start.run_id), 16)
+        connection = sender.connection
         extra: Attributes = {
-            "langfuse.environment": connection.environment,
-            "langfuse.version": start.prompts.digest,
-            **metadata({**told, "run_id": start.run_id}, "langfuse.trace.metadata"),
+            ENVIRONMENT: connection.environment,
+            VERSION: start.prompts.digest,
+            **metadata({"run_id": start.run_id}, TRACE_METADATA),
         }
-        if isinstance(experiment, dict):
-            root = span_number(start.run_id, start.root_key, start.segment)
-            extra |= experiment_attributes(cast("dict[str, object]", experiment), f"{root:016x}")
-        elif experiment:
-            extra["langfuse.environment"] = EXPERIMENTS
         if connection.release:
-            extra["langfuse.release"] = connection.release
-        self._common = common(start.graph, start.session_id, start.user_id, start.tags, extra)
+            extra[RELEASE] = connection.release
+        root = observation_id(start.run_id, start.root_key, start.segment)
+        self._common = common(start.graph, start.session_id, start.user_id, start.tags, start.metadata, root, extra)
         self._links: dict[str, Attributes] = {}
 
     def agent(self, entry: Entry, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
         """The instrumentation of one stage call's agent, beside what the host may have put on it."""
-        settings = copy(self._tracing.settings)
+        settings = copy(self._sender.settings)
         call = sampled(self._number, self._span(entry))
-        settings.tracer = CallTracer(self._tracing.tracer, call, self._link(entry.path), self._collect)
+        settings.tracer = CallTracer(self._sender.tracer, call, self._link(entry.path), self._collect)
         own = Instrumentation(settings=settings, id="stagegraph")
         # Any `Instrumentation` on a run takes the place of the one that `Agent.instrument_all` would add; the host's
         # has to stay, and there is no public way to ask for it.
@@ -98,7 +124,7 @@ class LangfuseTrace:
     def _collect(self, span: ReadableSpan) -> None:
         """Take a finished span of Pydantic AI's."""
         texts = (value for value in (span.attributes or {}).values() if isinstance(value, str))
-        self._tracing.put(span, self._common, 1_000 + sum(map(len, texts)))
+        self._sender.put(span, self._common, 1_000 + sum(map(len, texts)))
 
     def replaying(self) -> AbstractContextManager[None]:
         """Around an agent that recalls recorded requests."""
@@ -116,7 +142,7 @@ class LangfuseTrace:
         try:
             self._show(entry, status, error)
         except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and no run fails for being watched
-            self._tracing.miss(problem)
+            self._sender.miss(problem)
 
     def _span(self, entry: Entry) -> int:
         return span_number(self._start.run_id, entry.key, self._start.segment)
@@ -130,15 +156,15 @@ class LangfuseTrace:
                 {}
                 if origin is None
                 else {
-                    "langfuse.observation.prompt.name": origin.name,
-                    "langfuse.observation.prompt.version": origin.version,
+                    PROMPT_NAME: origin.name,
+                    PROMPT_VERSION: origin.version,
                 }
             )
         return link
 
     def _show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
-        word, type_ = names[entry.node.kind]
+        word, type_ = _KINDS[entry.node.kind]
         given, output = self._contents(entry, status)
         attributes: Attributes = {TYPE: type_, **self._about(entry, status)}
         if given is not None:
@@ -147,32 +173,32 @@ class LangfuseTrace:
             attributes[OUTPUT] = output
         outcome = Status(StatusCode.UNSET)
         if status == "failed":
-            said = None if error is None else str(error) if self._tracing.capture == "all" else error.type
+            said = None if error is None else str(error) if self._sender.capture == "all" else error.type
             attributes[LEVEL] = "ERROR"
             attributes[STATUS] = said or "failed"
             outcome = Status(StatusCode.ERROR)
         elif status == "cancelled":
             attributes[LEVEL], attributes[STATUS] = "WARNING", "cancelled"
         if parent is None:
-            attributes["langfuse.internal.is_app_root"] = True
+            attributes[IS_ROOT] = True
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self._number, self._span(entry)),
             parent=None if parent is None else sampled(self._number, self._span(parent)),
-            resource=self._tracing.resource,
+            resource=self._sender.resource,
             attributes=attributes,
             status=outcome,
             start_time=int(start.clock.seconds(entry.began) * 1e9),
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
             instrumentation_scope=_SCOPE,
         )
-        self._tracing.put(span, self._common, 1_000 + len(given or "") + len(output or ""))
+        self._sender.put(span, self._common, 1_000 + len(given or "") + len(output or ""))
 
     def _about(self, entry: Entry, status: CallStatus) -> Attributes:
         start, segment = self._start, self._start.segment
         told: dict[str, object] = {
             "path": entry.path,
-            "key": entry.key if self._tracing.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+            "key": entry.key if self._sender.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
             "kind": entry.node.kind,
             "run_id": start.run_id,
         }
@@ -194,7 +220,7 @@ class LangfuseTrace:
         return metadata(told)
 
     def _contents(self, entry: Entry, status: CallStatus) -> tuple[str | None, str | None]:
-        capture, node = self._tracing.capture, entry.node
+        capture, node = self._sender.capture, entry.node
         if capture == "none":
             return None, None
         if capture == "shape":

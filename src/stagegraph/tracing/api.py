@@ -1,0 +1,425 @@
+"""A Langfuse project and its API: where it is, Langfuse's own client for it, when to ask again, and what failed.
+
+The `langfuse` package is imported only where its API is used: it takes a third of a second. `Langfuse()` itself is never
+made: the second client of one key ignores its address, and reading a prompt may block for 16 seconds.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from math import inf, isfinite
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from pydantic.alias_generators import to_snake
+
+from stagegraph.errors import DeclarationError, TracingError
+
+from .attributes import is_mapping
+
+if TYPE_CHECKING:
+    from langfuse.api.core import RequestOptions
+
+__all__ = [
+    "Api",
+    "Connection",
+    "NotFoundError",
+    "RefusedError",
+    "Retry",
+    "UnreachableError",
+    "as_sent",
+    "load_langfuse",
+    "mended",
+    "refused",
+    "unreachable",
+]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_CLOUD = "https://cloud.langfuse.com"
+_TIMEOUT = 5.0
+_LATER = frozenset((408, 425, 429))
+"""What a server answers that would take the same later; so does what is 500 or above."""
+_BACKOFF, _LONGEST_BACKOFF = 0.5, 30.0
+_LONGEST_WAIT = 300.0
+"""Seconds; a server that asks for more is asked again after these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One Langfuse project."""
+
+    public_key: str
+    secret_key: str = field(repr=False)
+    base_url: str
+    environment: str
+    release: str | None
+    timeout: float
+    """Seconds that one request may take."""
+
+    @classmethod
+    def of(
+        cls,
+        public_key: str | None = None,
+        secret_key: str | None = None,
+        base_url: str | None = None,
+        environment: str | None = None,
+        release: str | None = None,
+    ) -> Connection:
+        """The arguments, and Langfuse's own environment variables for those that are `None`.
+
+        Raises:
+            DeclarationError: there are no keys, or the address is none.
+        """
+        env = os.environ
+        public = (public_key or env.get("LANGFUSE_PUBLIC_KEY") or "").strip()
+        secret = (secret_key or env.get("LANGFUSE_SECRET_KEY") or "").strip()
+        if not public or not secret:
+            msg = (
+                "Langfuse needs two keys: set LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY, "
+                "or pass `public_key=` and `secret_key=`"
+            )
+            raise DeclarationError(msg)
+        url = (base_url or env.get("LANGFUSE_BASE_URL") or env.get("LANGFUSE_HOST") or _CLOUD).strip().rstrip("/")
+        if not _is_address(url):
+            msg = (
+                f"{url!r} is not an address: write `base_url=` or LANGFUSE_BASE_URL with http:// or https:// "
+                f"and a host, like {_CLOUD}"
+            )
+            raise DeclarationError(msg)
+        return cls(
+            public,
+            secret,
+            url,
+            environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default",
+            release or env.get("LANGFUSE_RELEASE") or None,
+            _timeout(env.get("LANGFUSE_TIMEOUT")),
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request to the ingestion endpoints carries."""
+        token = base64.b64encode(f"{self.public_key}:{self.secret_key}".encode()).decode("ascii")
+        return {
+            "Authorization": f"Basic {token}",
+            "x-langfuse-sdk-name": "python",
+            "x-langfuse-sdk-version": _sdk_version(),
+            "x-langfuse-public-key": self.public_key,
+            "x-langfuse-ingestion-version": "4",
+        }
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port, or an address in brackets
+        return False
+
+
+def _timeout(text: str | None) -> float:
+    try:
+        seconds = float(text or _TIMEOUT)
+    except ValueError:
+        return _TIMEOUT
+    return seconds if isfinite(seconds) and seconds > 0 else _TIMEOUT
+
+
+@cache
+def _sdk_version() -> str:
+    return version("langfuse")
+
+
+class NotFoundError(TracingError):
+    """The server has no such thing."""
+
+
+class UnreachableError(TracingError):
+    """The server did not take a request now, and may later: *retry_after* seconds from now, if it says so."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class RefusedError(TracingError):
+    """The server will not take a request.
+
+    Args:
+        text: Why.
+        count: How many items of a batch it does not take; `None` for all.
+        divisible: Whether it may take parts of the batch.
+    """
+
+    def __init__(self, text: str, *, count: int | None = None, divisible: bool = False) -> None:
+        super().__init__(text)
+        self.count = count
+        self.divisible = divisible
+
+
+class _UnreadableError(TracingError):
+    """The server's answer is not what its API promises."""
+
+
+def unreachable(base: str, error: httpx.HTTPError) -> UnreachableError:
+    """What it means that there is no answer."""
+    return UnreachableError(f"{base} does not answer ({type(error).__name__})")
+
+
+def refused(base: str, status: int, headers: Mapping[str, str], what: str = "", said: str = "") -> TracingError:
+    """What an answer other than success means; *what* was asked for, and the server *said* so."""
+    if status in _LATER or status >= 500:  # noqa: PLR2004
+        return UnreachableError(
+            f"{base} answered {status}{what and ' to ' + what}", _retry_after(headers.get("retry-after"))
+        )
+    if status in {401, 403}:
+        return RefusedError(f"{base} answered {status}: check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY")
+    if status == 404 and what:  # noqa: PLR2004
+        return NotFoundError(f"{base} has no {what}")
+    if not what:
+        return RefusedError(f"{base} answered {status}", divisible=status == 413)  # noqa: PLR2004
+    return RefusedError(f"{base} refused {what} ({status}){': ' + said[:300] if said else ''}")
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds that a server asks to be left alone; `None` when it does not say, or says a date."""
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:
+        return None
+
+
+class Retry:
+    """When to ask a server again that did not take a request: the one policy for everything that is sent and read.
+
+    A server that says when to come back is believed any number of times.
+
+    Args:
+        attempts: How often it is asked in all, without a time that the server named.
+        seconds: How long in all.
+    """
+
+    def __init__(self, *, attempts: int = 100, seconds: float = inf) -> None:
+        self._attempts = attempts
+        self._until = monotonic() + seconds
+        self._failures = 0
+        self.asked = 0
+
+    def wait(self, problem: UnreachableError) -> float | None:
+        """Seconds until the next attempt; `None` when there is none."""
+        self.asked += 1
+        if problem.retry_after is None:
+            self._failures += 1
+            wait = min(_BACKOFF * 2.0 ** (self._failures - 1), _LONGEST_BACKOFF)
+        else:
+            wait = min(max(_BACKOFF, problem.retry_after), _LONGEST_WAIT)
+        return wait if self._failures < self._attempts and monotonic() + wait <= self._until else None
+
+
+def load_langfuse() -> None:
+    """Import `langfuse` and leave the host's logging as it was: the package sets up the logger of httpx for itself."""
+    if "langfuse" in sys.modules:
+        return
+    logger = logging.getLogger("httpx")
+    level, handlers = logger.level, list(logger.handlers)
+    import langfuse.api  # noqa: PLC0415, F401  # pyright: ignore[reportUnusedImport]
+
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+def as_sent(value: object, what: str) -> Any:
+    """A value as the JSON that is sent holds it; half of a surrogate pair, which no UTF-8 holds, is a question mark.
+
+    Raises:
+        TracingError: there is no such JSON.
+    """
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, TypeError) as error:
+        msg = f"what should go to {what} cannot be written as JSON: {error}"
+        raise TracingError(msg) from error
+
+
+def mended(read: Callable[[object], T], defaults: Mapping[str, object]) -> Callable[[object], T | None]:
+    """What makes the best of one row of a page that does not fit: a field that does not is left out, or its default."""
+
+    def parse(row: object) -> T | None:
+        if not is_mapping(row):
+            return None
+        odd: set[object] = set()
+        for _ in range(2):
+            try:
+                return read({**defaults, **{name: held for name, held in row.items() if to_snake(name) not in odd}})
+            except ValidationError as error:
+                odd = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
+        return None
+
+    return parse
+
+
+class _Page(Protocol[T_co]):
+    """One page of a list."""
+
+    @property
+    def data(self) -> Sequence[T_co]: ...
+    @property
+    def meta(self) -> object: ...
+
+
+class Api:
+    """A session with the server, by Langfuse's own client (`sdk`). Use it as an async context manager.
+
+    Args:
+        connection: Which project.
+        patience: Seconds in all that one request may be tried again for, while the server is busy (429, 5xx) or away.
+    """
+
+    def __init__(self, connection: Connection, *, patience: float = 60.0) -> None:
+        load_langfuse()
+        from langfuse.api import AsyncLangfuseAPI  # noqa: PLC0415
+
+        self.base_url = connection.base_url
+        self._patience = patience
+        self._answer: httpx.Response | None = None
+        self._http = httpx.AsyncClient(timeout=max(connection.timeout, 1.0), event_hooks={"response": [self._remember]})
+        self.sdk = AsyncLangfuseAPI(
+            base_url=connection.base_url,
+            username=connection.public_key,
+            password=connection.secret_key,
+            x_langfuse_sdk_name="python",
+            x_langfuse_sdk_version=_sdk_version(),
+            x_langfuse_public_key=connection.public_key,
+            httpx_client=self._http,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def _remember(self, answer: httpx.Response) -> None:
+        self._answer = answer
+
+    async def ask(self, what: str, request: Callable[..., Awaitable[T]], /, *args: object, **query: object) -> T:
+        """Send one request of `sdk`; *what* names in errors what it is about.
+
+        Raises:
+            TracingError: the server does not answer, or not as its API promises; `NotFoundError`: it has no such thing;
+                `RefusedError`: it does not take it.
+        """
+        once: RequestOptions = {"max_retries": 0}
+        retry = Retry(seconds=self._patience)
+        while True:
+            try:
+                return await request(*args, **query, request_options=once)
+            except Exception as error:
+                problem = self._problem(error, what)
+                wait = retry.wait(problem) if isinstance(problem, UnreachableError) else None
+                if wait is None:
+                    if isinstance(problem, UnreachableError):
+                        problem = TracingError(f"{problem}, and was asked {retry.asked} times; try again later")
+                    raise problem from error
+            await anyio.sleep(wait)
+
+    def _problem(self, error: Exception, what: str) -> TracingError:
+        """What an error of httpx, of Langfuse's client or of its types means."""
+        from langfuse.api.core import ApiError  # noqa: PLC0415
+
+        if isinstance(error, httpx.HTTPError):
+            return unreachable(self.base_url, error)
+        if isinstance(error, ApiError) and not 200 <= (error.status_code or 0) < 300:  # noqa: PLR2004
+            said = str(error.body.get("message") or "") if is_mapping(error.body) else ""
+            return refused(self.base_url, error.status_code or 0, error.headers or {}, what, said)
+        if isinstance(error, (ApiError, ValueError, TypeError, AttributeError, RecursionError)):
+            msg = f"{self.base_url} answered something else than {what} of Langfuse's API; is it a Langfuse server?"
+            return _UnreadableError(msg)
+        raise error
+
+    async def rows(
+        self,
+        what: str,
+        request: Callable[..., Awaitable[_Page[T]]],
+        parse: Callable[[object], T | None],
+        /,
+        **query: object,
+    ) -> AsyncGenerator[T | None]:
+        """All rows of a list, page after page, whether the server counts pages or gives a cursor.
+
+        A page that does not fit Langfuse's types is read row by row: *parse* makes the best of each, and gives `None`
+        for one that cannot be used.
+
+        Raises:
+            TracingError: the server does not answer, or not with a list.
+        """
+        step: dict[str, object] = {}
+        while True:
+            try:
+                page = await self.ask(what, request, **query, **step)
+                rows, meta = page.data, _Meta(getattr(page.meta, "cursor", None), getattr(page.meta, "total_pages", 0))
+            except _UnreadableError:
+                body = self._body()
+                if body is None:
+                    raise
+                rows, meta = (
+                    [parse(row) for row in body.data],
+                    _Meta(body.meta.get("cursor"), body.meta.get("totalPages")),
+                )
+            for row in rows:
+                yield row
+            following = meta.after(step, empty=not rows)
+            if following is None:
+                return
+            step = following
+
+    def _body(self) -> _Body | None:
+        """The last answer as JSON, if it is a list of rows whatever they are."""
+        try:
+            return _BODY.validate_json(self._answer.content) if self._answer is not None else None
+        except (ValidationError, httpx.ResponseNotRead):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """What a page says about the next one."""
+
+    cursor: object
+    pages: object
+
+    def after(self, step: Mapping[str, object], *, empty: bool) -> dict[str, object] | None:
+        """The query parameters of the next page; `None` after the last."""
+        if self.cursor and self.cursor != step.get("cursor"):
+            return {"cursor": self.cursor}
+        page = step.get("page", 1)
+        if empty or "cursor" in step or not isinstance(page, int) or not isinstance(self.pages, int):
+            return None
+        return {"page": page + 1} if page < self.pages else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """A page of any API that has pages."""
+
+    data: list[Any]
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+_BODY = TypeAdapter(_Body)
