@@ -1,47 +1,32 @@
-"""A class that declares nodes and says in `async def flow` how data moves through them."""
+"""The public `Graph`: a declared graph with methods to run it, draw it and offer it to agents."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from abc import abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    Literal,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
-from typing_extensions import Format, Unpack, get_annotations
-from typing_extensions import TypeVar as TypeVarWithDefault
+from typing_extensions import TypeVar, Unpack
 
-from .errors import DeclarationError, NotRunningError
-from .graph_types import schemas_of
-from .node import Node
-from .schema import Schema
+from .nodes.graph import BaseGraph
+from .schema.errors import NotRunningError
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, DeferredToolRequests, Tool
     from pydantic_ai.models import Model
 
-    from .call import Kind
-    from .options import AgentOptions, RunOptions
-    from .prompts import Prompts, PromptSource
-    from .run import Run
-    from .runner import Runner
+    from .data.prompts import Prompts, PromptSource
+    from .record.run import Run
+    from .runner.options import AgentOptions, RunOptions
+    from .runner.runner import Runner
 
 __all__ = ["Graph"]
 
-In_contra = TypeVarWithDefault("In_contra", contravariant=True)
-Out_co = TypeVarWithDefault("Out_co", covariant=True)
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 
-class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
+class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
     """A pipeline of agents: nodes as attributes, and `flow`, which says in plain Python what runs next.
 
     A node is an attribute of the class, or set in `__init__` (also inside lists, tuples and dicts); its name is its
@@ -57,37 +42,6 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     ```
     """
 
-    kind: ClassVar[Kind] = "graph"
-
-    def __init_subclass__(cls, **kwargs: object) -> None:
-        super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
-            if isinstance(value, Node):
-                reject_reserved(cls, name)
-            elif isinstance(value, type) and issubclass(value, Node):
-                _reject_class(cls, name, cast("type[Any]", value))
-        flow = vars(cls).get("flow")
-        if flow is not None and not inspect.iscoroutinefunction(flow):
-            msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
-            raise DeclarationError(msg)
-
-    @abstractmethod
-    async def flow(self, value: In_contra, /) -> Out_co:
-        """How data moves: ordinary Python that awaits the graph's own nodes."""
-        raise NotImplementedError
-
-    @cached_property
-    def takes(self) -> Schema:
-        return schemas_of(type(self), Graph)[0]
-
-    @cached_property
-    def gives(self) -> Schema:
-        return schemas_of(type(self), Graph)[1]
-
-    @property
-    def label(self) -> str:
-        return type(self).__name__
-
     async def run(
         self,
         input: In_contra | Mapping[str, object],  # noqa: A002 - the name users write
@@ -102,7 +56,7 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         Raises:
             RunError: the run ended without an output; `error.run` is its partial record.
         """
-        from .runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
+        from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
         async with Runner() as runner:
             return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
@@ -127,8 +81,8 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
             pass
         else:
             msg = (
-                f"{self.label}.run_sync() was called where an event loop is running, which it would block: "
-                f"write `await {self.label}().run(...)` instead"
+                f"{self.__node__.name}.run_sync() was called where an event loop is running, which it would block: "
+                f"write `await {self.__node__.name}().run(...)` instead"
             )
             raise NotRunningError(msg)
         return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
@@ -148,7 +102,7 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
             description: For the model; else the docstring of the class.
             runner: Runs the graph; else each call has a fresh one.
         """
-        from .agents import graph_tool  # noqa: PLC0415 - an edge, loaded when it is asked for
+        from .as_agent import graph_tool  # noqa: PLC0415 - loaded when it is used
 
         return graph_tool(self, name=name, description=description, runner=runner)
 
@@ -178,35 +132,12 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 to a person, and goes on when they are answered; the runner needs a journal.
             options: See `AgentOptions`.
         """
-        from .agents import graph_agent  # noqa: PLC0415
+        from .as_agent import graph_agent  # noqa: PLC0415 - loaded when it is used
 
         return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
         """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""
-        from .mermaid import declared_chart  # noqa: PLC0415 - drawing reads structures, which read graphs
+        from .record.mermaid import declared_chart  # noqa: PLC0415 - loaded when it is used
 
         return declared_chart(self)
-
-    def __repr__(self) -> str:
-        return f"<graph {self.label}>"
-
-
-_RESERVED = frozenset(name for base in (Graph, Node) for name in vars(base) if not name.startswith("__"))
-
-
-def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
-    """Refuse a node whose name would hide a part of every graph."""
-    if name in _RESERVED:
-        msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
-        raise DeclarationError(msg)
-
-
-def _reject_class(cls: type[Graph[Any, Any]], name: str, node: type[Any]) -> None:
-    """Refuse a class in the place of a node; one that is named like a class, or annotated, is meant as a class."""
-    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
-        return
-    inside = {"stage": "Input, Agent(...)", "step": "function"}.get(getattr(node, "kind", ""), "")
-    made = f"{name} = {node.__name__}({inside})"
-    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
-    raise DeclarationError(msg)

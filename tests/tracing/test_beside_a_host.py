@@ -20,8 +20,8 @@ from traced_runs import Watch, the_watch
 from scripted import echo
 from stagegraph import DeclarationError, Graph, Runner, Stage, fan_out, feedback, step
 from stagegraph.tracing import LangfuseTracing
-from stagegraph.tracing._ids import trace_id
-from stagegraph.tracing.langfuse import _of_process, shared
+from stagegraph.tracing.attributes import trace_id
+from stagegraph.tracing.tracing import _of_process, shared
 
 __all__ = ["the_watch"]
 

@@ -12,7 +12,7 @@ from langfuse_server import LangfuseServer
 from small_runs import Echo, Make, closed_port, once_each, runs, the_make, the_server, warned
 
 from stagegraph import Runner, feedback
-from stagegraph.tracing._ids import trace_id
+from stagegraph.tracing.attributes import trace_id
 
 __all__ = ["the_make", "the_server"]
 

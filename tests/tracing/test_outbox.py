@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from stagegraph.tracing._delivery import Refused, Unreachable
-from stagegraph.tracing._outbox import Outbox
-from stagegraph.tracing._process import close_all
+from stagegraph.tracing.api import RefusedError, UnreachableError
+from stagegraph.tracing.sending import Sender
+from stagegraph.tracing.sending import close_all
 
 
 class Counter:
@@ -49,11 +49,11 @@ def _counter() -> Iterator[Counter]:
     counter.door.set()
 
 
-def outbox(counter: Counter, **options: Any) -> Outbox[int]:
-    return Outbox(counter.send, what="things", on_end=counter.ended.set, **{"delay": 0.01} | options)
+def outbox(counter: Counter, **options: Any) -> Sender[int]:
+    return Sender(counter.send, what="things", on_end=counter.ended.set, **{"delay": 0.01} | options)
 
 
-def held(counter: Counter, **options: Any) -> Outbox[int]:
+def held(counter: Counter, **options: Any) -> Sender[int]:
     """An outbox whose first item, -1, is being sent and held at the door."""
     counter.door.clear()
     box = outbox(counter, **options)
@@ -117,7 +117,7 @@ def test_a_flush_does_not_wait_for_what_came_later():
         if not stop.is_set():
             box.put(batch[0] + 1, 1)
 
-    box: Outbox[int] = Outbox(send, what="things", delay=0)
+    box: Sender[int] = Sender(send, what="things", delay=0)
     box.put(0, 1)
     assert box.flush(20)
     assert box.lost == 0
@@ -129,7 +129,7 @@ def test_a_flush_says_whether_things_were_lost(counter: Counter):
     """It is true only when all that waited went."""
     box = outbox(counter)
     assert box.flush(0)
-    counter.answers = [Refused("no")]
+    counter.answers = [RefusedError("no")]
     box.put(1, 1)
     assert not box.flush(20)
     box.put(2, 1)
@@ -145,7 +145,7 @@ def test_the_end_gives_up_in_time_and_counts_once(counter: Counter, caplog: pyte
         box.put(number, 1)
     box.close(0.01)
     assert box.lost == 6
-    counter.answers = [Refused("no")]
+    counter.answers = [RefusedError("no")]
     counter.door.set()
     assert counter.ended.wait(20)
     box.close(20)
@@ -170,7 +170,7 @@ def test_the_end_of_many_takes_the_time_of_one(counter: Counter):
 def test_the_end_tries_once_more_while_there_is_time(counter: Counter):
     """Neither a pause between attempts nor the wait for company outlasts the end."""
     box = outbox(counter)
-    counter.answers = [Unreachable("later", 3600), Unreachable("soon")]
+    counter.answers = [UnreachableError("later", 3600), UnreachableError("soon")]
     box.put(1, 1)
     counter.wait_for(1)
     box.close(20)
@@ -180,7 +180,7 @@ def test_the_end_tries_once_more_while_there_is_time(counter: Counter):
 def test_the_end_does_not_wait_for_what_would_come_too_late(counter: Counter):
     """When the next attempt would be after the end, the outbox gives up at once."""
     box = outbox(counter, delay=60)
-    counter.answers = [Unreachable("later", 3600)]
+    counter.answers = [UnreachableError("later", 3600)]
     box.put(1, 1)
     box.close(10)
     assert counter.ended.is_set()
@@ -190,8 +190,8 @@ def test_the_end_does_not_wait_for_what_would_come_too_late(counter: Counter):
 def test_halves_are_counted_each(counter: Counter):
     """A batch that is refused as a whole goes in halves: what is sent is not lost, and not sent twice."""
     box = outbox(counter, delay=60)
-    whole = [Refused("too large", as_a_whole=True)] * 2
-    counter.answers = [*whole, Refused("no"), *whole[:1], Refused("no", as_a_whole=True)]
+    whole = [RefusedError("too large", divisible=True)] * 2
+    counter.answers = [*whole, RefusedError("no"), *whole[:1], RefusedError("no", divisible=True)]
     for number in range(8):
         box.put(number, 1)
     assert not box.flush(20)
@@ -203,7 +203,7 @@ def test_halves_are_counted_each(counter: Counter):
 def test_a_part_may_be_refused(counter: Counter):
     """The server may have taken some of a batch and say how many it did not."""
     box = outbox(counter, delay=60)
-    counter.answers = [Refused("two of five", count=2)]
+    counter.answers = [RefusedError("two of five", count=2)]
     for number in range(5):
         box.put(number, 1)
     assert not box.flush(20)
@@ -228,7 +228,7 @@ def test_a_fault_in_sending_does_not_end_it(counter: Counter, caplog: pytest.Log
 class Stubborn(logging.Handler):
     """Hands every record to another thread that puts something in, and waits for it; then it fails."""
 
-    def __init__(self, box: Outbox[int]) -> None:
+    def __init__(self, box: Sender[int]) -> None:
         super().__init__()
         self.box = box
         self.went = False
@@ -248,7 +248,7 @@ def test_handlers_of_the_log_may_do_what_they_want(counter: Counter, full: bool)
     handler = Stubborn(box)
     logger = logging.getLogger("stagegraph.tracing")
     logger.addHandler(handler)
-    counter.answers = [Refused("no")]
+    counter.answers = [RefusedError("no")]
     try:
         box.put(1, 1)
         box.flush(20)

@@ -11,10 +11,10 @@ from langfuse_server import LangfuseServer
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 
-from stagegraph.tracing._connection import Connection
-from stagegraph.tracing._delivery import Refused, Unreachable
-from stagegraph.tracing._outbox import Outbox
-from stagegraph.tracing._wire import Wire
+from stagegraph.tracing.api import Connection
+from stagegraph.tracing.api import RefusedError, UnreachableError
+from stagegraph.tracing.sending import Sender
+from stagegraph.tracing.sending import Http
 
 __all__ = ["the_server"]
 
@@ -28,9 +28,9 @@ def span(name: str, number: int, **attributes: str) -> ReadableSpan:
     return ReadableSpan(name, context, attributes=attributes, start_time=1, end_time=2)
 
 
-def sent(server: LangfuseServer, spans: list[ReadableSpan]) -> Outbox[ReadableSpan]:
-    wire = Wire(connection(server.url))
-    box = Outbox(wire.send_spans, what="spans", delay=60, on_end=wire.close)
+def sent(server: LangfuseServer, spans: list[ReadableSpan]) -> Sender[ReadableSpan]:
+    wire = Http(connection(server.url))
+    box = Sender(wire.send_spans, what="spans", delay=60, on_end=wire.close)
     for one in spans:
         box.put(one, 1)
     box.close(20)
@@ -69,8 +69,8 @@ def test_a_partial_refusal_is_read_with_care(body: Any, lost: int):
     """A 207 says how many scores were not taken; when it does not, none of them counts as taken."""
     listener = Listener(lambda _: Answer(207, body), print)
     listener.start()
-    wire = Wire(connection(listener.url))
-    with pytest.raises(Refused) as caught:
+    wire = Http(connection(listener.url))
+    with pytest.raises(RefusedError) as caught:
         wire.send_scores([{}, {}, {}])
     wire.close()
     listener.stop()
@@ -82,8 +82,8 @@ def test_an_odd_time_to_come_back_is_left_aside(header: str, seconds: float | No
     """Retry-After is a number of seconds, and anything else is nothing."""
     listener = Listener(lambda _: Answer(429, {}, {"Retry-After": header}), print)
     listener.start()
-    wire = Wire(connection(listener.url))
-    with pytest.raises(Unreachable) as caught:
+    wire = Http(connection(listener.url))
+    with pytest.raises(UnreachableError) as caught:
         wire.send_scores([{}])
     wire.close()
     listener.stop()

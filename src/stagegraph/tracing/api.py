@@ -26,7 +26,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_snake
 
-from stagegraph.errors import DeclarationError, TracingError
+from stagegraph.schema.errors import DeclarationError, TracingError
 
 from .attributes import is_mapping
 

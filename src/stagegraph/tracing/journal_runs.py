@@ -6,14 +6,14 @@ import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import DeclarationError
 from stagegraph.journal import RunFilter
+from stagegraph.schema.errors import DeclarationError
 
 from .source import EXPERIMENT, RunQuery, RunRows, RunSource
 
 if TYPE_CHECKING:
     from stagegraph.journal import Journal
-    from stagegraph.node import Node
+    from stagegraph.nodes.node import Node
 
 __all__ = ["JournalRuns"]
 
@@ -38,7 +38,7 @@ class JournalRuns(RunSource):
             raise DeclarationError(msg)
         rows = await self._journal.runs(
             RunFilter(
-                graph=graph.label,
+                graph=graph.__node__.name,
                 since=query.since.timestamp() if query.since is not None else None,
                 until=query.until.timestamp() if query.until is not None else None,
                 limit=_ALL,

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from stagegraph.errors import PromptError, TracingError
-from stagegraph.fit import unfit_demos, unknown_fields
-from stagegraph.prompt import Origin, Prompt, parsed
-from stagegraph.prompts import Prompts
-from stagegraph.structure import Structure
+from stagegraph.data.fit import unfit_demos, unknown_fields
+from stagegraph.data.prompt import Origin, Prompt, parsed
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import PromptError, TracingError
 
 from .api import Api, Connection, NotFoundError, as_sent, load_langfuse
 from .sending import begin_anew_in_children
@@ -26,9 +26,9 @@ from .sending import begin_anew_in_children
 if TYPE_CHECKING:
     from langfuse.api import Prompt as Version
 
-    from stagegraph.node import Node
-    from stagegraph.prompts import RunLabels
-    from stagegraph.stage import Stage
+    from stagegraph.data.prompts import RunLabels
+    from stagegraph.nodes.node import Node
+    from stagegraph.nodes.stage import Stage
 
 __all__ = ["LangfusePrompts", "deploy_prompts", "langfuse_prompts", "promote_prompts", "rollback_prompts"]
 
@@ -87,7 +87,7 @@ class _Versions:
 
     def __init__(self, api: Api, graph: Node[Any, Any]) -> None:
         self._api = api
-        self._graph = graph.label
+        self._graph = graph.__node__.name
 
     def name(self, path: str) -> str:
         """The name of a stage's prompt; a stage that is run by itself has its own name alone."""
@@ -143,10 +143,10 @@ class LangfusePrompts:
         connection: Connection | None = None,
     ) -> None:
         self.graph, self.label = graph, label
-        self._stages = Structure.of(graph).stages
+        self._stages = stages_of(graph)
         self._connection = connection or Connection.of()
         self._ttl, self._wait = ttl, wait
-        self._state = Prompts(graph=graph.label)
+        self._state = Prompts(graph=graph.__node__.name)
         self._warned: set[str] = set()
         load_langfuse()  # not in the thread: a fork meanwhile would leave its lock held in the child
         self._begin()
@@ -194,7 +194,7 @@ class LangfusePrompts:
         try:
             self._state = asyncio.run(self._ask())
         except Exception as error:  # noqa: BLE001 - whatever a server does, runs go on with what there is
-            self._warn([("", f"prompts of {self.graph.label} could not be fetched: {error!r}")])
+            self._warn([("", f"prompts of {self.graph.__node__.name} could not be fetched: {error!r}")])
         finally:
             self._fetched = time.monotonic()
             self._one.release()
@@ -226,12 +226,12 @@ class LangfusePrompts:
             await asyncio.gather(*(one(path, stage) for path, stage in self._stages.items()))
         if self._stages and len(missing) == len(self._stages):
             where = self._connection.base_url
-            problems.append(("", f"no prompt of {self.graph.label} has the label {self.label!r} at {where}"))
+            problems.append(("", f"no prompt of {self.graph.__node__.name} has the label {self.label!r} at {where}"))
         self._warn(problems)
         order = [path for path in self._stages if path in found]
         return Prompts(
             {path: found[path][0] for path in order},
-            graph=self.graph.label,
+            graph=self.graph.__node__.name,
             origins={path: found[path][1] for path in order},
         )
 
@@ -249,7 +249,7 @@ class LangfusePrompts:
             )
 
     def __repr__(self) -> str:
-        return f"<prompts of {self.graph.label} in Langfuse, label {self.label!r}>"
+        return f"<prompts of {self.graph.__node__.name} in Langfuse, label {self.label!r}>"
 
 
 def langfuse_prompts(
@@ -296,8 +296,8 @@ def deploy_prompts(
         PromptError: the prompts name stages or fields that the graph does not have.
         TracingError: the server does not take them; stages before the one it names have been sent.
     """
-    stages = Structure.of(graph).stages
-    prompts.check_known(stages, graph.label)
+    stages = stages_of(graph)
+    prompts.check_known(stages, graph.__node__.name)
 
     async def send(versions: _Versions) -> dict[str, int]:
         return {
@@ -315,7 +315,7 @@ def _body(
     prompt = prompts.get(path, Prompt())
     text = prompt.instructions if prompt.instructions is not None else stage.instructions
     parts = {name: value for name, value in prompt.data().items() if name != "instructions"}
-    own: dict[str, Any] = {"parts": parts, "digest": prompts.digest, "schema": stage.gives.fingerprint}
+    own: dict[str, Any] = {"parts": parts, "digest": prompts.digest, "schema": stage.__node__.output_type.fingerprint}
     if provenance:
         own["provenance"] = json.loads(json.dumps(dict(provenance), default=str))
     return as_sent({"prompt": text or "", "config": {"stagegraph": own}}, "prompts")
@@ -382,7 +382,7 @@ def rollback_prompts(
     async def roll_back(versions: _Versions) -> dict[str, int]:
         new, changed = await _move(versions, graph, _before(label), label)
         if not changed:
-            msg = f"the prompts of {graph.label} with the label {label!r} are what they were before it"
+            msg = f"the prompts of {graph.__node__.name} with the label {label!r} are what they were before it"
             raise TracingError(msg)
         return {path: new[path] for path in changed}
 
@@ -400,13 +400,13 @@ async def _move(
     """Move *target* to what carries *source*, and remember where it was; gives all versions, and what changed."""
     new: dict[str, int] = {}
     old: dict[str, int | None] = {}
-    for path in Structure.of(graph).stages:
+    for path in stages_of(graph):
         version = await versions.get(path, source)
         if version is not None:
             before = await versions.get(path, target)
             new[path], old[path] = version.version, None if before is None else before.version
     if not new:
-        msg = f"no prompt of {graph.label} carries the label {source!r} in Langfuse"
+        msg = f"no prompt of {graph.__node__.name} carries the label {source!r} in Langfuse"
         raise TracingError(msg)
     changed = [path for path in new if new[path] != old[path]]
     for path in changed:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.call import Kind, Status, key_order
+from stagegraph.data.call import Kind, Status, key_order
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
 from .attributes import OWN, without_prefix

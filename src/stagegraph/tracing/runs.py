@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.errors import TracingError
-from stagegraph.stored import run_of
+from stagegraph.record.reading import run_of
+from stagegraph.schema.errors import TracingError
 
 from .api import Api, Connection, mended
 from .attributes import EXPERIMENTS, trace_id
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from langfuse.api import ObservationV2, ScoreV3
 
-    from stagegraph.node import Node
-    from stagegraph.run import Run
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["LangfuseRuns"]
 
@@ -64,8 +64,8 @@ class LangfuseRuns(RunSource):
 
     async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first."""
-        name = graph.label if graph.kind == "graph" else f"{graph.kind}:{graph.label}"
-        async with aclosing(self.listed(graph.label, query, name)) as pages:
+        name = graph.__node__.name if graph.__node__.kind == "graph" else f"{graph.__node__.kind}:{graph.__node__.name}"
+        async with aclosing(self.listed(graph.__node__.name, query, name)) as pages:
             async for found in pages:
                 yield found
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from pydantic import JsonValue
 
-from stagegraph.json_form import encodable
+from stagegraph.schema.serialize import encodable
 
 __all__ = ["HIDDEN", "known_secrets", "scrubbed", "sounds_secret"]
 

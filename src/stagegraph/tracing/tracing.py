@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 from .api import Connection
 from .attributes import Attributes, observation_id, score_id, trace_id
@@ -26,8 +26,8 @@ from .spans import LangfuseTrace
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from stagegraph.score import Feedback
-    from stagegraph.trace import TraceStart
+    from stagegraph.data.score import Feedback
+    from stagegraph.runner.observer import TraceStart
 
 __all__ = ["LangfuseTracing", "shared"]
 
