@@ -55,7 +55,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
 ) -> None:
     """Run a graph on examples, and say how good it is."""
-    from stagegraph import TuningError, optimize  # noqa: PLC0415 - `--help` answers without loading the library
+    from stagegraph import Prompts, TuningError, optimize  # noqa: PLC0415 - `--help` answers without loading the library
 
     from ._load import load_function, load_graph  # noqa: PLC0415
 
@@ -64,6 +64,7 @@ def evaluate(
     rows = rows_of(examples, node, split)
     if before is not None:
         _check_gate(before, str(no_worse_than), {row.id for row in rows})
+    deployed = Prompts() if prompts is None else Prompts.load(prompts)
     runner = make_runner(node, model, prompts, None, None)
     with progress("evaluating", len(rows) * repeats) as bar:
         bar.start()
@@ -76,7 +77,7 @@ def evaluate(
         try:
             report = asyncio.run(
                 optimize.evaluate(
-                    node, judge, rows, runner=runner, prompts=runner.prompts, repeats=repeats, on_row=judged
+                    node, judge, rows, runner=runner, prompts=deployed, repeats=repeats, on_row=judged
                 )
             )
         except TuningError as error:

@@ -39,7 +39,7 @@ def tune(
     yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
-    from stagegraph import optimize  # noqa: PLC0415
+    from stagegraph import Prompts, optimize  # noqa: PLC0415
     from stagegraph.optimize.budget import cost_text  # noqa: PLC0415
 
     from ._load import load_function, load_graph  # noqa: PLC0415
@@ -47,7 +47,7 @@ def tune(
     node, judge = load_graph(graph), load_function(metric)
     parts = {name: rows_of(file, node) for name, file in (("train", train), ("val", val))}
     held_out = None if test is None else rows_of(test, node)
-    runner = make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
+    make_runner(node, model, prompts, None, None)  # a mistake in the names is found now
     best: float | None = None
     verdicts = 0
     with progress("the texts to start from", runs) as bar:
@@ -90,7 +90,7 @@ def tune(
                 model=model,
                 reflection_model=reflection_model,
                 proposer=proposer,
-                prompts=runner.prompts if prompts is not None else None,
+                prompts=Prompts.load(prompts) if prompts is not None else None,
                 components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
 
-__all__ = ["Demo", "Origin", "Prompt", "PromptSource", "Prompts", "RunLabels"]
+__all__ = ["Checkable", "Demo", "Origin", "Prompt", "PromptSource", "Prompts", "RunLabels"]
 
 
 class Prompts(Mapping[str, Prompt]):
@@ -206,6 +206,19 @@ class RunLabels(Protocol):
     def tags(self) -> tuple[str, ...]: ...
     @property
     def metadata(self) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """Prompts, or a source of them, that know which stages they are for."""
+
+    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+        """Make sure that they fit a graph with these stages.
+
+        Raises:
+            PromptError: they do not.
+        """
+        ...
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from stagegraph.agent.models import Models
 from stagegraph.data.fit import unknown_stages
-from stagegraph.data.prompts import Prompts, PromptSource
+from stagegraph.data.prompts import Checkable, Prompts, PromptSource
 from stagegraph.journal.memory import MemoryJournal
 from stagegraph.nodes.branches import DEFAULT_LIMIT
 from stagegraph.nodes.graph import BaseGraph
@@ -276,15 +276,15 @@ class Runner:
         deployed = order.prompts if order.prompts is not None else self.prompts
         has_paths = order.prompts is not None or isinstance(node, BaseGraph)  # a stage by itself has none
 
-        def checked(prompts: Prompts) -> Prompts:
-            if has_paths:
+        def check(prompts: Prompts | PromptSource) -> None:
+            if has_paths and isinstance(prompts, Checkable):
                 prompts.check_known(stages_of(tree.root), node.__node__.name)
-            return prompts
 
         async def current(source: PromptSource) -> Prompts:
-            return checked(await source.current(order.labels))
+            check(prompts := await source.current(order.labels))
+            return prompts
 
-        prompts = checked(deployed) if isinstance(deployed, Prompts) else Prompts()
+        check(deployed)
         order.check_override(tree)
         if unknown := unknown_stages(options.get("models") or {}, stages_of(tree.root)):
             msg = f"the models do not fit {node.__node__.name}: {'; '.join(unknown)}"
@@ -298,7 +298,7 @@ class Runner:
         terms = Terms(
             run_id=options.get("run_id") or uuid.uuid4().hex,
             deps=order.deps,
-            prompts=prompts,
+            prompts=deployed if isinstance(deployed, Prompts) else Prompts(),
             model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),

@@ -118,9 +118,9 @@ class Policy:
     secrets: tuple[re.Pattern[str], ...] = ()
     """Values that never leave, the longest first."""
 
-    def apply(self, span: ReadableSpan, common: Attributes) -> ReadableSpan:
-        """The span as it may leave the process, with what all spans of its run have in *common*."""
-        before = {**(span.attributes or {}), **common}
+    def apply(self, span: ReadableSpan) -> ReadableSpan:
+        """The span as it may leave the process."""
+        before = span.attributes or {}
         own = before.get(TYPE) is not None
         after: Attributes = {}
         for name, value in before.items():

@@ -21,7 +21,7 @@ from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
 
 from .api import Api, Connection, NotFoundError, as_sent, load_langfuse
-from .sending import begin_anew_in_children
+from .sending import after_fork
 
 if TYPE_CHECKING:
     from langfuse.api import Prompt as Version
@@ -150,7 +150,7 @@ class LangfusePrompts:
         self._warned: set[str] = set()
         load_langfuse()  # not in the thread: a fork meanwhile would leave its lock held in the child
         self._begin()
-        begin_anew_in_children(self)
+        after_fork(self._forked)
         self._refresh()
 
     def _begin(self) -> None:
@@ -162,7 +162,7 @@ class LangfusePrompts:
         self._one = threading.Lock()
         self._asked = False
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Fetch anew in a forked child, when it first asks: the parent's thread is not here, and its locks may be held.
 
         What the parent knew already is used meanwhile, as it would be there.
@@ -184,6 +184,14 @@ class LangfusePrompts:
         self._until = min(self._until, now + self._wait)
         await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=max(0.0, self._until - now))
         return self._state
+
+    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+        """Make sure that they are for a graph with these stages, without waiting for them.
+
+        Raises:
+            PromptError: they are for another one.
+        """
+        Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, label)
 
     def _refresh(self) -> None:
         self._asked = True

@@ -1,16 +1,15 @@
 """Spans and scores on their way to the server: bounded, sent by threads of their own, counted when they are lost.
 
-OpenTelemetry's `BatchSpanProcessor` keeps the queue and its thread. Around it stands what it lacks: bounds in bytes, counted
-losses, a flush and an end of bounded time, batches that are halved when they are too large, and Retry-After. Its OTLP
-exporter is not used: it sends the headers of the host's collector (`OTEL_EXPORTER_OTLP_HEADERS`) along, logs each
-failure, and tells neither status nor Retry-After.
+OpenTelemetry's `BatchSpanProcessor` keeps the queue. Around it stands what it lacks: a bound in bytes, counted losses, a
+flush and an end of bounded time, halves of batches that are too large, and Retry-After. OpenTelemetry's OTLP exporter is
+not used: it sends along what the host set for its own collector (`OTEL_EXPORTER_OTLP_HEADERS`, certificates), logs each
+failure, and gives neither status nor Retry-After.
 """
 
 from __future__ import annotations
 
 import atexit
 import gzip
-import json
 import logging
 import os
 import sys
@@ -18,14 +17,14 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
-from weakref import WeakSet
+from typing import TYPE_CHECKING
+from weakref import WeakMethod, WeakSet
 
 import httpx
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from .api import RefusedError, Retry, UnreachableError, refused, unreachable
@@ -34,47 +33,49 @@ from .attributes import sampled
 if TYPE_CHECKING:
     from .api import Connection
 
-__all__ = ["Http", "Sender", "begin_anew_in_children", "close_all"]
-
-T = TypeVar("T")
+__all__ = ["Http", "Sender", "after_fork", "close_all", "score_span"]
 
 log = logging.getLogger("stagegraph.tracing")
 
 _ATTEMPTS = 4
 _LARGEST = 5_000_000
 """Bytes of one request before compression; servers and proxies take a little more."""
-_ANY, _NOWHERE = sampled(1, 1), Resource.get_empty()
+_OVERHEAD = 1_000
+"""Bytes of a span beside its texts."""
+_SCORE = "score"
 
 
-class _Item(ReadableSpan, Generic[T]):
-    """Anything that waits, in the form that the processor takes."""
-
-    def __init__(self, content: T, size: int) -> None:
-        super().__init__("", _ANY, resource=_NOWHERE)
-        self.content, self.size = content, size
+def score_span(body: str) -> ReadableSpan:
+    """A score, as JSON, in the form in which the processor keeps what waits."""
+    return ReadableSpan(_SCORE, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
 
 
-class Sender(SpanExporter, Generic[T]):
-    """Items on their way to a server. Putting one in never waits and never fails.
+def _size(span: ReadableSpan) -> int:
+    texts = (value for value in (span.attributes or {}).values() if isinstance(value, str))
+    return _OVERHEAD + sum(map(len, texts))
+
+
+class Sender(SpanProcessor, SpanExporter):
+    """Spans on their way to a server. Putting one in (`on_end`) never waits and never fails.
 
     A batch is tried four times, and once while the server seems to be down.
 
     Args:
         send: Sends one batch in a thread of the sender; raises `UnreachableError` or `RefusedError`.
-        what: What the items are called when some are lost.
+        what: What the spans are called when some are lost.
         max_items: How many may wait; what comes when it is full is lost.
         max_bytes: The same for their size.
         batch_items: How many are sent at once.
         batch_bytes: The same for their size.
-        delay: Seconds that an item waits for others.
+        delay: Seconds that a span waits for others.
         exit_seconds: How long the end of the process may be held up.
         on_fork: Called in a forked child.
-        on_end: Called by a thread when there is nothing more to send.
+        on_close: Called by a thread when there is nothing more to send.
     """
 
     def __init__(
         self,
-        send: Callable[[list[T]], None],
+        send: Callable[[list[ReadableSpan]], None],
         *,
         what: str,
         max_items: int = 20_000,
@@ -84,47 +85,47 @@ class Sender(SpanExporter, Generic[T]):
         delay: float = 1.0,
         exit_seconds: float = 2.0,
         on_fork: Callable[[], None] = lambda: None,
-        on_end: Callable[[], None] = lambda: None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._send, self._what = send, what
         self._max_items, self._max_bytes = max_items, max_bytes
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._delay, self._exit_seconds = delay, exit_seconds
-        self._on_fork, self._on_end = on_fork, on_end
+        self._on_fork, self._on_close = on_fork, on_close
         self._warned = False
         self._until: float | None = None
         """When closed: until when what waits may still be sent."""
         self._processor: BatchSpanProcessor | None = None
         self._begin()
         _senders.add(self)
-        begin_anew_in_children(self)
+        after_fork(self._forked)
 
     def _begin(self) -> None:
         self.lost = 0
-        """Items that could not be sent, in this process."""
+        """Spans that could not be sent, in this process."""
         self._changed = threading.Condition()
         self._waiting = self._bytes = 0
         self._entered = self._settled = 0
         """How many came in, and how many of these were sent or lost; the others wait or are being sent."""
-        self._hurry = False
-        self._down = False
+        self._hurry = self._down = False
         self._flusher: threading.Thread | None = None
-        """Sends at once what waits when it is asked to, and at the end; the processor's own thread sends in its time."""
+        """Sends at once when it is asked to, and at the end; the processor's own thread sends in its time."""
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """Begin empty in a forked child: the parent sends what it had. The processor does the same by itself."""
         self._begin()
         self._on_fork()
 
-    def put(self, item: T, size: int) -> None:
-        """Let an item of about *size* bytes wait for its turn."""
+    def on_end(self, span: ReadableSpan) -> None:
+        """Let a span wait for its turn."""
+        size = _size(span)
         with self._changed:
             obstacle = self._obstacle(size)
             if obstacle is None and self._processor is not None:
                 self._entered += 1
                 self._waiting += 1
                 self._bytes += size
-                self._processor.on_end(_Item(item, size))
+                self._processor.on_end(span)
                 if self._bytes >= self._batch_bytes:
                     self._hurry = True
                     self._changed.notify_all()
@@ -132,31 +133,44 @@ class Sender(SpanExporter, Generic[T]):
             self.lose(1, obstacle)
 
     def _obstacle(self, size: int) -> str | None:
-        """Why an item cannot wait; `None` when it can, and there are threads to send it."""
+        """Why a span cannot wait; `None` when it can, and there are threads to send it."""
         if self._until is not None:
             return "tracing is closed"
         if self._waiting >= self._max_items or self._bytes + size > self._max_bytes:
             return "too many wait already"
-        if self._flusher is not None:
-            return None
-        try:
-            if self._processor is None:
-                self._processor = BatchSpanProcessor(
-                    self,
-                    max_queue_size=self._max_items,
-                    schedule_delay_millis=max(1.0, self._delay * 1000),
-                    max_export_batch_size=min(self._batch_items, self._max_items),
-                    meter_provider=NoOpMeterProvider(),
-                )
-            flusher = threading.Thread(
-                target=self._work, args=(self._processor,), name=f"stagegraph-{self._what}", daemon=True
-            )
-            flusher.start()
-        except RuntimeError as error:  # too many threads, or the interpreter is about to end
-            return str(error)
-        self._flusher = flusher
-        _close_at_exit()
+        if self._flusher is None:
+            try:
+                self._flusher = self._started()
+            except RuntimeError as error:  # too many threads, or the interpreter is about to end
+                return str(error)
+            _close_at_exit()
         return None
+
+    def _started(self) -> threading.Thread:
+        if self._processor is None:
+            self._processor = BatchSpanProcessor(
+                self,
+                max_queue_size=self._max_items,
+                schedule_delay_millis=max(1.0, self._delay * 1000),
+                max_export_batch_size=min(self._batch_items, self._max_items),
+                meter_provider=NoOpMeterProvider(),
+            )
+        flusher = threading.Thread(
+            target=self._flush, args=(self._processor,), name=f"stagegraph-{self._what}", daemon=True
+        )
+        flusher.start()
+        return flusher
+
+    def _flush(self, processor: BatchSpanProcessor) -> None:
+        closed = False
+        while not closed:
+            with self._changed:
+                self._changed.wait_for(lambda: self._hurry or self._until is not None)
+                self._hurry, closed = False, self._until is not None
+            processor.force_flush()
+        processor.shutdown()
+        with suppress(Exception):
+            self._on_close()
 
     def lose(self, count: int, reason: str) -> None:
         """Count what will not arrive; the first time, log it."""
@@ -181,10 +195,6 @@ class Sender(SpanExporter, Generic[T]):
                 self._changed.notify_all()
             done = self._changed.wait_for(lambda: self._settled >= goal, min(seconds, threading.TIMEOUT_MAX))
             return done and self.lost == lost
-
-    def close(self, seconds: float | None = None) -> None:
-        """Send what waits, for so long at most (`exit_seconds`), and take nothing more."""
-        close_all([self], seconds)
 
     def end(self, seconds: float | None) -> float:
         """Take nothing more; gives the moment until which what waits may still be sent."""
@@ -211,38 +221,27 @@ class Sender(SpanExporter, Generic[T]):
         else:
             flusher.join(_left(until))
 
-    def _work(self, processor: BatchSpanProcessor) -> None:
-        ended = False
-        while not ended:
-            with self._changed:
-                self._changed.wait_for(lambda: self._hurry or self._until is not None)
-                self._hurry, ended = False, self._until is not None
-            processor.force_flush()
-        processor.shutdown()
-        with suppress(Exception):
-            self._on_end()
-
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send what the processor took out of its queue; each of its items is counted as sent or lost, once."""
-        part: list[T] = []
+        """Send what the processor took out of its queue; each span is counted as sent or lost, once."""
+        part: list[ReadableSpan] = []
         size = 0
-        for item in cast("Sequence[_Item[T]]", spans):
-            part.append(item.content)
-            size += item.size
-            if size >= self._batch_bytes:
-                self._deliver_part(part, size)
+        for span in spans:
+            part.append(span)
+            size += _size(span)
+            if size >= self._batch_bytes or len(part) == self._batch_items:
+                self._take(part, size)
                 part, size = [], 0
-        self._deliver_part(part, size)
+        self._take(part, size)
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Called by the processor, which is ended after all was sent."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Nothing waits here."""
+        """Called by the processor; nothing waits here."""
         return True
 
-    def _deliver_part(self, part: list[T], size: int) -> None:
+    def _take(self, part: list[ReadableSpan], size: int) -> None:
         with self._changed:
             self._waiting -= len(part)
             self._bytes -= size
@@ -250,27 +249,31 @@ class Sender(SpanExporter, Generic[T]):
                 return  # there are none, or `settle` has given them up
         self._deliver(part)
 
-    def _deliver(self, batch: list[T]) -> None:
-        count = len(batch)
+    def _deliver(self, batch: list[ReadableSpan]) -> None:
+        count, lost, reason = len(batch), len(batch), ""
         try:
             self._send_patiently(batch)
+            lost, self._down = 0, False
         except RefusedError as error:
             self._down = False
             if error.divisible and count > 1:
                 self._deliver(batch[: count // 2])
                 self._deliver(batch[count // 2 :])
-            else:
-                self._done(count, count if error.count is None else error.count, str(error))
+                return
+            lost, reason = count if error.count is None else error.count, str(error)
         except UnreachableError as error:
-            self._down = True
-            self._done(count, count, str(error))
+            self._down, reason = True, str(error)
         except Exception as error:  # noqa: BLE001 - others go on; the text may quote what is in the batch
-            self._done(count, count, type(error).__name__)
-        else:
-            self._down = False
-            self._done(count, 0, "")
+            reason = type(error).__name__
+        if lost:
+            self._warn(reason)
+        with self._changed:
+            if self._settled + count <= self._entered:  # otherwise `settle` has given them up, and counted them
+                self._settled += count
+                self.lost += lost
+                self._changed.notify_all()
 
-    def _send_patiently(self, batch: list[T]) -> None:
+    def _send_patiently(self, batch: list[ReadableSpan]) -> None:
         retry = Retry(attempts=1 if self._down else _ATTEMPTS)
         while True:
             try:
@@ -279,16 +282,6 @@ class Sender(SpanExporter, Generic[T]):
                 wait = retry.wait(error)
                 if wait is None or not self._rest(wait):
                     raise
-
-    def _done(self, count: int, lost: int, reason: str) -> None:
-        """Account for so many of a batch."""
-        if lost:
-            self._warn(reason)
-        with self._changed:
-            if self._settled + count <= self._entered:  # otherwise `settle` has given them up, and counted them
-                self._settled += count
-                self.lost += lost
-                self._changed.notify_all()
 
     def _rest(self, seconds: float) -> bool:
         """Wait before the next attempt, at most until the sender is closed; `False` when it would come too late."""
@@ -307,7 +300,7 @@ def _left(until: float) -> float:
 
 
 class Http:
-    """One connection pool to one Langfuse project, for one sender: spans as OTLP protobuf, scores as JSON.
+    """One connection pool to one Langfuse project, for one sender.
 
     Its methods raise `UnreachableError` when it may work later, `RefusedError` when it will not, or not in one request.
     """
@@ -327,73 +320,69 @@ class Http:
             client.close()
 
     def send_spans(self, spans: Sequence[ReadableSpan]) -> None:
-        """Send spans."""
+        """Send spans as OTLP protobuf."""
         try:
             content = encode_spans(spans).SerializeToString()
         except (TypeError, ValueError) as error:
             msg = f"one could not be encoded: {type(error).__name__}"
             raise RefusedError(msg, divisible=True) from None
-        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
-        self._post("/api/public/otel/v1/traces", content, len(spans), headers)
+        self._post("otel/v1/traces", content, len(spans), "application/x-protobuf", compressed=True)
 
-    def send_scores(self, scores: Sequence[dict[str, Any]]) -> None:
-        """Send scores; the server may refuse some of them."""
-        content = json.dumps(list(scores), ensure_ascii=False).encode("utf-8", "replace")
-        answer = self._post("/api/public/scores", content, len(scores), {"Content-Type": "application/json"})
+    def send_scores(self, scores: Sequence[ReadableSpan]) -> None:
+        """Send scores as JSON; the server may refuse some of them."""
+        bodies = ",".join(str((score.attributes or {})[_SCORE]) for score in scores)
+        content = f"[{bodies}]".encode("utf-8", "replace")
+        answer = self._post("scores", content, len(scores), "application/json")
         if answer.status_code == 207:  # noqa: PLR2004
-            raise _rejected(answer, len(scores))
+            try:
+                rejected = int(answer.json()["rejected"])
+            except (KeyError, TypeError, ValueError):
+                rejected = len(scores)
+            rejected = min(max(rejected, 0), len(scores))
+            raise RefusedError(f"the server did not take {rejected} of {len(scores)} scores", count=rejected)
 
-    def _post(self, path: str, content: bytes, count: int, headers: dict[str, str]) -> httpx.Response:
-        connection = self._connection
+    def _post(self, path: str, content: bytes, count: int, type_: str, *, compressed: bool = False) -> httpx.Response:
+        base = self._connection.base_url
         if len(content) > _LARGEST and count > 1:
             msg = f"{len(content)} bytes are too many for one request"
             raise RefusedError(msg, divisible=True)
         if self._client is None:
-            self._client = httpx.Client(headers=connection.headers, timeout=connection.timeout)
-        body = gzip.compress(content, 3) if "Content-Encoding" in headers else content
+            self._client = httpx.Client(headers=self._connection.headers, timeout=self._connection.timeout)
+        headers = {"Content-Type": type_, **({"Content-Encoding": "gzip"} if compressed else {})}
+        body = gzip.compress(content, 3) if compressed else content
         try:
-            answer = self._client.post(connection.base_url + path, content=body, headers=headers)
+            answer = self._client.post(f"{base}/api/public/{path}", content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise unreachable(connection.base_url, error) from None
+            raise unreachable(base, error) from None
         if answer.status_code >= 300:  # noqa: PLR2004
-            raise refused(connection.base_url, answer.status_code, answer.headers)
+            raise refused(base, answer.status_code, answer.headers)
         if "html" in answer.headers.get("content-type", ""):
-            msg = f"{connection.base_url} answered with a web page: check LANGFUSE_BASE_URL"
+            msg = f"{base} answered with a web page: check LANGFUSE_BASE_URL"
             raise RefusedError(msg)
         return answer
 
 
-def _rejected(answer: httpx.Response, count: int) -> RefusedError:
-    """What a 207 says: how many of *count* scores were not taken."""
-    try:
-        rejected = int(answer.json()["rejected"])
-    except (KeyError, TypeError, ValueError):
-        rejected = count
-    rejected = min(max(rejected, 0), count)
-    return RefusedError(f"the server did not take {rejected} of {count} scores", count=rejected)
+_senders: WeakSet[Sender] = WeakSet()
+"""All of this process, which are closed together at its end."""
 
 
-class Forked(Protocol):
-    """What has threads or locks, which a forked child does not inherit in working order."""
-
-    def forked(self) -> None:
-        """Begin anew in a forked child."""
-        ...
-
-
-_senders: WeakSet[Sender[Any]] = WeakSet()
-_forking: WeakSet[Forked] = WeakSet()
-
-
-def close_all(senders: Iterable[Sender[Any]], seconds: float | None = None) -> None:
-    """Close several senders in the time of one."""
+def close_all(senders: Iterable[Sender], seconds: float | None = None) -> None:
+    """Close several senders in the time of one: send what waits, for so long at most, and take nothing more."""
     for sender, until in [(sender, sender.end(seconds)) for sender in senders]:
         sender.settle(until)
 
 
-def begin_anew_in_children(one: Forked) -> None:
-    """Call its `forked` in every child that this process forks."""
-    _forking.add(one)
+def after_fork(method: Callable[[], None]) -> None:
+    """Call a method in every child that this process forks, as long as its object lives."""
+    weak = WeakMethod(method)
+
+    def call() -> None:
+        living = weak()
+        if living is not None:
+            living()
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=call)
 
 
 def _close_at_exit() -> None:
@@ -410,12 +399,3 @@ def _close_at_exit() -> None:
 
 def _close_everyone() -> None:
     close_all(list(_senders))
-
-
-def _forked() -> None:
-    for one in list(_forking):
-        one.forked()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forked)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import copy
+from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -56,8 +57,9 @@ if TYPE_CHECKING:
 
     from .api import Connection
     from .policy import Capture
+    from .sending import Sender
 
-__all__ = ["LangfuseTrace", "SpanSender"]
+__all__ = ["LangfuseTrace", "Output"]
 
 _KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
 """Kind of call -> the first word of the observation's name, and its type."""
@@ -67,37 +69,30 @@ _NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
 _SCOPE = InstrumentationScope("langfuse-sdk")
 
 
-class SpanSender(Protocol):
-    """What a trace needs of the tracing it belongs to."""
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the observations of a tracing go, and how they are made."""
 
-    @property
-    def connection(self) -> Connection: ...
-    @property
-    def capture(self) -> Capture: ...
-    @property
-    def resource(self) -> Resource: ...
-    @property
-    def tracer(self) -> Tracer: ...
-    @property
-    def settings(self) -> InstrumentationSettings: ...
-
-    def put(self, span: ReadableSpan, common: Attributes, size: int) -> None:
-        """Let one span wait to be sent; it gets what all of its run have in *common* then."""
-        ...
+    connection: Connection
+    capture: Capture
+    spans: Sender
+    resource: Resource
+    tracer: Tracer
+    settings: InstrumentationSettings
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be made."""
-        ...
+        self.spans.lose(1, f"one could not be made: {type(problem).__name__}")
 
 
 class LangfuseTrace:
     """One run on its way to Langfuse."""
 
-    def __init__(self, start: TraceStart, sender: SpanSender) -> None:
-        self._sender = sender
+    def __init__(self, start: TraceStart, output: Output) -> None:
+        self._output = output
         self._start = start
         self._number = int(trace_id(start.run_id), 16)
-        connection = sender.connection
+        connection = output.connection
         extra: Attributes = {
             ENVIRONMENT: connection.environment,
             VERSION: start.prompts.digest,
@@ -107,24 +102,18 @@ class LangfuseTrace:
             extra[RELEASE] = connection.release
         root = observation_id(start.run_id, start.root_key, start.segment)
         self._common = common(start.graph, start.session_id, start.user_id, start.tags, start.metadata, root, extra)
-        self._links: dict[str, Attributes] = {}
 
     def agent(self, entry: Entry, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
         """The instrumentation of one stage call's agent, beside what the host may have put on it."""
-        settings = copy(self._sender.settings)
+        settings = copy(self._output.settings)
         call = sampled(self._number, self._span(entry))
-        settings.tracer = CallTracer(self._sender.tracer, call, self._link(entry.path), self._collect)
+        settings.tracer = CallTracer(self._output.tracer, call, self._common, self._link(entry.path))
         own = Instrumentation(settings=settings, id="stagegraph")
         # Any `Instrumentation` on a run takes the place of the one that `Agent.instrument_all` would add; the host's
         # has to stay, and there is no public way to ask for it.
         resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
         hosts = resolve() if resolve is not None else None
         return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
-
-    def _collect(self, span: ReadableSpan) -> None:
-        """Take a finished span of Pydantic AI's."""
-        texts = (value for value in (span.attributes or {}).values() if isinstance(value, str))
-        self._sender.put(span, self._common, 1_000 + sum(map(len, texts)))
 
     def replaying(self) -> AbstractContextManager[None]:
         """Around an agent that recalls recorded requests."""
@@ -142,38 +131,28 @@ class LangfuseTrace:
         try:
             self._show(entry, status, error)
         except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and no run fails for being watched
-            self._sender.miss(problem)
+            self._output.miss(problem)
 
     def _span(self, entry: Entry) -> int:
         return span_number(self._start.run_id, entry.key, self._start.segment)
 
     def _link(self, path: str) -> Attributes:
         """Which deployed prompt the requests of a stage used."""
-        link = self._links.get(path)
-        if link is None:
-            origin = self._start.prompts.origins.get(path)
-            link = self._links[path] = (
-                {}
-                if origin is None
-                else {
-                    PROMPT_NAME: origin.name,
-                    PROMPT_VERSION: origin.version,
-                }
-            )
-        return link
+        origin = self._start.prompts.origins.get(path)
+        return {} if origin is None else {PROMPT_NAME: origin.name, PROMPT_VERSION: origin.version}
 
     def _show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
         given, output = self._contents(entry, status)
-        attributes: Attributes = {TYPE: type_, **self._about(entry, status)}
+        attributes: Attributes = {TYPE: type_, **self._about(entry, status), **self._common}
         if given is not None:
             attributes[INPUT] = given
         if output is not None:
             attributes[OUTPUT] = output
         outcome = Status(StatusCode.UNSET)
         if status == "failed":
-            said = None if error is None else str(error) if self._sender.capture == "all" else error.type
+            said = None if error is None else str(error) if self._output.capture == "all" else error.type
             attributes[LEVEL] = "ERROR"
             attributes[STATUS] = said or "failed"
             outcome = Status(StatusCode.ERROR)
@@ -185,20 +164,20 @@ class LangfuseTrace:
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self._number, self._span(entry)),
             parent=None if parent is None else sampled(self._number, self._span(parent)),
-            resource=self._sender.resource,
+            resource=self._output.resource,
             attributes=attributes,
             status=outcome,
             start_time=int(start.clock.seconds(entry.began) * 1e9),
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
             instrumentation_scope=_SCOPE,
         )
-        self._sender.put(span, self._common, 1_000 + len(given or "") + len(output or ""))
+        self._output.spans.on_end(span)
 
     def _about(self, entry: Entry, status: CallStatus) -> Attributes:
         start, segment = self._start, self._start.segment
         told: dict[str, object] = {
             "path": entry.path,
-            "key": entry.key if self._sender.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+            "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
             "kind": entry.node.__node__.kind,
             "run_id": start.run_id,
         }
@@ -220,7 +199,7 @@ class LangfuseTrace:
         return metadata(told)
 
     def _contents(self, entry: Entry, status: CallStatus) -> tuple[str | None, str | None]:
-        capture, node = self._sender.capture, entry.node
+        capture, node = self._output.capture, entry.node
         if capture == "none":
             return None, None
         if capture == "shape":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from math import nan
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from stagegraph.schema.errors import DeclarationError
 
 from .api import Connection
-from .attributes import Attributes, observation_id, score_id, trace_id
+from .attributes import ENVIRONMENT, RELEASE, observation_id, score_id, trace_id
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, close_all
+from .sending import Http, Sender, close_all, score_span
 from .source import CORRECTION
-from .spans import LangfuseTrace
+from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LangfuseTracing", "shared"]
 
-Observed = tuple[ReadableSpan, Attributes]
-"""A span, and the attributes that it shares with all of its run."""
 MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
 
@@ -92,29 +91,31 @@ class LangfuseTracing:
         self.redact = redact
         self._max_content = max_content
         self._http, http = Http(self.connection), Http(self.connection)
-        self._spans: Sender[Observed] = Sender(
+        self._spans = Sender(
             self._send_spans,
             what="observations",
             exit_seconds=exit_seconds,
             on_fork=self._http.reset,
-            on_end=self._http.close,
+            on_close=self._http.close,
         )
-        self._scores: Sender[dict[str, Any]] = Sender(
-            http.send_scores, what="scores", exit_seconds=exit_seconds, on_fork=http.reset, on_end=http.close
+        self._scores = Sender(
+            http.send_scores, what="scores", exit_seconds=exit_seconds, on_fork=http.reset, on_close=http.close
         )
-        labels = {"langfuse.environment": self.connection.environment, "service.name": "stagegraph"}
+        labels = {ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
-            labels["langfuse.release"] = self.connection.release
-        self.resource = Resource(labels)  # `create` would add what the host's variables say
-        provider = TracerProvider(ALWAYS_ON, self.resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
+            labels[RELEASE] = self.connection.release
+        resource = Resource(labels)  # `create` would add what the host's variables say
+        provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
+        provider.add_span_processor(self._spans)
         provider._disabled = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - OTEL_SDK_DISABLED is the host's
-        self.tracer = provider.get_tracer("pydantic-ai")
-        self.settings = InstrumentationSettings(
+        settings = InstrumentationSettings(
             tracer_provider=provider,
             meter_provider=NoOpMeterProvider(),
             include_content=capture == "all",
             include_binary_content=False,
         )
+        tracer = provider.get_tracer("pydantic-ai")
+        self._output = Output(self.connection, self.capture, self._spans, resource, tracer, settings)
 
     @property
     def lost(self) -> int:
@@ -126,26 +127,18 @@ class LangfuseTracing:
         if not self._shows(start.run_id):
             return None
         try:
-            return LangfuseTrace(start, self)
+            return LangfuseTrace(start, self._output)
         except Exception as problem:  # noqa: BLE001 - no run fails for being watched
-            self.miss(problem)
+            self._output.miss(problem)
             return None
 
     def _shows(self, run_id: str) -> bool:
         """Whether the run is in the sample: its id decides, in every process and whenever it is resumed."""
         return int(trace_id(run_id)[:16], 16) < self._sample_rate * 2**64
 
-    def put(self, span: ReadableSpan, common: Attributes, size: int) -> None:
-        """Let one span wait to be sent; it gets what all of its run have in *common* then."""
-        self._spans.put((span, common), size)
-
-    def miss(self, problem: Exception) -> None:
-        """Count an observation that could not be made."""
-        self._spans.lose(1, f"one could not be made: {type(problem).__name__}")
-
-    def _send_spans(self, spans: list[Observed]) -> None:
+    def _send_spans(self, spans: list[ReadableSpan]) -> None:
         policy = self._policy()
-        self._http.send_spans([policy.apply(span, common) for span, common in spans])
+        self._http.send_spans([policy.apply(span) for span in spans])
 
     def _policy(self) -> Policy:
         return Policy(self.capture, self.redact, self._max_content, known_secrets(self.connection.secret_key))
@@ -175,7 +168,7 @@ class LangfuseTracing:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
             body["comment"] = policy.text(feedback.comment)
-        self._scores.put(body, 300 + len(str(body["value"])) + len(body.get("comment", "")))
+        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
 
     async def flush(self, seconds: float = 2.0) -> bool:
         """Send what waits, for so long at most; whether the server took everything."""
