@@ -1,7 +1,7 @@
 """A Langfuse project and its API: where it is, Langfuse's own client for it, when to ask again, and what failed.
 
-The `langfuse` package is imported only where its API is used: it takes a third of a second. `Langfuse()` itself is never
-made: the second client of one key ignores its address, and reading a prompt may block for 16 seconds.
+The `langfuse` package is imported only where its API is used: that takes a third of a second. `Langfuse()` itself is
+never made: the second client of one key ignores its address, and reading a prompt may block for 16 seconds.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from functools import cache
 from importlib.metadata import version
 from math import inf, isfinite
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
 import httpx
 from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_snake
+from typing_extensions import TypedDict
 
 from stagegraph.schema.errors import DeclarationError, TracingError
 
@@ -41,10 +41,9 @@ __all__ = [
     "Retry",
     "UnreachableError",
     "as_sent",
+    "failure",
     "load_langfuse",
     "mended",
-    "refused",
-    "unreachable",
 ]
 
 T = TypeVar("T")
@@ -157,42 +156,45 @@ class UnreachableError(TracingError):
 
 
 class RefusedError(TracingError):
-    """The server will not take a request.
-
-    Args:
-        text: Why.
-        count: How many items of a batch it does not take; `None` for all.
-        divisible: Whether it may take parts of the batch.
-    """
+    """The server will not take *count* items of a batch (`None`: all); *divisible*: but it may take parts of it."""
 
     def __init__(self, text: str, *, count: int | None = None, divisible: bool = False) -> None:
         super().__init__(text)
-        self.count = count
-        self.divisible = divisible
+        self.count, self.divisible = count, divisible
 
 
 class _UnreadableError(TracingError):
     """The server's answer is not what its API promises."""
 
 
-def unreachable(base: str, error: httpx.HTTPError) -> UnreachableError:
-    """What it means that there is no answer."""
-    return UnreachableError(f"{base} does not answer ({type(error).__name__})")
+def failure(base: str, error: Exception, what: str = "") -> TracingError:
+    """What an error of httpx, of Langfuse's client or of its types means; *what* was asked for.
+
+    An answer as `httpx.HTTPStatusError` is one that is not success.
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        return _refused(base, error.response.status_code, error.response.headers, what)
+    if isinstance(error, httpx.HTTPError):
+        return UnreachableError(f"{base} does not answer ({type(error).__name__})")
+    status, headers, body = (getattr(error, name, None) for name in ("status_code", "headers", "body"))
+    if isinstance(status, int) and status >= 300:  # noqa: PLR2004 - Langfuse's `ApiError`
+        said = str(body.get("message") or "") if is_mapping(body) else ""
+        return _refused(base, status, headers or {}, what, said)
+    return _UnreadableError(f"{base} answered something else than {what} of Langfuse's API; is it a Langfuse server?")
 
 
-def refused(base: str, status: int, headers: Mapping[str, str], what: str = "", said: str = "") -> TracingError:
-    """What an answer other than success means; *what* was asked for, and the server *said* so."""
+def _refused(base: str, status: int, headers: Mapping[str, str], what: str, said: str = "") -> TracingError:
+    """What an answer other than success means; the server *said* so."""
     if status in _LATER or status >= 500:  # noqa: PLR2004
-        return UnreachableError(
-            f"{base} answered {status}{what and ' to ' + what}", _retry_after(headers.get("retry-after"))
-        )
+        text = f"{base} answered {status}{what and ' to ' + what}"
+        return UnreachableError(text, _retry_after(headers.get("retry-after")))
     if status in {401, 403}:
         return RefusedError(f"{base} answered {status}: check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY")
-    if status == 404 and what:  # noqa: PLR2004
-        return NotFoundError(f"{base} has no {what}")
     if not what:
         return RefusedError(f"{base} answered {status}", divisible=status == 413)  # noqa: PLR2004
-    return RefusedError(f"{base} refused {what} ({status}){': ' + said[:300] if said else ''}")
+    if status == 404:  # noqa: PLR2004
+        return NotFoundError(f"{base} has no {what}")
+    return RefusedError(f"{base} refused {what} ({status}){said and ': ' + said[:300]}")
 
 
 def _retry_after(text: str | None) -> float | None:
@@ -273,12 +275,22 @@ def mended(read: Callable[[object], T], defaults: Mapping[str, object]) -> Calla
 
 
 class _Page(Protocol[T_co]):
-    """One page of a list."""
+    """One page of a list; its meta is a cursor, or the number of pages."""
 
     @property
     def data(self) -> Sequence[T_co]: ...
     @property
     def meta(self) -> object: ...
+
+
+class _Body(TypedDict):
+    """The same, of whatever rows."""
+
+    data: list[Any]
+    meta: NotRequired[dict[str, Any]]
+
+
+_BODY = TypeAdapter(_Body)
 
 
 class Api:
@@ -301,18 +313,13 @@ class Api:
             base_url=connection.base_url,
             username=connection.public_key,
             password=connection.secret_key,
-            x_langfuse_sdk_name="python",
-            x_langfuse_sdk_version=_sdk_version(),
-            x_langfuse_public_key=connection.public_key,
             httpx_client=self._http,
         )
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def _remember(self, answer: httpx.Response) -> None:
@@ -331,27 +338,14 @@ class Api:
             try:
                 return await request(*args, **query, request_options=once)
             except Exception as error:
-                problem = self._problem(error, what)
-                wait = retry.wait(problem) if isinstance(problem, UnreachableError) else None
-                if wait is None:
-                    if isinstance(problem, UnreachableError):
-                        problem = TracingError(f"{problem}, and was asked {retry.asked} times; try again later")
+                problem = failure(self.base_url, error, what)
+                if not isinstance(problem, UnreachableError):
                     raise problem from error
+                wait = retry.wait(problem)
+                if wait is None:
+                    msg = f"{problem}, and was asked {retry.asked} times; try again later"
+                    raise TracingError(msg) from error
             await anyio.sleep(wait)
-
-    def _problem(self, error: Exception, what: str) -> TracingError:
-        """What an error of httpx, of Langfuse's client or of its types means."""
-        from langfuse.api.core import ApiError  # noqa: PLC0415
-
-        if isinstance(error, httpx.HTTPError):
-            return unreachable(self.base_url, error)
-        if isinstance(error, ApiError) and not 200 <= (error.status_code or 0) < 300:  # noqa: PLR2004
-            said = str(error.body.get("message") or "") if is_mapping(error.body) else ""
-            return refused(self.base_url, error.status_code or 0, error.headers or {}, what, said)
-        if isinstance(error, (ApiError, ValueError, TypeError, AttributeError, RecursionError)):
-            msg = f"{self.base_url} answered something else than {what} of Langfuse's API; is it a Langfuse server?"
-            return _UnreadableError(msg)
-        raise error
 
     async def rows(
         self,
@@ -369,57 +363,30 @@ class Api:
         Raises:
             TracingError: the server does not answer, or not with a list.
         """
-        step: dict[str, object] = {}
-        while True:
+        step: dict[str, object] | None = {}
+        while step is not None:
             try:
                 page = await self.ask(what, request, **query, **step)
-                rows, meta = page.data, _Meta(getattr(page.meta, "cursor", None), getattr(page.meta, "total_pages", 0))
+                rows, meta = page.data, vars(page.meta)
             except _UnreadableError:
-                body = self._body()
+                try:
+                    body = _BODY.validate_json(self._answer.content if self._answer is not None else b"")
+                except ValidationError:
+                    body = None
                 if body is None:
                     raise
-                rows, meta = (
-                    [parse(row) for row in body.data],
-                    _Meta(body.meta.get("cursor"), body.meta.get("totalPages")),
-                )
+                rows = [parse(row) for row in body["data"]]
+                meta = {to_snake(name): value for name, value in body.get("meta", {}).items()}
             for row in rows:
                 yield row
-            following = meta.after(step, empty=not rows)
-            if following is None:
-                return
-            step = following
-
-    def _body(self) -> _Body | None:
-        """The last answer as JSON, if it is a list of rows whatever they are."""
-        try:
-            return _BODY.validate_json(self._answer.content) if self._answer is not None else None
-        except (ValidationError, httpx.ResponseNotRead):
-            return None
+            step = _next(meta, step, empty=not rows)
 
 
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    """What a page says about the next one."""
-
-    cursor: object
-    pages: object
-
-    def after(self, step: Mapping[str, object], *, empty: bool) -> dict[str, object] | None:
-        """The query parameters of the next page; `None` after the last."""
-        if self.cursor and self.cursor != step.get("cursor"):
-            return {"cursor": self.cursor}
-        page = step.get("page", 1)
-        if empty or "cursor" in step or not isinstance(page, int) or not isinstance(self.pages, int):
-            return None
-        return {"page": page + 1} if page < self.pages else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Body:
-    """A page of any API that has pages."""
-
-    data: list[Any]
-    meta: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
-_BODY = TypeAdapter(_Body)
+def _next(meta: Mapping[str, Any], step: Mapping[str, object], *, empty: bool) -> dict[str, object] | None:
+    """The query parameters of the page after one with this *meta*; `None` after the last."""
+    cursor, page, pages = meta.get("cursor"), step.get("page", 1), meta.get("total_pages")
+    if cursor and cursor != step.get("cursor"):
+        return {"cursor": cursor}
+    if empty or "cursor" in step or not isinstance(page, int) or not isinstance(pages, int):
+        return None
+    return {"page": page + 1} if page < pages else None

@@ -1,4 +1,4 @@
-"""Prompts that live in Langfuse: made, promoted and taken back by label, and read beside the runs, never in their way."""
+"""Prompts that live in Langfuse: deployed, promoted and taken back by label, and read without holding up a run."""
 
 from __future__ import annotations
 
@@ -41,27 +41,13 @@ _PATIENCE = 20.0
 
 
 class _Own(BaseModel):
-    """What this package keeps in the config of a version, as Langfuse has no field for it."""
+    """What this package keeps in the config of a version: demos, and the texts of tools and fields."""
 
     parts: dict[str, Any] = {}
-    """Demos, and the texts of tools and fields."""
 
 
 class _Config(BaseModel):
     stagegraph: _Own = _Own()
-
-
-def _parts(version: Version) -> dict[str, Any]:
-    """What a version says beyond its text.
-
-    Raises:
-        PromptError: its config is not what this package writes there.
-    """
-    try:
-        return _Config.model_validate(version.config or {}).stagegraph.parts
-    except ValidationError as error:
-        msg = f"{version.name}, version {version.version}: 'stagegraph' in its config holds no parts of a prompt"
-        raise PromptError(msg) from error
 
 
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
@@ -70,20 +56,32 @@ def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
     Raises:
         PromptError: it is none.
     """
-    name = version.name
+    name = f"{version.name}, version {version.version},"
     if not isinstance(version.prompt, str):
-        msg = f"{name}, version {version.version}, is no text prompt"
+        msg = f"{name} is no text prompt"
         raise PromptError(msg)
-    prompt = parsed(name, {**_parts(version), "instructions": version.prompt}, "Langfuse")
-    problems = unknown_fields(name, prompt, stage) + unfit_demos(name, prompt, stage)
+    parts = _parts(version)
+    if parts is None:
+        msg = f"{name} has no parts of a prompt under 'stagegraph' in its config"
+        raise PromptError(msg)
+    prompt = parsed(version.name, {**parts, "instructions": version.prompt}, "Langfuse")
+    problems = unknown_fields(version.name, prompt, stage) + unfit_demos(version.name, prompt, stage)
     if problems:
-        msg = f"version {version.version} of {name} does not fit the stage: {'; '.join(problems)}"
+        msg = f"{name} does not fit the stage: {'; '.join(problems)}"
         raise PromptError(msg)
     return prompt
 
 
+def _parts(version: Version) -> dict[str, Any] | None:
+    """What a version has beside its text; `None` when its config is not what this package writes there."""
+    try:
+        return _Config.model_validate(version.config or {}).stagegraph.parts
+    except ValidationError:
+        return None
+
+
 class _Versions:
-    """The versions of the prompts of one graph."""
+    """The versions of the prompts of one graph: one prompt a stage, named `<graph>/<path>`."""
 
     def __init__(self, api: Api, graph: Node[Any, Any]) -> None:
         self._api = api
@@ -111,23 +109,16 @@ class _Versions:
         """Make a new version."""
         from langfuse.api import CreateTextPromptRequest  # noqa: PLC0415
 
-        request = CreateTextPromptRequest.model_validate({"name": self.name(path), "tags": ["stagegraph"], **body})
-        return await self._api.ask(f"prompts/{self.name(path)}", self._api.sdk.prompts.create, request=request)
+        name = self.name(path)
+        request = CreateTextPromptRequest.model_validate({"name": name, "tags": ["stagegraph"], **body})
+        return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.create, request=request)
 
 
 class LangfusePrompts:
     """The prompts of a graph that carry a label in Langfuse now: a `PromptSource`; what `langfuse_prompts` gives.
 
-    They are fetched in a thread, at once and again when they are older than *ttl*. Each run uses one state of them from
-    its beginning to its end. A stage that Langfuse has no usable text for keeps the code's: an unreachable or slow
-    server, a text that is missing and a value that is nonsense never stop a run.
-
-    Args:
-        graph: What they are for: the prompt of each stage is named `<graph>/<path>`.
-        label: Which version of each: `production`, `candidate`.
-        ttl: Seconds after which a run lets them be fetched again (it does not wait for it).
-        wait: Seconds that the first run waits at most for the first answer.
-        connection: Which project; the environment says it otherwise.
+    They are fetched in a thread, at once and again when they are older than *ttl*. Whatever is wrong with them or with
+    the server, a stage keeps what it had: what was fetched before, or else the code's text.
 
     Raises:
         DeclarationError: the keys are not set.
@@ -136,8 +127,8 @@ class LangfusePrompts:
     def __init__(
         self,
         graph: Node[Any, Any],
-        *,
         label: str = "production",
+        *,
         ttl: float = 60.0,
         wait: float = 2.0,
         connection: Connection | None = None,
@@ -261,18 +252,29 @@ class LangfusePrompts:
 
 
 def langfuse_prompts(
-    graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
+    graph: Node[Any, Any],
+    label: str = "production",
+    *,
+    ttl: float = 60.0,
+    wait: float = 2.0,
+    connection: Connection | None = None,
 ) -> LangfusePrompts:
-    """What carries *label* in Langfuse: give it to a runner, and each run uses what is deployed when it begins.
+    """The prompts that carry a label in Langfuse: give it to a runner, and each run uses what is deployed as it begins.
 
-    The keys come from Langfuse's own environment variables. Prompts are fetched off the event loop and kept for *ttl*
-    seconds; the first run waits *wait* seconds at most. A stage that the server has no usable text for, or a server that
-    does not answer, leaves the code's text in force.
+    Runs never wait for the server, but for the first answer. A stage that the server has no usable text for, or a
+    server that does not answer, leaves the code's text in force.
+
+    Args:
+        graph: What they are for: the prompt of each stage is named `<graph>/<path>`.
+        label: Which version of each: `production`, `candidate`.
+        ttl: Seconds after which a run lets them be fetched again (it does not wait for it).
+        wait: Seconds that the first run waits at most for the first answer.
+        connection: Which project; Langfuse's own environment variables say it otherwise.
 
     Raises:
         DeclarationError: the keys are not set.
     """
-    return LangfusePrompts(graph, label=label, ttl=ttl, wait=wait)
+    return LangfusePrompts(graph, label, ttl=ttl, wait=wait, connection=connection)
 
 
 def deploy_prompts(
@@ -292,8 +294,7 @@ def deploy_prompts(
         prompts: What to deploy; a stage that is not in them goes with the code's text.
         graph: What they are for.
         label: The label that the versions get, and others lose.
-        provenance: What a reader should know about where they come from (optimizer, metric, data): plain data. It stands
-            in each version's config, as does the digest of the prompts.
+        provenance: Where they come from (optimizer, metric, data), as plain data; it stands in each version's config.
         message: A line about the change.
         connection: Which project; the environment says it otherwise.
 
@@ -330,24 +331,13 @@ def _body(
 
 
 async def _deploy_one(versions: _Versions, path: str, label: str, body: dict[str, Any], message: str | None) -> int:
-    newest = await versions.get(path, "latest")
-    if (
-        newest is not None
-        and newest.prompt == body["prompt"]
-        and _says(newest) == body["config"]["stagegraph"]["parts"]
-    ):
+    newest, parts = await versions.get(path, "latest"), body["config"]["stagegraph"]["parts"]
+    if newest is not None and newest.prompt == body["prompt"] and _parts(newest) == parts:
         if label not in newest.labels:
             await versions.give(path, newest.version, label)
         return newest.version
     made = await versions.make(path, {**body, "type": "text", "labels": [label], "commit_message": message})
     return made.version
-
-
-def _says(version: Version) -> dict[str, Any] | None:
-    try:
-        return _parts(version)
-    except PromptError:
-        return None
 
 
 def promote_prompts(

@@ -1,9 +1,9 @@
 """Spans and scores on their way to the server: bounded, sent by threads of their own, counted when they are lost.
 
-OpenTelemetry's `BatchSpanProcessor` keeps the queue. Around it stands what it lacks: a bound in bytes, counted losses, a
-flush and an end of bounded time, halves of batches that are too large, and Retry-After. OpenTelemetry's OTLP exporter is
-not used: it sends along what the host set for its own collector (`OTEL_EXPORTER_OTLP_HEADERS`, certificates), logs each
-failure, and gives neither status nor Retry-After.
+OpenTelemetry's `BatchSpanProcessor` keeps the queue. Around it stands what it lacks: a bound in bytes, counted losses,
+a flush and an end of bounded time, halves of batches that are too large, and Retry-After. OpenTelemetry's OTLP exporter
+is not used: it sends along what the host set for its own collector (`OTEL_EXPORTER_OTLP_HEADERS`, certificates), logs
+each failure, and gives neither status nor Retry-After.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from .api import RefusedError, Retry, UnreachableError, refused, unreachable
+from .api import RefusedError, Retry, UnreachableError, failure
 from .attributes import sampled
 
 if TYPE_CHECKING:
@@ -63,14 +63,11 @@ class Sender(SpanProcessor, SpanExporter):
     Args:
         send: Sends one batch in a thread of the sender; raises `UnreachableError` or `RefusedError`.
         what: What the spans are called when some are lost.
-        max_items: How many may wait; what comes when it is full is lost.
-        max_bytes: The same for their size.
-        batch_items: How many are sent at once.
-        batch_bytes: The same for their size.
+        max_items: How many may wait, and *max_bytes* of what size; what comes when it is full is lost.
+        batch_items: How many are sent at once, and *batch_bytes* of what size.
         delay: Seconds that a span waits for others.
         exit_seconds: How long the end of the process may be held up.
-        on_fork: Called in a forked child.
-        on_close: Called by a thread when there is nothing more to send.
+        on_fork: Called in a forked child; *on_close* by a thread when there is nothing more to send.
     """
 
     def __init__(
@@ -235,10 +232,9 @@ class Sender(SpanProcessor, SpanExporter):
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        """Called by the processor, which is ended after all was sent."""
+        """Called by the processor at its end, when all was sent."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Called by the processor; nothing waits here."""
         return True
 
     def _take(self, part: list[ReadableSpan], size: int) -> None:
@@ -339,7 +335,8 @@ class Http:
             except (KeyError, TypeError, ValueError):
                 rejected = len(scores)
             rejected = min(max(rejected, 0), len(scores))
-            raise RefusedError(f"the server did not take {rejected} of {len(scores)} scores", count=rejected)
+            msg = f"the server did not take {rejected} of {len(scores)} scores"
+            raise RefusedError(msg, count=rejected)
 
     def _post(self, path: str, content: bytes, count: int, type_: str, *, compressed: bool = False) -> httpx.Response:
         base = self._connection.base_url
@@ -351,11 +348,9 @@ class Http:
         headers = {"Content-Type": type_, **({"Content-Encoding": "gzip"} if compressed else {})}
         body = gzip.compress(content, 3) if compressed else content
         try:
-            answer = self._client.post(f"{base}/api/public/{path}", content=body, headers=headers)
+            answer = self._client.post(f"{base}/api/public/{path}", content=body, headers=headers).raise_for_status()
         except httpx.HTTPError as error:
-            raise unreachable(base, error) from None
-        if answer.status_code >= 300:  # noqa: PLR2004
-            raise refused(base, answer.status_code, answer.headers)
+            raise failure(base, error) from None
         if "html" in answer.headers.get("content-type", ""):
             msg = f"{base} answered with a web page: check LANGFUSE_BASE_URL"
             raise RefusedError(msg)
