@@ -11,7 +11,8 @@ from langfuse_server import LangfuseServer
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.tracing.api import Connection, RefusedError, UnreachableError
+from stagegraph.tracing.api import RefusedError, UnreachableError
+from stagegraph.tracing.connection import Connection
 from stagegraph.tracing.sending import Http, Sender, close_all, score_span
 
 __all__ = ["the_server"]

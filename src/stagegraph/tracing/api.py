@@ -6,19 +6,13 @@ never made: the second client of one key ignores its address, and reading a prom
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
-import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
-from math import inf, isfinite
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NotRequired, Protocol, Self, TypeVar
-from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -26,16 +20,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.alias_generators import to_snake
 from typing_extensions import TypedDict
 
-from stagegraph.schema.errors import DeclarationError, TracingError
+from stagegraph.schema.errors import TracingError
 
 from .attributes import is_mapping
 
 if TYPE_CHECKING:
     from langfuse.api.core import RequestOptions
 
+    from .connection import Connection
+
 __all__ = [
     "Api",
-    "Connection",
     "NotFoundError",
     "RefusedError",
     "Retry",
@@ -49,98 +44,11 @@ __all__ = [
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-_CLOUD = "https://cloud.langfuse.com"
-_TIMEOUT = 5.0
 _LATER = frozenset((408, 425, 429))
 """What a server answers that would take the same later; so does what is 500 or above."""
 _BACKOFF, _LONGEST_BACKOFF = 0.5, 30.0
 _LONGEST_WAIT = 300.0
 """Seconds; a server that asks for more is asked again after these."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One Langfuse project."""
-
-    public_key: str
-    secret_key: str = field(repr=False)
-    base_url: str
-    environment: str
-    release: str | None
-    timeout: float
-    """Seconds that one request may take."""
-
-    @classmethod
-    def of(
-        cls,
-        public_key: str | None = None,
-        secret_key: str | None = None,
-        base_url: str | None = None,
-        environment: str | None = None,
-        release: str | None = None,
-    ) -> Connection:
-        """The arguments, and Langfuse's own environment variables for those that are `None`.
-
-        Raises:
-            DeclarationError: there are no keys, or the address is none.
-        """
-        env = os.environ
-        public = (public_key or env.get("LANGFUSE_PUBLIC_KEY") or "").strip()
-        secret = (secret_key or env.get("LANGFUSE_SECRET_KEY") or "").strip()
-        if not public or not secret:
-            msg = (
-                "Langfuse needs two keys: set LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY, "
-                "or pass `public_key=` and `secret_key=`"
-            )
-            raise DeclarationError(msg)
-        url = (base_url or env.get("LANGFUSE_BASE_URL") or env.get("LANGFUSE_HOST") or _CLOUD).strip().rstrip("/")
-        if not _is_address(url):
-            msg = (
-                f"{url!r} is not an address: write `base_url=` or LANGFUSE_BASE_URL with http:// or https:// "
-                f"and a host, like {_CLOUD}"
-            )
-            raise DeclarationError(msg)
-        return cls(
-            public,
-            secret,
-            url,
-            environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default",
-            release or env.get("LANGFUSE_RELEASE") or None,
-            _timeout(env.get("LANGFUSE_TIMEOUT")),
-        )
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What every request to the ingestion endpoints carries."""
-        token = base64.b64encode(f"{self.public_key}:{self.secret_key}".encode()).decode("ascii")
-        return {
-            "Authorization": f"Basic {token}",
-            "x-langfuse-sdk-name": "python",
-            "x-langfuse-sdk-version": _sdk_version(),
-            "x-langfuse-public-key": self.public_key,
-            "x-langfuse-ingestion-version": "4",
-        }
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port, or an address in brackets
-        return False
-
-
-def _timeout(text: str | None) -> float:
-    try:
-        seconds = float(text or _TIMEOUT)
-    except ValueError:
-        return _TIMEOUT
-    return seconds if isfinite(seconds) and seconds > 0 else _TIMEOUT
-
-
-@cache
-def _sdk_version() -> str:
-    return version("langfuse")
 
 
 class NotFoundError(TracingError):
@@ -245,11 +153,7 @@ def load_langfuse() -> None:
 
 
 def as_sent(value: object, what: str) -> Any:
-    """A value as the JSON that is sent holds it; half of a surrogate pair, which no UTF-8 holds, is a question mark.
-
-    Raises:
-        TracingError: there is no such JSON.
-    """
+    """A value as the JSON that is sent holds it; half of a surrogate pair, which no UTF-8 holds, is a question mark."""
     try:
         return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, TypeError) as error:

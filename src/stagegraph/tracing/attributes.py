@@ -1,52 +1,47 @@
 """What identifies and describes an observation: ids, names of attributes, metadata.
 
-The names are those of `langfuse.LangfuseOtelSpanAttributes`; a program that only sends does not load that package.
+A program that only sends does not load `langfuse`: that costs a third of a second, and sets up the host's httpx logger.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from .source import EXPERIMENT
 
-__all__ = [
-    "EXPERIMENTS",
-    "INPUT",
-    "IS_ROOT",
-    "LEVEL",
-    "METADATA",
-    "OUTPUT",
-    "OWN",
-    "STATUS",
-    "TYPE",
-    "Attributes",
-    "common",
-    "is_mapping",
-    "metadata",
-    "observation_id",
-    "sampled",
-    "score_id",
-    "span_number",
-    "trace_id",
-    "without_prefix",
-]
+if TYPE_CHECKING:
+    from stagegraph.runner.observer import TraceStart
+
+    from .connection import Connection
+
+__all__ = ["EXPERIMENTS", "OWN", "Attributes", "Names", "common", "is_mapping", "metadata", "without_prefix"]
+__all__ += ["observation_id", "sampled", "score_id", "span_number", "trace_id"]
 
 Attributes = dict[str, Any]
 
-INPUT, OUTPUT = "langfuse.observation.input", "langfuse.observation.output"
-TYPE, LEVEL, STATUS = "langfuse.observation.type", "langfuse.observation.level", "langfuse.observation.status_message"
-METADATA, TRACE_METADATA = "langfuse.observation.metadata", "langfuse.trace.metadata"
-PROMPT_NAME, PROMPT_VERSION = "langfuse.observation.prompt.name", "langfuse.observation.prompt.version"
-ENVIRONMENT, RELEASE, VERSION = "langfuse.environment", "langfuse.release", "langfuse.version"
-TRACE_NAME, TAGS, SESSION, USER = "langfuse.trace.name", "langfuse.trace.tags", "session.id", "user.id"
-IS_ROOT = "langfuse.internal.is_app_root"
-USAGE, COST = "langfuse.observation.usage_details", "langfuse.observation.cost_details"
+
+class Names:
+    """Names of attributes: those of `langfuse.LangfuseOtelSpanAttributes`."""
+
+    INPUT, OUTPUT = "langfuse.observation.input", "langfuse.observation.output"
+    TYPE, LEVEL = "langfuse.observation.type", "langfuse.observation.level"
+    STATUS = "langfuse.observation.status_message"
+    METADATA, TRACE_METADATA = "langfuse.observation.metadata", "langfuse.trace.metadata"
+    PROMPT_NAME, PROMPT_VERSION = "langfuse.observation.prompt.name", "langfuse.observation.prompt.version"
+    USAGE, COST = "langfuse.observation.usage_details", "langfuse.observation.cost_details"
+    ENVIRONMENT, RELEASE, VERSION = "langfuse.environment", "langfuse.release", "langfuse.version"
+    TRACE_NAME, TAGS, SESSION, USER = "langfuse.trace.name", "langfuse.trace.tags", "session.id", "user.id"
+    IS_ROOT = "langfuse.internal.is_app_root"
+    EXPERIMENT = "langfuse.experiment"
+    EXPERIMENT_ROOT = "langfuse.experiment.item.root_observation_id"
+
+
 EXPERIMENTS = "sdk-experiment"
 """The environment in which Langfuse keeps runs of experiments apart."""
 OWN = frozenset(
@@ -88,7 +83,7 @@ def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
 
 
-def metadata(values: Mapping[str, object], prefix: str = METADATA) -> Attributes:
+def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
     """Each value as JSON of its own, which is how the server reads it; `None` is left out."""
     return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
 
@@ -111,40 +106,28 @@ def without_prefix(name: str) -> str:
     return short if short != name and _with_prefix(short) == name else name
 
 
-def common(
-    name: str,
-    session: str | None,
-    user: str | None,
-    tags: Sequence[str],
-    about: Mapping[str, object],
-    root: str,
-    extra: Attributes,
-) -> Attributes:
-    """What every observation of a run carries, so that each can be found by it.
-
-    Args:
-        name: Of what was run.
-        session: Its session.
-        user: Its user.
-        tags: Its tags.
-        about: The run's own metadata; it may say which item of an experiment the run is.
-        root: The id of the run's root observation.
-        extra: More attributes.
-    """
-    own = {_with_prefix(key): value for key, value in about.items()}
+def common(start: TraceStart, connection: Connection) -> Attributes:
+    """What every observation of a run carries, so that each can be found by it."""
+    own = {_with_prefix(name): value for name, value in start.metadata.items()}
     experiment = own.get(EXPERIMENT)
-    if is_mapping(experiment):
+    item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}
+    if item:
         del own[EXPERIMENT]
-    found: Attributes = {TRACE_NAME: name[:_TEXT_LIMIT], **metadata(own, TRACE_METADATA), **extra}
-    if experiment:
-        found[ENVIRONMENT] = EXPERIMENTS
-    if is_mapping(experiment):
-        found |= {f"langfuse.experiment.{key}": str(value) for key, value in experiment.items() if value is not None}
-        found["langfuse.experiment.item.root_observation_id"] = root
-    if session:
-        found[SESSION] = str(session)[:_TEXT_LIMIT]
-    if user:
-        found[USER] = str(user)[:_TEXT_LIMIT]
-    if tags:
-        found[TAGS] = tuple(str(tag)[:_TEXT_LIMIT] for tag in tags)
+    found: Attributes = {
+        Names.TRACE_NAME: start.graph[:_TEXT_LIMIT],
+        Names.ENVIRONMENT: EXPERIMENTS if experiment else connection.environment,
+        Names.VERSION: start.prompts.digest,
+        **metadata({**own, "run_id": start.run_id}, Names.TRACE_METADATA),
+        **{f"{Names.EXPERIMENT}.{name}": str(value) for name, value in item.items() if value is not None},
+    }
+    if item:
+        found[Names.EXPERIMENT_ROOT] = observation_id(start.run_id, start.root_key, start.segment)
+    if connection.release:
+        found[Names.RELEASE] = connection.release
+    if start.session_id:
+        found[Names.SESSION] = str(start.session_id)[:_TEXT_LIMIT]
+    if start.user_id:
+        found[Names.USER] = str(start.user_id)[:_TEXT_LIMIT]
+    if start.tags:
+        found[Names.TAGS] = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
     return found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -23,29 +22,32 @@ from stagegraph.data.score import Feedback
 from stagegraph.record.run import RunError
 from stagegraph.schema.errors import TracingError, first_problem, leaves
 
-from .api import Api, Connection, as_sent, mended
+from .api import Api, as_sent, mended
 from .attributes import is_mapping, observation_id, trace_id
+from .connection import Connection
+from .source import EXPERIMENT
 from .tracing import LangfuseTracing
 
 if TYPE_CHECKING:
     from langfuse.api import DatasetItem
 
-    from stagegraph.data.score import Scored
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
 __all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_dataset"]
 
+T = TypeVar("T")
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 
 log = logging.getLogger("stagegraph.tracing")
 
 _CONCURRENCY = 8
+_NEVER = "1970-01-01T00:00:00Z"
 _MISSING: dict[str, Any] = {
-    "status": "ACTIVE", "expectedOutput": None, "metadata": None, "mediaReferences": [], "datasetId": "", "datasetName": "",
-    "createdAt": "1970-01-01T00:00:00Z", "updatedAt": "1970-01-01T00:00:00Z",
+    "status": "ACTIVE", "expectedOutput": None, "metadata": None, "mediaReferences": [],
+    "datasetId": "", "datasetName": "", "createdAt": _NEVER, "updatedAt": _NEVER,
 }  # fmt: skip
 """What an item has of which an older server says nothing."""
 _ORDER = "example_order"
@@ -66,33 +68,33 @@ async def to_dataset(
     Raises:
         TracingError: the server does not take them; those before have been sent.
     """
-    count = 0
+    began = datetime.now(UTC).isoformat()
+    rows = [_item(example, name, f"{began}/{place:09}") for place, example in enumerate(examples)]
     async with Api(connection or Connection.of()) as api:
         about = {"description": description} if description is not None else {}
         await api.ask("datasets", api.sdk.datasets.create, name=name, **about)
-        limiter = anyio.CapacityLimiter(_CONCURRENCY)
-        began = datetime.now(UTC).isoformat()
 
-        async def put(example: Example[Any], order: str) -> None:
-            async with limiter:
-                item = as_sent(_item(example, name, order), "dataset-items")
-                await api.ask("dataset-items", api.sdk.dataset_items.create, **item)
+        async def put(row: dict[str, Any]) -> None:
+            await api.ask("dataset-items", api.sdk.dataset_items.create, **as_sent(row, "dataset-items"))
 
-        with _ungrouped():
-            async with anyio.create_task_group() as group:
-                for example in examples:
-                    group.start_soon(put, example, f"{began}/{count:09}")
-                    count += 1
-    return count
+        await _for_each(rows, put, _CONCURRENCY)
+    return len(rows)
 
 
-@contextmanager
-def _ungrouped() -> Generator[None]:
-    """Raise the first error of a task group by itself."""
+async def _for_each(rows: Iterable[T], work: Callable[[T], Awaitable[None]], limit: int) -> None:
+    """Do it for each row, so many at once; the first error ends the others, and is raised by itself."""
+    limiter = anyio.CapacityLimiter(limit)
+
+    async def one(row: T) -> None:
+        async with limiter:
+            await work(row)
+
     try:
-        yield
-    except BaseExceptionGroup as group:
-        first = leaves(group)[0]
+        async with anyio.create_task_group() as group:
+            for row in rows:
+                group.start_soon(one, row)
+    except BaseExceptionGroup as errors:
+        first = leaves(errors)[0]
         raise first from first.__cause__
 
 
@@ -216,9 +218,9 @@ async def run_experiment(
         projects = (await api.ask("projects", api.sdk.projects.get)).data
     experiment = _experiment_id(projects[0].id if projects else "None", dataset_id, label)
     rows: dict[str, ExperimentRow[In, Out]] = {}
-    limiter = anyio.CapacityLimiter(side_by_side)
 
-    async def one(example: Example[In], item: DatasetItem) -> None:
+    async def evaluate(row: tuple[Example[In], DatasetItem]) -> None:
+        example, item = row
         about = {
             "id": experiment,
             "name": label,
@@ -227,33 +229,25 @@ async def run_experiment(
             "item.id": item.id,
             "item.expected_output": json.dumps(example.data().get("expected")),
         }
-        async with limiter:
+        try:
+            run = await runner.run(graph, example.input, metadata={EXPERIMENT: about})
+        except RunError as error:
+            run = error.run
+        scores: dict[str, float] = {}
+        for metric, judge in metrics.items() if run.status == "succeeded" else ():
             try:
-                run = await runner.run(graph, example.input, metadata={"experiment": about})
-            except RunError as error:
-                run = error.run
-            scores: dict[str, float] = {}
-            for metric, judge in metrics.items() if run.status == "succeeded" else ():
-                try:
-                    value = judge(example, run)
-                    scores[metric] = float(await value if isawaitable(value) else value)
-                except Exception:
-                    log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
-                    continue
-                _send(tracing, run, metric, scores[metric])
+                value = judge(example, run)
+                scores[metric] = float(await value if isawaitable(value) else value)
+            except Exception:
+                log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
+                continue
+            score = Feedback(name=metric, value=scores[metric], time=datetime.now(UTC))
+            tracing.score(run.id, score, 0, run.started)
         rows[item.id] = ExperimentRow(example, run, scores)
 
-    with _ungrouped():
-        async with anyio.create_task_group() as group:
-            for example, item in items:
-                group.start_soon(one, example, item)
+    await _for_each(items, evaluate, side_by_side)
     await tracing.flush()
     return Experiment(label, experiment, dataset, tuple(rows[item.id] for _, item in items))
-
-
-def _send(tracing: LangfuseTracing, run: Run[Any, Any], name: str, value: Scored) -> None:
-    now = datetime.now(UTC)
-    tracing.score(run.id, Feedback(name=name, value=value, time=now), 0, run.started)
 
 
 def _experiment_id(project: str, dataset: str, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from pydantic import BaseModel
 
-from .attributes import COST, INPUT, METADATA, OUTPUT, STATUS, TRACE_METADATA, TYPE, USAGE, Attributes
+from .attributes import Attributes, Names
 from .secrets import HIDDEN, scrubbed, sounds_secret
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ Redact = Callable[[Any], Any]
 """Gets a JSON value (an input, an output, messages, a text) and gives what may be sent."""
 
 _CONTENT = {
-    INPUT, OUTPUT, STATUS, "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
+    Names.INPUT, Names.OUTPUT, Names.STATUS,
+    "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
     "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "gen_ai.tool.definitions", "gen_ai.agent.description",
     "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",
     "gen_ai.tool.description", "metadata", "pydantic_ai.tool.deferral.metadata",
@@ -42,7 +43,7 @@ _USAGE = {
 }
 _CONVERSATION = "gen_ai.conversation.id"
 """One for each agent run, which Langfuse would take for the session."""
-_OWN_WORDS = (f"{METADATA}.", f"{TRACE_METADATA}.")
+_OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
 _DEEP = 5
 _FILE = re.compile(r"(?<=\"data\":\")[A-Za-z0-9+/=_-]{100,}(?=\",\"media_type\":)")
 
@@ -121,7 +122,7 @@ class Policy:
     def apply(self, span: ReadableSpan) -> ReadableSpan:
         """The span as it may leave the process."""
         before = span.attributes or {}
-        own = before.get(TYPE) is not None
+        own = before.get(Names.TYPE) is not None
         after: Attributes = {}
         for name, value in before.items():
             if own or (name != _CONVERSATION and (self.capture == "all" or _is_technical(name))):
@@ -167,7 +168,7 @@ class Policy:
             return json.dumps(HIDDEN)
         value, size = cut(self.json(value) if _is_content(name) else self._clean(value), self.limit)
         if size is not None:
-            others[f"{METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
+            others[f"{Names.METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
         return value
 
     def _event(self, event: Event) -> Event:
@@ -198,7 +199,7 @@ def _bridge(attributes: Attributes) -> None:
     if usage:
         if "input" in usage:
             usage["input"] = max(0, usage["input"] - details)
-        attributes[USAGE] = json.dumps(usage)
+        attributes[Names.USAGE] = json.dumps(usage)
     if cost is not None:
-        attributes[COST] = json.dumps({"total": cost})
+        attributes[Names.COST] = json.dumps({"total": cost})
         attributes["gen_ai.usage.cost"] = cost

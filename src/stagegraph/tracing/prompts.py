@@ -20,7 +20,8 @@ from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
 
-from .api import Api, Connection, NotFoundError, as_sent, load_langfuse
+from .api import Api, NotFoundError, as_sent, load_langfuse
+from .connection import Connection
 from .sending import after_fork
 
 if TYPE_CHECKING:
@@ -51,11 +52,7 @@ class _Config(BaseModel):
 
 
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
-    """A version as a prompt of this stage.
-
-    Raises:
-        PromptError: it is none.
-    """
+    """A version as a prompt of this stage."""
     name = f"{version.name}, version {version.version},"
     if not isinstance(version.prompt, str):
         msg = f"{name} is no text prompt"

@@ -12,8 +12,9 @@ import anyio
 from stagegraph.record.reading import run_of
 from stagegraph.schema.errors import TracingError
 
-from .api import Api, Connection, mended
+from .api import Api, mended
 from .attributes import EXPERIMENTS, trace_id
+from .connection import Connection
 from .rows import cut_metadata, is_root, meta, name_of, rows_of
 from .source import EXPERIMENT, RunQuery, RunRows, RunSource
 

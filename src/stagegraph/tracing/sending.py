@@ -31,7 +31,7 @@ from .api import RefusedError, Retry, UnreachableError, failure
 from .attributes import sampled
 
 if TYPE_CHECKING:
-    from .api import Connection
+    from .connection import Connection
 
 __all__ = ["Http", "Sender", "after_fork", "close_all", "score_span"]
 
@@ -67,7 +67,7 @@ class Sender(SpanProcessor, SpanExporter):
         batch_items: How many are sent at once, and *batch_bytes* of what size.
         delay: Seconds that a span waits for others.
         exit_seconds: How long the end of the process may be held up.
-        on_fork: Called in a forked child; *on_close* by a thread when there is nothing more to send.
+        on_close: Called by a thread when there is nothing more to send.
     """
 
     def __init__(
@@ -81,23 +81,23 @@ class Sender(SpanProcessor, SpanExporter):
         batch_bytes: int = 2_000_000,
         delay: float = 1.0,
         exit_seconds: float = 2.0,
-        on_fork: Callable[[], None] = lambda: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._send, self._what = send, what
         self._max_items, self._max_bytes = max_items, max_bytes
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._delay, self._exit_seconds = delay, exit_seconds
-        self._on_fork, self._on_close = on_fork, on_close
+        self._on_close = on_close
         self._warned = False
         self._until: float | None = None
         """When closed: until when what waits may still be sent."""
         self._processor: BatchSpanProcessor | None = None
         self._begin()
         _senders.add(self)
-        after_fork(self._forked)
+        after_fork(self._begin)
 
     def _begin(self) -> None:
+        """Begin empty, also in a forked child: the parent sends what it had. The processor does the same by itself."""
         self.lost = 0
         """Spans that could not be sent, in this process."""
         self._changed = threading.Condition()
@@ -107,11 +107,6 @@ class Sender(SpanProcessor, SpanExporter):
         self._hurry = self._down = False
         self._flusher: threading.Thread | None = None
         """Sends at once when it is asked to, and at the end; the processor's own thread sends in its time."""
-
-    def _forked(self) -> None:
-        """Begin empty in a forked child: the parent sends what it had. The processor does the same by itself."""
-        self._begin()
-        self._on_fork()
 
     def on_end(self, span: ReadableSpan) -> None:
         """Let a span wait for its turn."""
@@ -135,28 +130,27 @@ class Sender(SpanProcessor, SpanExporter):
             return "tracing is closed"
         if self._waiting >= self._max_items or self._bytes + size > self._max_bytes:
             return "too many wait already"
-        if self._flusher is None:
-            try:
-                self._flusher = self._started()
-            except RuntimeError as error:  # too many threads, or the interpreter is about to end
-                return str(error)
-            _close_at_exit()
+        try:
+            self._start()
+        except RuntimeError as error:  # too many threads, or the interpreter is about to end
+            return str(error)
         return None
 
-    def _started(self) -> threading.Thread:
-        if self._processor is None:
-            self._processor = BatchSpanProcessor(
-                self,
-                max_queue_size=self._max_items,
-                schedule_delay_millis=max(1.0, self._delay * 1000),
-                max_export_batch_size=min(self._batch_items, self._max_items),
-                meter_provider=NoOpMeterProvider(),
-            )
-        flusher = threading.Thread(
-            target=self._flush, args=(self._processor,), name=f"stagegraph-{self._what}", daemon=True
+    def _start(self) -> None:
+        if self._flusher is not None:
+            return
+        self._processor = self._processor or BatchSpanProcessor(
+            self,
+            max_queue_size=self._max_items,
+            schedule_delay_millis=max(1.0, self._delay * 1000),
+            max_export_batch_size=min(self._batch_items, self._max_items),
+            meter_provider=NoOpMeterProvider(),
         )
+        name, args = f"stagegraph-{self._what}", (self._processor,)
+        flusher = threading.Thread(target=self._flush, args=args, name=name, daemon=True)
         flusher.start()
-        return flusher
+        self._flusher = flusher
+        _close_at_exit()
 
     def _flush(self, processor: BatchSpanProcessor) -> None:
         closed = False
@@ -304,10 +298,7 @@ class Http:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._client: httpx.Client | None = None
-
-    def reset(self) -> None:
-        """Forget the connections: after a fork they belong to the parent."""
-        self._client = None
+        self._process = 0
 
     def close(self) -> None:
         """Close the connections; the next request makes new ones."""
@@ -343,7 +334,8 @@ class Http:
         if len(content) > _LARGEST and count > 1:
             msg = f"{len(content)} bytes are too many for one request"
             raise RefusedError(msg, divisible=True)
-        if self._client is None:
+        if self._client is None or self._process != os.getpid():  # after a fork, its connections are the parent's
+            self._process = os.getpid()
             self._client = httpx.Client(headers=self._connection.headers, timeout=self._connection.timeout)
         headers = {"Content-Type": type_, **({"Content-Encoding": "gzip"} if compressed else {})}
         body = gzip.compress(content, 3) if compressed else content

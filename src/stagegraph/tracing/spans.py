@@ -20,27 +20,7 @@ from pydantic_ai.durable_exec import replay_scope
 from stagegraph.schema.schema import shown_json
 
 from .agent_spans import CallTracer
-from .attributes import (
-    ENVIRONMENT,
-    INPUT,
-    IS_ROOT,
-    LEVEL,
-    OUTPUT,
-    PROMPT_NAME,
-    PROMPT_VERSION,
-    RELEASE,
-    STATUS,
-    TRACE_METADATA,
-    TYPE,
-    VERSION,
-    Attributes,
-    common,
-    metadata,
-    observation_id,
-    sampled,
-    span_number,
-    trace_id,
-)
+from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id
 from .policy import shape, without_files
 
 if TYPE_CHECKING:
@@ -55,7 +35,7 @@ if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart
     from stagegraph.runner.state import Entry
 
-    from .api import Connection
+    from .connection import Connection
     from .policy import Capture
     from .sending import Sender
 
@@ -92,16 +72,7 @@ class LangfuseTrace:
         self._output = output
         self._start = start
         self._number = int(trace_id(start.run_id), 16)
-        connection = output.connection
-        extra: Attributes = {
-            ENVIRONMENT: connection.environment,
-            VERSION: start.prompts.digest,
-            **metadata({"run_id": start.run_id}, TRACE_METADATA),
-        }
-        if connection.release:
-            extra[RELEASE] = connection.release
-        root = observation_id(start.run_id, start.root_key, start.segment)
-        self._common = common(start.graph, start.session_id, start.user_id, start.tags, start.metadata, root, extra)
+        self._common = common(start, output.connection)
 
     def agent(self, entry: Entry, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
         """The instrumentation of one stage call's agent, beside what the host may have put on it."""
@@ -139,27 +110,27 @@ class LangfuseTrace:
     def _link(self, path: str) -> Attributes:
         """Which deployed prompt the requests of a stage used."""
         origin = self._start.prompts.origins.get(path)
-        return {} if origin is None else {PROMPT_NAME: origin.name, PROMPT_VERSION: origin.version}
+        return {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
 
     def _show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
         given, output = self._contents(entry, status)
-        attributes: Attributes = {TYPE: type_, **self._about(entry, status), **self._common}
+        attributes: Attributes = {Names.TYPE: type_, **self._about(entry, status), **self._common}
         if given is not None:
-            attributes[INPUT] = given
+            attributes[Names.INPUT] = given
         if output is not None:
-            attributes[OUTPUT] = output
+            attributes[Names.OUTPUT] = output
         outcome = Status(StatusCode.UNSET)
         if status == "failed":
             said = None if error is None else str(error) if self._output.capture == "all" else error.type
-            attributes[LEVEL] = "ERROR"
-            attributes[STATUS] = said or "failed"
+            attributes[Names.LEVEL] = "ERROR"
+            attributes[Names.STATUS] = said or "failed"
             outcome = Status(StatusCode.ERROR)
         elif status == "cancelled":
-            attributes[LEVEL], attributes[STATUS] = "WARNING", "cancelled"
+            attributes[Names.LEVEL], attributes[Names.STATUS] = "WARNING", "cancelled"
         if parent is None:
-            attributes[IS_ROOT] = True
+            attributes[Names.IS_ROOT] = True
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self._number, self._span(entry)),

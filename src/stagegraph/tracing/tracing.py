@@ -16,8 +16,8 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from stagegraph.schema.errors import DeclarationError
 
-from .api import Connection
-from .attributes import ENVIRONMENT, RELEASE, observation_id, score_id, trace_id
+from .attributes import Names, observation_id, score_id, trace_id
+from .connection import Connection
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
 from .sending import Http, Sender, close_all, score_span
@@ -36,12 +36,8 @@ MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
 
 
-_NO_LIMITS = SpanLimits(
-    **dict.fromkeys(
-        ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length"),
-        SpanLimits.UNSET,
-    )
-)
+_LIMITS = ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length")
+_NO_LIMITS = SpanLimits(**dict.fromkeys(_LIMITS, SpanLimits.UNSET))
 """What the host wrote in OpenTelemetry's variables is meant for its own spans."""
 
 
@@ -92,18 +88,12 @@ class LangfuseTracing:
         self._max_content = max_content
         self._http, http = Http(self.connection), Http(self.connection)
         self._spans = Sender(
-            self._send_spans,
-            what="observations",
-            exit_seconds=exit_seconds,
-            on_fork=self._http.reset,
-            on_close=self._http.close,
+            self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
-        self._scores = Sender(
-            http.send_scores, what="scores", exit_seconds=exit_seconds, on_fork=http.reset, on_close=http.close
-        )
-        labels = {ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
+        self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
+        labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
-            labels[RELEASE] = self.connection.release
+            labels[Names.RELEASE] = self.connection.release
         resource = Resource(labels)  # `create` would add what the host's variables say
         provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
         provider.add_span_processor(self._spans)
