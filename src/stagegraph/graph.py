@@ -27,7 +27,7 @@ Out_co = TypeVar("Out_co", covariant=True)
 
 
 class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
-    """A pipeline of agents: nodes as attributes, and `flow`, which says in plain Python what runs next.
+    """A pipeline of agents: nodes as attributes, and `flow`, which calls them in plain Python.
 
     A node is an attribute of the class, or set in `__init__` (also inside lists, tuples and dicts); its name is its
     path. Graphs may contain graphs, a subclass may redeclare a node, and one graph object serves many runs at once.
@@ -51,7 +51,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
-        """Run the graph once, by a runner of its own; `Runner.run` says what the options are.
+        """Run the graph once, on a runner of its own; `Runner.run` describes the options.
 
         Raises:
             RunError: the run ended without an output; `error.run` is its partial record.
@@ -93,14 +93,15 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         """The graph as a tool of any Pydantic AI agent: `Agent(..., tools=[Support().as_tool()])`.
 
         The fields of the input type are the tool's arguments; a type without fields is the one argument `input`. The
-        run gets the calling agent's deps, what is left of its usage limits, and its model when *runner* has none; what
-        it used is added to the agent's usage. Arguments that do not fit go back to the model; a failed run raises its
-        `RunError`; one that waits for answers defers the call (`CallDeferred`, with the run's id in the metadata).
+        run receives the calling agent's deps, the rest of its usage limits, and its model when *runner* has none. The
+        usage of the run is added to that of the agent. Invalid arguments are returned to the model. A failed run
+        raises its `RunError`. A run that waits for answers defers the call (`CallDeferred`, with the run's id in the
+        metadata).
 
         Args:
-            name: Of the tool; else the class name in snake case.
-            description: For the model; else the docstring of the class.
-            runner: Runs the graph; else each call has a fresh one.
+            name: The tool's name; by default the class name in snake case.
+            description: The tool's description for the model; by default the docstring of the class.
+            runner: Runs the graph; by default each call has a runner of its own.
         """
         from .as_agent import graph_tool  # noqa: PLC0415 - loaded when it is used
 
@@ -119,17 +120,17 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
     ) -> Agent[Any, Out_co] | Agent[Any, Out_co | DeferredToolRequests]:
         """The graph as a Pydantic AI agent, for its AG-UI, Vercel AI, A2A, CLI and web front ends.
 
-        The newest user prompt is the input: as it is for `str`; else read as JSON, or put into the only required field
-        if that is a text. What was said before is kept in the result's messages but not shown to the graph, unless its
-        input type has a field `list[ModelMessage]`. Every stage and step call is shown as a tool call while it runs,
-        without what goes in and out; the output is the answer's text (JSON where it is no `str`) and, typed,
-        `result.output`. A model given to the agent's run serves the stages that have none; instructions, tools and
-        model settings given to it are not used.
+        The newest user prompt is the input: unchanged for `str`; otherwise it is parsed as JSON, or put into the only
+        required field if that is a text. Earlier messages stay in the result's messages but do not reach the graph,
+        unless its input type has a field `list[ModelMessage]`. Every stage and step call appears as a tool call while
+        it runs, without its input and output. The output is the answer's text (JSON where it is not a `str`) and,
+        typed, `result.output`. A model given to the agent's run is used for stages without a model of their own;
+        instructions, tools and model settings given to it are ignored.
 
         Args:
-            runner: Runs the graph; else each agent run has a fresh one.
-            asks: A run that needs an approval or an external result gives `DeferredToolRequests`, which front ends put
-                to a person, and goes on when they are answered; the runner needs a journal.
+            runner: Runs the graph; by default each agent run has a runner of its own.
+            asks: A run that needs an approval or an external result returns `DeferredToolRequests`, which front ends
+                show to a person, and continues with the answers; the runner needs a journal.
             options: See `AgentOptions`.
         """
         from .as_agent import graph_agent  # noqa: PLC0415 - loaded when it is used
@@ -137,7 +138,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
-        """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""
+        """The declared nodes as a Mermaid flowchart; dotted arrows connect types that fit together."""
         from .record.mermaid import declared_chart  # noqa: PLC0415 - loaded when it is used
 
         return declared_chart(self)

@@ -1,4 +1,4 @@
-"""What an agent offers its model, as far as it is known before a run: its tools, and the fields of its answer."""
+"""The tools and answer fields that a model sees of an agent, as far as they are known before a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Offered", "envelope", "fields_of", "tools_of", "with_fields"]
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A tool or a field, as the code describes it."""
+    """A tool or a field with the description that the code gives it."""
 
     text: str
     """Its description; empty where the code has none."""
@@ -55,7 +55,7 @@ def fields_of(agent: AbstractAgent[Any, Any]) -> dict[str, Offered]:
 
 
 def tools_of(agent: AbstractAgent[Any, Any]) -> tuple[dict[str, Offered], bool]:
-    """Name -> tool, and whether that is all: what a server or a function gives at run time is not known before."""
+    """Name -> tool, and whether the list is complete: tools of servers and functions are known at run time only."""
     return _all_of(agent.toolsets)
 
 
@@ -85,7 +85,7 @@ def _tools_in(toolset: AbstractToolset[Any]) -> tuple[dict[str, Offered], bool]:
 
 
 def with_fields(parameters: ModelRequestParameters, texts: Mapping[str, str]) -> ModelRequestParameters:
-    """A request whose answer's fields are described by *texts* (path -> text), in whatever way it is asked for."""
+    """The request with other descriptions of the answer's fields (path -> text), in every output mode."""
 
     def changed(schema: Mapping[str, Any]) -> dict[str, Any]:
         around = envelope(schema)
@@ -101,9 +101,9 @@ def with_fields(parameters: ModelRequestParameters, texts: Mapping[str, str]) ->
 
 
 def envelope(schema: Mapping[str, Any]) -> str:
-    """What Pydantic AI puts around some types, as the beginning of each path: `response.`, `result.data.` or nothing.
+    """The prefix of paths that Pydantic AI's wrapper around some types adds: `response.`, `result.data.` or nothing.
 
-    A type that is no model stands in `response`; of several types, the kind and the data stand in `result`.
+    A type that is not a model is wrapped in `response`; one of several types is wrapped in `result`, with its kind.
     """
     properties = cast("Mapping[str, Any]", schema.get("properties", {}))
     if list(properties) == ["result"] and "anyOf" in properties["result"]:

@@ -53,11 +53,16 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         return f"<graph {self.__node__.name}>"
 
 
+_ARGUMENTS = {"Stage": "Input, Agent(...)", "Step": "function"}
+
+
 def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) -> None:
-    """Refuse a class in the place of a node; one that is named like a class, or annotated, is meant as a class."""
+    """Refuse a class in the place of a node, unless its name or an annotation shows that a class is meant."""
     if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
         return
-    inside = {"Stage": "Input, Agent(...)", "Step": "function"}.get(node.__name__, "")
+    inside = next(
+        (text for name, text in _ARGUMENTS.items() if any(base.__name__ == name for base in node.__mro__)), ""
+    )
     made = f"{name} = {node.__name__}({inside})"
     msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
     raise DeclarationError(msg)

@@ -1,4 +1,4 @@
-"""How a typed value becomes text for a model; the same for live inputs and for demos."""
+"""Typed values as text for a model; the same for live inputs and for demos."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def render_output(value: object, dump: Callable[[object], Any]) -> str:
 
 
 def demo_block(demos: Sequence[tuple[str | Sequence[UserContent], str]]) -> str:
-    """Demos as one `<examples>` block for the instructions; media parts are named, not shown."""
+    """Demos as one `<examples>` block for the instructions; media parts are left out."""
     lines = ["<examples>"]
     for given, answer in demos:
         text = given if isinstance(given, str) else "\n".join(part for part in given if isinstance(part, str))

@@ -42,21 +42,21 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     Args:
         input: The type of the value it takes.
-        agent: Any Pydantic AI agent; it is never modified, and runs with its own tools, validators and retries.
-        render: Turns an input into the user prompt, live and in demos. The default gives a `str` as it is and
+        agent: Any Pydantic AI agent; it is never modified and keeps its own tools, validators and retries.
+        render: Turns an input into the user prompt, live and in demos. The default sends a `str` unchanged and
             everything else as XML, with media fields (`ImageUrl`, `BinaryContent`, ...) as content parts.
-        model: A model for this stage alone; without one the agent's, then the run's, then the runner's is taken.
+        model: A model for this stage alone. Without one, the agent's is used, then the run's, then the runner's.
         model_settings: Merged over the agent's own.
         deps: Picks this agent's deps from the run's: `deps=lambda app: app.db`.
         timeout: Seconds that one attempt may take.
-        retries: How many more times a failed attempt is repeated (0 without it), waiting as long as the provider asks
-            for; refusals that would only repeat (a bad key, an unknown model) are not. The agent's own retries of
-            bad output and tools happen inside an attempt.
-        version: Belongs to what a journal compares; raise it when a tool's code changed.
+        retries: How often a failed attempt is repeated (0 by default), after the wait that the provider asks for.
+            Lasting errors (a bad key, an unknown model) are not repeated. The agent's own retries of bad output and
+            tools happen inside an attempt.
+        version: Part of the identity of a recorded call. Increase it when the code of a tool changed.
         demos: How demos reach the model: `"examples"` in the instructions, or `"messages"` before the input.
 
     Raises:
-        DeclarationError: what is given is no agent, or an agent that cannot be a stage.
+        DeclarationError: *agent* is not an agent, or one that cannot be a stage.
     """
 
     def __init__(
@@ -100,17 +100,17 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 
     @cached_property
     def fields(self) -> Mapping[str, Offered]:
-        """Dotted path -> the field of the answer there, as the model is given it: what `Prompt.fields` may name."""
+        """Dotted path -> the field of the answer, as the model sees it: the names that `Prompt.fields` may use."""
         return fields_of(self.agent)
 
     @property
     def tools(self) -> tuple[Mapping[str, Offered], bool]:
-        """Name -> tool, and whether that is all: what a server or a function gives at run time is not known before."""
+        """Name -> tool, and whether the list is complete: tools of servers and functions are known at run time only."""
         return tools_of(self.agent)
 
     @property
     def instructions(self) -> str:
-        """The agent's own literal instructions: the text that prompts replace, and the seed of tuning."""
+        """The agent's own literal instructions: the text that prompts replace and that tuning starts from."""
         # Pydantic AI has no public reader for them: `agent.instructions` is a decorator. A test compares this
         # with what a model is really sent.
         sourced = cast("list[Any]", getattr(_unwrapped(self.agent), "_instructions", []))

@@ -26,10 +26,10 @@ B = TypeVar("B")
 
 
 class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
-    """A plain async function as a leaf of a graph; side effects live here.
+    """A plain async function as a leaf of a graph; the place for side effects.
 
-    What the function raises stays what it is, so a flow may catch it. After a crash a step may run again
-    (at least once, never silently twice at a time); `current_call()` has its idempotency key: `run_id` and `key`.
+    Exceptions of the function keep their type, so a flow may catch them. A step runs at least once: after a crash it
+    may run again. `current_call()` has its idempotency key: `run_id` and `key`.
     """
 
     def __init__(self, fn: Callable[[In_contra], Awaitable[Out_co]], *, version: int | str = 1) -> None:
@@ -71,7 +71,7 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
             raise DeclarationError(msg) from error
         for what in (self._parameter, "return"):
             if what not in hints:
-                msg = f"step `{self.fn.__name__}` has no type for `{what}`: steps declare what they take and give"
+                msg = f"step `{self.fn.__name__}` has no type for `{what}`: a step declares its input and output types"
                 raise DeclarationError(msg)
         return hints
 
@@ -106,7 +106,7 @@ def step(
 ) -> Step[A, B] | Callable[[Callable[[A], Awaitable[B]]], Step[A, B]]:
     """Make an async function of one typed value a node: `@step`, or `@step(version=2)`.
 
-    *version* belongs to what a journal compares: raise it when the code changed and old outputs must not be reused.
+    *version* is part of the identity of a recorded call: increase it when old outputs must not be reused.
 
     Raises:
         DeclarationError: the function is not async, or does not take exactly one typed value.
