@@ -289,6 +289,9 @@ async def test_variables_of_the_host_are_not_for_us(watch: Watch, monkeypatch: p
     """A host that switched its own OpenTelemetry off has whole traces here, and its labels stay with it."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "api_token=hunter2hunter2,team=x")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-collector-key=hunter2hunter2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem")
     run = await Runner(echo(), tracing=watch.tracing()).run(Stage(str, Agent()), "x")
     assert len(await watch.trace(run)) == 3
     assert "hunter2" not in watch.everything()
+    assert not any("hunter2" in value for one in watch.server.requests for value in one.headers.values())

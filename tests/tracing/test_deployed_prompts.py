@@ -18,6 +18,7 @@ from traced_runs import Watch
 
 from scripted import fails
 from stagegraph import DeclarationError, Demo, Graph, Prompt, PromptError, Prompts, RunError, Runner, Stage
+from stagegraph.data.prompts import RunLabels
 from stagegraph.journal import MemoryJournal
 from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
@@ -259,3 +260,20 @@ def test_langfuses_own_client_reads_them(server: LangfuseServer, client: Langfus
     assert (found.prompt, found.version, found.tags) == ("inner.polish, tuned.", 1, ["stagegraph"])
     promote_prompts(Write(), source="production", target="stable")
     assert client.get_prompt("Write/draft", label="stable").version == 1
+
+
+async def test_a_source_is_asked_once_a_run(server: LangfuseServer) -> None:
+    """Anything that gives prompts may stand in their place: it hears what the run is about, and its answer is checked."""
+    heard: list[tuple[str | None, tuple[str, ...]]] = []
+
+    class ByUser:
+        async def current(self, labels: RunLabels | None) -> Prompts:
+            assert labels is not None
+            heard.append((labels.user_id, labels.tags))
+            return MINE if labels.user_id == "tester" else Prompts({"drafts": "x"})
+
+    runner = Runner(told(), tracing=None, prompts=ByUser())
+    assert said(await runner.run(Write(), INPUT, user_id="tester", tags=("a",))) == TUNED
+    with pytest.raises(PromptError, match="there is no stage `drafts`"):
+        await runner.run(Write(), INPUT)
+    assert heard == [("tester", ("a",)), (None, ())]

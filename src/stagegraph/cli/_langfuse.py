@@ -12,7 +12,7 @@ from ._stored import moment
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
-    from stagegraph.tracing.source import RunRows
+    from stagegraph.record.source import RunRows
 
 __all__ = ["LangfuseOption", "page_from_langfuse", "runs_from_langfuse", "time_of"]
 
@@ -25,7 +25,7 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that fit, as a journal would have them."""
     from stagegraph.record.reading import feedback_of  # noqa: PLC0415
     from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
-    from stagegraph.tracing.source import RunQuery  # noqa: PLC0415
+    from stagegraph.record.source import RunQuery  # noqa: PLC0415
 
     which = RunQuery(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),

@@ -1,10 +1,11 @@
 """Runs seen from outside: Langfuse traces, scores and deployed prompts, and what they give for the next training."""
 
+from stagegraph.record.journal_runs import JournalRuns
+from stagegraph.record.source import RunSource
+
 from .datasets import Experiment, ExperimentRow, from_dataset, run_experiment, to_dataset
-from .journal_runs import JournalRuns
 from .prompts import LangfusePrompts, deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
 from .runs import LangfuseRuns
-from .source import RunSource
 from .tracing import LangfuseTracing, shared
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from .source import EXPERIMENT
+from stagegraph.record.source import EXPERIMENT
 
 if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart

@@ -20,12 +20,12 @@ from typing_extensions import TypeVar
 from stagegraph.data.examples import Example
 from stagegraph.data.score import Feedback
 from stagegraph.record.run import RunError
+from stagegraph.record.source import EXPERIMENT
 from stagegraph.schema.errors import TracingError, first_problem, leaves
 
 from .api import Api, as_sent, mended
 from .attributes import is_mapping, observation_id, trace_id
 from .connection import Connection
-from .source import EXPERIMENT
 from .tracing import LangfuseTracing
 
 if TYPE_CHECKING:

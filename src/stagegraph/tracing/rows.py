@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.call import Kind, Status, key_order
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
+from stagegraph.record.source import CORRECTION, RunRows
 
 from .attributes import OWN, without_prefix
-from .source import CORRECTION, RunRows
 
 if TYPE_CHECKING:
     from langfuse.api import ObservationV2, ScoreV3

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from stagegraph.record.reading import run_of
+from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 
 from .api import Api, mended
 from .attributes import EXPERIMENTS, trace_id
 from .connection import Connection
 from .rows import cut_metadata, is_root, meta, name_of, rows_of
-from .source import EXPERIMENT, RunQuery, RunRows, RunSource
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -147,11 +147,14 @@ class LangfuseRuns(RunSource):
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _trace(self, api: Api, trace: str, skipped: Counter[str]) -> RunRows | None:
-        rows = [row async for row in self._observations(api, skipped, trace_id=trace, expand_metadata=_WHOLE)]
+        odd: Counter[str] = Counter()
+        rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=_WHOLE)]
         if cut := cut_metadata(rows):
+            odd.clear()
             whole = ",".join([_WHOLE, *cut])
-            rows = [row async for row in self._observations(api, skipped, trace_id=trace, expand_metadata=whole)]
-        scores = [score async for score in self._scores(api, skipped, trace)] if rows else []
+            rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
+        scores = [score async for score in self._scores(api, odd, trace)] if rows else []
+        skipped.update(odd)
         return rows_of(rows, scores, skipped)
 
     @staticmethod

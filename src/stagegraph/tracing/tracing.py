@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
+from stagegraph.record.source import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
 from .attributes import Names, observation_id, score_id, trace_id
@@ -21,7 +22,6 @@ from .connection import Connection
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
 from .sending import Http, Sender, close_all, score_span
-from .source import CORRECTION
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:

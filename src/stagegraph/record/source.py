@@ -15,15 +15,17 @@ from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from stagegraph.data.examples import Example, digest_of
-from stagegraph.record.reading import run_of
 from stagegraph.schema.errors import DeclarationError
+
+from .reading import run_of
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.data.score import Feedback
-    from stagegraph.journal import CallRow, FeedbackRow, RunRow
     from stagegraph.nodes.node import Node
-    from stagegraph.record.run import Run
+
+    from .rows import CallRow, FeedbackRow, RunRow
+    from .run import Run
 
 __all__ = ["CORRECTION", "EXPERIMENT", "RunQuery", "RunRows", "RunSource", "Which"]
 

@@ -6,14 +6,15 @@ import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.journal import RunFilter
 from stagegraph.schema.errors import DeclarationError
 
+from .rows import RunFilter
 from .source import EXPERIMENT, RunQuery, RunRows, RunSource
 
 if TYPE_CHECKING:
-    from stagegraph.journal import Journal
     from stagegraph.nodes.node import Node
+
+    from .rows import Journal
 
 __all__ = ["JournalRuns"]
 
