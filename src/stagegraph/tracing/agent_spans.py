@@ -49,32 +49,26 @@ class Transparent(Span):
     def end(self, end_time: int | None = None) -> None:
         self.real.end(end_time)
 
+    def is_recording(self) -> bool:
+        return self.real.is_recording()
+
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         self.real.set_attributes(attributes)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         self.real.set_attribute(key, value)
 
-    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self.real.add_event(name, attributes, timestamp)
-
     def update_name(self, name: str) -> None:
         self.real.update_name(name)
-
-    def is_recording(self) -> bool:
-        return self.real.is_recording()
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         self.real.set_status(status, description)
 
-    def record_exception(
-        self,
-        exception: BaseException,
-        attributes: Attributes = None,
-        timestamp: int | None = None,
-        escaped: bool = False,
-    ) -> None:
-        self.real.record_exception(exception, attributes, timestamp, escaped)
+    def add_event(self, name: str, *args: Any, **options: Any) -> None:
+        self.real.add_event(name, *args, **options)
+
+    def record_exception(self, exception: BaseException, *args: Any, **options: Any) -> None:
+        self.real.record_exception(exception, *args, **options)
 
 
 class CallTracer(Tracer):

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
-__all__ = ["EXPERIMENTS", "OWN", "Attributes", "Names", "common", "is_mapping", "metadata", "without_prefix"]
+__all__ = [
+    "EXPERIMENTS",
+    "OWN",
+    "Attributes",
+    "Names",
+    "common",
+    "is_mapping",
+    "metadata",
+    "without_none",
+    "without_prefix",
+]
 __all__ += ["observation_id", "sampled", "score_id", "span_number", "trace_id"]
 
 Attributes = dict[str, Any]
@@ -83,6 +93,11 @@ def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
 
 
+def without_none(values: Mapping[str, Any]) -> Attributes:
+    """The attributes that an observation has."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
     """Each value as JSON of its own, which is how the server reads it; `None` is left out."""
     return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
@@ -113,21 +128,17 @@ def common(start: TraceStart, connection: Connection) -> Attributes:
     item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}
     if item:
         del own[EXPERIMENT]
-    found: Attributes = {
+    tags = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
+    found = {
         Names.TRACE_NAME: start.graph[:_TEXT_LIMIT],
         Names.ENVIRONMENT: EXPERIMENTS if experiment else connection.environment,
+        Names.RELEASE: connection.release,
         Names.VERSION: start.prompts.digest,
+        Names.SESSION: str(start.session_id)[:_TEXT_LIMIT] if start.session_id else None,
+        Names.USER: str(start.user_id)[:_TEXT_LIMIT] if start.user_id else None,
+        Names.TAGS: tags or None,
         **metadata({**own, "run_id": start.run_id}, Names.TRACE_METADATA),
-        **{f"{Names.EXPERIMENT}.{name}": str(value) for name, value in item.items() if value is not None},
+        **{f"{Names.EXPERIMENT}.{name}": None if value is None else str(value) for name, value in item.items()},
+        Names.EXPERIMENT_ROOT: observation_id(start.run_id, start.root_key, start.segment) if item else None,
     }
-    if item:
-        found[Names.EXPERIMENT_ROOT] = observation_id(start.run_id, start.root_key, start.segment)
-    if connection.release:
-        found[Names.RELEASE] = connection.release
-    if start.session_id:
-        found[Names.SESSION] = str(start.session_id)[:_TEXT_LIMIT]
-    if start.user_id:
-        found[Names.USER] = str(start.user_id)[:_TEXT_LIMIT]
-    if start.tags:
-        found[Names.TAGS] = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
-    return found
+    return without_none(found)

@@ -117,6 +117,13 @@ class LangfusePrompts:
     They are fetched in a thread, at once and again when they are older than *ttl*. Whatever is wrong with them or with
     the server, a stage keeps what it had: what was fetched before, or else the code's text.
 
+    Args:
+        graph: What they are for: the prompt of each stage is named `<graph>/<path>`.
+        label: Which version of each: `production`, `candidate`.
+        ttl: Seconds after which a run lets them be fetched again (it does not wait for it).
+        wait: Seconds that the first run waits at most for the first answer.
+        connection: Which project; Langfuse's own environment variables say it otherwise.
+
     Raises:
         DeclarationError: the keys are not set.
     """
@@ -249,29 +256,14 @@ class LangfusePrompts:
 
 
 def langfuse_prompts(
-    graph: Node[Any, Any],
-    label: str = "production",
-    *,
-    ttl: float = 60.0,
-    wait: float = 2.0,
-    connection: Connection | None = None,
+    graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
 ) -> LangfusePrompts:
-    """The prompts that carry a label in Langfuse: give it to a runner, and each run uses what is deployed as it begins.
-
-    Runs never wait for the server, but for the first answer. A stage that the server has no usable text for, or a
-    server that does not answer, leaves the code's text in force.
-
-    Args:
-        graph: What they are for: the prompt of each stage is named `<graph>/<path>`.
-        label: Which version of each: `production`, `candidate`.
-        ttl: Seconds after which a run lets them be fetched again (it does not wait for it).
-        wait: Seconds that the first run waits at most for the first answer.
-        connection: Which project; Langfuse's own environment variables say it otherwise.
+    """The prompts of a graph that carry a label in Langfuse: what a runner or a run takes in place of `Prompts`.
 
     Raises:
         DeclarationError: the keys are not set.
     """
-    return LangfusePrompts(graph, label, ttl=ttl, wait=wait, connection=connection)
+    return LangfusePrompts(graph, label, ttl=ttl, wait=wait)
 
 
 def deploy_prompts(

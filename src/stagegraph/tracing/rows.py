@@ -19,13 +19,14 @@ from .attributes import OWN, without_prefix
 if TYPE_CHECKING:
     from langfuse.api import ObservationV2, ScoreV3
 
-__all__ = ["cut_metadata", "is_root", "meta", "name_of", "rows_of"]
+__all__ = ["NO_RUN", "cut_metadata", "is_root", "meta", "name_of", "rows_of"]
 
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
 """Ends of a call that the level of its observation does not tell."""
 _NOT_TOLD = OWN | {"resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated"}
 """Names in the metadata of a run's observation that are not of its caller."""
+NO_RUN = "a trace has no run in it (yet)"
 _CUT = 200
 """Characters of a value of the metadata that a server shows without being asked for the whole."""
 
@@ -69,7 +70,7 @@ def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: C
         latest[str(meta(row, "key"))] = row  # a call that was resumed counts as it went the last time
     root = latest.get("") or next((row for row in latest.values() if is_root(row)), None)
     if root is None:
-        skipped["a trace has no run in it (yet)"] += 1
+        skipped[NO_RUN] += 1
         return None
     run_id, root_key = str(meta(root, "run_id")), str(meta(root, "key"))
     parents = _parents(rows, own)

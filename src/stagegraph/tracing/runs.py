@@ -16,7 +16,7 @@ from stagegraph.schema.errors import TracingError
 from .api import Api, mended
 from .attributes import EXPERIMENTS, trace_id
 from .connection import Connection
-from .rows import cut_metadata, is_root, meta, name_of, rows_of
+from .rows import NO_RUN, cut_metadata, is_root, meta, name_of, rows_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -123,28 +123,24 @@ class LangfuseRuns(RunSource):
         Raises:
             TracingError: the server does not know it (yet), or does not answer.
         """
-        until = anyio.current_time() + wait
-        pause = _PAUSE
+        until, pause = anyio.current_time() + wait, _PAUSE
+        base = self.connection.base_url
         async with Api(self.connection, patience=self._patience) as api:
             while True:
                 skipped: Counter[str] = Counter()
                 found = await self._trace(api, trace_id(run_id), skipped)
-                late = anyio.current_time() >= until
-                if found is not None or late:
-                    self.skipped += skipped
-                if found is not None:
-                    return found
-                if late:
-                    if reasons := "; ".join(reason for reason in skipped if "(yet)" not in reason):
-                        msg = f"run {run_id!r} cannot be read from {self.connection.base_url}: {reasons}"
-                        raise TracingError(msg)
-                    msg = (
-                        f"{self.connection.base_url} has no run {run_id!r}; "
-                        "one that ended just now takes up to 30 seconds to be seen"
-                    )
-                    raise TracingError(msg)
-                await anyio.sleep(min(pause, max(0.0, until - anyio.current_time())))
+                left = until - anyio.current_time()
+                if found is not None or left <= 0:
+                    break
+                await anyio.sleep(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
+        self.skipped.update(skipped)
+        if found is not None:
+            return found
+        msg = f"{base} has no run {run_id!r}; one that ended just now takes up to 30 seconds to be seen"
+        if reasons := "; ".join(reason for reason in skipped if reason != NO_RUN):
+            msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
+        raise TracingError(msg)
 
     async def _trace(self, api: Api, trace: str, skipped: Counter[str]) -> RunRows | None:
         odd: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from pydantic_ai.durable_exec import replay_scope
 from stagegraph.schema.schema import shown_json
 
 from .agent_spans import CallTracer
-from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id
+from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
 from .policy import shape, without_files
 
 if TYPE_CHECKING:
@@ -116,28 +116,28 @@ class LangfuseTrace:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
         given, output = self._contents(entry, status)
-        attributes: Attributes = {Names.TYPE: type_, **self._about(entry, status), **self._common}
-        if given is not None:
-            attributes[Names.INPUT] = given
-        if output is not None:
-            attributes[Names.OUTPUT] = output
-        outcome = Status(StatusCode.UNSET)
+        level, message, outcome = None, None, StatusCode.UNSET
         if status == "failed":
             said = None if error is None else str(error) if self._output.capture == "all" else error.type
-            attributes[Names.LEVEL] = "ERROR"
-            attributes[Names.STATUS] = said or "failed"
-            outcome = Status(StatusCode.ERROR)
+            level, message, outcome = "ERROR", said or "failed", StatusCode.ERROR
         elif status == "cancelled":
-            attributes[Names.LEVEL], attributes[Names.STATUS] = "WARNING", "cancelled"
-        if parent is None:
-            attributes[Names.IS_ROOT] = True
+            level, message = "WARNING", "cancelled"
+        own = {
+            Names.TYPE: type_,
+            Names.INPUT: given,
+            Names.OUTPUT: output,
+            Names.LEVEL: level,
+            Names.STATUS: message,
+            Names.IS_ROOT: True if parent is None else None,
+        }
+        attributes = {**without_none(own), **self._about(entry, status), **self._common}
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self._number, self._span(entry)),
             parent=None if parent is None else sampled(self._number, self._span(parent)),
             resource=self._output.resource,
             attributes=attributes,
-            status=outcome,
+            status=Status(outcome),
             start_time=int(start.clock.seconds(entry.began) * 1e9),
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
             instrumentation_scope=_SCOPE,
@@ -145,29 +145,25 @@ class LangfuseTrace:
         self._output.spans.on_end(span)
 
     def _about(self, entry: Entry, status: CallStatus) -> Attributes:
-        start, segment = self._start, self._start.segment
-        told: dict[str, object] = {
-            "path": entry.path,
-            "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
-            "kind": entry.node.__node__.kind,
-            "run_id": start.run_id,
-        }
-        if entry.fan is not None:
-            told["fan_out_index"], told["fan_out_size"] = entry.fan
-        if status not in {"succeeded", "failed"}:
-            told["status"] = status
-        if entry.replayed:
-            told["replayed"] = True
-        if segment:
-            told["resumed"] = True
-            told["segment"] = segment
-        if entry.node.__node__.kind == "stage":
-            told["attempts"] = entry.use.attempts
-            origin = start.prompts.origins.get(entry.path)
-            told["prompt_source"] = (
-                "langfuse" if origin is not None else "prompts" if entry.path in start.prompts else "code"
-            )
-        return metadata(told)
+        start, kind = self._start, entry.node.__node__.kind
+        index, size = entry.fan or (None, None)
+        deployed = "langfuse" if entry.path in start.prompts.origins else "prompts"
+        return metadata(
+            {
+                "path": entry.path,
+                "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+                "kind": kind,
+                "run_id": start.run_id,
+                "fan_out_index": index,
+                "fan_out_size": size,
+                "status": None if status in {"succeeded", "failed"} else status,
+                "replayed": entry.replayed or None,
+                "resumed": True if start.segment else None,
+                "segment": start.segment or None,
+                "attempts": entry.use.attempts if kind == "stage" else None,
+                "prompt_source": None if kind != "stage" else deployed if entry.path in start.prompts else "code",
+            }
+        )
 
     def _contents(self, entry: Entry, status: CallStatus) -> tuple[str | None, str | None]:
         capture, node = self._output.capture, entry.node
