@@ -58,6 +58,7 @@ OWN = frozenset(
     "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
 )
 """Names in the metadata of an observation that are ours; a run's own of that name gets `user_` before it."""
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _TEXT_LIMIT = 200
 """Langfuse drops a user, session or tag that is longer."""
 
@@ -105,7 +106,7 @@ def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attr
 
 def _json(value: object) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+        return _TO_JSON(value)
     except Exception:  # noqa: BLE001 - keys of any type, circles, a user's `__str__`
         return json.dumps(f"<{type(value).__name__}>")
 

@@ -51,8 +51,7 @@ def score_span(body: str) -> ReadableSpan:
 
 
 def _size(span: ReadableSpan) -> int:
-    texts = (value for value in (span.attributes or {}).values() if isinstance(value, str))
-    return _OVERHEAD + sum(map(len, texts))
+    return _OVERHEAD + sum([len(value) for value in (span.attributes or {}).values() if isinstance(value, str)])
 
 
 class Sender(SpanProcessor, SpanExporter):
