@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -147,7 +147,7 @@ class Branches(Generic[In, Out]):
         failures.raise_first()
 
     async def _start(
-        self, group: TaskGroup, work: Callable[..., Awaitable[None]], announce: Callable[[], None]
+        self, group: TaskGroup, work: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[], None]
     ) -> None:
         if self._items is None:
             await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))

@@ -7,32 +7,120 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from pydantic import ValidationError
+from typing_extensions import Unpack
 
 from stagegraph.data.examples import Example, digest_of
-from stagegraph.record.run import run_of
+from stagegraph.schema.errors import DeclarationError
 
-from ._wanted import CORRECTION, Wanted
+from .run import run_of
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
-
     from stagegraph.data.call import Call
     from stagegraph.data.score import Feedback
-    from stagegraph.journal import CallRow, FeedbackRow, RunRow
     from stagegraph.nodes.node import Node
-    from stagegraph.record.run import Run
 
-__all__ = ["CORRECTION", "Pages", "RunSource", "Wanted"]
+    from .rows import CallRow, FeedbackRow, RunRow
+    from .run import Run
+
+__all__ = ["CORRECTION", "EXPERIMENT", "RunQuery", "RunRows", "RunSource", "Which"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 StageIn = TypeVar("StageIn")
 
-Pages = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
+CORRECTION = "correction"
+"""The name of a score whose text is what should have come out."""
+EXPERIMENT = "experiment"
+"""The name in a run's metadata that says for which evaluation it was made."""
+
+RunRows = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
 """One run as a journal keeps it."""
+
+
+class Which(TypedDict, total=False):
+    """Which recorded runs."""
+
+    since: datetime | timedelta | None
+    """Only runs that began then or later: a moment, or how long ago."""
+    until: datetime | timedelta | None
+    """Only runs that began before."""
+    tags: Sequence[str]
+    """Only runs that have all of these."""
+    user: str | None
+    session: str | None
+    environment: str | None
+    """Only runs of this environment; a local journal knows none."""
+    status: str | None
+    """Only runs that ended this way: `succeeded`, `failed`."""
+    score: str | None
+    """Only runs that have a score of this name."""
+    min_score: float | None
+    """Only runs with a numeric score (of that name, if one is given) of at least this."""
+    max_score: float | None
+    """The same for at most."""
+    experiments: bool
+    """Also runs that were made to evaluate something."""
+    limit: int | None
+    """How many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """The same, checked."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    tags: tuple[str, ...] = ()
+    user: str | None = None
+    session: str | None = None
+    environment: str | None = None
+    status: str | None = None
+    score: str | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    experiments: bool = False
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, which: Which) -> RunQuery:
+        """What a caller wrote.
+
+        Raises:
+            DeclarationError: a moment has no time zone.
+        """
+        fields: dict[str, Any] = {**which, "tags": tuple(which.get("tags", ()))}
+        fields |= {name: _moment(which.get(name)) for name in ("since", "until")}
+        return cls(**fields)
+
+    def scored(self, scores: Sequence[Feedback]) -> bool:
+        """Whether there is a score that fits."""
+        if self.score is None and self.min_score is None and self.max_score is None:
+            return True
+        return any(self._fits(one) for one in scores if self.score in {None, one.name} and one.name != CORRECTION)
+
+    def _fits(self, score: Feedback) -> bool:
+        if self.min_score is None and self.max_score is None:
+            return True
+        value = score.value
+        if not isinstance(value, (int, float)):
+            return False
+        return (self.min_score is None or value >= self.min_score) and (
+            self.max_score is None or value <= self.max_score
+        )
+
+
+def _moment(value: datetime | timedelta | None) -> datetime | None:
+    if isinstance(value, timedelta):
+        return datetime.now(UTC) - value
+    if value is not None and value.tzinfo is None:
+        msg = f"{value!r} has no time zone; write datetime(..., tzinfo=UTC), or how long ago as a timedelta"
+        raise DeclarationError(msg)
+    return value
 
 
 class RunSource(ABC):
@@ -45,91 +133,53 @@ class RunSource(ABC):
         self.skipped: Counter[str] = Counter()
 
     @abstractmethod
-    def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
+    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first."""
 
-    async def runs(
-        self,
-        graph: Node[In, Out],
-        *,
-        since: datetime | timedelta | None = None,
-        until: datetime | timedelta | None = None,
-        tags: Sequence[str] = (),
-        user: str | None = None,
-        session: str | None = None,
-        environment: str | None = None,
-        status: str | None = None,
-        score: str | None = None,
-        min_score: float | None = None,
-        max_score: float | None = None,
-        experiments: bool = False,
-        limit: int | None = None,
-    ) -> AsyncGenerator[Run[In, Out]]:
+    async def runs(self, graph: Node[In, Out], **which: Unpack[Which]) -> AsyncGenerator[Run[In, Out]]:
         """Typed runs with their calls and scores, the newest first.
 
         Args:
             graph: Whose runs.
-            since: Only runs that began then or later: a moment, or how long ago.
-            until: Only runs that began before.
-            tags: Only runs that have all of these.
-            user: Only runs of this user.
-            session: Only runs of this session.
-            environment: Only runs of this environment; a local journal knows none.
-            status: Only runs that ended this way: `succeeded`, `failed`.
-            score: Only runs that have a score of this name.
-            min_score: Only runs with a numeric score (of that name, if one is given) of at least this.
-            max_score: The same for at most.
-            experiments: Also runs that were made to evaluate something.
-            limit: How many.
+            which: See `Which`; everything that is given must fit.
 
         Raises:
             TracingError: the server does not answer.
+            DeclarationError: a moment has no time zone.
         """
-        wanted = Wanted.of(
-            since=since,
-            until=until,
-            tags=tags,
-            user=user,
-            session=session,
-            environment=environment,
-            status=status,
-            score=score,
-            min_score=min_score,
-            max_score=max_score,
-            experiments=experiments,
-            limit=limit,
-        )
-        async with aclosing(self._read(graph, wanted)) as found:
+        async with aclosing(self._read(graph, RunQuery.of(which))) as found:
             async for run, _ in found:
                 yield run
 
-    async def _read(self, graph: Node[In, Out], wanted: Wanted) -> AsyncGenerator[tuple[Run[In, Out], list[float]]]:
+    async def _read(self, graph: Node[In, Out], query: RunQuery) -> AsyncGenerator[tuple[Run[In, Out], list[float]]]:
         """The runs, each with the moments when it was resumed."""
         count = 0
-        if wanted.limit is not None and wanted.limit <= 0:
+        if query.limit is not None and query.limit <= 0:
             return
-        async with aclosing(self.pages(graph, wanted)) as pages:
+        async with aclosing(self.pages(graph, query)) as pages:
             async for row, calls, scores in pages:
                 run = run_of(row, calls, scores, graph)
                 accepted = run.status != "succeeded" or graph.__node__.output_type.is_instance(run.output)
                 if not (graph.__node__.input_type.is_instance(run.input) and accepted):
                     self.skipped["a run does not fit the graph's types any more"] += 1
                     continue
-                if not wanted.scored(run.feedback):
+                if not query.scored(run.feedback):
                     continue
                 yield run, json.loads(row.labels).get("resumed", [])
                 count += 1
-                if count == wanted.limit:
+                if count == query.limit:
                     return
 
     @overload
-    async def examples(self, graph: Node[In, Out], *, stage: None = None, **which: Any) -> list[Example[In]]: ...
+    async def examples(
+        self, graph: Node[In, Out], *, stage: None = None, **which: Unpack[Which]
+    ) -> list[Example[In]]: ...
     @overload
     async def examples(
-        self, graph: Node[In, Out], *, stage: Node[StageIn, Any], **which: Any
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any], **which: Unpack[Which]
     ) -> list[Example[StageIn]]: ...
     async def examples(
-        self, graph: Node[In, Out], *, stage: Node[StageIn, Any] | None = None, **which: Any
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any] | None = None, **which: Unpack[Which]
     ) -> list[Example[In]] | list[Example[StageIn]]:
         """Data for the whole graph, or for one of its stages: what went in, and what should come out.
 
@@ -139,25 +189,26 @@ class RunSource(ABC):
         Args:
             graph: Whose runs.
             stage: Only the calls of this node: `Build.code`.
-            which: What `runs` takes; with a stage, `score`, `min_score` and `max_score` are about its calls.
+            which: See `Which`; with a stage, `score`, `min_score` and `max_score` are about its calls.
 
         Raises:
             TracingError: the server does not answer.
             DeclarationError: the graph has no such stage.
         """
         paths = {""} if stage is None else graph.__node__.tree.paths(stage)
-        scores = {name: which.pop(name) for name in ("score", "min_score", "max_score") if name in which and stage}
-        wanted = Wanted(**scores)
-        limit: int | None = which.pop("limit", None)
+        of_runs = RunQuery.of(which)
+        limit, of_calls, of_runs = of_runs.limit, of_runs, replace(of_runs, limit=None)
+        if stage is not None:
+            of_runs = replace(of_runs, score=None, min_score=None, max_score=None)
         found: dict[str, Example[Any]] = {}
-        async with aclosing(self._read(graph, Wanted.of(**which))) as runs:
+        async with aclosing(self._read(graph, of_runs)) as runs:
             async for run, resumed in runs:
                 calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
                 for call in calls:
                     about = [
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
-                    if wanted.scored(about):
+                    if stage is None or of_calls.scored(about):
                         self._add(self._example(run, call, about, resumed), call, found)
                 if limit is not None and len(found) >= limit:
                     break

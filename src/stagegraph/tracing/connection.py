@@ -1,4 +1,4 @@
-"""Where the Langfuse server is and how to speak to it; what is not said comes from Langfuse's own variables."""
+"""Where a Langfuse project is and how to speak to it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import base64
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from math import isfinite
 from urllib.parse import urlsplit
 
 from stagegraph.schema.errors import DeclarationError
 
-__all__ = ["LATER", "Connection", "retry_after"]
-
-LATER = frozenset((408, 425, 429))
-"""What a server answers that would take the same later; so does what is 500 or above."""
+__all__ = ["Connection"]
 
 _CLOUD = "https://cloud.langfuse.com"
 _TIMEOUT = 5.0
@@ -42,7 +39,7 @@ class Connection:
         environment: str | None = None,
         release: str | None = None,
     ) -> Connection:
-        """What is given, and the environment for what is not.
+        """The arguments, and Langfuse's own environment variables for those that are `None`.
 
         Raises:
             DeclarationError: there are no keys, or the address is none.
@@ -101,17 +98,6 @@ def _timeout(text: str | None) -> float:
     return seconds if isfinite(seconds) and seconds > 0 else _TIMEOUT
 
 
-def retry_after(text: str | None) -> float | None:
-    """Seconds that a server asks to be left alone; `None` when it does not say, or says a date."""
-    try:
-        return max(0.0, float(text)) if text else None
-    except ValueError:
-        return None
-
-
 @cache
 def _sdk_version() -> str:
-    try:
-        return version("langfuse")
-    except PackageNotFoundError:
-        return "5.0.4"  # the version whose wire format this was written for
+    return version("langfuse")

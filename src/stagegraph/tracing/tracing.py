@@ -1,10 +1,10 @@
-"""Runs as Langfuse traces: the tracing that a runner takes, and how it sends."""
+"""Runs as Langfuse traces: what a runner takes as its tracing."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from dataclasses import replace
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,15 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
+from stagegraph.record.source import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
-from ._connection import Connection
-from ._content import Capture, Redact, redacted, redacted_text
-from ._ids import observation_id, score_id, trace_id, trace_number
-from ._outbox import Outbox
-from ._process import close_all
-from ._scrubbing import scrubbed
-from ._secrets import known_secrets
-from ._spans import Attributes, Policy
-from ._trace import LangfuseTrace
-from ._wire import Wire
-from .source import CORRECTION
+from .attributes import Names, observation_id, score_id, trace_id
+from .connection import Connection
+from .policy import Capture, Policy, Redact
+from .secrets import known_secrets
+from .sending import Http, Sender, close_all, score_span
+from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -36,18 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LangfuseTracing", "shared"]
 
-Observed = tuple[ReadableSpan, Attributes]
-"""A span, and the attributes that it shares with all of its run."""
 MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
 
 
-_NO_LIMITS = SpanLimits(
-    **dict.fromkeys(
-        ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length"),
-        SpanLimits.UNSET,
-    )
-)
+_LIMITS = ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length")
+_NO_LIMITS = SpanLimits(**dict.fromkeys(_LIMITS, SpanLimits.UNSET))
 """What the host wrote in OpenTelemetry's variables is meant for its own spans."""
 
 
@@ -95,35 +85,27 @@ class LangfuseTracing:
         self.connection = Connection.of(public_key, secret_key, base_url, environment, release)
         self.capture: Capture = capture
         self.redact = redact
-        self._policy = Policy(capture, redact, max_content)
-        self._wires = Wire(self.connection), Wire(self.connection)
-        self._spans: Outbox[Observed] = Outbox(
-            self._send_spans,
-            what="observations",
-            exit_seconds=exit_seconds,
-            on_fork=self._wires[0].reset,
-            on_end=self._wires[0].close,
+        self._max_content = max_content
+        self._http, http = Http(self.connection), Http(self.connection)
+        self._spans = Sender(
+            self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
-        self._scores: Outbox[dict[str, Any]] = Outbox(
-            self._wires[1].send_scores,
-            what="scores",
-            exit_seconds=exit_seconds,
-            on_fork=self._wires[1].reset,
-            on_end=self._wires[1].close,
-        )
-        labels = {"langfuse.environment": self.connection.environment, "service.name": "stagegraph"}
+        self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
+        labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
-            labels["langfuse.release"] = self.connection.release
-        self.resource = Resource(labels)  # `create` would add what the host's variables say
-        provider = TracerProvider(ALWAYS_ON, self.resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
+            labels[Names.RELEASE] = self.connection.release
+        resource = Resource(labels)  # `create` would add what the host's variables say
+        provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
+        provider.add_span_processor(self._spans)
         provider._disabled = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - OTEL_SDK_DISABLED is the host's
-        self.tracer = provider.get_tracer("pydantic-ai")
-        self.settings = InstrumentationSettings(
+        settings = InstrumentationSettings(
             tracer_provider=provider,
             meter_provider=NoOpMeterProvider(),
             include_content=capture == "all",
             include_binary_content=False,
         )
+        tracer = provider.get_tracer("pydantic-ai")
+        self._output = Output(self.connection, self.capture, self._spans, resource, tracer, settings)
 
     @property
     def lost(self) -> int:
@@ -135,26 +117,21 @@ class LangfuseTracing:
         if not self._shows(start.run_id):
             return None
         try:
-            return LangfuseTrace(self, start, trace_number(start.run_id))
+            return LangfuseTrace(start, self._output)
         except Exception as problem:  # noqa: BLE001 - no run fails for being watched
-            self.miss(problem)
+            self._output.miss(problem)
             return None
 
     def _shows(self, run_id: str) -> bool:
         """Whether the run is in the sample: its id decides, in every process and whenever it is resumed."""
-        return (trace_number(run_id) >> 64) < self._sample_rate * 2**64
+        return int(trace_id(run_id)[:16], 16) < self._sample_rate * 2**64
 
-    def put(self, span: ReadableSpan, common: Attributes, size: int) -> None:
-        """Let one span wait to be sent; it gets what all of its run have in *common* then."""
-        self._spans.put((span, common), size)
+    def _send_spans(self, spans: list[ReadableSpan]) -> None:
+        policy = self._policy()
+        self._http.send_spans([policy.apply(span) for span in spans])
 
-    def miss(self, problem: Exception) -> None:
-        """Count an observation that could not be made."""
-        self._spans.lose(1, f"one could not be made: {type(problem).__name__}")
-
-    def _send_spans(self, spans: list[Observed]) -> None:
-        policy = replace(self._policy, secrets=known_secrets(self.connection.secret_key))
-        self._wires[0].send_spans([policy.apply(span, common) for span, common in spans])
+    def _policy(self) -> Policy:
+        return Policy(self.capture, self.redact, self._max_content, known_secrets(self.connection.secret_key))
 
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
         """Send a score to the run's trace, or to the observation of one call.
@@ -163,40 +140,25 @@ class LangfuseTracing:
         """
         if not self._shows(run_id) or (feedback.name == CORRECTION and self.capture != "all"):
             return  # a correction is an output, and nothing but that
-        value, kind = feedback.value, "TEXT"
-        if feedback.name == CORRECTION and isinstance(value, str):
-            kind = "CORRECTION"
-        elif isinstance(value, bool):
-            value, kind = int(value), "BOOLEAN"
-        elif isinstance(value, (int, float)):
-            kind = "NUMERIC"
-        elif len(value) <= 100 and "\n" not in value:  # noqa: PLR2004
-            kind = "CATEGORICAL"
+        value, kind = feedback.value, _kind(feedback)
+        policy = self._policy()
         body: dict[str, Any] = {
             "id": score_id(run_id, feedback.key, feedback.name),
             "traceId": trace_id(run_id),
             "name": feedback.name,
-            "value": self._said(value, kind) if isinstance(value, str) else value,
+            "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
+            if isinstance(value, str)
+            else +value,
             "dataType": kind,
             "environment": self.connection.environment,
+            "timestamp": begun.isoformat(timespec="milliseconds"),
+            "metadata": {"given": feedback.time.isoformat(timespec="milliseconds")},
         }
         if feedback.key is not None:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
-            body["comment"] = self._text(feedback.comment)
-        body["timestamp"] = begun.isoformat(timespec="milliseconds")
-        body["metadata"] = {"given": feedback.time.isoformat(timespec="milliseconds")}
-        self._scores.put(body, 300 + len(str(body["value"])) + len(body.get("comment", "")))
-
-    def _said(self, value: str, kind: str) -> str:
-        """What a score says; a correction is an output as JSON, and is redacted as one."""
-        if kind == "CORRECTION" and self.redact is not None:
-            return scrubbed(redacted(value, self.redact), known_secrets(self.connection.secret_key))
-        return self._text(value)
-
-    def _text(self, text: str) -> str:
-        said = text if self.redact is None else redacted_text(text, self.redact)
-        return scrubbed(said, known_secrets(self.connection.secret_key))
+            body["comment"] = policy.text(feedback.comment)
+        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
 
     async def flush(self, seconds: float = 2.0) -> bool:
         """Send what waits, for so long at most; whether the server took everything."""
@@ -211,6 +173,18 @@ class LangfuseTracing:
 
     def __repr__(self) -> str:
         return f"<LangfuseTracing {self.connection.base_url} {self.connection.environment}>"
+
+
+def _kind(feedback: Feedback) -> str:
+    """What Langfuse calls a score of this value."""
+    value = feedback.value
+    if isinstance(value, bool):
+        return "BOOLEAN"
+    if isinstance(value, (int, float)):
+        return "NUMERIC"
+    if feedback.name == CORRECTION:  # an output as JSON
+        return "CORRECTION"
+    return "CATEGORICAL" if len(value) <= 100 and "\n" not in value else "TEXT"  # noqa: PLR2004
 
 
 def _share(given: float | None) -> float:

@@ -6,16 +6,15 @@ import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.journal import RunFilter
 from stagegraph.schema.errors import DeclarationError
 
-from ._spans import EXPERIMENT
-from ._wanted import Wanted
-from .source import Pages, RunSource
+from .rows import RunFilter
+from .source import EXPERIMENT, RunQuery, RunRows, RunSource
 
 if TYPE_CHECKING:
-    from stagegraph.journal import Journal
     from stagegraph.nodes.node import Node
+
+    from .rows import Journal
 
 __all__ = ["JournalRuns"]
 
@@ -29,31 +28,31 @@ class JournalRuns(RunSource):
         super().__init__()
         self._journal = journal
 
-    async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
+    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first.
 
         Raises:
             DeclarationError: an environment is asked for.
         """
-        if wanted.environment is not None:
-            msg = f"environment={wanted.environment!r}: a journal does not know in which one a run was made"
+        if query.environment is not None:
+            msg = f"environment={query.environment!r}: a journal does not know in which one a run was made"
             raise DeclarationError(msg)
         rows = await self._journal.runs(
             RunFilter(
                 graph=graph.__node__.name,
-                since=wanted.since.timestamp() if wanted.since is not None else None,
-                until=wanted.until.timestamp() if wanted.until is not None else None,
+                since=query.since.timestamp() if query.since is not None else None,
+                until=query.until.timestamp() if query.until is not None else None,
                 limit=_ALL,
             )
         )
         for row in rows:
             labels = json.loads(row.labels)
             if not (
-                wanted.status in {None, row.status}
-                and wanted.user in {None, labels["user_id"]}
-                and wanted.session in {None, labels["session_id"]}
-                and set(wanted.tags) <= set(labels["tags"])
-                and (wanted.experiments or not labels["metadata"].get(EXPERIMENT))
+                query.status in {None, row.status}
+                and query.user in {None, labels["user_id"]}
+                and query.session in {None, labels["session_id"]}
+                and set(query.tags) <= set(labels["tags"])
+                and (query.experiments or not labels["metadata"].get(EXPERIMENT))
             ):
                 continue
             calls = await self._journal.calls(row.run_id)

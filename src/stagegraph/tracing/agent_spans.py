@@ -7,13 +7,12 @@ the span that was current when the agent was called, and only our own tracer see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
-    Link,
     NonRecordingSpan,
     Span,
     SpanContext,
@@ -27,7 +26,6 @@ from opentelemetry.trace import (
 )
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.util.types import Attributes, AttributeValue
 
 __all__ = ["CallTracer"]
@@ -49,9 +47,10 @@ class Transparent(Span):
         return getattr(self.real, "attributes", None) or {}
 
     def end(self, end_time: int | None = None) -> None:
-        if self.real.is_recording():
-            self.real.end(end_time)
-            self.owner.collect(cast("ReadableSpan", self.real))
+        self.real.end(end_time)
+
+    def is_recording(self) -> bool:
+        return self.real.is_recording()
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         self.real.set_attributes(attributes)
@@ -59,26 +58,17 @@ class Transparent(Span):
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         self.real.set_attribute(key, value)
 
-    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self.real.add_event(name, attributes, timestamp)
-
     def update_name(self, name: str) -> None:
         self.real.update_name(name)
-
-    def is_recording(self) -> bool:
-        return self.real.is_recording()
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         self.real.set_status(status, description)
 
-    def record_exception(
-        self,
-        exception: BaseException,
-        attributes: Attributes = None,
-        timestamp: int | None = None,
-        escaped: bool = False,
-    ) -> None:
-        self.real.record_exception(exception, attributes, timestamp, escaped)
+    def add_event(self, name: str, *args: Any, **options: Any) -> None:
+        self.real.add_event(name, *args, **options)
+
+    def record_exception(self, exception: BaseException, *args: Any, **options: Any) -> None:
+        self.real.record_exception(exception, *args, **options)
 
 
 class CallTracer(Tracer):
@@ -87,50 +77,36 @@ class CallTracer(Tracer):
     Args:
         real: Makes and exports the spans.
         call: The call's observation.
+        common: Attributes of all spans.
         generation: Attributes of the model requests alone.
-        collect: Takes each span when it has ended.
     """
 
     def __init__(
-        self,
-        real: Tracer,
-        call: SpanContext,
-        generation: Mapping[str, Any],
-        collect: Callable[[ReadableSpan], None],
+        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
     ) -> None:
         self._real = real
         self._call = NonRecordingSpan(call)
-        self.collect = collect
-        self._generation = generation
+        self._common, self._generation = common, generation
         self._run: Span | None = None
         """The newest run of the call's agent, below which everything stands that it does."""
 
-    def start_span(  # noqa: PLR0917 - the signatures are OpenTelemetry's
+    def start_span(
         self,
         name: str,
         context: Context | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        start_time: int | None = None,
-        record_exception: bool = True,
-        set_status_on_exception: bool = True,
+        *args: Any,
+        **options: Any,
     ) -> Span:
         around = get_current_span(context)
-        own: Mapping[str, Any] = attributes or {}
-        if own.get("gen_ai.operation.name") == "chat" and self._generation:
-            own = {**own, **self._generation}
-        real = self._real.start_span(
-            name,
-            set_span_in_context(self._parent(around), Context()),
-            kind,
-            own,
-            links,
-            start_time,
-            record_exception,
-            set_status_on_exception,
-        )
-        if own.get("gen_ai.operation.name") == "invoke_agent":
+        own = {**(attributes or {}), **self._common}
+        operation = own.get("gen_ai.operation.name")
+        if operation == "chat":
+            own |= self._generation
+        within = set_span_in_context(self._parent(around), Context())
+        real = self._real.start_span(name, within, kind, own, *args, **options)
+        if operation == "invoke_agent":
             self._run = real
         return Transparent(real, around.get_span_context(), self)
 
@@ -142,20 +118,16 @@ class CallTracer(Tracer):
         return self._run if self._run is not None and self._run.is_recording() else self._call
 
     @contextmanager
-    def start_as_current_span(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
+    def start_as_current_span(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         name: str,
-        context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        start_time: int | None = None,
+        *args: Any,
         record_exception: bool = True,
         set_status_on_exception: bool = True,
         end_on_exit: bool = True,
+        **options: Any,
     ) -> Generator[Span]:
-        span = self.start_span(
-            name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
-        )
+        options |= {"record_exception": record_exception, "set_status_on_exception": set_status_on_exception}
+        span = self.start_span(name, *args, **options)
         with use_span(span, end_on_exit, record_exception, set_status_on_exception):
             yield span
