@@ -10,6 +10,7 @@ from stagegraph.data.call import key_order
 from stagegraph.data.score import Note
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.edges import makers_of_output
+from stagegraph.record.run import causes_of
 from stagegraph.schema.errors import TuningError
 from stagegraph.schema.names import closest
 
@@ -126,7 +127,7 @@ class _Way:
     @cached_property
     def _of_the_run(self) -> dict[str, float]:
         root = self._run.root
-        starts = makers_of_output(root) if root.ok else [call.key for call in self._run.failures()]
+        starts = makers_of_output(root) if root.ok else [call.key for call in causes_of(self._run)]
         stages = [call.key for call in self.calls.values() if call.kind == "stage" and call.status in _FINISHED]
         on_the_way = self._stages_behind(starts, further=True) | set(starts)
         known = any(key in on_the_way for key in stages)

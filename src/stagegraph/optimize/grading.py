@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import anyio.to_thread
 
 from stagegraph.data.score import Note, Score
+from stagegraph.record.run import causes_of
 from stagegraph.schema.errors import TuningError
 
 from ._credit import check_targets
@@ -149,7 +150,7 @@ def failed_score(run: Run[Any, Any]) -> Score:
     """What a run that ended without an output is worth: nothing, and the call that failed is told why."""
     notes = [
         Note(call.key, f"It failed: {call.error}" if call.error else f"It ended as {call.status}.")
-        for call in run.failures()
+        for call in causes_of(run)
     ]
     return Score(0.0, notes=notes or [Note("", f"The run ended as {run.status}: {run.error or 'no output'}")])
 

@@ -90,10 +90,11 @@ def _call_data(call: Call, tree: Tree) -> dict[str, Any]:
     }
 
 
-def _error_data(error: CallError | None) -> dict[str, str] | None:
+def _error_data(error: CallError | None) -> dict[str, Any] | None:
     if error is None:
         return None
-    return {"type": error.type, "message": escaped(error.message)}
+    data = {"type": error.type, "message": escaped(error.message)}
+    return {**data, "transient": error.transient, "origin": error.origin}
 
 
 class _Record(BaseModel):
