@@ -177,7 +177,7 @@ class Run(Generic[In, Out]):
 
 
 def causes_of(run: Run[Any, Any]) -> list[Call[Any, Any]]:
-    """The failed calls that ended a run, without the failures that its flow caught, where the record has their origin."""
+    """The failed calls that ended a run, without those that its flow caught, where the record has origins."""
     error = run.root.error
     if error is None or error.origin is None:
         return run.failures()
