@@ -18,8 +18,9 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RunUsage
 
+from stagegraph.data.call import dump_pending
 from stagegraph.nodes.current import Suspended
-from stagegraph.record import deferred
+from stagegraph.record.deferred import pending_of
 from stagegraph.schema.errors import JournalError
 
 from .call import Deadline, LimitReached
@@ -85,7 +86,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                     return result.output
                 if durable is None:
                     raise unanswered(call)
-                use.pending = deferred.dump(deferred.pending_of(call.key, call.path, result.output))
+                use.pending = dump_pending(pending_of(call.key, call.path, result.output))
                 raise Suspended
             finally:
                 use.usage.incr(usage if durable is None else usage - durable.overcounted)
@@ -128,7 +129,7 @@ async def _opening(
     use.usage, use.messages = asked.usage, tuple(asked.history)
     still_open = await asked.answered(call.answers, durable)
     if still_open:
-        use.pending = deferred.dump(still_open)
+        use.pending = dump_pending(still_open)
         raise Suspended
     return None, asked.history, asked.answers
 

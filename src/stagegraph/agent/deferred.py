@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from pydantic_ai import DeferredToolResults
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 
+from stagegraph.data.call import load_pending
 from stagegraph.data.usage import USAGE
-from stagegraph.record.deferred import load
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
@@ -66,7 +66,7 @@ class Deferral:
         for op, one in found.ops.items():
             if op.startswith(_answer(len(history), "")):
                 answers.update(_answers().validate_json(one.payload))
-        pending = load(json.dumps(data["pending"]))
+        pending = load_pending(json.dumps(data["pending"]))
         still_open = tuple(one for one in pending if one.tool_call_id not in _ids(answers))
         return cls(text, history, USAGE.validate_python(data["usage"]), still_open, answers)
 

@@ -23,12 +23,12 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import PydanticSerializationError
 
 from stagegraph.record.rows import Journal, OpRow
-from stagegraph.schema.serialize import encodable, hashed
+from stagegraph.schema.serialize import hashed, json_of
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import Recorded
 
-__all__ = ["DurableOperations", "json_of"]
+__all__ = ["DurableOperations"]
 
 _VARYING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
@@ -163,18 +163,6 @@ class DurableOperations:
         except (PydanticSerializationError, ValueError):
             return  # a result that JSON cannot hold is computed again after a crash
         await self.keep((op, digest, payload))
-
-
-def json_of(adapter: TypeAdapter[Any], value: object) -> str:
-    """A value as JSON text; half a surrogate pair, which a model may well send, is replaced.
-
-    Raises:
-        PydanticSerializationError: there is something in it that JSON cannot hold.
-    """
-    try:
-        return adapter.dump_json(value).decode()
-    except PydanticSerializationError:
-        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
 
 
 def _kind_of(result: object) -> str:

@@ -11,7 +11,7 @@ from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current
 from stagegraph.schema.errors import DeclarationError, StageError
-from stagegraph.schema.names import type_name
+from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
     from contextvars import Token

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from stagegraph.data.score import Feedback, Scored
 from stagegraph.record.rows import FeedbackRow, Journal
-from stagegraph.schema.errors import DeclarationError, JournalError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import DeclarationError, JournalError, closest
 from stagegraph.schema.serialize import hashed
 
 from .observer import by_environment
@@ -96,7 +95,7 @@ async def _store(  # noqa: PLR0917
     if run is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
-    resumed: list[float] = json.loads(run.labels).get("resumed", [])
+    resumed = run.read_labels().resumed
     segment = len(resumed)
     if key is not None:
         rows = {row.key: row for row in await journal.calls(run_id)}

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
-from stagegraph.data.fit import unknown_stages
+from stagegraph.data.prompt import unknown_stages
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.run import ReplayError, Run
-from stagegraph.schema.errors import DeclarationError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import DeclarationError, closest
 
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from pydantic_ai import RunContext
-
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.record.rows import RunRow
 
-__all__ = ["AgentOptions", "ResumeOptions", "RunOptions", "RunSpec", "check_options", "check_values"]
+__all__ = ["ResumeOptions", "RunOptions", "RunSpec", "check_options", "check_values"]
 
 
 _BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
@@ -157,19 +154,6 @@ class RunSpec:
         if unknown := unknown_stages(self.models, stages_of(tree.root)):
             msg = f"the models do not fit {tree.root.__node__.name}: {'; '.join(unknown)}"
             raise DeclarationError(msg)
-
-
-class AgentOptions(TypedDict, total=False):
-    """How a graph appears as an agent: what `Graph.as_agent` takes."""
-
-    name: str
-    """Of the agent; else the class name in snake case."""
-    user: Callable[[RunContext[Any]], str | None]
-    """Returns the id of the user who talks to the agent, from the agent run's deps or metadata. It is recorded with
-    each run, and only the same user can answer a run that waits."""
-    errors: bool
-    """Whether a streamed run fails with the whole text of the error, which front ends show to users. Without it, the
-    error only names the place, and the original error is its `__cause__`."""
 
 
 _MAPPING = (dict, Mapping)  # quicker than `Mapping` alone

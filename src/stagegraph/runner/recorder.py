@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from stagegraph.agent.durable import DurableOperations, json_of
+from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
-from stagegraph.record.rows import CallRow, Journal, Recorded, RunRow
+from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
 from stagegraph.record.run import ReplayError
-from stagegraph.schema.errors import DeclarationError, JournalError
-from stagegraph.schema.names import closest
-from stagegraph.schema.schema import as_json, recorded
+from stagegraph.schema.errors import JournalError, closest
+from stagegraph.schema.serialize import json_of
 
 from .identity import ReplayCache
 from .recovery import counted
@@ -51,45 +49,32 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts) -> RunRow:
     """
     own = spec.prompts if spec.prompts is not None and spec.prompts.settled else None
     models = {path: model for path, model in spec.models.items() if isinstance(model, str)}
-    override: object = to_jsonable_python(dict(spec.override), fallback=str)
-    labels = {
-        "metadata": dict(spec.metadata),
-        "tags": list(spec.tags),
-        "session_id": spec.session_id,
-        "user_id": spec.user_id,
-        **{name: value for name, value in (("models", models), ("override", override)) if value},
-    }
+    labels = Labels(
+        metadata=spec.metadata,
+        tags=spec.tags,
+        session_id=spec.session_id,
+        user_id=spec.user_id,
+        models=models,
+        override=to_jsonable_python(dict(spec.override), fallback=str),
+    )
     return RunRow(
         run_id=spec.run_id,
         graph=node.__node__.name,
         status="running",
         started=time.time(),
-        input=as_json(node.__node__.input_type, spec.input),
+        input=node.__node__.input_type.as_json(spec.input),
         prompts_digest=prompts.digest if prompts.settled else "",
         prompts=own.to_json() if own is not None else None,
         model=spec.model if isinstance(spec.model, str) else None,
-        labels=_labels_json(labels),
+        labels=labels.to_json(),
     )
 
 
 def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
     """The row with prompts that came from a server, so that the run continues with the same when it is resumed."""
-    labels = json.loads(row.labels)
-    labels["origins"] = {path: [origin.name, origin.version] for path, origin in prompts.origins.items()}
-    return replace(row, prompts=prompts.to_json(), prompts_digest=prompts.digest, labels=json.dumps(labels))
-
-
-def _labels_json(labels: Mapping[str, object]) -> str:
-    """Labels as JSON; objects that JSON cannot hold are recorded as their text."""
-    try:
-        return json.dumps(labels, ensure_ascii=False, default=str)
-    except (TypeError, ValueError):  # a key that is no text, or something that contains itself
-        pass
-    try:
-        return json.dumps(to_jsonable_python(labels, fallback=str), ensure_ascii=False)
-    except (PydanticSerializationError, TypeError, ValueError) as error:
-        msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
-        raise DeclarationError(msg) from error
+    origins = {path: (origin.name, origin.version) for path, origin in prompts.origins.items()}
+    labels = replace(row.read_labels(), origins=origins).to_json()
+    return replace(row, prompts=prompts.to_json(), prompts_digest=prompts.digest, labels=labels)
 
 
 class Recorder:
@@ -141,7 +126,7 @@ class Recorder:
                 self._row,
                 status="running" if left else run.status,
                 duration=time.time() - self._row.started,
-                output=as_json(output_type, run.output) if run.status == "succeeded" else None,
+                output=output_type.as_json(run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
                 requests=min(usage.requests, _LARGEST),
@@ -259,7 +244,7 @@ class Recorder:
         node, error, cache_key = call.node.__node__, call.error, call.cache_key
         output, whole = None, True
         if call.status == "succeeded":
-            output, whole = recorded(node.output_type, call.output, checked=cache_key is not None and not call.replayed)
+            output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
         row = CallRow(
             run_id=self._row.run_id,
             key=call.key,
@@ -270,7 +255,7 @@ class Recorder:
             status=call.status,
             identity=cache_key.identity if cache_key is not None and whole else "",  # else it is never reused
             parts=cache_key.parts_json if cache_key is not None else "{}",
-            input=cache_key.input if cache_key is not None else as_json(node.input_type, call.input),
+            input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
             output=output,
             started=self._state.clock.seconds(call.began),
             duration=call.duration,

@@ -16,9 +16,8 @@ from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts
 from stagegraph.journal.owner import is_alive, this_process
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.reading import stored_run
-from stagegraph.record.rows import Journal, RunFilter, RunRow
-from stagegraph.record.run import ReplayError, Run
+from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
+from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import JournalError, StagegraphError
 
 from .options import ResumeOptions, RunSpec
@@ -35,7 +34,6 @@ __all__ = [
     "give_up",
     "is_interrupted",
     "resumed_spec",
-    "segment_of",
 ]
 
 _log = logging.getLogger("stagegraph")
@@ -65,18 +63,12 @@ def is_interrupted(row: RunRow) -> bool:
     return row.status == "running" and (row.owner is None or not is_alive(row.owner))
 
 
-def segment_of(row: RunRow) -> int:
-    """How often a run was resumed."""
-    return len(json.loads(row.labels).get("resumed", ()))
-
-
 def counted(row: RunRow) -> RunRow:
     """The row of a run that is resumed now, with a count of its resumes and of the crashes of its process."""
-    labels = json.loads(row.labels)
-    labels["resumed"] = [*labels.get("resumed", ()), time.time()]
-    if row.status == "running" and row.owner is not None:  # an orderly shutdown releases its runs
-        labels["crashes"] = labels.get("crashes", 0) + 1
-    return replace(row, labels=json.dumps(labels, ensure_ascii=False))
+    labels = row.read_labels()
+    crashed = row.status == "running" and row.owner is not None  # an orderly shutdown releases its runs
+    counts = replace(labels, resumed=(*labels.resumed, time.time()), crashes=labels.crashes + crashed)
+    return replace(row, labels=counts.to_json())
 
 
 async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None = None) -> RunRow:
@@ -117,7 +109,7 @@ async def finish_interrupted(runner: TakesUp, attempts: int) -> None:
 async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], attempts: int) -> None:
     for row in rows:
         try:
-            crashes = json.loads(counted(row).labels).get("crashes", 0)
+            crashes = counted(row).read_labels().crashes
             if crashes > attempts:
                 await _leave(journal, row, crashes)
             elif (finishing := runner.take_up(row)) is not None:
@@ -166,7 +158,7 @@ async def resumed_spec(
     recorded = await stored_run(journal, row, node)
     if row.status == "succeeded":
         return recorded
-    labels, strict = json.loads(row.labels), options.get("strict", False)
+    labels, strict = row.read_labels(), options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, prompts)
@@ -179,15 +171,15 @@ async def resumed_spec(
         node=node,
         input=json.loads(row.input),
         model=options.get("model") or row.model,
-        models={**labels.get("models", {}), **(options.get("models") or {})},
+        models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
         limits=options.get("limits"),
-        session_id=labels["session_id"],
-        user_id=labels["user_id"],
-        tags=tuple(labels["tags"]),
-        metadata=labels["metadata"],
-        override=labels.get("override", {}),
+        session_id=labels.session_id,
+        user_id=labels.user_id,
+        tags=labels.tags,
+        metadata=labels.metadata,
+        override=labels.override,
         answers=answered,
         resumed=row,
         strict=strict,
@@ -211,7 +203,7 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
 
 def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
     """Refuse to resume a run with a redacted input or with redacted prompts."""
-    gone = json.loads(row.labels).get("redacted", [])
+    gone = row.read_labels().redacted
     if "input" in gone:
         msg = (
             f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
@@ -226,9 +218,9 @@ def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
         raise ReplayError(msg)
 
 
-def _recorded_prompts(row: RunRow, labels: dict[str, Any]) -> Prompts | None:
+def _recorded_prompts(row: RunRow, labels: Labels) -> Prompts | None:
     """The prompts that the run alone was given, or that came from a server."""
     if row.prompts is None:
         return None
-    origins = {path: Origin(*origin) for path, origin in labels.get("origins", {}).items()}
+    origins = {path: Origin(*origin) for path, origin in labels.origins.items()}
     return Prompts.from_json(row.prompts, origins)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.call import Call, CallError, Pending, Status
+from stagegraph.data.call import Call, CallError, Pending, Status, load_pending
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.nodes.current import Suspended
-from stagegraph.record import deferred
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
@@ -244,7 +243,7 @@ class ActiveRun:
 
 def _pending(state: RunState) -> tuple[Pending, ...]:
     waiting = [call.use.pending for call in state.calls.values() if call.status == "suspended"]
-    return tuple(one for text in filter(None, waiting) for one in deferred.load(text))
+    return tuple(one for text in filter(None, waiting) for one in load_pending(text))
 
 
 def _single(error: Exception) -> Exception:

@@ -31,7 +31,7 @@ from .observer import Tracing, by_environment
 from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_values
 from .queue import Queue
 from .recorder import new_row
-from .recovery import DepsOf, resumed_spec, segment_of
+from .recovery import DepsOf, resumed_spec
 from .registry import Registry
 from .run import ActiveRun
 from .state import RunState
@@ -287,7 +287,7 @@ class Runner:
             draining=lambda: not self._lifetime.taking,
         )
         row = spec.resumed
-        segment = 0 if row is None else segment_of(row) + 1
+        segment = 0 if row is None else row.segment + 1
         if row is None and journal is not None:
             row = new_row(spec, node, prompts)
         state = RunState.of(tree, spec.input, prompts, segment)

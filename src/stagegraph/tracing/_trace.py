@@ -16,8 +16,6 @@ from opentelemetry.trace import Status, StatusCode
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 
-from stagegraph.schema.schema import shown_json
-
 from ._agents import CallTracer
 from ._content import shape, without_files
 from ._ids import span_number
@@ -200,5 +198,5 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        output = without_files(shown_json(node.__node__.output_type, entry.output)) if status == "succeeded" else None
-        return without_files(shown_json(node.__node__.input_type, entry.input)), output
+        output = without_files(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
+        return without_files(node.__node__.input_type.shown(entry.input)), output
