@@ -2,8 +2,6 @@
 
 import asyncio
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from pydantic_ai import Agent, FunctionToolset
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from forked import python
 from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Runner, Stage, fan_out
 
 
@@ -359,7 +358,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try: Prompts({{'a': Prompt('x' * 5000)}}).save({str(path)!r})\nexcept PromptError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     assert "could not be saved" in done.stdout
     assert Prompts.load(path)["a"].instructions == "old"
     assert [found.name for found in tmp_path.iterdir()] == ["prompts.yaml"]

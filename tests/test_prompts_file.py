@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai import Agent
 
+from forked import python
 from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Stage
 
 characters = st.characters(exclude_categories=["Cs"])
@@ -296,9 +295,7 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: Prompts({'a': Prompt('x' * 50_000)}).save(sys.argv[1])\nexcept PromptError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    done = python("-c", code, path, cwd=tmp_path, check=True)
     assert f"{path}: the prompts could not be saved: File too large" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

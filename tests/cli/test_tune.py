@@ -4,11 +4,11 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked import Process, cli
 
 GRAPH = """
 from pydantic_ai import Agent
@@ -56,14 +56,6 @@ def _folder(tmp_path: Path) -> Path:
         ]  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
-
-
-def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
-    command = [sys.executable, "-m", "stagegraph", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 def test_a_judge_in_a_file_is_a_metric(folder: Path) -> None:
@@ -161,14 +153,8 @@ def on_a_terminal(folder: Path, *words: str, answer: bytes = b"") -> str:
     """What a person sees, without colours and movements of the cursor."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYDANTIC_AI_NO_BANNER": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stagegraph", *words],
-        cwd=folder,
-        env=environment,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    pipes = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = Process("-m", "stagegraph", *words, cwd=folder, env=environment, **pipes)
     os.close(theirs)
     os.write(ours, answer)
     seen = b""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -17,7 +14,7 @@ from scripted import asked
 from stagegraph import Graph, LiveRun, Stage, fan_out, step
 from stagegraph.journal import Journal, OpRow
 
-__all__ = ["Chain", "Counting", "Item", "Looking", "Text", "Wide", "cancel_when", "looked", "ops", "python", "stepped"]
+__all__ = ["Chain", "Counting", "Item", "Looking", "Text", "Wide", "cancel_when", "looked", "ops", "stepped"]
 
 
 class Text(BaseModel):
@@ -123,12 +120,3 @@ async def cancel_when(live: LiveRun[object, object], kind: str, key: str) -> Non
 async def ops(journal: Journal, run_id: str, wanted: Callable[[OpRow], bool] = lambda _: True) -> list[str]:
     """The names of the recorded requests and tool calls."""
     return sorted(f"{op.key} {op.op.partition(':')[0]}" for op in await journal.ops(run_id) if wanted(op))
-
-
-def python(code: str, *args: str | Path, **options: object) -> subprocess.Popen[str]:
-    """A real process that runs *code*, with the helpers of the tests at hand."""
-    here = Path(__file__).parent
-    start = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", start + code, *map(str, args)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **{**pipes, **options})  # type: ignore[call-overload]

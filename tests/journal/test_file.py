@@ -4,13 +4,12 @@ import asyncio
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from echoing import Echo
 
+from forked import python
 from stagegraph import JournalError, Runner, feedback
 from stagegraph.journal import RunFilter, SqliteJournal
 
@@ -19,11 +18,6 @@ pytestmark = pytest.mark.anyio
 
 def modes(folder: Path) -> set[int]:
     return {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
-
-
-def stagegraph(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stagegraph", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +69,7 @@ async def test_a_page_of_a_run_is_its_owners_alone(tmp_path: Path) -> None:
     await journal.aclose()
     page = tmp_path / "run.html"
     shown = await asyncio.to_thread(
-        stagegraph, "show", "last", "--html", str(page), "--journal", str(tmp_path / "runs.db")
+        python, "-m", "stagegraph", "show", "last", "--html", str(page), "--journal", str(tmp_path / "runs.db")
     )
     assert shown.returncode == 0
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
@@ -126,9 +120,11 @@ async def test_commands_look_into_a_journal_that_nobody_may_write(tmp_path: Path
     if os.access(path, os.W_OK):
         pytest.skip("this user may write everywhere")
     for words in (("runs",), ("show", "r")):
-        shown = await asyncio.to_thread(stagegraph, *words, "--journal", str(path))
+        shown = await asyncio.to_thread(python, "-m", "stagegraph", *words, "--journal", str(path))
         assert shown.returncode == 0, shown.stderr
         assert "Echo" in shown.stdout
-    scored = await asyncio.to_thread(stagegraph, "feedback", "r", "helpful", "1", "--journal", str(path))
+    scored = await asyncio.to_thread(
+        python, "-m", "stagegraph", "feedback", "r", "helpful", "1", "--journal", str(path)
+    )
     assert scored.returncode == 1
     assert "nothing can be recorded" in scored.stderr

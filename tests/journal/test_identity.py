@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from counting import Counting, Item, Text, looker, python
+from counting import Counting, Item, Text, looker
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
@@ -213,7 +216,7 @@ async def test_values_come_back_as_they_were(type_: Any, value: Any) -> None:
 
 
 SETS = """
-import asyncio
+import asyncio, sys
 from stagegraph import Graph, Runner, step
 from stagegraph.journal import SqliteJournal
 
@@ -243,10 +246,11 @@ async def test_a_set_is_the_same_in_another_process(tmp_path: Any) -> None:
     """A set comes in another order in every process; it is the same input all the same."""
     said = []
     for seed, what in enumerate(("run", "replay", "replay")):
-        process = python(SETS, tmp_path / "runs.db", what, env={"PYTHONHASHSEED": str(seed)})
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        said.append(out)
+        command = [sys.executable, "-W", "error::ResourceWarning", "-c", SETS, str(tmp_path / "runs.db"), what]
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
     assert said == ["counted\n", "", ""]
 
 

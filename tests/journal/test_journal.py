@@ -6,7 +6,6 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pydantic_ai import Agent, DeferredToolRequests, ToolDenied
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from forked import Process, python
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -420,7 +420,7 @@ async def main():
         print(error, len(error.run.calls()))
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = python("-c", code)
     assert "journal failed" in done.stdout, done.stderr
     journal = SqliteJournal(tmp_path / "runs.db")
     row = await journal.run("before")
@@ -495,9 +495,8 @@ async def main():
 asyncio.run(main())
 """
 
-    def start(what: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, str(path), what]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def start(what: str) -> Process:
+        return Process("-c", code, path, what, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     first = start("run")
     assert first.stdout is not None

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import anyio
 import pytest
-from counting import python
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from forked import python
 from stagegraph import Run, RunError, Runner, Stage
 from stagegraph.journal import Journal, MemoryJournal, OpRow, SqliteJournal
 
@@ -142,10 +142,10 @@ async def test_whatever_a_tool_returns_is_recalled_after_a_kill(tmp_path: Path) 
 
     And the model is shown the same, whether the result was computed or recalled.
     """
-    first, _ = python(KILLED, tmp_path / "runs.db", "run").communicate(timeout=60)
-    resumed, errors = python(KILLED, tmp_path / "runs.db", "resume").communicate(timeout=60)
+    first = python("-c", KILLED, tmp_path / "runs.db", "run").stdout
+    resumed = python("-c", KILLED, tmp_path / "runs.db", "resume")
     assert [line for line in first.splitlines() if line.startswith("ask")] == ["ask 0", "ask 1", "ask 2"]
-    assert resumed.splitlines() == ["ask 2", first.splitlines()[-1]], errors
+    assert resumed.stdout.splitlines() == ["ask 2", first.splitlines()[-1]], resumed.stderr
 
 
 async def test_a_provider_that_uses_the_same_ids_again_gets_every_result_in_its_place() -> None:

@@ -1,8 +1,6 @@
 """What a journal forgets, what it keeps for somebody who is to go on with it, and the room that this takes."""
 
 import asyncio
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from forked import python
 from stagegraph import Graph, Runner, Stage
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 from stagegraph.journal._owner import this_process
@@ -40,7 +39,7 @@ def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
 def owner_that_died() -> str:
     """Who held a run: a real process, which is no more."""
     code = "from stagegraph.journal._owner import this_process; print(this_process())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return python("-c", code, check=True).stdout.strip()
 
 
 async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal: Journal) -> None:

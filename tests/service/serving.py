@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Self
 
 import httpx
 import uvicorn
+
+from forked import Process
 
 HERE = Path(__file__).parent
 
@@ -73,8 +74,8 @@ class Worker:
     """A server in a process of its own (`worker.py`, or another program), which may be killed."""
 
     def __init__(self, folder: Path, *options: str, program: str = "worker.py") -> None:
-        command = [sys.executable, str(HERE / program), str(folder), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        words = (HERE / program, folder, *options)
+        self.process = Process(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.process.stderr and self.process.stderr.read()

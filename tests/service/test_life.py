@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forked import python
 from serving import Worker, events
 
 RUNS = 12
@@ -57,6 +56,7 @@ def ask(client: httpx.Client, folder: Path, number: int) -> tuple[threading.Thre
     asking = threading.Thread(target=lambda: answers.append(client.post("/runs", json=number)))
     asking.start()
     while len(set(effects_ids(folder))) <= number:
+        asking.join(0.01)
         assert asking.is_alive()
     return asking, answers
 
@@ -157,6 +157,7 @@ def test_a_handler_of_ones_own_is_drained_too(tmp_path: Path, options: tuple[str
         asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
         asking.start()
         while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
+            asking.join(0.01)
             assert asking.is_alive()
         first.end(signal.SIGTERM)
         asking.join(30)
@@ -174,6 +175,7 @@ def test_a_handler_of_ones_own_is_waited_for(tmp_path: Path):
         asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
         asking.start()
         while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
+            asking.join(0.01)
             assert asking.is_alive()
         first.process.send_signal(signal.SIGTERM)
         (tmp_path / "gate").touch()
@@ -201,10 +203,5 @@ def test_a_run_that_kills_its_process_is_given_up(tmp_path: Path):
         assert (state["status"], state["failed_at"]) == ("failed", None)
         assert state["detail"].startswith("the process that ran it ended 4 times before the run did")
     journal = str(tmp_path / "runs.db")
-    listed = subprocess.run(
-        [sys.executable, "-m", "stagegraph", "runs", "--journal", journal, "--status", "failed"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listed = python("-m", "stagegraph", "runs", "--journal", journal, "--status", "failed", check=True)
     assert "the process that ran it ended 4 times" in " ".join(listed.stdout.split())
