@@ -15,8 +15,6 @@ from typing import Any, Self
 import httpx
 import uvicorn
 
-from forked import Process
-
 HERE = Path(__file__).parent
 
 
@@ -74,6 +72,8 @@ class Worker:
     """A server in a process of its own (`worker.py`, or another program), which may be killed."""
 
     def __init__(self, folder: Path, *options: str, program: str = "worker.py") -> None:
+        from forked import Process  # the programs import this file, and have no use for it
+
         words = (HERE / program, folder, *options)
         self.process = Process(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdout is not None
