@@ -19,7 +19,7 @@ from pydantic_ai.usage import RequestUsage
 
 from scripted import echo, priced, says
 from stagegraph import Graph, Note, Run, RunError, Runner, Stage, fan_out, note, settle, step
-from stagegraph.call import key_order
+from stagegraph.data.call import key_order
 
 Plan = list[Any]
 """What a flow does: `"leaf"` calls a step, `("inner", plan)` calls a graph, `(labels, plan)` fans out."""

@@ -195,7 +195,7 @@ async def test_system_errors_in_a_flow_are_the_runs_error():
                 return await self.flow(text)
             return getattr(self, text) + 1
 
-    for text, kind in (("nothing", AttributeError), ("label", TypeError), ("recursion", RecursionError)):
+    for text, kind in (("nothing", AttributeError), ("__doc__", TypeError), ("recursion", RecursionError)):
         with pytest.raises(RunError, match=rf"Buggy failed: {kind.__name__}") as caught:
             await Runner().run(Buggy(), text)
         assert isinstance(caught.value.__cause__, kind)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from stagegraph import DeclarationError, load_examples, save_examples
-from stagegraph.errors import InputError
-from stagegraph.example import Example, split_examples
-from stagegraph.schema import Schema
+from stagegraph.data.examples import Example, split_examples
+from stagegraph.record.run import InputError
+from stagegraph.schema.schema import Schema
 
 
 class Ticket(BaseModel):
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 STABLE = """
-from stagegraph.example import Example
+from stagegraph import Example
 from pydantic import BaseModel
 class M(BaseModel):
     words: set[str]

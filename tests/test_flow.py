@@ -38,7 +38,7 @@ from stagegraph import (
     settle,
     step,
 )
-from stagegraph.events import FanOutStarted
+from stagegraph.data.events import FanOutStarted
 from stagegraph.journal import MemoryJournal
 
 pytestmark = pytest.mark.anyio

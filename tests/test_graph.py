@@ -333,15 +333,15 @@ def test_the_flow_must_be_an_async_function():
                 yield text
 
 
-@pytest.mark.parametrize("name", ["run", "run_sync", "mermaid", "label", "takes"])
+@pytest.mark.parametrize("name", ["run", "run_sync", "mermaid", "as_tool", "as_agent", "flow"])
 def test_a_node_may_not_hide_what_every_graph_has(name: str):
     """A node called `run` would take away the graph's own `run`, so the name is refused with the reason."""
-    with pytest.raises(DeclarationError, match=rf"\.{name}: every graph has a `{name}` of its own"):
+    with pytest.raises(DeclarationError, match=rf"\.{name}: every graph has a method `{name}`"):
         type("Hides", (Graph,), {name: shout})
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("name", ["run", "takes"])
+@pytest.mark.parametrize("name", ["run", "mermaid"])
 async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name: str):
     """The same holds for nodes that `__init__` sets."""
 
@@ -352,8 +352,29 @@ async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name:
         async def flow(self, text: str) -> str:
             return text
 
-    with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a `{name}` of its own"):
+    with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a method `{name}`"):
         await Runner().run(Hides(), "a")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["label", "kind", "takes", "gives", "name", "tree", "input_type", "nodes", "call"])
+async def test_a_node_may_have_any_other_name(name: str):
+    """What the framework keeps about a node stands in one dunder, so that users may call a classifier `label`."""
+
+    class Uses(Graph[str, str]):
+        async def flow(self, text: str) -> str:
+            return await getattr(self, name)(text)
+
+    declared = type("Declares", (Uses,), {name: shout})
+    run = await Runner().run(declared(), "a")
+    assert [call.path for call in run.calls()] == [name]
+
+
+@pytest.mark.parametrize("name", ["_private", "__dunder__"])
+def test_a_private_name_is_no_name_of_a_node(name: str):
+    """Names of nodes are parts of paths, which people read; the error says so."""
+    with pytest.raises(DeclarationError, match="must not begin with an underscore"):
+        type("Hides", (Graph,), {name: shout})
 
 
 @pytest.mark.anyio
@@ -701,7 +722,11 @@ def test_a_mixin_does_not_hide_the_types_of_a_graph():
     class Mixed(Mixin, Inner):
         pass
 
-    assert (Mixed().takes.name, Mixed().gives.name) == (Inner().takes.name, Inner().gives.name) != ("Any", "Any")
+    assert (
+        (Mixed().__node__.input_type.name, Mixed().__node__.output_type.name)
+        == (Inner().__node__.input_type.name, Inner().__node__.output_type.name)
+        != ("Any", "Any")
+    )
 
 
 @pytest.mark.anyio

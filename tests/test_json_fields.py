@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter
 
-from stagegraph.json_fields import MOST_FIELDS, described, fields_in
+from stagegraph.schema.paths import MOST_FIELDS, described, fields_in
 
 
 class Person(BaseModel):

@@ -19,7 +19,7 @@ from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, echo, fails, others
 from stagegraph import Event, Graph, LimitError, Limits, LiveRun, RunError, Runner, Stage, fan_out, parse_event, step
-from stagegraph.events import CallFinished, CallStarted, EventsDropped, RunFinished, TextDelta, ToolCalled
+from stagegraph.data.events import CallFinished, CallStarted, EventsDropped, RunFinished, TextDelta, ToolCalled
 
 pytestmark = pytest.mark.anyio
 

@@ -451,7 +451,7 @@ async def test_what_cannot_be_json_is_named_by_its_call() -> None:
     for node in (odd, half):
         run = await Runner().run(node, "x")
         with pytest.raises(
-            RunError, match=f"call `{node.label}`: a value cannot be written as JSON: .*serializer"
+            RunError, match=f"call `{node.__node__.name}`: a value cannot be written as JSON: .*serializer"
         ) as caught:
             run.to_json()
         assert "\n" not in str(caught.value)

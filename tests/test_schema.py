@@ -23,7 +23,7 @@ from typing_extensions import TypeAliasType, TypedDict
 from scripted import echo
 from stagegraph import Graph, InputError, Run, RunError, Runner, Stage, step
 from stagegraph.journal import MemoryJournal
-from stagegraph.schema import Schema
+from stagegraph.schema.schema import Schema
 
 
 class Model(BaseModel):
@@ -161,13 +161,13 @@ DOES_NOT_FIT = [
 @pytest.mark.parametrize(("type_", "value"), FITS, ids=str)
 def test_a_value_of_the_type_fits(type_: Any, value: object) -> None:
     """An instance check accepts what a type checker would accept."""
-    assert Schema(type_).accepts(value)
+    assert Schema(type_).is_instance(value)
 
 
 @pytest.mark.parametrize(("type_", "value"), DOES_NOT_FIT, ids=str)
 def test_a_value_of_another_type_does_not_fit(type_: Any, value: object) -> None:
     """An instance check coerces nothing, however close a value looks."""
-    assert not Schema(type_).accepts(value)
+    assert not Schema(type_).is_instance(value)
 
 
 @pytest.mark.parametrize(("type_", "value"), FITS, ids=str)
@@ -309,7 +309,7 @@ async def test_a_generic_model_made_without_its_parameter_fits_by_what_it_holds(
     run = await Runner().run(boxed, 1)
     assert run.output.inside == 1
     assert Run.from_json(run.to_json(), boxed).output == Box[int](inside=1)
-    assert Schema(list[Box[int]]).accepts([Box(inside=1), Box[int](inside=2)])
+    assert Schema(list[Box[int]]).is_instance([Box(inside=1), Box[int](inside=2)])
     with pytest.raises(RunError, match=r"but it gives Box\[int\]"):
         await Runner().run(boxed, "a")
 
@@ -327,8 +327,8 @@ async def test_a_structured_dict_is_a_dict() -> None:
         again = await runner.run(stage, "x", replay=run)
     assert run.output == again.output == Run.from_json(run.to_json(), stage).output == {"a": "b"}
     assert again.usage.requests == 0
-    assert stage.gives.adapter.json_schema()["properties"] == {"a": {"type": "string"}}
-    assert not stage.gives.accepts("a")
+    assert stage.__node__.output_type.adapter.json_schema()["properties"] == {"a": {"type": "string"}}
+    assert not stage.__node__.output_type.is_instance("a")
 
 
 class Titled(BaseModel):

@@ -27,7 +27,7 @@ from stagegraph import (
     current_call,
     gather,
 )
-from stagegraph.events import CallRetried
+from stagegraph.data.events import CallRetried
 
 
 class Section(BaseModel):
@@ -530,7 +530,7 @@ def test_a_stage_knows_its_name_version_and_types():
     """The attribute it is declared as names it; it shows what it takes and gives."""
     assert repr(Build.code) == "<stage code: Section -> Code>"
     assert (text_stage(version="b").version, text_stage().version) == ("b", 1)
-    assert text_stage().label == "write"
+    assert text_stage().__node__.name == "write"
 
 
 @pytest.mark.anyio

@@ -204,7 +204,7 @@ async def no_output_type(text: str):
 @pytest.mark.parametrize(("node", "what"), [(no_input_type, "text"), (no_output_type, "return")])
 async def test_a_step_without_types_is_refused(node: Step[object, object], what: str):
     """Steps declare what they take and give; the error names the missing one."""
-    with pytest.raises(DeclarationError, match=rf"step `{node.label}` has no type for `{what}`"):
+    with pytest.raises(DeclarationError, match=rf"step `{node.__node__.name}` has no type for `{what}`"):
         await Runner().run(node, "x")
 
 

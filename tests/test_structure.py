@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from pydantic_ai import Agent
 
 from stagegraph import DeclarationError, Graph, Prompts, Runner, Stage, step
-from stagegraph.structure import Structure
 
 
 @step
@@ -56,7 +55,7 @@ class Top(Graph[str, str]):
 
 def test_paths_are_where_nodes_are_declared() -> None:
     """Attributes, collections and graphs in graphs, parents first, in the order of declaration."""
-    assert list(Structure.of(Top()).nodes) == [
+    assert list(Top().__node__.tree.nodes) == [
         "",
         "middle",
         "middle.left",
@@ -84,8 +83,8 @@ def test_paths_are_where_nodes_are_declared() -> None:
 
 def test_a_single_node_has_its_name_as_its_path() -> None:
     """A stage or step that is run by itself is found under its own name."""
-    assert list(Structure.of(same).nodes) == ["same"]
-    assert list(Structure.of(Leaf.write).nodes) == ["write"]
+    assert list(same.__node__.tree.nodes) == ["same"]
+    assert list(Leaf.write.__node__.tree.nodes) == ["write"]
     assert list(Prompts.of(stage())) == ["stage"]
     assert list(Prompts.of(Stage(str, Agent(name="poet")))) == ["poet"]
 
@@ -100,9 +99,9 @@ def test_a_path_outlives_what_happens_to_the_agent() -> None:
 
 def test_graphs_of_one_class_have_separate_paths() -> None:
     """A change to the text at one path is no change to the other."""
-    structure = Structure.of(Middle())
-    assert structure.paths(Leaf.write) == {"left.write", "right.write"}
-    assert structure.paths(Middle.left) == {"left"}
+    tree = Middle().__node__.tree
+    assert tree.paths(Leaf.write) == {"left.write", "right.write"}
+    assert tree.paths(Middle.left) == {"left"}
 
 
 class Mine(Leaf):
@@ -115,10 +114,10 @@ class Without(Leaf):
 
 def test_a_subclass_may_redeclare_a_node() -> None:
     """The new node takes the place and the path of the old one; asking for the old one finds the new one's path."""
-    assert list(Structure.of(Mine()).nodes) == ["", "write", "same"]
+    assert list(Mine().__node__.tree.nodes) == ["", "write", "same"]
     assert Prompts.of(Mine())["write"].instructions == "Mine."
-    assert Structure.of(Mine()).paths(Leaf.write) == {"write"}
-    assert list(Structure.of(Without()).nodes) == ["", "same"]
+    assert Mine().__node__.tree.paths(Leaf.write) == {"write"}
+    assert list(Without().__node__.tree.nodes) == ["", "same"]
 
 
 def test_an_instance_may_replace_a_node_of_its_class() -> None:
@@ -142,7 +141,7 @@ def test_one_node_under_two_names_is_refused() -> None:
             return text
 
     with pytest.raises(DeclarationError, match=r"`first` and `second`.*make a second Step"):
-        Structure.of(Twice())
+        _ = Twice().__node__.tree
 
 
 def test_a_graph_that_contains_itself_is_refused() -> None:
@@ -163,7 +162,7 @@ def test_a_graph_that_contains_itself_is_refused() -> None:
             return text
 
     with pytest.raises(DeclarationError, match=r"Loop contains itself at `inner\.outer`.*async method"):
-        Structure.of(Loop())
+        _ = Loop().__node__.tree
 
 
 @pytest.mark.parametrize("key", ["a.b", "a[0]", "a#1", "", "]", (1, 2), None])
@@ -178,14 +177,7 @@ def test_a_key_that_cannot_be_part_of_a_path_is_refused(key: Any) -> None:
             return text
 
     with pytest.raises(DeclarationError, match="cannot be part of a path"):
-        Structure.of(Keyed())
-
-
-@pytest.mark.parametrize("name", ["run", "run_sync", "mermaid", "takes", "gives", "label", "kind", "flow"])
-def test_a_node_may_not_hide_a_part_of_every_graph(name: str) -> None:
-    """`run` and the like are taken, in the class as in `__init__`."""
-    with pytest.raises(DeclarationError, match=f"every graph has a `{name}` of its own"):
-        type("Bad", (Leaf,), {name: fresh()})
+        _ = Keyed().__node__.tree
 
 
 def test_two_nodes_at_one_path_are_refused() -> None:
@@ -199,24 +191,24 @@ def test_two_nodes_at_one_path_are_refused() -> None:
             return text
 
     with pytest.raises(DeclarationError, match=r"Keyed declares two nodes at `nodes\.1`"):
-        Structure.of(Keyed())
+        _ = Keyed().__node__.tree
 
 
 def test_a_node_of_another_graph_is_not_found() -> None:
     """The message lists what there is."""
     with pytest.raises(DeclarationError, match=r"is not part of Leaf, which has: write, same"):
-        Structure.of(Leaf()).paths(Top.last)
+        Leaf().__node__.tree.paths(Top.last)
 
 
 @pytest.mark.anyio
 async def test_reading_a_graph_does_not_change_it() -> None:
-    """Looking at a structure, or running, leaves the same attributes behind."""
+    """Looking at a tree, or running, leaves the same attributes behind."""
     graph = Top()
-    before, nodes = dict(vars(graph)), list(Structure.of(graph).nodes)
+    before, nodes = dict(vars(graph)), list(graph.__node__.tree.nodes)
     async with Runner() as runner:
         assert (await runner.run(graph, "x")).output == "x"
     assert {name: vars(graph)[name] for name in before} == before
-    assert list(Structure.of(graph).nodes) == nodes
+    assert list(graph.__node__.tree.nodes) == nodes
 
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(
@@ -255,4 +247,4 @@ def test_every_node_has_one_path_however_deep_it_stands(attributes: dict[str, An
             return text
 
     paths = [path for name, tree in attributes.items() for path in expected(name, tree)]
-    assert list(Structure.of(Any_()).nodes) == ["", *paths]
+    assert list(Any_().__node__.tree.nodes) == ["", *paths]

@@ -14,7 +14,7 @@ from typing import Any
 from graph import FeedbackDigest
 from stagegraph import Example, Prompt, Prompts, Score, load_examples
 from stagegraph.optimize import Budget, Candidates, tune
-from stagegraph.run import Run
+from stagegraph.record.run import Run
 
 BAD = 'Answer like this: {"customer":"Tom Baker","stars":5}'
 POOL = (
@@ -50,7 +50,7 @@ async def main(model: str, runs: int, fresh: int) -> None:
     """Tune on the `dev` reviews, report on `test` reviews."""
     began = time.monotonic()
     path, stage = Path(__file__).with_name("examples.jsonl"), FeedbackDigest.extract
-    known, test = (load_examples(path, stage.takes, split=split) for split in ("dev", "test"))
+    known, test = (load_examples(path, stage.__node__.input_type, split=split) for split in ("dev", "test"))
     train, val, test = known[0::2], known[1::2], test[:fresh]
     print(f"{len(train)} reviews to learn from, {len(val)} to choose by, {len(test)} fresh ones for the verdict")
     tuning = await tune(
@@ -61,15 +61,15 @@ async def main(model: str, runs: int, fresh: int) -> None:
         test=test,
         budget=Budget(runs=runs),
         model=model,
-        prompts=Prompts({stage.label: Prompt(BAD)}),
-        proposer=Candidates({stage.label: POOL}),
+        prompts=Prompts({stage.__node__.name: Prompt(BAD)}),
+        proposer=Candidates({stage.__node__.name: POOL}),
         side_by_side=4,
         tell=progress,
     )
     print(f"stopped: {tuning.found.stopped}\n\nscores on the validation reviews, which chose:")
     for number, one in enumerate(tuning.found.candidates):
         mark = "*" if number == tuning.found.best else " "
-        print(f"{mark} {one.mean:.2f} {one.texts[stage.label]}")
+        print(f"{mark} {one.mean:.2f} {one.texts[stage.__node__.name]}")
     print(f"\non fresh reviews:\n\n{tuning.comparison.table()}")
     print(f"\n{tuning.spent.runs} runs to tune, {2 * len(test)} for the verdict, {time.monotonic() - began:.0f} s")
 

@@ -4,38 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .call import Call, CallError, CallInfo, Pending
-    from .errors import (
+    from .data.call import Call, CallError, CallInfo, Pending
+    from .data.events import Event, parse_event
+    from .data.examples import Example, split_examples
+    from .data.prompt import Demo, Prompt
+    from .data.prompts import Prompts
+    from .data.score import Feedback, Note, Score, note
+    from .graph import Graph
+    from .nodes.branches import Outcome
+    from .nodes.current import current_call
+    from .nodes.flow import as_completed, fan_out, gather, settle
+    from .nodes.node import Node
+    from .nodes.stage import Stage
+    from .nodes.step import Step, step
+    from .record.example_files import load_examples, save_examples
+    from .record.run import InputError, LimitError, ReplayError, Run, RunError
+    from .runner.feedback import feedback
+    from .runner.limits import Limits
+    from .runner.live import LiveRun
+    from .runner.runner import Runner
+    from .schema.errors import (
         BusyError,
         DeclarationError,
-        InputError,
         JournalError,
-        LimitError,
         NotRunningError,
         PromptError,
-        ReplayError,
-        RunError,
         StageError,
         StagegraphError,
         TracingError,
         TuningError,
     )
-    from .events import Event, parse_event
-    from .example import Example, split_examples
-    from .example_file import load_examples, save_examples
-    from .flow import Outcome, as_completed, fan_out, gather, settle
-    from .frame import current_call
-    from .graph import Graph
-    from .limits import Limits
-    from .live import LiveRun
-    from .node import Node
-    from .prompts import Demo, Prompt, Prompts
-    from .run import Run
-    from .runner import Runner
-    from .score import Feedback, Note, Score, note
-    from .scores import feedback
-    from .stage import Stage
-    from .steps import Step, step
 
 __all__ = [
     "BusyError",
@@ -87,52 +85,52 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BusyError": "errors",
-    "Call": "call",
-    "CallError": "call",
-    "CallInfo": "call",
-    "DeclarationError": "errors",
-    "Demo": "prompts",
-    "Event": "events",
-    "Example": "example",
-    "Feedback": "score",
+    "BusyError": "schema.errors",
+    "Call": "data.call",
+    "CallError": "data.call",
+    "CallInfo": "data.call",
+    "DeclarationError": "schema.errors",
+    "Demo": "data.prompt",
+    "Event": "data.events",
+    "Example": "data.examples",
+    "Feedback": "data.score",
     "Graph": "graph",
-    "InputError": "errors",
-    "JournalError": "errors",
-    "LimitError": "errors",
-    "Limits": "limits",
-    "LiveRun": "live",
-    "Node": "node",
-    "NotRunningError": "errors",
-    "Note": "score",
-    "Outcome": "flow",
-    "Pending": "call",
-    "Prompt": "prompts",
-    "PromptError": "errors",
-    "Prompts": "prompts",
-    "ReplayError": "errors",
-    "Run": "run",
-    "RunError": "errors",
-    "Runner": "runner",
-    "Score": "score",
-    "Stage": "stage",
-    "StageError": "errors",
-    "StagegraphError": "errors",
-    "Step": "steps",
-    "TracingError": "errors",
-    "TuningError": "errors",
-    "as_completed": "flow",
-    "current_call": "frame",
-    "fan_out": "flow",
-    "feedback": "scores",
-    "gather": "flow",
-    "load_examples": "example_file",
-    "note": "score",
-    "parse_event": "events",
-    "save_examples": "example_file",
-    "settle": "flow",
-    "split_examples": "example",
-    "step": "steps",
+    "InputError": "record.run",
+    "JournalError": "schema.errors",
+    "LimitError": "record.run",
+    "Limits": "runner.limits",
+    "LiveRun": "runner.live",
+    "Node": "nodes.node",
+    "NotRunningError": "schema.errors",
+    "Note": "data.score",
+    "Outcome": "nodes.branches",
+    "Pending": "data.call",
+    "Prompt": "data.prompt",
+    "PromptError": "schema.errors",
+    "Prompts": "data.prompts",
+    "ReplayError": "record.run",
+    "Run": "record.run",
+    "RunError": "record.run",
+    "Runner": "runner.runner",
+    "Score": "data.score",
+    "Stage": "nodes.stage",
+    "StageError": "schema.errors",
+    "StagegraphError": "schema.errors",
+    "Step": "nodes.step",
+    "TracingError": "schema.errors",
+    "TuningError": "schema.errors",
+    "as_completed": "nodes.flow",
+    "current_call": "nodes.current",
+    "fan_out": "nodes.flow",
+    "feedback": "runner.feedback",
+    "gather": "nodes.flow",
+    "load_examples": "record.example_files",
+    "note": "data.score",
+    "parse_event": "data.events",
+    "save_examples": "record.example_files",
+    "settle": "nodes.flow",
+    "split_examples": "data.examples",
+    "step": "nodes.step",
 }
 
 

@@ -1,48 +1,33 @@
-"""A class that declares nodes and says in `async def flow` how data moves through them."""
+"""The public `Graph`: a declared graph with methods to run it, draw it and offer it to agents."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from abc import abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    Literal,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
-from typing_extensions import Format, Unpack, get_annotations
-from typing_extensions import TypeVar as TypeVarWithDefault
+from typing_extensions import TypeVar, Unpack
 
-from .errors import DeclarationError, NotRunningError
-from .graph_types import schemas_of
-from .node import Node
-from .schema import Schema
+from .nodes.graph import BaseGraph
+from .schema.errors import NotRunningError
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, DeferredToolRequests, Tool
     from pydantic_ai.models import Model
 
-    from .call import Kind
-    from .options import AgentOptions, RunOptions
-    from .prompts import Prompts
-    from .run import Run
-    from .runner import Runner
+    from .data.prompts import Prompts
+    from .record.run import Run
+    from .runner.options import AgentOptions, RunOptions
+    from .runner.runner import Runner
 
 __all__ = ["Graph"]
 
-In_contra = TypeVarWithDefault("In_contra", contravariant=True)
-Out_co = TypeVarWithDefault("Out_co", covariant=True)
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
 
 
-class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
-    """A pipeline of agents: nodes as attributes, and `flow`, which says in plain Python what runs next.
+class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
+    """A pipeline of agents: nodes as attributes, and `flow`, which calls them in plain Python.
 
     A node is an attribute of the class, or set in `__init__` (also inside lists, tuples and dicts); its name is its
     path. Graphs may contain graphs, a subclass may redeclare a node, and one graph object serves many runs at once.
@@ -57,37 +42,6 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     ```
     """
 
-    kind: ClassVar[Kind] = "graph"
-
-    def __init_subclass__(cls, **kwargs: object) -> None:
-        super().__init_subclass__(**kwargs)
-        for name, value in vars(cls).items():
-            if isinstance(value, Node):
-                reject_reserved(cls, name)
-            elif isinstance(value, type) and issubclass(value, Node):
-                _reject_class(cls, name, cast("type[Any]", value))
-        flow = vars(cls).get("flow")
-        if flow is not None and not inspect.iscoroutinefunction(flow):
-            msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
-            raise DeclarationError(msg)
-
-    @abstractmethod
-    async def flow(self, value: In_contra, /) -> Out_co:
-        """How data moves: ordinary Python that awaits the graph's own nodes."""
-        raise NotImplementedError
-
-    @cached_property
-    def takes(self) -> Schema:
-        return schemas_of(type(self), Graph)[0]
-
-    @cached_property
-    def gives(self) -> Schema:
-        return schemas_of(type(self), Graph)[1]
-
-    @property
-    def label(self) -> str:
-        return type(self).__name__
-
     async def run(
         self,
         input: In_contra | Mapping[str, object],  # noqa: A002 - the name users write
@@ -97,12 +51,12 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         prompts: Prompts | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
-        """Run the graph once, by a runner of its own; `Runner.run` says what the options are.
+        """Run the graph once, on a runner of its own; `Runner.run` describes the options.
 
         Raises:
             RunError: the run ended without an output; `error.run` is its partial record.
         """
-        from .runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
+        from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
         async with Runner() as runner:
             return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
@@ -127,8 +81,8 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
             pass
         else:
             msg = (
-                f"{self.label}.run_sync() was called where an event loop is running, which it would block: "
-                f"write `await {self.label}().run(...)` instead"
+                f"{self.__node__.name}.run_sync() was called where an event loop is running, which it would block: "
+                f"write `await {self.__node__.name}().run(...)` instead"
             )
             raise NotRunningError(msg)
         return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
@@ -139,16 +93,17 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         """The graph as a tool of any Pydantic AI agent: `Agent(..., tools=[Support().as_tool()])`.
 
         The fields of the input type are the tool's arguments; a type without fields is the one argument `input`. The
-        run gets the calling agent's deps, what is left of its usage limits, and its model when *runner* has none; what
-        it used is added to the agent's usage. Arguments that do not fit go back to the model; a failed run raises its
-        `RunError`; one that waits for answers defers the call (`CallDeferred`, with the run's id in the metadata).
+        run receives the calling agent's deps, the rest of its usage limits, and its model when *runner* has none. The
+        usage of the run is added to that of the agent. Invalid arguments are returned to the model. A failed run
+        raises its `RunError`. A run that waits for answers defers the call (`CallDeferred`, with the run's id in the
+        metadata).
 
         Args:
-            name: Of the tool; else the class name in snake case.
-            description: For the model; else the docstring of the class.
-            runner: Runs the graph; else each call has a fresh one.
+            name: The tool's name; by default the class name in snake case.
+            description: The tool's description for the model; by default the docstring of the class.
+            runner: Runs the graph; by default each call has a runner of its own.
         """
-        from .agents import graph_tool  # noqa: PLC0415 - an edge, loaded when it is asked for
+        from .as_agent import graph_tool  # noqa: PLC0415 - loaded when it is used
 
         return graph_tool(self, name=name, description=description, runner=runner)
 
@@ -165,48 +120,25 @@ class Graph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     ) -> Agent[Any, Out_co] | Agent[Any, Out_co | DeferredToolRequests]:
         """The graph as a Pydantic AI agent, for its AG-UI, Vercel AI, A2A, CLI and web front ends.
 
-        The newest user prompt is the input: as it is for `str`; else read as JSON, or put into the only required field
-        if that is a text. What was said before is kept in the result's messages but not shown to the graph, unless its
-        input type has a field `list[ModelMessage]`. Every stage and step call is shown as a tool call while it runs,
-        without what goes in and out; the output is the answer's text (JSON where it is no `str`) and, typed,
-        `result.output`. A model given to the agent's run serves the stages that have none; instructions, tools and
-        model settings given to it are not used.
+        The newest user prompt is the input: unchanged for `str`; otherwise it is parsed as JSON, or put into the only
+        required field if that is a text. Earlier messages stay in the result's messages but do not reach the graph,
+        unless its input type has a field `list[ModelMessage]`. Every stage and step call appears as a tool call while
+        it runs, without its input and output. The output is the answer's text (JSON where it is not a `str`) and,
+        typed, `result.output`. A model given to the agent's run is used for stages without a model of their own;
+        instructions, tools and model settings given to it are ignored.
 
         Args:
-            runner: Runs the graph; else each agent run has a fresh one.
-            asks: A run that needs an approval or an external result gives `DeferredToolRequests`, which front ends put
-                to a person, and goes on when they are answered; the runner needs a journal.
+            runner: Runs the graph; by default each agent run has a runner of its own.
+            asks: A run that needs an approval or an external result returns `DeferredToolRequests`, which front ends
+                show to a person, and continues with the answers; the runner needs a journal.
             options: See `AgentOptions`.
         """
-        from .agents import graph_agent  # noqa: PLC0415
+        from .as_agent import graph_agent  # noqa: PLC0415 - loaded when it is used
 
         return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
-        """What is declared, as a Mermaid flowchart; dotted arrows show which types fit together."""
-        from .mermaid import declared_chart  # noqa: PLC0415 - drawing reads structures, which read graphs
+        """The declared nodes as a Mermaid flowchart; dotted arrows connect types that fit together."""
+        from .record.mermaid import declared_chart  # noqa: PLC0415 - loaded when it is used
 
         return declared_chart(self)
-
-    def __repr__(self) -> str:
-        return f"<graph {self.label}>"
-
-
-_RESERVED = frozenset(name for base in (Graph, Node) for name in vars(base) if not name.startswith("__"))
-
-
-def reject_reserved(cls: type[Graph[Any, Any]], name: str) -> None:
-    """Refuse a node whose name would hide a part of every graph."""
-    if name in _RESERVED:
-        msg = f"{cls.__name__}.{name}: every graph has a `{name}` of its own; give the node another name"
-        raise DeclarationError(msg)
-
-
-def _reject_class(cls: type[Graph[Any, Any]], name: str, node: type[Any]) -> None:
-    """Refuse a class in the place of a node; one that is named like a class, or annotated, is meant as a class."""
-    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
-        return
-    inside = {"stage": "Input, Agent(...)", "step": "function"}.get(getattr(node, "kind", ""), "")
-    made = f"{name} = {node.__name__}({inside})"
-    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
-    raise DeclarationError(msg)

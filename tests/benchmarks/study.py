@@ -34,7 +34,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Graph, Run, Runner, Score, Stage, fan_out
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
 from stagegraph.journal import MemoryJournal
 from table import machine
 

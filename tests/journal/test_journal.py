@@ -38,7 +38,7 @@ from stagegraph import (
     step,
 )
 from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
-from stagegraph.journal._bag import Bag
+from stagegraph.runner.replay import Bag
 
 pytestmark = pytest.mark.anyio
 

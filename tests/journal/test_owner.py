@@ -7,7 +7,7 @@ from echoing import Echo
 
 from stagegraph import JournalError, Runner
 from stagegraph.journal import Journal
-from stagegraph.journal._owner import this_process
+from stagegraph.journal.owner import this_process
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from forked import python
 from stagegraph import Graph, Runner, Stage
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
-from stagegraph.journal._owner import this_process
+from stagegraph.journal.owner import this_process
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
 
 def owner_that_died() -> str:
     """Who held a run: a real process, which is no more."""
-    code = "from stagegraph.journal._owner import this_process; print(this_process())"
+    code = "from stagegraph.journal.owner import this_process; print(this_process())"
     return python("-c", code, check=True).stdout.strip()
 
 

@@ -16,8 +16,8 @@ from rules import Chain, rows, separate, student
 from words import asked
 
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Score, Stage, TuningError
-from stagegraph.json_fields import fields_in
 from stagegraph.optimize import GEPA, Budget, Candidates, GraphModule, Proposal, tune
+from stagegraph.schema.paths import fields_in
 
 pytestmark = pytest.mark.anyio
 

@@ -23,7 +23,7 @@ from stagegraph import (
     split_examples,
 )
 from stagegraph.optimize import examples, from_dspy, stratified_split, to_dspy
-from stagegraph.schema import Schema
+from stagegraph.schema.schema import Schema
 
 
 class Order(BaseModel):

@@ -27,7 +27,7 @@ from pydantic_ai.usage import RequestUsage
 from words import says
 
 from stagegraph import DeclarationError, NotRunningError, TuningError
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 from stagegraph.optimize import lm
 from stagegraph.optimize._lm import model_behind
 from stagegraph.optimize._loop import submit

@@ -347,7 +347,7 @@ def test_silence_is_filled_with_heartbeats(gate: Gate):
 
 def test_a_reader_that_fell_behind_is_told(monkeypatch: pytest.MonkeyPatch, gate: Gate):
     """Events are kept in a bounded buffer; what is gone from it is counted."""
-    monkeypatch.setattr("stagegraph.runner._BUFFERED_EVENTS", 4)
+    monkeypatch.setattr("stagegraph.runner.runner._BUFFERED_EVENTS", 4)
     with served(app_of(Runner(), gate)) as client:
         run_id = client.post("/shout/runs", json=body("a", "b", "c")).json()["run_id"]
         seen = [parse_event(e["data"]) for e in events(client.get(f"/shout/runs/{run_id}/events"))]

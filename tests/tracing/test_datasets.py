@@ -14,8 +14,8 @@ from tickets import MODEL, A, B, C, Desks, Single, Ticket, Triage, both, the_key
 
 from scripted import fails
 from stagegraph import DeclarationError, Graph, Stage
-from stagegraph.errors import TracingError
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
+from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import from_dataset, to_dataset
 from stagegraph.tracing._ids import trace_id
 

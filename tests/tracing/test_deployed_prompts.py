@@ -18,8 +18,8 @@ from traced_runs import Watch
 
 from scripted import fails
 from stagegraph import DeclarationError, Demo, Graph, Prompt, PromptError, Prompts, RunError, Runner, Stage
-from stagegraph.errors import TracingError
 from stagegraph.journal import MemoryJournal
+from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import promote_prompts, rollback_prompts
 
 __all__ = ["the_client", "the_keys", "the_server"]

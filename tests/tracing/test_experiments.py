@@ -13,8 +13,8 @@ from recorded_runs import Desk
 from tickets import MODEL, A, B, Single, Ticket, Triage, both, the_keyed_desk
 
 from stagegraph import Run, Runner
-from stagegraph.errors import TracingError
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
+from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import run_experiment, to_dataset
 from stagegraph.tracing._ids import observation_id, trace_id
 

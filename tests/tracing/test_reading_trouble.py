@@ -11,7 +11,7 @@ from _observations import GROUPS
 from langfuse_fixtures import the_server
 from recorded_runs import ITEMS, LABELS, Desk, Item, Many, One, found, price, same, the_desk
 
-from stagegraph.errors import TracingError
+from stagegraph.schema.errors import TracingError
 
 __all__ = ["the_desk", "the_server"]
 

@@ -16,7 +16,7 @@ from recorded_runs import Desk
 
 from scripted import asked
 from stagegraph import Graph, Stage, fan_out
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
 from stagegraph.tracing import RunSource
 
 __all__ = ["MODEL", "A", "B", "C", "Desks", "Single", "Ticket", "Triage", "both", "the_keyed_desk"]

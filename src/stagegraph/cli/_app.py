@@ -51,7 +51,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit the process."""
-    from stagegraph.errors import StagegraphError  # noqa: PLC0415 - `--help` answers without loading the library
+    from stagegraph.schema.errors import StagegraphError  # noqa: PLC0415 - `--help` answers without loading the library
 
     try:
         app()

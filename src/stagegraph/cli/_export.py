@@ -16,7 +16,7 @@ from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
 from ._text import console, plain
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
+    from stagegraph.data.examples import Example
 
 __all__ = ["export"]
 
@@ -49,7 +49,7 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples  # noqa: PLC0415
-    from stagegraph.structure import Structure, closest  # noqa: PLC0415
+    from stagegraph.schema.names import closest  # noqa: PLC0415
     from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
@@ -60,9 +60,9 @@ def export(
         msg = "--split-by says how to deal out; --split NAME=SHARE,... says into what"
         raise typer.BadParameter(msg)
     root = load_graph(graph)
-    nodes = Structure.of(root).nodes
+    nodes = root.__node__.tree.nodes
     if stage is not None and stage not in nodes:
-        msg = f"{root.label} has no `{stage}`{closest(stage, [path for path in nodes if path])}"
+        msg = f"{root.__node__.name} has no `{stage}`{closest(stage, [path for path in nodes if path])}"
         raise DeclarationError(msg)
 
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from stagegraph.nodes.stage import stages_of
+
 from ._place import writable
 from ._text import console
 
@@ -25,7 +27,7 @@ def draw(
     ] = None,
 ) -> None:
     """Draw what a graph declares, as a Mermaid flowchart."""
-    from stagegraph.mermaid import declared_chart  # noqa: PLC0415
+    from stagegraph.record.mermaid import declared_chart  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
 
@@ -43,7 +45,6 @@ def show(
 ) -> None:
     """Print what a graph says to its models."""
     from stagegraph import Prompts  # noqa: PLC0415
-    from stagegraph.structure import Structure  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
 
@@ -51,7 +52,7 @@ def show(
     texts = Prompts.of(node)
     if prompts is not None:
         deployed = Prompts.load(prompts)
-        deployed.check_known(Structure.of(node).stages, node.label)
+        deployed.check_known(stages_of(node), node.__node__.name)
         texts = texts.replace(deployed)
     print(texts.to_yaml(), end="")  # noqa: T201
 
@@ -83,4 +84,4 @@ def check(graph: GraphArgument, file: Annotated[str, typer.Argument(help="A prom
 
     node = load_graph(graph)
     Prompts.load(file).check(node)
-    console(stderr=True).print(Text(f"{file} fits {node.label}", "green"))
+    console(stderr=True).print(Text(f"{file} fits {node.__node__.name}", "green"))

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.errors import InputError
+from stagegraph.record.run import InputError
 
 if TYPE_CHECKING:
-    from stagegraph.schema import Schema
+    from stagegraph.schema.schema import Schema
 
 __all__ = ["read_input"]
 
@@ -75,7 +75,7 @@ def _json(content: str, name: str) -> Any:
 
 
 def _yaml(content: str, name: str) -> Any:
-    from stagegraph.prompts_file import parse_yaml  # noqa: PLC0415 - only for YAML
+    from stagegraph.data.prompts_yaml import parse_yaml  # noqa: PLC0415 - only for YAML
 
     try:
         return parse_yaml(content)
@@ -86,7 +86,7 @@ def _yaml(content: str, name: str) -> Any:
 
 def _data(content: str) -> Any:
     """JSON, or YAML that is more than a text; everything else is text."""
-    from stagegraph.prompts_file import parse_yaml  # noqa: PLC0415
+    from stagegraph.data.prompts_yaml import parse_yaml  # noqa: PLC0415
 
     try:
         return json.loads(content)

@@ -23,7 +23,7 @@ LangfuseOption = Annotated[
 
 async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     """The newest runs that fit, as a journal would have them."""
-    from stagegraph.stored import feedback_of  # noqa: PLC0415
+    from stagegraph.record.reading import feedback_of  # noqa: PLC0415
     from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
     from stagegraph.tracing._wanted import Wanted  # noqa: PLC0415
 
@@ -50,8 +50,8 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
 
 async def page_from_langfuse(run: str) -> Pages:
     """One run by its id, or the `last` one."""
-    from stagegraph.errors import TracingError  # noqa: PLC0415
     from stagegraph.journal import RunFilter  # noqa: PLC0415
+    from stagegraph.schema.errors import TracingError  # noqa: PLC0415
     from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
 
     if run != "last":

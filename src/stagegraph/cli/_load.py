@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from stagegraph import DeclarationError, Graph, Node
-from stagegraph.structure import Structure, closest
+from stagegraph.schema.names import closest
 
 __all__ = ["load_function", "load_graph"]
 
@@ -125,7 +125,7 @@ def _only_graph(module: ModuleType, text: str) -> object:
                 made = _instance(graph, text)
             except DeclarationError:
                 continue  # what needs arguments is named with the others, and says so when it is chosen
-            inner |= {type(node) for path, node in Structure.of(made).nodes.items() if path}
+            inner |= {type(node) for path, node in made.__node__.tree.nodes.items() if path}
         own = [graph for graph in own if graph not in inner] or own
     if len(own) == 1:
         return own[0]

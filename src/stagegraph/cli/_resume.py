@@ -32,7 +32,7 @@ def resume(
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """Finish a run that a crash, a limit, an error or a question interrupted."""
-    from stagegraph.errors import ReplayError  # noqa: PLC0415
+    from stagegraph.record.run import ReplayError  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
     from ._run import finish  # noqa: PLC0415

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.text import Text
 
+from stagegraph.nodes.stage import stages_of
+
 from ._stored import DEFAULT_JOURNAL, JournalOption, open_journal
 from ._text import console, json_output, plain, print_json, question
 
@@ -48,7 +50,7 @@ def run(
 
     with json_output(as_json) as out:
         node = load_graph(graph)  # before there is an event loop: a file may use one of its own
-        asyncio.run(work(node, read_input(input, node.takes), out))
+        asyncio.run(work(node, read_input(input, node.__node__.input_type), out))
 
 
 def make_runner(
@@ -61,10 +63,10 @@ def make_runner(
 ) -> Runner:
     """A runner from the options, with every mistake in them found before anything runs."""
     from stagegraph import Prompts, Runner  # noqa: PLC0415
-    from stagegraph.models import Models  # noqa: PLC0415
-    from stagegraph.structure import Structure, closest  # noqa: PLC0415
+    from stagegraph.agent.models import Models  # noqa: PLC0415
+    from stagegraph.schema.names import closest  # noqa: PLC0415
 
-    stages = Structure.of(node).stages
+    stages = stages_of(node)
     by_path: dict[str, str] = {}
     for pair in models or []:
         path, equals, name = pair.partition("=")
@@ -80,7 +82,7 @@ def make_runner(
             known_models.get(name)
     deployed = Prompts.load(prompts) if prompts is not None else None
     if deployed is not None:
-        deployed.check_known(stages, node.label)
+        deployed.check_known(stages, node.__node__.name)
     return Runner(model, models=by_path, prompts=deployed, journal=journal, **options)
 
 
@@ -91,7 +93,7 @@ async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | No
     from ._tree import watch  # noqa: PLC0415
 
     try:
-        await watch(live, node.label)
+        await watch(live, node.__node__.name)
         result: Run[Any, Any] = await live.result()
         error = None
     except RunError as failed:
@@ -102,7 +104,7 @@ async def finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | No
     if out is not None:
         print(json.dumps(_as_data(result, node), ensure_ascii=False), file=out)
     elif result.status == "succeeded":
-        print_json(console(), node.gives.show(result.output))
+        print_json(console(), node.__node__.output_type.show(result.output))
     err = console(stderr=True)
     if error is not None:
         err.print(Text.assemble(("error: ", "bold red"), plain(str(error))))
@@ -116,7 +118,7 @@ def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:
     return {
         "run_id": result.id,
         "status": result.status,
-        "output": node.gives.show(result.output) if result.status == "succeeded" else None,
+        "output": node.__node__.output_type.show(result.output) if result.status == "succeeded" else None,
         "error": str(result.error) if result.error is not None else None,
         "usage": {
             "requests": usage.requests,

@@ -39,8 +39,8 @@ def runs(
     journal: JournalOption = DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
-    from stagegraph.interrupted import GIVEN_UP  # noqa: PLC0415
     from stagegraph.journal import RunFilter  # noqa: PLC0415
+    from stagegraph.runner.recovery import GIVEN_UP  # noqa: PLC0415
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
@@ -95,7 +95,7 @@ def runs(
 
 
 def _status(row: RunRow) -> str:
-    from stagegraph.interrupted import is_interrupted  # noqa: PLC0415
+    from stagegraph.runner.recovery import is_interrupted  # noqa: PLC0415
 
     return "interrupted" if is_interrupted(row) else row.status
 
@@ -126,7 +126,7 @@ def feedback(
 ) -> None:
     """Score a run, or one call of it."""
     from stagegraph import Runner  # noqa: PLC0415
-    from stagegraph.scores import feedback as store_feedback  # noqa: PLC0415
+    from stagegraph.runner.feedback import feedback as store_feedback  # noqa: PLC0415
 
     try:
         parsed = json.loads(value)

@@ -36,7 +36,7 @@ def serve(
 
         from stagegraph.service import app  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        from stagegraph.errors import DeclarationError  # noqa: PLC0415
+        from stagegraph.schema.errors import DeclarationError  # noqa: PLC0415
 
         msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
         raise DeclarationError(msg) from error
@@ -51,7 +51,9 @@ def serve(
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     with _listening(host, port) as listening:
         shown = f"[{host}]" if ":" in host else host
-        console(stderr=True).print(f"{node.label} is at http://{shown}:{listening.getsockname()[1]}/", highlight=False)
+        console(stderr=True).print(
+            f"{node.__node__.name} is at http://{shown}:{listening.getsockname()[1]}/", highlight=False
+        )
         config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=int(drain) + 10)
         uvicorn.Server(config).run(sockets=[listening])
 
@@ -61,7 +63,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        from stagegraph.errors import DeclarationError  # noqa: PLC0415
+        from stagegraph.schema.errors import DeclarationError  # noqa: PLC0415
 
         known = {errno.EADDRINUSE: "something else listens there", socket.EAI_NONAME: "there is no such host"}
         why = known.get(error.errno or 0) or os.strerror(error.errno or 0)

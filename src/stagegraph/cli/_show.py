@@ -127,8 +127,8 @@ def _line(call: CallRow) -> Text:
 
 
 def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key: str, *, as_json: bool) -> None:
-    from stagegraph.errors import JournalError  # noqa: PLC0415
-    from stagegraph.structure import closest  # noqa: PLC0415
+    from stagegraph.schema.errors import JournalError  # noqa: PLC0415
+    from stagegraph.schema.names import closest  # noqa: PLC0415
 
     found = next((one for one in calls if one.key == key), None)
     if found is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagegraph.errors import JournalError
+from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
     from stagegraph.journal import Journal, RunRow, SqliteJournal

@@ -10,9 +10,9 @@ import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.edges import follow_contents
-from stagegraph.errors import JournalError
-from stagegraph.stored import tree
+from stagegraph.record.edges import follow_contents
+from stagegraph.record.reading import call_tree
+from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _hash(text: str) -> str:
 
 
 def _data(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> dict[str, Any]:
-    root = tree(list(calls), None) if len(calls) <= _FOLLOWED else None
+    root = call_tree(list(calls), None) if len(calls) <= _FOLLOWED else None
     return {
         "run": {
             "id": run.run_id,

@@ -1,8 +1,9 @@
 """Stored calls: what gives resume, replay, inspection, and the tuner's cache."""
 
-from ._memory import MemoryJournal
-from ._rows import CallRow, CancelRow, FeedbackRow, Journal, OpRow, RunFilter, RunRow
-from ._sqlite import SqliteJournal
+from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, Journal, OpRow, RunFilter, RunRow
+
+from .memory import MemoryJournal
+from .sqlite import SqliteJournal
 
 __all__ = [
     "CallRow",

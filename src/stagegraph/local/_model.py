@@ -11,7 +11,7 @@ from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 from ._answer import Question, answer, count
 from ._engine import EngineConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 __all__ = ["INSTALL", "KNOWN", "Weights"]
 

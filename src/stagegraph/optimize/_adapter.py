@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gepa.core.adapter import EvaluationBatch
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from ._components import Component, EngineName, Texts
 from ._loop import submit
@@ -22,9 +22,9 @@ from .budget import BudgetReached
 from .proposers import Proposal, Proposer, ask, schema_text
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.example import Example
-    from stagegraph.stage import Stage
+    from stagegraph.data.call import Call
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.stage import Stage
 
     from .report import ReportRow
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from pydantic_ai.exceptions import AgentRunError
 
-from stagegraph.errors import TuningError
-from stagegraph.faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.agent.faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.runner import Runner
-    from stagegraph.stage import Stage
+    from stagegraph.nodes.stage import Stage
+    from stagegraph.runner.runner import Runner
 
 __all__ = ["model_named"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from zlib import crc32
 
-from stagegraph.errors import TuningError
-from stagegraph.prompt import Prompt
+from stagegraph.data.prompt import Prompt
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
-    from stagegraph.offered import Offered
-    from stagegraph.prompts import Prompts
-    from stagegraph.stage import Stage
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.describe import Offered
+    from stagegraph.nodes.stage import Stage
 
 __all__ = [
     "Component",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 __all__ = ["check_counts"]
 

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.call import key_order
-from stagegraph.edges import makers_of_output
-from stagegraph.errors import TuningError
-from stagegraph.score import Note
-from stagegraph.structure import closest
+from stagegraph.data.call import key_order
+from stagegraph.data.score import Note
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.edges import makers_of_output
+from stagegraph.schema.errors import TuningError
+from stagegraph.schema.names import closest
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
-    from stagegraph.score import Score
+    from stagegraph.data.call import Call
+    from stagegraph.data.score import Score
+    from stagegraph.record.run import Run
 
 __all__ = ["blame_of", "blamed", "calls_of", "check_targets", "credited"]
 
@@ -30,7 +31,7 @@ def check_targets(run: Run[Any, Any], notes: Iterable[Note]) -> None:
     Raises:
         TuningError: it hangs on nothing; the message says what there is.
     """
-    known = {call.key for call in run.root.walk()} | set(run.structure.nodes)
+    known = {call.key for call in run.root.walk()} | set(run.tree.nodes)
     for note in notes:
         if note.target and note.target not in known:
             hint = closest(note.target, sorted(known))
@@ -70,7 +71,7 @@ def blamed(run: Run[Any, Any], score: Score, *, perfect: float = 1.0) -> dict[st
         for key, share in way.earners(target).items():
             path = way.calls[key].path
             shares[path] = max(share, shares.get(path, 0.0))
-        if not shares and target in run.structure.stages:
+        if not shares and target in stages_of(run.tree.root):
             shares[target] = _OWN  # it never ran, which may be what is wrong
         for path, share in shares.items():
             found[path] = found.get(path, 0.0) + weight * share

@@ -6,14 +6,14 @@ import json
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.call import key_order
+from stagegraph.data.call import key_order
 
 from ._feedback import answer_of, cut, shown
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.example import Example
-    from stagegraph.run import Run
+    from stagegraph.data.call import Call
+    from stagegraph.data.examples import Example
+    from stagegraph.record.run import Run
 
 __all__ = ["evidence"]
 

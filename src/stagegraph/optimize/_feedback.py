@@ -11,9 +11,9 @@ from pydantic_core import to_jsonable_python
 from ._credit import calls_of
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
-    from stagegraph.score import Note, Score
+    from stagegraph.data.call import Call
+    from stagegraph.data.score import Note, Score
+    from stagegraph.record.run import Run
 
 __all__ = ["answer_of", "cut", "lines_about", "shown", "stage_feedback", "verdict_lines"]
 

@@ -11,8 +11,8 @@ import dspy
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from stagegraph.errors import DeclarationError
-from stagegraph.schema import Schema, field_keys
+from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.schema import Schema, field_keys
 
 __all__ = ["STAGE_ID", "Fields", "reject_reserved", "signature_of"]
 

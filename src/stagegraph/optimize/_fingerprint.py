@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.models import Model
 
-from stagegraph.node import Node
+from stagegraph.nodes.node import Node
 
 __all__ = ["Fingerprint", "functions_of", "hash_of", "name_of"]
 
@@ -139,7 +139,7 @@ class Fingerprint:
         kind = cast("type[Any]", type(value))
         if isinstance(value, (Node, AbstractAgent)):
             node = cast("Any", value)
-            return [kind.__qualname__, node.label if isinstance(value, Node) else node.name]
+            return [kind.__qualname__, node.__node__.name if isinstance(value, Node) else node.name]
         if isinstance(value, BaseModel):
             return [self._of(kind), self._of(dict(value))]
         if self._is_library(_file_of(kind), kind.__module__):

@@ -12,8 +12,8 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings, merge_model_settings
 
-from stagegraph.errors import DeclarationError, TuningError
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
+from stagegraph.schema.errors import DeclarationError, TuningError
 
 from ._loop import await_here, run_here
 from ._wire import cost_in, messages_of, parameters_of, response_of, settings_in, settings_of, translated

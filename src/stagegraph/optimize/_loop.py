@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from stagegraph.errors import NotRunningError
+from stagegraph.schema.errors import NotRunningError
 
 __all__ = ["await_here", "run_here", "start_here", "submit"]
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
-from stagegraph.example import digest_of
-from stagegraph.graph import Graph
-from stagegraph.journal._identity import stage_parts, step_parts
-from stagegraph.stage import Stage
-from stagegraph.steps import Step
-from stagegraph.structure import Structure
+from stagegraph.data.examples import digest_of
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.stage import Stage
+from stagegraph.nodes.step import Step
+from stagegraph.runner.identity import stage_parts, step_parts
 
 from ._chosen import model_named
 from ._fingerprint import Fingerprint, functions_of, hash_of, name_of
@@ -22,9 +21,9 @@ from .proposers import Candidates
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
 
     from .grading import Grader
     from .search import Options
@@ -45,7 +44,7 @@ def manifest(  # noqa: PLR0917
 ) -> dict[str, Any]:
     """What it is, by what a person calls it."""
     return {
-        "the graph": graph.label,
+        "the graph": graph.__node__.name,
         **dict(_program(graph, base, options)),
         "what is tuned": list(options.components),
         "the texts to start from": hash_of(dict(seed)),
@@ -65,10 +64,10 @@ def digest_of_example(example: Example[Any]) -> str:
 
 def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator[tuple[str, Any]]:
     """What runs, node by node."""
-    for path, node in Structure.of(graph).nodes.items():
-        types = [node.takes.fingerprint, node.gives.fingerprint]
-        if isinstance(node, Graph):
-            name = f"`{path}`" if path else graph.label
+    for path, node in graph.__node__.tree.nodes.items():
+        types = [node.__node__.input_type.fingerprint, node.__node__.output_type.fingerprint]
+        if isinstance(node, BaseGraph):
+            name = f"`{path}`" if path else graph.__node__.name
             yield f"the flow of {name}", [*types, Fingerprint(list(_methods(type(node)))).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]
@@ -86,7 +85,7 @@ def _program(graph: Node[Any, Any], base: Prompts, options: Options) -> Iterator
 def _methods(cls: type) -> Iterator[object]:
     """What a graph's own classes define; the nodes in them are looked at by themselves."""
     for base in cls.__mro__:
-        if issubclass(base, Graph) and base is not Graph:
+        if issubclass(base, BaseGraph) and not base.__module__.startswith("stagegraph."):
             yield from (function for _, function in functions_of(cast("type", base)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 __all__ = ["needing"]
 

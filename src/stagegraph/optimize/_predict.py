@@ -13,15 +13,15 @@ import dspy
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.errors import DeclarationError
-from stagegraph.prompt import Demo, Prompt, parsed
+from stagegraph.data.prompt import Demo, Prompt, parsed
+from stagegraph.schema.errors import DeclarationError
 
 from ._fields import Fields, reject_reserved, signature_of
 from ._lm import PydanticEngine
 from ._loop import await_here, run_here
 
 if TYPE_CHECKING:
-    from stagegraph.stage import Stage
+    from stagegraph.nodes.stage import Stage
 
 __all__ = ["StagePredict"]
 
@@ -38,8 +38,8 @@ class Declared:
         self.ask = ask
         self.demo_limit = demo_limit
         what = f"stage `{path}`"
-        self.takes = Fields(stage.takes, "input")
-        self.gives = Fields(stage.gives, "output", frozenset(self.takes.names))
+        self.takes = Fields(stage.__node__.input_type, "input")
+        self.gives = Fields(stage.__node__.output_type, "output", frozenset(self.takes.names))
         for fields in (self.takes, self.gives):
             reject_reserved(fields, what)
         clash = self.takes.names.keys() & self.gives.names.keys()

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
-from stagegraph.runner import Runner
+from stagegraph.nodes.stage import stages_of
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 from .evaluation import run_example
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
 
     from ._work import Work
     from .budget import Budget
@@ -73,7 +74,7 @@ async def preview(
     runs = [await run_example(own, graph, example, model=model, prompts=prompts) for example in examples[:samples]]
     calls: dict[str, list[int]] = {}
     for run in runs:
-        for path in run.structure.stages:
+        for path in stages_of(run.tree.root):
             calls.setdefault(path, []).append(sum(call.path == path for call in run.calls()))
     costs = [run.cost for run in runs]
     return Preview(

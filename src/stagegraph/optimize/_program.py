@@ -9,11 +9,11 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from stagegraph.errors import InputError, ReplayError, RunError
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
-from stagegraph.models import Models
-from stagegraph.runner import Runner
-from stagegraph.structure import Structure
+from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.agent.models import Models
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.run import InputError, ReplayError, RunError
+from stagegraph.runner.runner import Runner
 
 from ._chosen import model_named
 from ._fields import Fields
@@ -22,9 +22,9 @@ from ._loop import start_here
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["WAITS", "Flights", "Program", "run_patiently"]
 
@@ -85,9 +85,9 @@ class Program:
         self.runner = runner if runner is not None else Runner()
         self.waits = tuple(waits)
         self.demo_limit = demo_limit
-        self.structure = Structure.of(graph)
-        self.takes = Fields(graph.takes, "input")
-        self.gives = Fields(graph.gives, "output")
+        self.tree = graph.__node__.tree
+        self.takes = Fields(graph.__node__.input_type, "input")
+        self.gives = Fields(graph.__node__.output_type, "output")
         self.models = Models()
         self.flights = Flights()
         self.attributes: dict[str, str] = {}
@@ -95,7 +95,7 @@ class Program:
 
     def has_model(self, path: str) -> bool:
         """Whether somebody names a model for a stage: the stage, its agent, the runner or the module."""
-        stage = self.structure.stages[path]
+        stage = stages_of(self.tree.root)[path]
         return self.model is not None or model_named(path, stage, self.runner) is not None
 
     def __deepcopy__(self, _memo: object) -> Self:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from ._components import EngineName
 from .blame import Judged, blame

@@ -14,11 +14,11 @@ from .budget import BudgetReached
 from .evaluation import run_example
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
+    from stagegraph.runner.runner import Runner
 
     from ._store import Store
     from .budget import Budget, Spent

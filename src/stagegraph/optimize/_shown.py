@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic_ai.messages import ToolCallPart, ToolReturnPart
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
+    from stagegraph.data.call import Call
 
 __all__ = ["SCHEMA", "TEXT", "abridged", "cut", "restored", "tool_use"]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.models import Model
 
-from stagegraph.errors import TuningError
-from stagegraph.example import digest_of
-from stagegraph.models import Models
-from stagegraph.structure import closest
+from stagegraph.agent.models import Models
+from stagegraph.data.examples import digest_of
+from stagegraph.schema.errors import TuningError
+from stagegraph.schema.names import closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.prompts import Prompts
-    from stagegraph.runner import Runner
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.runner.runner import Runner
 
     from .budget import Spent
     from .search import Options

@@ -9,16 +9,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.errors import ReplayError, RunError, TuningError
-from stagegraph.run import Run
-from stagegraph.score import Note, Score
+from stagegraph.data.score import Note, Score
+from stagegraph.record.run import ReplayError, Run, RunError
+from stagegraph.schema.errors import TuningError
 
 from ._manifest import digest_of_example
 from .blame import Judged
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.node import Node
 
     from .budget import Spent
     from .proposers import Proposal, Proposer

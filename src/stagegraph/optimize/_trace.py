@@ -9,12 +9,12 @@ import dspy
 from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 
-from stagegraph.call import key_order
-from stagegraph.errors import TuningError
+from stagegraph.data.call import key_order
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.run import Run
+    from stagegraph.data.call import Call
+    from stagegraph.record.run import Run
 
     from ._predict import StagePredict
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
-from stagegraph.errors import TuningError
+from stagegraph.data.prompts import Prompts
 from stagegraph.journal import MemoryJournal, SqliteJournal
-from stagegraph.prompts import Prompts
-from stagegraph.runner import Runner
-from stagegraph.structure import Structure
+from stagegraph.nodes.stage import stages_of
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 from ._adapter import Adapter
 from ._components import EngineName, checked_kinds, components_of, prompts_of
@@ -35,8 +35,8 @@ from .grading import Grader, Metric, grader_of
 from .search import Found, Options, Tell
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.node import Node
+    from stagegraph.data.examples import Example
+    from stagegraph.nodes.node import Node
 
     from .report import Report
 
@@ -71,11 +71,11 @@ class Work:
         check_counts(minibatch=options.minibatch, side_by_side=options.side_by_side)
         if options.stagnation is not None:
             check_counts(stagnation=options.stagnation)
-        self.stages = Structure.of(graph).stages
+        self.stages = stages_of(graph)
         grader = grader_of(metric)
         start = options.prompts or Prompts()
-        self.base = start if start.graph else Prompts(start, graph=graph.label, origins=start.origins)
-        self.base.check_known(self.stages, graph.label)
+        self.base = start if start.graph else Prompts(start, graph=graph.__node__.name, origins=start.origins)
+        self.base.check_known(self.stages, graph.__node__.name)
         kinds = checked_kinds(options.components)
         writer = model_of(options.reflection_model)
         self.options = options = replace(options, components=kinds, reflection_model=writer)
@@ -84,7 +84,7 @@ class Work:
         tuned = {component.path for component in self.components.values()}
         self._untuned = {path: " or ".join(kinds) for path in self.stages if path not in tuned}
         if not self.seed:
-            msg = f"no stage of {graph.label} has {' or '.join(kinds)} to tune"
+            msg = f"no stage of {graph.__node__.name} has {' or '.join(kinds)} to tune"
             raise TuningError(msg)
         self._minibatch = min(options.minibatch, len(self.train))
         self._step = max(2 * self._minibatch, _MERGE) + len(self.val)

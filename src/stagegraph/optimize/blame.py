@@ -11,10 +11,10 @@ from ._feedback import answer_of, cut, lines_about, shown, verdict_lines
 from .evaluation import row_of
 
 if TYPE_CHECKING:
-    from stagegraph.call import Call
-    from stagegraph.example import Example
-    from stagegraph.run import Run
-    from stagegraph.score import Note, Score
+    from stagegraph.data.call import Call
+    from stagegraph.data.examples import Example
+    from stagegraph.data.score import Note, Score
+    from stagegraph.record.run import Run
 
     from .report import ReportRow
 

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
-    from stagegraph.run import Run
-    from stagegraph.score import Score
+    from stagegraph.data.score import Score
+    from stagegraph.record.run import Run
 
 __all__ = ["Budget", "BudgetReached", "Spent", "cost_text"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from pydantic import ValidationError
 
-from stagegraph.errors import InputError
-from stagegraph.example import Example
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.schema import Schema
+from stagegraph.data.examples import Example
+from stagegraph.nodes.node import Node
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import problems_of
+from stagegraph.schema.schema import Schema
 
 if TYPE_CHECKING:
     from pydantic_evals import Dataset  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
@@ -66,12 +66,12 @@ def to_pydantic_evals(  # pyright: ignore[reportUnknownParameterType]
         )
         raise ImportError(msg) from error
     evals = cast("Any", pydantic_evals)
-    typed = evals.Dataset[graph.takes.type, Any, dict[str, Any]]
+    typed = evals.Dataset[graph.__node__.input_type.type, Any, dict[str, Any]]
     cases = [
         evals.Case(name=one.id, inputs=one.input, expected_output=one.expected, metadata=dict(one.metadata))
         for one in examples
     ]
-    return typed(name=name or graph.label, cases=cases)
+    return typed(name=name or graph.__node__.name, cases=cases)
 
 
 @overload
@@ -90,7 +90,7 @@ def from_pydantic_evals(dataset: DatasetLike, of: Any = None) -> list[Example[An
     Raises:
         InputError: the inputs of a case do not fit; it names the case.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     return [_example(case, place, schema) for place, case in enumerate(dataset.cases, 1)]
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from ._page import SAME, section, write_page
 from ._statistics import bootstrap, needed

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 import dspy
 from pydantic import ValidationError
 
-from stagegraph.errors import DeclarationError, InputError, TuningError
-from stagegraph.example import Example, split_examples
-from stagegraph.example_file import read_examples
-from stagegraph.failure import problems_of
-from stagegraph.node import Node
-from stagegraph.schema import Schema
+from stagegraph.data.examples import Example, split_examples
+from stagegraph.nodes.node import Node
+from stagegraph.record.example_files import read_examples
+from stagegraph.record.run import InputError
+from stagegraph.schema.errors import DeclarationError, TuningError, problems_of
+from stagegraph.schema.schema import Schema
 
 from ._fields import Fields
 
@@ -44,7 +44,7 @@ def examples(path: str | os.PathLike[str], of: Any = None) -> list[Example[Any]]
     Raises:
         InputError: the file cannot be read, has no rows, a row does not fit, or two have one id; it names the line.
     """
-    schema = None if of is None else of.takes if isinstance(of, Node) else Schema(of)
+    schema = None if of is None else of.__node__.input_type if isinstance(of, Node) else Schema(of)
     lines: dict[str, int] = {}
     found: list[Example[Any]] = []
     for line, example in read_examples(path, schema):
@@ -117,7 +117,7 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
     The rest are labels: what is expected is the label `expected`, or, when it is a mapping, one label for each of its
     entries.
     """
-    takes = Fields(graph.takes, "input")
+    takes = Fields(graph.__node__.input_type, "input")
     if isinstance(given, Example):
         return _to_dspy(given, takes)
     return [_to_dspy(example, takes) for example in given]
@@ -147,7 +147,7 @@ def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any])
     Raises:
         InputError: the inputs do not fit the graph.
     """
-    takes = Fields(graph.takes, "input")
+    takes = Fields(graph.__node__.input_type, "input")
     if isinstance(given, dspy.Example):
         return _from_dspy(given, takes, graph)
     return [_from_dspy(one, takes, graph) for one in given]
@@ -159,7 +159,7 @@ def _from_dspy(given: dspy.Example, takes: Fields, graph: Node[Any, Any]) -> Exa
         value = takes.join(fields)
     except (ValidationError, KeyError) as error:
         reason = problems_of(error) if isinstance(error, ValidationError) else f"it has no {error}"
-        msg = f"a dspy.Example does not fit {graph.label}: {reason}"
+        msg = f"a dspy.Example does not fit {graph.__node__.name}: {reason}"
         raise InputError(msg) from error
     labels = {name: label for name, label in fields.items() if name not in takes.names}
     expected = labels["expected"] if labels.keys() == {"expected"} else (labels or None)

@@ -12,15 +12,14 @@ import anyio
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.errors import InputError, RunError, TuningError, leaves
-from stagegraph.example import Example
-from stagegraph.failure import problems_of
-from stagegraph.faults import fault_in, is_lasting, let_down, wait_asked_for
-from stagegraph.node import Node
-from stagegraph.run import Run
-from stagegraph.runner import Runner
-from stagegraph.scores import feedback
-from stagegraph.structure import Structure
+from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.data.examples import Example
+from stagegraph.nodes.node import Node
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.run import InputError, Run, RunError
+from stagegraph.runner.feedback import feedback
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError, leaves, problems_of
 
 from ._counts import check_counts
 from .grading import Grader, Metric, grader_of, stage_of
@@ -29,9 +28,9 @@ from .report import Report, ReportRow
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.options import RunOptions
-    from stagegraph.prompts import Prompts
-    from stagegraph.score import Score
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.data.score import Score
+    from stagegraph.runner.options import RunOptions
 
 __all__ = ["SIDE_BY_SIDE", "WAITS", "checked_examples", "evaluate", "report_of", "row_of", "run_example"]
 
@@ -87,7 +86,7 @@ async def evaluate(
     grader = grader_of(metric)
     own = runner or Runner(tracing=None)
     if prompts is not None:
-        prompts.check_known(Structure.of(graph).stages, graph.label)
+        prompts.check_known(stages_of(graph), graph.__node__.name)
     if record and own.journal is None and own.tracing is None:
         msg = "evaluate(record=True) needs somewhere to keep the scores: a runner with a journal, or with tracing"
         raise TuningError(msg)
@@ -195,9 +194,9 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
             msg = f"{what}: number {place + 1} is {type(row).__name__}, not an Example; write Example(input, expected)"
             raise TuningError(msg)
         try:
-            graph.takes.validate(row.input)
+            graph.__node__.input_type.validate(row.input)
         except ValidationError as error:
-            msg = f"{what}: {row.id!r} does not fit {graph.takes.name}, which {graph.label} takes: {problems_of(error)}"
+            msg = f"{what}: {row.id!r} does not fit {graph.__node__.input_type.name}, which {graph.__node__.name} takes: {problems_of(error)}"
             raise TuningError(msg) from error
     twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
@@ -209,7 +208,7 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
 def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Sequence[ReportRow]) -> Report:
     """Rows as a report of now."""
     return Report(
-        graph=graph.label,
+        graph=graph.__node__.name,
         metric=metric,
         prompts_digest=prompts.digest if prompts is not None else "",
         created=datetime.now(UTC).isoformat(timespec="seconds"),

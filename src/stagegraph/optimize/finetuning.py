@@ -21,14 +21,14 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
 
 from ._lm import model_behind
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.call import Call
+    from stagegraph.data.call import Call
 
     from ._predict import StagePredict
 

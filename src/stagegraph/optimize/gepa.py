@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.teleprompt import Teleprompter
 
-from stagegraph.errors import TuningError
-from stagegraph.example import Example
+from stagegraph.data.examples import Example
+from stagegraph.schema.errors import TuningError
 
 from ._loop import run_here
 from .data import from_dspy

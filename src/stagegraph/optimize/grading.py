@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 
 import anyio.to_thread
 
-from stagegraph.errors import TuningError
-from stagegraph.score import Note, Score
+from stagegraph.data.score import Note, Score
+from stagegraph.schema.errors import TuningError
 
 from ._credit import check_targets
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.run import Run
+    from stagegraph.data.examples import Example
+    from stagegraph.record.run import Run
 
 __all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "stage_of", "wants_failed_runs"]
 
@@ -186,7 +186,7 @@ async def graded(metric: Metric | Grader, example: Example[Any], run: Run[Any, A
 
 def stage_of(run: Run[Any, Any], target: str) -> str:
     """The path that a note's target stands for; empty for the run itself."""
-    if target in run.structure.nodes:
+    if target in run.tree.nodes:
         return target
     try:
         return run.call(target).path

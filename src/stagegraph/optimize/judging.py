@@ -15,9 +15,9 @@ from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
-from stagegraph.errors import DeclarationError, TuningError
-from stagegraph.models import Models
-from stagegraph.score import Note, Score
+from stagegraph.agent.models import Models
+from stagegraph.data.score import Note, Score
+from stagegraph.schema.errors import DeclarationError, TuningError
 
 from ._asking import NO_ANSWER, ask_patiently
 from ._evidence import evidence
@@ -27,8 +27,8 @@ from .evaluation import WAITS
 from .grading import wants_failed_runs
 
 if TYPE_CHECKING:
-    from stagegraph.example import Example
-    from stagegraph.run import Run
+    from stagegraph.data.examples import Example
+    from stagegraph.record.run import Run
 
 __all__ = ["Judge", "judge"]
 
@@ -212,6 +212,6 @@ class Asking:
 def _note(remark: dict[str, str], run: Run[Any, Any], weight: float) -> Note:
     """A remark where it belongs; one about what there is not is about the run."""
     target, text = remark["target"].strip().strip("`"), remark["text"][:_NOTE]
-    if not target or target in run.structure.nodes or any(call.key == target for call in run.root.walk()):
+    if not target or target in run.tree.nodes or any(call.key == target for call in run.root.walk()):
         return Note(target, text, weight)
     return Note("", f"(on {target[:100]!r}) {text}", weight)

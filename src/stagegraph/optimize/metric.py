@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from stagegraph.errors import TuningError
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import TuningError
 
 from ._feedback import stage_feedback
 from ._loop import run_here
@@ -17,8 +18,8 @@ from .data import from_dspy
 from .grading import Metric, grader_of, wants_failed_runs
 
 if TYPE_CHECKING:
-    from stagegraph.run import Run
-    from stagegraph.score import Score
+    from stagegraph.data.score import Score
+    from stagegraph.record.run import Run
 
 __all__ = ["Metric", "dspy_metric", "wants_failed_runs"]
 
@@ -44,7 +45,7 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     ) -> Any:
         try:
             run = _run_of(prediction, grader.name)
-            example = from_dspy(gold, run.structure.root)
+            example = from_dspy(gold, run.tree.root)
             score = run_here(grader(example, run), "await graded(metric, example, run)")
         except Exception as error:  # DSPy would take it for a score of 0
             raise_through_evaluation(error)
@@ -83,7 +84,7 @@ def _path(run: Run[Any, Any], name: str, pred_trace: Any) -> str:
         if isinstance(path, str):
             return path
     last = name.rpartition(".")[2]
-    for path in run.structure.stages:
+    for path in stages_of(run.tree.root):
         if last in {path, path.replace(".", "__")}:
             return path
     msg = f"there is no predictor `{name}` in {run.graph}"

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
 
-from stagegraph.errors import DeclarationError, PromptError, RunError
-from stagegraph.graph import Graph
-from stagegraph.node import Node
-from stagegraph.prompts import Prompts
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.node import Node
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.run import RunError
+from stagegraph.schema.errors import DeclarationError, PromptError
 
 from ._lm import general_lm, model_behind
 from ._lm import lm as bridged
@@ -26,9 +28,9 @@ from ._trace import RunPrediction, entries_of, record_usage, recorded
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.prompt import Prompt
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
+    from stagegraph.data.prompt import Prompt
+    from stagegraph.record.run import Run
+    from stagegraph.runner.runner import Runner
 
 __all__ = ["GraphModule"]
 
@@ -57,7 +59,7 @@ class GraphModule(dspy.Module):
 
     def __new__(cls, graph: object = None, **_: object) -> Self:
         """Make a module that shows the graph's source to proposers, which read that of a program's class."""
-        if isinstance(graph, Graph) and "graph_class" not in vars(cls):
+        if isinstance(graph, BaseGraph) and "graph_class" not in vars(cls):
             return object.__new__(_shown_as(cls, type(cast("object", graph))))
         return object.__new__(cls)
 
@@ -77,16 +79,16 @@ class GraphModule(dspy.Module):
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
         program = self._program = Program(graph, model, runner, waits, demo_limit)
-        program.attributes.update(_attributes(program.structure.stages))
-        if not program.structure.stages:
-            msg = f"{graph.label} has no stages, so there is nothing that could be tuned"
+        program.attributes.update(_attributes(stages_of(program.tree.root)))
+        if not stages_of(program.tree.root):
+            msg = f"{graph.__node__.name} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
         start = prompts if prompts is not None else program.runner.prompts
         if not start.settled:
             start = run_here(start.resolved(), "GraphModule(graph, prompts=await prompts.resolved())")
-        start.check_known(program.structure.stages, graph.label)
+        start.check_known(stages_of(program.tree.root), graph.__node__.name)
         seeds = Prompts.of(graph).replace(dict(start))
-        for path, stage in program.structure.stages.items():
+        for path, stage in stages_of(program.tree.root).items():
             predictor = StagePredict(Declared(path, stage, self._asker(), demo_limit), seeds[path])
             setattr(self, program.attributes[path], predictor)
 
@@ -118,7 +120,7 @@ class GraphModule(dspy.Module):
     def prompts(self) -> Prompts:
         """What the predictors say now, as the file that people review and a runner deploys."""
         prompts = {path: predictor.prompt() for path, predictor in self._predictors().items()}
-        return Prompts(prompts, graph=self._program.graph.label)
+        return Prompts(prompts, graph=self._program.graph.__node__.name)
 
     def _predictors(self) -> dict[str, StagePredict]:
         """Stage path -> its predictor now; an optimizer may have put another one in its place."""
@@ -159,10 +161,10 @@ class GraphModule(dspy.Module):
         takes = self._program.takes
         unknown = sorted(inputs.keys() - takes.names.keys())
         if unknown:
-            msg = f"{self._program.graph.label} has no input `{unknown[0]}`; it takes: {', '.join(takes.names)}"
+            msg = f"{self._program.graph.__node__.name} has no input `{unknown[0]}`; it takes: {', '.join(takes.names)}"
             raise TypeError(msg)
         if takes.model is None and not inputs:
-            msg = f"{self._program.graph.label} takes one input: write module(input=...)"
+            msg = f"{self._program.graph.__node__.name} takes one input: write module(input=...)"
             raise TypeError(msg)
         return takes.data(inputs)
 
@@ -191,8 +193,8 @@ class GraphModule(dspy.Module):
             stage = predictor.declared.stage
             if lm is None and not program.has_model(predictor.path):
                 lm = general_lm()[1]
-            models = {stage.label: model_behind(lm, program.models)} if lm is not None else {}
-            prompts: dict[str, Prompt] = {stage.label: predictor.prompt()}
+            models = {stage.__node__.name: model_behind(lm, program.models)} if lm is not None else {}
+            prompts: dict[str, Prompt] = {stage.__node__.name: predictor.prompt()}
             run, error = await run_patiently(program, stage, value, Prompts(prompts), models)
             if error is not None:
                 raise RunError(error, run=run)
@@ -216,7 +218,7 @@ class GraphModule(dspy.Module):
         unknown = [name for name in state if name not in own and name != "metadata"]
         if missing or unknown:
             parts = [f"`{name}` is missing" for name in missing] + [f"there is no `{name}`" for name in unknown]
-            msg = f"the saved program does not fit {self._program.graph.label}: {'; '.join(parts)}"
+            msg = f"the saved program does not fit {self._program.graph.__node__.name}: {'; '.join(parts)}"
             raise PromptError(msg)
         cast("Any", super()).load_state(state, allow_unsafe_lm_state=allow_unsafe_lm_state)
 

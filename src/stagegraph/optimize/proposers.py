@@ -13,8 +13,8 @@ import anyio
 import anyio.to_thread
 from pydantic_ai import Agent
 
-from stagegraph.errors import TuningError
-from stagegraph.models import Models
+from stagegraph.agent.models import Models
+from stagegraph.schema.errors import TuningError
 
 from ._asking import NO_ANSWER, ask_patiently
 from ._components import Kind, name_of_part
@@ -23,7 +23,7 @@ from ._shown import SCHEMA, abridged, cut, restored
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.stage import Stage
+    from stagegraph.nodes.stage import Stage
 
     from .budget import Spent
 
@@ -206,7 +206,7 @@ async def ask(proposer: Proposer, proposal: Proposal) -> str | None:
 def schema_text(stage: Stage[Any, Any], side: str) -> str:
     """The JSON schema of a stage's input or output as text, for a proposer to read."""
     try:
-        schema = (stage.takes if side == "takes" else stage.gives).adapter.json_schema()
+        schema = (stage.__node__.input_type if side == "takes" else stage.__node__.output_type).adapter.json_schema()
     except Exception:  # noqa: BLE001 - a user's type may fail in any way here
-        return (stage.takes if side == "takes" else stage.gives).name
+        return (stage.__node__.input_type if side == "takes" else stage.__node__.output_type).name
     return cut(json.dumps(schema, ensure_ascii=False), SCHEMA)

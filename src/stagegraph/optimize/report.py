@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from stagegraph.errors import TuningError
+from stagegraph.schema.errors import TuningError
 
 from ._page import section, write_page
 from ._statistics import bootstrap, percentile

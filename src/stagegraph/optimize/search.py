@@ -14,11 +14,11 @@ from .evaluation import SIDE_BY_SIDE, WAITS
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.errors import TuningError
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
-    from stagegraph.runner import Runner
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.runner.runner import Runner
+    from stagegraph.schema.errors import TuningError
 
     from ._adapter import Finding
     from ._components import Tuned

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import TuningError
-from stagegraph.runner import Runner
+from stagegraph.runner.runner import Runner
+from stagegraph.schema.errors import TuningError
 
 from ._fingerprint import name_of
 from ._missing import needing
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from pydantic_ai.models import Model
 
-    from stagegraph.example import Example
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
 
     from ._adapter import Finding
     from ._components import Tuned
@@ -210,14 +210,14 @@ async def tune(
     finally:
         await work.close()
     return Tuning(
-        graph=graph.label,
+        graph=graph.__node__.name,
         prompts=found.prompts,
         found=found,
         comparison=compare(reports[0], reports[-1]),
         held_out=held_out is not None,
         preview=measured or preview_of(found, budget, reports[0]),
         provenance={
-            "graph": graph.label,
+            "graph": graph.__node__.name,
             "optimizer": "gepa",
             "metric": grader.name,
             "model": name_of(model),

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from stagegraph.interrupted import give_up, is_interrupted, segment_of
 from stagegraph.journal import CancelRow
-from stagegraph.stored import stored_run
+from stagegraph.record.reading import stored_run
+from stagegraph.runner.recovery import give_up, is_interrupted, segment_of
 
 from ._problems import Problem
 from ._watch import Watch
@@ -138,7 +138,7 @@ class Desk:
     async def _check(self, user: str | None, run: RunRef) -> None:
         """Who may not see a run is told what somebody is told who made its id up."""
         policy: Callable[..., Any] = self._policy  # which may be written in code that nobody type-checks
-        allowed = run.graph == self.graph.label and policy(user, run)
+        allowed = run.graph == self.graph.__node__.name and policy(user, run)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if not isinstance(allowed, bool):

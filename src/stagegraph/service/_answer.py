@@ -57,9 +57,9 @@ class RunState(BaseModel):
 
 def answer_type(graph: Node[Any, Any]) -> type[RunState]:
     """A run's state with the graph's own output type, for the OpenAPI document."""
-    name = f"{''.join(c if c.isalnum() else '_' for c in graph.label)}Run"
-    output: Any = (Optional[graph.gives.type], None)  # noqa: UP045 - the type is only known now
-    return create_model(name, __base__=RunState, __doc__=f"A run of {graph.label}.", output=output)
+    name = f"{''.join(c if c.isalnum() else '_' for c in graph.__node__.name)}Run"
+    output: Any = (Optional[graph.__node__.output_type.type], None)  # noqa: UP045 - the type is only known now
+    return create_model(name, __base__=RunState, __doc__=f"A run of {graph.__node__.name}.", output=output)
 
 
 def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus, detail: str | None = None) -> bytes:
@@ -85,7 +85,7 @@ def state_json(graph: Node[Any, Any], run: Run[Any, Any], status: RunStatus, det
         "detail": detail,
     }
     try:
-        output = graph.gives.show_json(run.output) if status == "succeeded" else b"null"
+        output = graph.__node__.output_type.show_json(run.output) if status == "succeeded" else b"null"
     except PydanticSerializationError:
         raise Problem(
             500, "output", "the run succeeded, but its output cannot be written as JSON", run_id=run.id
@@ -143,20 +143,25 @@ class GraphInfo(BaseModel):
 
 
 def graph_info(graph: Node[Any, Any]) -> GraphInfo:
-    """The declared structure, without any prompt."""
-    from stagegraph.mermaid import declared_chart  # noqa: PLC0415
-    from stagegraph.structure import Structure  # noqa: PLC0415
+    """The declared tree, without any prompt."""
+    from stagegraph.record.mermaid import declared_chart  # noqa: PLC0415
 
     nodes = [
-        NodeInfo(path=path, kind=node.kind, label=node.label, input=node.takes.name, output=node.gives.name)
-        for path, node in Structure.of(graph).nodes.items()
+        NodeInfo(
+            path=path,
+            kind=node.__node__.kind,
+            label=node.__node__.name,
+            input=node.__node__.input_type.name,
+            output=node.__node__.output_type.name,
+        )
+        for path, node in graph.__node__.tree.nodes.items()
     ]
     return GraphInfo(
-        name=graph.label,
-        description=type(graph).__doc__ if graph.kind == "graph" else None,
+        name=graph.__node__.name,
+        description=type(graph).__doc__ if graph.__node__.kind == "graph" else None,
         nodes=nodes,
-        input_schema=graph.takes.adapter.json_schema(),
-        output_schema=graph.gives.adapter.json_schema(mode="serialization"),
+        input_schema=graph.__node__.input_type.adapter.json_schema(),
+        output_schema=graph.__node__.output_type.adapter.json_schema(mode="serialization"),
         mermaid=declared_chart(graph),
     )
 

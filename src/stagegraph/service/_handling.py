@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stagegraph import BusyError, DeclarationError, JournalError, LiveRun, ReplayError, Run, RunError, feedback
-from stagegraph.asking import by_call
-from stagegraph.interrupted import GIVEN_UP, is_interrupted, segment_of
+from stagegraph.record.deferred import by_call
+from stagegraph.runner.recovery import GIVEN_UP, is_interrupted, segment_of
 
 from ._answer import Denied, state_json
 from ._problems import RETRY_AFTER, Problem, problem_of_run

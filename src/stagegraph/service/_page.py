@@ -24,7 +24,7 @@ __all__ = ["app", "page"]
 
 def app(graph: Node[Any, Any], runner: Runner, **options: Any) -> FastAPI:
     """The endpoints of a graph and a page on `/` that uses them; *options* are those of `router`."""
-    made = FastAPI(title=graph.label, version=version("stagegraph"), lifespan=runner.lifespan)
+    made = FastAPI(title=graph.__node__.name, version=version("stagegraph"), lifespan=runner.lifespan)
     made.include_router(router(graph, runner, **options))
     text = page(graph)
 
@@ -39,10 +39,10 @@ def page(graph: Node[Any, Any]) -> str:
     """One self-contained page: a form for the input, the calls as they happen, and the result."""
     assets = files("stagegraph.service")
     style, script = (assets.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    data = json.dumps({"name": graph.label, "schema": graph.takes.adapter.json_schema()})
-    described = inspect.getdoc(graph) if graph.kind == "graph" and type(graph).__doc__ else None
+    data = json.dumps({"name": graph.__node__.name, "schema": graph.__node__.input_type.adapter.json_schema()})
+    described = inspect.getdoc(graph) if graph.__node__.kind == "graph" and type(graph).__doc__ else None
     parts = {
-        "title": html.escape(graph.label),
+        "title": html.escape(graph.__node__.name),
         "description": html.escape(described or ""),
         "style_hash": _hash(style),
         "script_hash": _hash(script),

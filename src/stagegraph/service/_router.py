@@ -12,7 +12,7 @@ from fastapi.params import Depends as Dependency
 from pydantic import WrapValidator
 
 from stagegraph import DeclarationError, Node, Runner
-from stagegraph.interrupted import DepsOf
+from stagegraph.runner.recovery import DepsOf
 
 from ._access import Desk, Policy, only_its_user
 from ._answer import Answers, FeedbackBody, GraphInfo, Health, answer_type, graph_info
@@ -89,11 +89,11 @@ def router(
             "router(%s(), deps=...): what `yield`s is closed when its request ends, and a run may outlive its request "
             "(`wait=false`, or a client that left): give something that lives as long as the app, such as a pool, and "
             "open the session in the step that needs it",
-            graph.label,
+            graph.__node__.name,
         )
     if deps is not None and resume_deps is None and runner.resumes_interrupted:
         msg = (
-            f"router({graph.label}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
+            f"router({graph.__node__.name}(), deps=...) on a Runner(resume_interrupted=True): runs that were interrupted go on "
             'without a request: say what makes their deps, `resume_deps=`, or leave them alone, `resume_deps="never"`'
         )
         raise DeclarationError(msg)
@@ -109,7 +109,7 @@ def router(
             dependencies=[*dependencies, *([Depends(user)] if user is not None else [])],
         )
     except Exception as error:
-        msg = f"{graph.label} cannot be served: {graph.takes.name} or {graph.gives.name} has no JSON form: {error}"
+        msg = f"{graph.__node__.name} cannot be served: {graph.__node__.input_type.name} or {graph.__node__.output_type.name} has no JSON form: {error}"
         raise DeclarationError(msg) from error
     return outer
 
@@ -153,7 +153,7 @@ def _health(runner: Runner, max_body: int) -> APIRouter:
 def _runs(  # noqa: PLR0917
     graph: Node[Any, Any], handling: Handling, user: Hook, session: Hook, deps: Hook, max_body: int
 ) -> APIRouter:
-    api = APIRouter(tags=[graph.label], route_class=route_class(max_body))
+    api = APIRouter(tags=[graph.__node__.name], route_class=route_class(max_body))
     state = answer_type(graph)
     begins = {202: {"model": state, "description": "The run goes on, or asks something."}}
     refused = documented(413, 415, 422, 429, 500, 502, 503, 504)
@@ -185,8 +185,8 @@ def _runs(  # noqa: PLR0917
         live = handling.start(value, user_id, session_id, run_deps, deltas=deltas)
         return await handling.streamed(live)
 
-    as_json = WrapValidator(lambda data, _: graph.takes.load(data))  # FastAPI takes it for Python data
-    body = Annotated[graph.takes.type, as_json, Body(description=f"What {graph.label} takes.")]
+    as_json = WrapValidator(lambda data, _: graph.__node__.input_type.load(data))  # FastAPI takes it for Python data
+    body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"What {graph.__node__.name} takes.")]
     create.__annotations__["value"] = create_stream.__annotations__["value"] = body
     api.post("/runs", response_model=state, responses={**begins, **documented(409), **refused})(create)
     api.post("/runs/stream", response_class=Response, responses={**stream, **refused})(create_stream)

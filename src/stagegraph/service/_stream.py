@@ -10,7 +10,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stagegraph.events import CallFinished, CallRetried, Event, RunFinished
+from stagegraph.data.events import CallFinished, CallRetried, Event, RunFinished
 
 if TYPE_CHECKING:
     from stagegraph import LiveRun

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from stagegraph import JournalError
-from stagegraph.event_log import EventLog
-from stagegraph.events import CallFinished, CallStarted, RunFinished, RunStarted
-from stagegraph.record import USAGE
+from stagegraph.data.events import CallFinished, CallStarted, RunFinished, RunStarted
+from stagegraph.data.usage import USAGE
+from stagegraph.runner.event_log import EventLog
 
 if TYPE_CHECKING:
-    from stagegraph.call import Status
+    from stagegraph.data.call import Status
     from stagegraph.journal import CallRow, Journal, RunRow
 
 __all__ = ["Watch"]

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from urllib.parse import urlsplit
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 __all__ = ["LATER", "Connection", "retry_after"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from stagegraph.call import key_order
+from stagegraph.data.call import key_order
 
 if TYPE_CHECKING:
     from stagegraph.journal import CallRow

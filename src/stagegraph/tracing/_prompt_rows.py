@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.errors import PromptError
-from stagegraph.fit import unfit_demos, unknown_fields
-from stagegraph.prompt import Prompt, parsed
+from stagegraph.data.fit import unfit_demos, unknown_fields
+from stagegraph.data.prompt import Prompt, parsed
+from stagegraph.schema.errors import PromptError
 
 if TYPE_CHECKING:
-    from stagegraph.stage import Stage
+    from stagegraph.nodes.stage import Stage
 
 __all__ = ["body_of", "name_of", "own_part", "prompt_of"]
 
@@ -30,7 +30,7 @@ def body_of(
     """What is sent to make a version."""
     text = prompt.instructions if prompt.instructions is not None else stage.instructions
     parts = {name: value for name, value in prompt.data().items() if name != "instructions"}
-    own: dict[str, Any] = {"parts": parts, "digest": digest, "schema": stage.gives.fingerprint}
+    own: dict[str, Any] = {"parts": parts, "digest": digest, "schema": stage.__node__.output_type.fingerprint}
     if provenance:
         own["provenance"] = json.loads(json.dumps(dict(provenance), default=str))
     return {"prompt": text or "", "config": {_CONFIG: own}}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import anyio
 import httpx
 
-from stagegraph.errors import TracingError
+from stagegraph.schema.errors import TracingError
 
 from ._connection import LATER, retry_after
 

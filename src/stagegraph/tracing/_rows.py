@@ -10,7 +10,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any, cast
 
-from stagegraph.call import Status
+from stagegraph.data.call import Status
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
 from ._observation import OURS, Row, is_root, label_of, meta, told

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from stagegraph.json_form import encodable
+from stagegraph.schema.serialize import encodable
 
 from ._secrets import HIDDEN, is_secret, scrubbed_text
 

@@ -16,7 +16,7 @@ from opentelemetry.trace import Status, StatusCode
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 
-from stagegraph.recorder import shown_json
+from stagegraph.schema.schema import shown_json
 
 from ._agents import CallTracer
 from ._content import shape, without_files
@@ -41,11 +41,11 @@ from ._spans import (
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
 
-    from stagegraph.call import CallError
-    from stagegraph.call import Status as CallStatus
-    from stagegraph.record import Entry
-    from stagegraph.stage import Stage
-    from stagegraph.trace import TraceStart
+    from stagegraph.data.call import CallError
+    from stagegraph.data.call import Status as CallStatus
+    from stagegraph.nodes.stage import Stage
+    from stagegraph.runner.observer import TraceStart
+    from stagegraph.runner.state import Entry
 
     from .langfuse import LangfuseTracing
 
@@ -138,7 +138,7 @@ class LangfuseTrace:
 
     def _show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
-        word, type_ = names[entry.node.kind]
+        word, type_ = names[entry.node.__node__.kind]
         given, output = self._contents(entry, status)
         attributes: Attributes = {TYPE: type_, **self._about(entry, status)}
         if given is not None:
@@ -173,7 +173,7 @@ class LangfuseTrace:
         told: dict[str, object] = {
             "path": entry.path,
             "key": entry.key if self._tracing.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
-            "kind": entry.node.kind,
+            "kind": entry.node.__node__.kind,
             "run_id": start.run_id,
         }
         if entry.fan is not None:
@@ -185,7 +185,7 @@ class LangfuseTrace:
         if segment:
             told["resumed"] = True
             told["segment"] = segment
-        if entry.node.kind == "stage":
+        if entry.node.__node__.kind == "stage":
             told["attempts"] = entry.use.attempts
             origin = start.prompts.origins.get(entry.path)
             told["prompt_source"] = (
@@ -200,5 +200,5 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        output = without_files(shown_json(node.gives, entry.output)) if status == "succeeded" else None
-        return without_files(shown_json(node.takes, entry.input)), output
+        output = without_files(shown_json(node.__node__.output_type, entry.output)) if status == "succeeded" else None
+        return without_files(shown_json(node.__node__.input_type, entry.input)), output

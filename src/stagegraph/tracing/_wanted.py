@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from stagegraph.score import Feedback
+    from stagegraph.data.score import Feedback
 
 __all__ = ["CORRECTION", "Wanted"]
 

@@ -18,10 +18,10 @@ import anyio
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from stagegraph.errors import RunError, TracingError, leaves
-from stagegraph.example import Example
-from stagegraph.prompt import first_problem
-from stagegraph.score import Feedback
+from stagegraph.data.examples import Example
+from stagegraph.data.score import Feedback
+from stagegraph.record.run import RunError
+from stagegraph.schema.errors import TracingError, first_problem, leaves
 
 from ._connection import Connection
 from ._ids import observation_id, trace_id
@@ -29,10 +29,10 @@ from ._rest import Rest
 from .langfuse import LangfuseTracing
 
 if TYPE_CHECKING:
-    from stagegraph.node import Node
-    from stagegraph.run import Run
-    from stagegraph.runner import Runner
-    from stagegraph.score import Scored
+    from stagegraph.data.score import Scored
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
+    from stagegraph.runner.runner import Runner
 
 __all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_dataset"]
 
@@ -125,10 +125,10 @@ async def _items(name: str, graph: Node[In, Any], connection: Connection) -> lis
             if item.get("status", "ACTIVE") != "ACTIVE":
                 continue
             try:
-                given = graph.takes.load(item.get("input"))
+                given = graph.__node__.input_type.load(item.get("input"))
             except (ValidationError, ValueError) as error:
                 reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                msg = f"item {item.get('id')} of data set {name!r} is no {graph.takes.name}: {reason}"
+                msg = f"item {item.get('id')} of data set {name!r} is no {graph.__node__.input_type.name}: {reason}"
                 raise TracingError(msg) from error
             told: Any = item.get("metadata")
             metadata = dict(cast("dict[str, Any]", told)) if isinstance(told, dict) else {}
@@ -195,7 +195,7 @@ async def run_experiment(
         msg = "an experiment is recorded in Langfuse: give the runner `tracing=LangfuseTracing(...)`"
         raise TracingError(msg)
     connection = tracing.connection
-    label = name or f"{graph.label} - {datetime.now(UTC).isoformat(timespec='seconds')}"
+    label = name or f"{graph.__node__.name} - {datetime.now(UTC).isoformat(timespec='seconds')}"
     items = await _items(dataset, graph, connection)
     async with Rest(connection) as rest:
         dataset_id = str((await rest.get(f"v2/datasets/{quote(dataset, safe='')}")).get("id"))

@@ -8,17 +8,17 @@ from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from stagegraph.errors import TracingError
-from stagegraph.prompt import Prompt
-from stagegraph.structure import Structure
+from stagegraph.data.prompt import Prompt
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import TracingError
 
 from ._connection import Connection
 from ._prompt_rows import body_of, name_of, own_part
 from ._rest import NotFoundError, Rest
 
 if TYPE_CHECKING:
-    from stagegraph.node import Node
-    from stagegraph.prompts import Prompts
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
 
 __all__ = ["promote_prompts", "push", "rollback_prompts"]
 
@@ -55,8 +55,8 @@ def push(
         PromptError: the prompts do not fit the graph.
         TracingError: the server does not take them; stages before the one it names have been sent.
     """
-    stages = Structure.of(graph).stages
-    prompts.check_known(stages, graph.label)
+    stages = stages_of(graph)
+    prompts.check_known(stages, graph.__node__.name)
 
     async def send() -> dict[str, int]:
         versions: dict[str, int] = {}
@@ -64,7 +64,7 @@ def push(
             for path, stage in stages.items():
                 prompt = prompts.get(path, Prompt())
                 body = body_of(prompt, stage, prompts.digest, provenance)
-                versions[path] = await _push_one(rest, name_of(graph.label, path), body, label, message)
+                versions[path] = await _push_one(rest, name_of(graph.__node__.name, path), body, label, message)
         return versions
 
     return _now(send())
@@ -129,15 +129,15 @@ def _relabel(graph: Node[Any, Any], source: str | None, target: str, connection:
         new: dict[str, int] = {}
         old: dict[str, int | None] = {}
         async with Rest(connection or Connection.of(), patience=20) as rest:
-            for path in Structure.of(graph).stages:
+            for path in stages_of(graph):
                 version = await _version(rest, _where(graph, path), wanted)
                 if version is not None:
                     new[path], old[path] = version, await _version(rest, _where(graph, path), target)
             changed = [path for path in new if new[path] != old[path]]
             if not new or (source is None and not changed):
-                msg = f"no prompt of {graph.label} carries the label {wanted!r} in Langfuse"
+                msg = f"no prompt of {graph.__node__.name} carries the label {wanted!r} in Langfuse"
                 if new:
-                    msg = f"the prompts of {graph.label} with the label {target!r} are what they were before it"
+                    msg = f"the prompts of {graph.__node__.name} with the label {target!r} are what they were before it"
                 raise TracingError(msg)
             for path in changed:
                 await rest.patch(f"{_where(graph, path)}/versions/{new[path]}", {"newLabels": [target]})
@@ -151,7 +151,7 @@ def _relabel(graph: Node[Any, Any], source: str | None, target: str, connection:
 
 
 def _where(graph: Node[Any, Any], path: str) -> str:
-    return f"v2/prompts/{quote(name_of(graph.label, path), safe='')}"
+    return f"v2/prompts/{quote(name_of(graph.__node__.name, path), safe='')}"
 
 
 async def _version(rest: Rest, where: str, label: str) -> int | None:

@@ -6,8 +6,8 @@ import json
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.errors import DeclarationError
 from stagegraph.journal import RunFilter
+from stagegraph.schema.errors import DeclarationError
 
 from ._spans import EXPERIMENT
 from ._wanted import Wanted
@@ -15,7 +15,7 @@ from .source import Pages, RunSource
 
 if TYPE_CHECKING:
     from stagegraph.journal import Journal
-    from stagegraph.node import Node
+    from stagegraph.nodes.node import Node
 
 __all__ = ["JournalRuns"]
 
@@ -40,7 +40,7 @@ class JournalRuns(RunSource):
             raise DeclarationError(msg)
         rows = await self._journal.runs(
             RunFilter(
-                graph=graph.label,
+                graph=graph.__node__.name,
                 since=wanted.since.timestamp() if wanted.since is not None else None,
                 until=wanted.until.timestamp() if wanted.until is not None else None,
                 limit=_ALL,

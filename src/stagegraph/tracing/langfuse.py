@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
-from stagegraph.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError
 
 from ._connection import Connection
 from ._content import Capture, Redact, redacted, redacted_text
@@ -31,8 +31,8 @@ from .source import CORRECTION
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from stagegraph.score import Feedback
-    from stagegraph.trace import TraceStart
+    from stagegraph.data.score import Feedback
+    from stagegraph.runner.observer import TraceStart
 
 __all__ = ["LangfuseTracing", "shared"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.errors import TracingError
-from stagegraph.stored import run_of
+from stagegraph.record.reading import run_of
+from stagegraph.schema.errors import TracingError
 
 from ._connection import Connection
 from ._ids import trace_id
@@ -24,8 +24,8 @@ from .source import Pages, RunSource
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from stagegraph.node import Node
-    from stagegraph.run import Run
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["LangfuseRuns"]
 
@@ -63,8 +63,8 @@ class LangfuseRuns(RunSource):
 
     async def pages(self, graph: Node[Any, Any], wanted: Wanted) -> AsyncGenerator[Pages]:
         """The recorded runs of a graph, the newest first."""
-        name = graph.label if graph.kind == "graph" else f"{graph.kind}:{graph.label}"
-        async with aclosing(self.listed(graph.label, wanted, name)) as pages:
+        name = graph.__node__.name if graph.__node__.kind == "graph" else f"{graph.__node__.kind}:{graph.__node__.name}"
+        async with aclosing(self.listed(graph.__node__.name, wanted, name)) as pages:
             async for found in pages:
                 yield found
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stagegraph.errors import PromptError, TracingError
-from stagegraph.prompt import Origin, Prompt
-from stagegraph.prompts import Prompts
-from stagegraph.structure import Structure
+from stagegraph.data.prompt import Origin, Prompt
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import PromptError, TracingError
 
 from ._connection import Connection
 from ._process import begin_anew_in_children
@@ -22,8 +22,8 @@ from ._prompt_rows import name_of, prompt_of
 from ._rest import NotFoundError, Rest
 
 if TYPE_CHECKING:
-    from stagegraph.node import Node
-    from stagegraph.stage import Stage
+    from stagegraph.nodes.node import Node
+    from stagegraph.nodes.stage import Stage
 
 __all__ = ["LangfusePrompts"]
 
@@ -56,12 +56,12 @@ class LangfusePrompts(Prompts):
         wait: float = 2.0,
         connection: Connection | None = None,
     ) -> None:
-        super().__init__(graph=graph.label)
+        super().__init__(graph=graph.__node__.name)
         self.label = label
-        self._stages = Structure.of(graph).stages
+        self._stages = stages_of(graph)
         self._connection = connection or Connection.of()
         self._ttl, self._wait = ttl, wait
-        self._state = Prompts(graph=graph.label)
+        self._state = Prompts(graph=graph.__node__.name)
         self._told: set[str] = set()
         self._begin()
         begin_anew_in_children(self)

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import ValidationError
 
-from stagegraph.example import Example, digest_of
-from stagegraph.stored import run_of
-from stagegraph.structure import Structure
+from stagegraph.data.examples import Example, digest_of
+from stagegraph.record.reading import run_of
 
 from ._wanted import CORRECTION, Wanted
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
-    from stagegraph.call import Call
+    from stagegraph.data.call import Call
+    from stagegraph.data.score import Feedback
     from stagegraph.journal import CallRow, FeedbackRow, RunRow
-    from stagegraph.node import Node
-    from stagegraph.run import Run
-    from stagegraph.score import Feedback
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
 __all__ = ["CORRECTION", "Pages", "RunSource", "Wanted"]
 
@@ -112,8 +111,8 @@ class RunSource(ABC):
         async with aclosing(self.pages(graph, wanted)) as pages:
             async for row, calls, scores in pages:
                 run = run_of(row, calls, scores, graph)
-                accepted = run.status != "succeeded" or graph.gives.accepts(run.output)
-                if not (graph.takes.accepts(run.input) and accepted):
+                accepted = run.status != "succeeded" or graph.__node__.output_type.is_instance(run.output)
+                if not (graph.__node__.input_type.is_instance(run.input) and accepted):
                     self.skipped["a run does not fit the graph's types any more"] += 1
                     continue
                 if not wanted.scored(run.feedback):
@@ -146,7 +145,7 @@ class RunSource(ABC):
             TracingError: the server does not answer.
             DeclarationError: the graph has no such stage.
         """
-        paths = {""} if stage is None else Structure.of(graph).paths(stage)
+        paths = {""} if stage is None else graph.__node__.tree.paths(stage)
         scores = {name: which.pop(name) for name in ("score", "min_score", "max_score") if name in which and stage}
         wanted = Wanted(**scores)
         limit: int | None = which.pop("limit", None)
@@ -178,8 +177,8 @@ class RunSource(ABC):
     def _example(
         self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], resumed: Sequence[float]
     ) -> Example[Any] | None:
-        node = run.structure.nodes[call.path]
-        if not node.takes.accepts(call.input):
+        node = run.tree.nodes[call.path]
+        if not node.__node__.input_type.is_instance(call.input):
             self.skipped["an input does not fit its type any more"] += 1
             return None
         corrections = [one for one in about if one.name == CORRECTION]
@@ -192,7 +191,7 @@ class RunSource(ABC):
         elif not call.ok:
             self.skipped["it failed, and nobody corrected it"] += 1
             return None
-        elif not node.gives.accepts(call.output):
+        elif not node.__node__.output_type.is_instance(call.output):
             self.skipped["an output does not fit its type any more"] += 1
             return None
         else:
@@ -212,12 +211,12 @@ class RunSource(ABC):
 
 def _corrected(value: object, node: Node[Any, Any]) -> Any:
     if not isinstance(value, str):
-        return node.gives.load(value)
+        return node.__node__.output_type.load(value)
     try:
         data = json.loads(value)
     except ValueError:
         data = value  # a plain text, for a stage that gives one
     try:
-        return node.gives.load(data)
+        return node.__node__.output_type.load(data)
     except ValidationError:
-        return node.gives.load(value)
+        return node.__node__.output_type.load(value)

@@ -1,0 +1,156 @@
+"""What happens in a run, as it happens: one discriminated union with JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, JsonValue, TypeAdapter
+
+from stagegraph.schema.serialize import escaped
+
+from .call import Kind, Status
+
+__all__ = [
+    "CallFinished",
+    "CallRetried",
+    "CallStarted",
+    "Event",
+    "EventsDropped",
+    "FanOutStarted",
+    "RunFinished",
+    "RunStarted",
+    "TextDelta",
+    "ToolCalled",
+    "parse_event",
+]
+
+
+Text = Annotated[str, AfterValidator(escaped)]
+"""Half a surrogate pair, which an error or a model may well hold, would keep an event from being written."""
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    run_id: str
+    seq: int
+    """Counts from 0 within the run; a reader that was cut off asks for what came after it."""
+    time: datetime
+
+
+class RunStarted(_Event):
+    """A run began."""
+
+    type: Literal["run_started"] = "run_started"
+    graph: str
+
+
+class CallStarted(_Event):
+    """A node was called."""
+
+    type: Literal["call_started"] = "call_started"
+    key: str
+    path: str
+    kind: Kind
+
+
+class FanOutStarted(_Event):
+    """A fan-out opened over a known number of items."""
+
+    type: Literal["fan_out_started"] = "fan_out_started"
+    key: str
+    """The key of its branches without their index: `build` for `build[0]`, `build[1]`, ..."""
+    size: int
+
+
+class TextDelta(_Event):
+    """A model wrote a piece of text; only when the run was started with `deltas=True`."""
+
+    type: Literal["text_delta"] = "text_delta"
+    key: str
+    path: str
+    text: Text
+
+
+class ToolCalled(_Event):
+    """An agent called one of its tools."""
+
+    type: Literal["tool_called"] = "tool_called"
+    key: str
+    path: str
+    tool: Text
+
+
+class CallRetried(_Event):
+    """A stage failed and will be tried again."""
+
+    type: Literal["call_retried"] = "call_retried"
+    key: str
+    path: str
+    attempt: int
+    """The attempt that failed, from 1."""
+    error: Text
+    wait: float
+    """Seconds until the next attempt."""
+
+
+class CallFinished(_Event):
+    """A call ended, well or not."""
+
+    type: Literal["call_finished"] = "call_finished"
+    key: str
+    path: str
+    kind: Kind
+    status: Status
+    error: Text | None = None
+    duration: float
+    """Seconds."""
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: Decimal | None = None
+
+
+class RunFinished(_Event):
+    """A run ended; always the last event."""
+
+    type: Literal["run_finished"] = "run_finished"
+    status: Status
+    error: Text | None = None
+    output: JsonValue = None
+    duration: float
+
+
+class EventsDropped(_Event):
+    """This reader fell so far behind that events were dropped before it read them."""
+
+    type: Literal["events_dropped"] = "events_dropped"
+    count: int
+
+
+Event = Annotated[
+    RunStarted
+    | CallStarted
+    | FanOutStarted
+    | TextDelta
+    | ToolCalled
+    | CallRetried
+    | CallFinished
+    | RunFinished
+    | EventsDropped,
+    Discriminator("type"),
+]
+"""Any of the events above, told apart by `type`."""
+
+
+@cache
+def _adapter() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
+
+
+def parse_event(data: str | bytes) -> Event:
+    """Read one event back from its JSON (`event.model_dump_json()`)."""
+    return _adapter().validate_json(data)

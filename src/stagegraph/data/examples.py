@@ -1,0 +1,125 @@
+"""Rows of data: what goes into a graph, and what is known about what should come out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from hashlib import blake2b
+from itertools import islice
+from math import isfinite
+from typing import Any, Generic, cast
+
+from pydantic_core import SchemaSerializer, core_schema, to_jsonable_python
+from typing_extensions import TypeVar
+
+from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.schema import ordered
+
+__all__ = ["Example", "split_examples"]
+
+In = TypeVar("In", default=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class Example(Generic[In]):
+    """One row of data."""
+
+    input: In
+    """A value of the graph's (or the stage's) input type."""
+    expected: Any = None
+    """What should come out, or what a metric wants to know about it; `None` when nobody said."""
+    id: str = ""
+    """Unique within a data set, and the same each time the row is made; a hash of the input without one."""
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Where it came from."""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", digest_of(self.input))
+
+    def data(self) -> dict[str, Any]:
+        """The row as plain data; what is empty is left out."""
+        given = to_jsonable_python(self.input, bytes_mode="base64", round_trip=True)
+        row: dict[str, Any] = {"id": self.id, "input": given}
+        if self.expected is not None:
+            row["expected"] = to_jsonable_python(self.expected, bytes_mode="base64")
+        if self.metadata:
+            row["metadata"] = to_jsonable_python(dict(self.metadata))
+        return row
+
+
+_PLAIN = SchemaSerializer(core_schema.any_schema())
+
+
+def digest_of(value: object) -> str:
+    """16 hexadecimal digits, equal for values that say the same, and in every process."""
+    return blake2b(_canonical(value).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    with suppress(TypeError, ValueError):  # a set of models: as plain data they are in no set
+        value = ordered(_PLAIN.to_python(value, warnings=False))
+    data = to_jsonable_python(value, bytes_mode="base64", fallback=repr)
+    return json.dumps(data, sort_keys=True)
+
+
+def split_examples(
+    examples: Sequence[Example[In]], shares: Mapping[str, float], *, by: str | None = None, seed: int = 0
+) -> dict[str, list[Example[In]]]:
+    """Deal examples out, the same way each time, so that each part has every kind in its share.
+
+    Args:
+        examples: What to deal out.
+        shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; they are taken relative to their sum.
+        by: What makes a kind: a field of `expected` or a name in the metadata; the whole `expected` without it.
+        seed: Another number deals otherwise.
+
+    Raises:
+        DeclarationError: a share is no positive number, or no example has *by*.
+    """
+    if not shares or not all(isfinite(share) and share > 0 for share in shares.values()):
+        msg = f"split_examples(shares={dict(shares)!r}): each part needs a share above 0"
+        raise DeclarationError(msg)
+    if by is not None and examples and not any(by in _fields(example) for example in examples):
+        known = sorted({name for example in examples for name in _fields(example)})
+        msg = f"no example has {by!r}, by which they are to be split; there are: {', '.join(known) or 'no fields'}"
+        raise DeclarationError(msg)
+    kinds: dict[str, list[Example[In]]] = {}
+    for example in examples:
+        kinds.setdefault(_kind(example, by), []).append(example)
+    total = sum(map(Fraction, shares.values()))
+    parts: dict[str, list[Example[In]]] = {name: [] for name in shares}
+    owed = dict.fromkeys(shares, Fraction(0))
+    order = sorted(kinds)
+    random.Random(str(seed)).shuffle(order)  # noqa: S311 - nothing secret
+    for kind in order:
+        rows = sorted(kinds[kind], key=lambda example: example.id)
+        random.Random(f"{seed}:{kind}").shuffle(rows)  # noqa: S311
+        exact = {name: len(rows) * Fraction(share) / total for name, share in shares.items()}
+        counts = {name: int(share) for name, share in exact.items()}
+        for name, share in exact.items():
+            owed[name] += share - counts[name]
+        # What does not divide goes to the parts that are furthest behind over all kinds, one row each at most.
+        split = sorted((name for name in shares if exact[name] != counts[name]), key=lambda name: -owed[name])
+        for name in split[: len(rows) - sum(counts.values())]:
+            counts[name] += 1
+            owed[name] -= 1
+        rest = iter(rows)
+        for name, count in counts.items():
+            parts[name] += islice(rest, count)
+    return parts
+
+
+def _kind(example: Example[Any], by: str | None) -> str:
+    return _canonical(example.expected if by is None else _fields(example).get(by))
+
+
+def _fields(example: Example[Any]) -> dict[str, Any]:
+    """What an example can be told by: its metadata and, before those, the fields of what is expected."""
+    expected: Any = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
+    own = cast("dict[str, Any]", expected) if isinstance(expected, dict) else {}
+    return {**example.metadata, **own}

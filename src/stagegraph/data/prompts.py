@@ -1,0 +1,257 @@
+"""What a graph says to its models: stage path -> instructions, demos, descriptions. Immutable."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import PromptError
+
+from .fit import unfit_demos, unknown_fields, unknown_stages, unknown_tools
+from .prompt import Demo, Origin, Prompt, parsed
+
+if TYPE_CHECKING:
+    import os
+
+    from pydantic import JsonValue
+
+    from stagegraph.nodes.node import Node
+    from stagegraph.nodes.stage import Stage
+
+__all__ = ["Demo", "Origin", "Prompt", "Prompts"]
+
+
+class Prompts(Mapping[str, Prompt]):
+    """Stage path -> `Prompt`: the one thing that tuning changes, in a file that people review.
+
+    A stage that is not in here keeps the text of the code; a `str` is its instructions alone. Equal content is equal,
+    whatever the order.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Prompt | str] | None = None,
+        *,
+        graph: str | None = None,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> None:
+        if prompts is not None and not isinstance(prompts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = (
+                f"Prompts({prompts!r}): write Prompts.load(path) for a file, or Prompts({{'plan': 'the instructions'}})"
+            )
+            raise TypeError(msg)
+        self._prompts = {path: _prompt(path, prompt) for path, prompt in (prompts or {}).items()}
+        self.graph = graph
+        """The name of the graph they were made for; for people, it decides nothing."""
+        self._origins = dict(origins or {})
+
+    @property
+    def origins(self) -> Mapping[str, Origin]:
+        """Stage path -> where its prompt was deployed; empty for those of a file or of the code."""
+        return self._origins
+
+    settled = True
+    """Whether what they say is fixed; prompts that live on a server are settled anew for each run."""
+
+    async def resolved(self) -> Prompts:
+        """What is in force now: these themselves, unless they live on a server."""
+        return self
+
+    @classmethod
+    def of(cls, graph: Node[Any, Any]) -> Prompts:
+        """The instructions that the code of *graph* has now; tools and fields that are not named keep their own."""
+        tree = graph.__node__.tree
+        return cls(
+            {path: Prompt(stage.instructions) for path, stage in stages_of(tree.root).items()},
+            graph=graph.__node__.name,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Prompts:
+        """Read a prompts file.
+
+        Raises:
+            PromptError: no such file, too large, not YAML, another format, or a wrong value; it names the place.
+        """
+        name, entries = _files().read(path)
+        return cls({stage: parsed(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
+
+    @classmethod
+    def from_langfuse(
+        cls, graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
+    ) -> Prompts:
+        """What carries *label* in Langfuse: give it to a runner, and each run uses what is deployed when it begins.
+
+        The keys come from Langfuse's own environment variables. Prompts are fetched off the event loop and kept for
+        *ttl* seconds; the first run waits *wait* seconds at most. A stage that the server has no usable text for, or
+        a server that does not answer, leaves the code's text in force.
+
+        Raises:
+            DeclarationError: the keys are not set.
+        """
+        from stagegraph.tracing.prompts import LangfusePrompts  # noqa: PLC0415 - only who deploys with Langfuse loads it
+
+        return LangfusePrompts(graph, label=label, ttl=ttl, wait=wait)
+
+    def to_langfuse(
+        self,
+        graph: Node[Any, Any],
+        label: str = "candidate",
+        *,
+        provenance: Mapping[str, object] | None = None,
+        message: str | None = None,
+    ) -> dict[str, int]:
+        """Make a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and give it *label*.
+
+        Gives stage path -> version. What says the same as the newest version makes no new one. *provenance* (where
+        they come from, as plain data) and the digest stand in each version's config, *message* beside it.
+
+        Raises:
+            PromptError: these prompts and *graph* name different stages.
+            TracingError: the server does not take them.
+        """
+        from stagegraph.tracing.deploy import push  # noqa: PLC0415
+
+        return push(self, graph, label=label, provenance=provenance, message=message)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file whole or not at all; an unchanged prompt is an unchanged line.
+
+        Raises:
+            PromptError: a text cannot be written as UTF-8, or the file system refuses.
+        """
+        for stage, prompt in self.items():
+            try:
+                json.dumps([stage, prompt.data()], ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                msg = f"{path}: the prompts could not be saved: a text of {stage!r} is no valid Unicode: {error}"
+                raise PromptError(msg) from error
+        _files().write(path, self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """What `save` writes."""
+        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self.items()})
+
+    def to_json(self) -> str:
+        """The same as one line of JSON, for storing beside a run."""
+        return json.dumps({path: prompt.data() for path, prompt in self.items()}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, origins: Mapping[str, Origin] | None = None) -> Prompts:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            PromptError: it is no such text.
+        """
+        try:
+            entries = json.loads(text).items()
+        except (ValueError, AttributeError) as error:
+            msg = f"these are no prompts: {error}"
+            raise PromptError(msg) from error
+        return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries}, origins=origins)
+
+    def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
+        """The same prompts with some changed; a `str` changes the instructions and keeps the rest."""
+        changed = dict(self)
+        for path, change in changes.items():
+            before = changed.get(path, Prompt())
+            changed[path] = replace(before, instructions=change) if isinstance(change, str) else change
+        kept = {path: origin for path, origin in self.origins.items() if changed.get(path) == self.get(path)}
+        return Prompts(changed, graph=self.graph, origins=kept)
+
+    def diff(self, other: Prompts) -> str:
+        """What changes from these to *other*, as a unified diff; empty when they say the same."""
+        before, after = (self._lines(prompts) for prompts in (self, other))
+        return "".join(difflib.unified_diff(before, after, "before", "after"))
+
+    @staticmethod
+    def _lines(prompts: Prompts) -> list[str]:
+        data = {path: prompts[path].data() for path in sorted(prompts)}
+        for parts in data.values():
+            for part in ("tools", "fields"):
+                if part in parts:
+                    parts[part] = dict(sorted(cast("dict[str, JsonValue]", parts[part]).items()))
+        return _files().dump(None, data).splitlines(keepends=True)
+
+    def check(self, graph: Node[Any, Any]) -> None:
+        """Make sure that these prompts and *graph* name the same stages, and that every demo, tool and field fits.
+
+        Raises:
+            PromptError: it names every unknown and missing path, tool and field, and every demo that does not fit.
+        """
+        stages = stages_of(graph)
+        problems = self._unknown(stages)
+        problems += [f"`{path}` is missing" for path in stages if path not in self]
+        for path, stage in stages.items():
+            if path in self:
+                problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
+        if problems:
+            msg = f"the prompts do not fit {graph.__node__.name}: " + "; ".join(problems)
+            raise PromptError(msg)
+
+    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+        """Make sure that they name stages and fields that there are; what they leave out stays the code's.
+
+        A tool that there is none of is no mistake here: an agent may have other tools in every run.
+
+        Raises:
+            PromptError: it names all that is unknown.
+        """
+        problems = self._unknown(stages)
+        if problems:
+            msg = f"the prompts do not fit {label}: " + "; ".join(problems)
+            raise PromptError(msg)
+
+    def _unknown(self, stages: Mapping[str, Stage[Any, Any]]) -> list[str]:
+        problems = unknown_stages(self, stages)
+        for path, prompt in self.items():
+            problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
+        return problems
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that are equal exactly when the content is."""
+        data = {path: prompt.data() for path, prompt in self.items()}
+        text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __getitem__(self, path: str) -> Prompt:
+        return self._prompts[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompts) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
+
+
+def _prompt(path: str, prompt: object) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    if isinstance(prompt, str):
+        return Prompt(prompt)
+    msg = (
+        f"`{path}` is {type(prompt).__name__} {prompt!r}: write Prompt(instructions=...), or the instructions as a text"
+    )
+    raise PromptError(msg)
+
+
+def _files() -> ModuleType:
+    from . import prompts_yaml as prompts_file  # noqa: PLC0415 - most programs that import us read no YAML
+
+    return prompts_file

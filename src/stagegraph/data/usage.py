@@ -1,0 +1,53 @@
+"""What calls spent: tokens, requests and dollars, of one stage call and of many together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+from pydantic_ai.usage import RunUsage
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage
+
+    from .call import Call
+
+__all__ = ["NO_MODEL", "USAGE", "ModelUse", "summed"]
+
+USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
+"""How usage is written as JSON and read back."""
+
+
+@dataclass(slots=True)
+class ModelUse:
+    """What a stage call spent and said; other calls have none."""
+
+    usage: RunUsage = field(default_factory=RunUsage)
+    unpriced: bool = False
+    """Whether a request was made whose price is not known."""
+    attempts: int = 1
+    messages: tuple[ModelMessage, ...] = ()
+    pending: str | None = None
+    """JSON of what a suspended agent asks."""
+
+    @property
+    def cost(self) -> Decimal | None:
+        return None if self.unpriced else self.usage.cost or Decimal(0)
+
+
+NO_MODEL = ModelUse()
+
+
+def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
+    """What calls spent together; the cost is unknown as soon as one of theirs is."""
+    usage, cost = RunUsage(), Decimal(0)
+    known = True
+    for child in children:
+        usage.incr(child.usage)
+        known = known and child.cost is not None
+        cost += child.cost or 0
+    usage.cost = cost if known else None
+    return usage, usage.cost

@@ -1,0 +1,195 @@
+"""The branches of one fan-out: items on their way through a bounded number of workers, and how each ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+import anyio
+
+from stagegraph.schema.errors import DeclarationError
+
+from .current import Frame, Suspended, current
+
+__all__ = ["DEFAULT_LIMIT", "Branches", "Ends", "Outcome", "is_cancelled"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+DEFAULT_LIMIT = 64
+_LABEL_LENGTH = 80
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome(Generic[Out]):
+    """What became of one item: a value or an error."""
+
+    index: int
+    """The item's place among the items, from 0."""
+    key: str
+    """Where it ran: `build[2]`."""
+    error: Exception | None
+    _value: Out | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.error is None
+
+    @property
+    def value(self) -> Out:
+        """The value; where there is none, its error is raised."""
+        if self.error is not None:
+            raise self.error
+        return cast("Out", self._value)
+
+
+class Ends:
+    """How the members of one task group ended, other than well."""
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+        self._lost: BaseException | None = None
+        self._pause: Suspended | None = None
+
+    def met(self, error: BaseException, group: anyio.CancelScope) -> None:
+        """Remember how one ended: the first failure cancels the others, a question to somebody lets them finish.
+
+        Raises:
+            CancelledError: it was cancelled itself, and goes on ending.
+        """
+        if isinstance(error, Suspended):
+            self._pause = error
+        elif is_cancelled(error):
+            self._lost = error
+            raise error
+        else:
+            self._error = self._error or error
+            group.cancel()
+
+    def tell(self) -> None:
+        """Raise what weighs most, if there is anything."""
+        if (problem := self._error or self._lost or self._pause) is not None:
+            raise problem
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether *error* seems to be the cancellation of this very task.
+
+    A `CancelledError` may also come out of something that was awaited. A task group takes it for its own and drops it,
+    so what ended that way is remembered, too: its place among the results must not be left empty without a word.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+class Branches(Generic[In, Out]):
+    """Items on their way through at most `limit` workers that share one iterator."""
+
+    def __init__(
+        self,
+        node: Callable[[In], Awaitable[Out]],
+        items: Iterable[In] | AsyncIterable[In],
+        limit: int | None,
+        key: Callable[[In], str] | None,
+    ) -> None:
+        self.node = node
+        self.key = key
+        self.frame: Frame | None = current.get(None)
+        self.limit = limit if limit is not None else self.frame.fan_out_limit if self.frame else DEFAULT_LIMIT
+        if self.limit < 1:
+            msg = f"limit={self.limit}: at least one branch must be allowed to run"
+            raise DeclarationError(msg)
+        if isinstance(items, Iterable):
+            self._items: Iterator[In] | None = iter(items)
+        elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            self._items = None
+            self._async_items = aiter(items)
+        else:
+            msg = f"a fan-out runs over items, and {items!r} cannot be iterated"
+            raise DeclarationError(msg)
+        self._size = len(items) if isinstance(items, Sized) else None
+        if self.frame is not None and self._size is not None:
+            self.frame.fanned_out(node, self._size)
+        self._count = 0
+
+    async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
+        """Take every item through *one*; *announce* is called once an item, in order, before it starts."""
+        frame = self.frame
+        ends = Ends()
+
+        async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
+            try:
+                while pulled is not None:
+                    index, item = pulled
+                    label = str(index) if self.key is None else _label(self.key(item))
+                    if frame is not None:
+                        current.set(frame.branch(label, index, self._size))
+                    try:
+                        await one(index, label, item)
+                    except Suspended as suspended:
+                        ends.met(suspended, group.cancel_scope)
+                    if frame is not None:
+                        current.set(frame)  # what the items' own code calls belongs to no branch
+                    pulled = follow()
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told when all have ended
+                ends.met(error, group.cancel_scope)
+
+        async with anyio.create_task_group() as group:
+            try:
+                if self._items is not None:
+                    for _ in range(self.limit):
+                        if (pulled := self._pull(announce)) is None:
+                            break
+                        group.start_soon(work, pulled, lambda: self._pull(announce))
+                else:
+                    await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
+            except Exception as error:  # noqa: BLE001 - the items themselves failed to come
+                ends.met(error, group.cancel_scope)
+        ends.tell()
+
+    async def _feed(self, start: Callable[[In, Callable[[], None]], object]) -> None:
+        """Ask for an async item when a worker is free, always in this task: its cancel scopes may not change tasks."""
+        free = anyio.Semaphore(self.limit)
+        items = self._async_items
+        try:
+            await free.acquire()
+            async for item in items:
+                start(item, free.release)
+                await free.acquire()
+        finally:
+            if isinstance(items, AsyncGenerator):  # one that is left half-way would outlive the block
+                await items.aclose()
+
+    async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
+        try:
+            value = await self.node(item)
+        except Exception as error:  # noqa: BLE001 - the whole point: an outcome holds any error
+            return Outcome(index, self._branch_key(label), error)
+        return Outcome(index, self._branch_key(label), None, value)
+
+    def _branch_key(self, label: str) -> str:
+        if self.frame is not None:
+            return current.get().branch_key(self.node, label)
+        return f"{getattr(self.node, '__name__', 'branch')}[{label}]"
+
+    def _pull(self, announce: Callable[[], None]) -> tuple[int, In] | None:
+        for item in cast("Iterator[In]", self._items):
+            return self._taken(item, announce)
+        return None
+
+    def _taken(self, item: In, announce: Callable[[], None]) -> tuple[int, In]:
+        self._count += 1
+        announce()
+        return self._count - 1, item
+
+
+def _label(name: object) -> str:
+    """An item's name as it may stand between brackets: a model may have chosen it."""
+    text = "".join("_" if char in "[]#" or not char.isprintable() else char for char in str(name))
+    if len(text) <= _LABEL_LENGTH:
+        return text
+    return f"{text[:_LABEL_LENGTH]}~{hashlib.sha256(str(name).encode(errors='replace')).hexdigest()[:8]}"

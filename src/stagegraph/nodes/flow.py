@@ -1,0 +1,230 @@
+"""How a flow runs several things at once: structured, ordered, without a barrier, on a bounded number of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from types import GeneratorType
+from typing import Any, TypeVar, cast, overload
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from stagegraph.schema.errors import DeclarationError
+
+from .branches import Branches, Ends, Outcome, is_cancelled
+from .current import Suspended
+
+__all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
+
+
+async def fan_out(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    *,
+    limit: int | None = None,
+    key: Callable[[In], str] | None = None,
+) -> list[Out]:
+    """Run a node (or any async function of one value) over all items at once; the results keep the items' order.
+
+    A branch that is done with its first stage goes on to its second while others still wait: there is no barrier.
+
+    Args:
+        node: A node, a bound method or a plain async function.
+        items: Any number of items, also from an async iterator; it is read only as fast as workers are free.
+        limit: How many branches run at once; the runner's `fan_out_limit` (64) without it.
+        key: Names an item in the calls' keys (`build[intro]` for `build[2]`).
+
+    Raises:
+        Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
+    """
+    results: list[Any] = []
+
+    async def one(index: int, _label: str, item: In) -> None:
+        results[index] = await node(item)
+
+    await _branches(node, items, limit, key).run(one, lambda: results.append(None))
+    return cast("list[Out]", results)
+
+
+async def settle(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    *,
+    limit: int | None = None,
+    key: Callable[[In], str] | None = None,
+) -> list[Outcome[Out]]:
+    """Like `fan_out`, but a failure cancels nobody: each outcome holds a value or an error, in the items' order."""
+    outcomes: list[Any] = []
+    branches = _branches(node, items, limit, key)
+
+    async def one(index: int, label: str, item: In) -> None:
+        outcomes[index] = await branches.outcome(index, label, item)
+
+    await branches.run(one, lambda: outcomes.append(None))
+    return cast("list[Outcome[Out]]", outcomes)
+
+
+@asynccontextmanager
+async def as_completed(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    *,
+    limit: int | None = None,
+    key: Callable[[In], str] | None = None,
+) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
+    """Hand out outcomes as they come: `async with as_completed(self.search, queries) as outcomes: async for ...`.
+
+    Leaving the block cancels what is still running. They come in another order when a run is resumed or replayed: calls
+    that the loop makes are numbered as they come, and recorded ones are recognised by what they were given.
+    """
+    branches = _branches(node, items, limit, key)
+    send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
+    failure: Exception | Suspended | None = None
+    problem: list[BaseException] = []
+
+    async def one(index: int, label: str, item: In) -> None:
+        await send.send(await branches.outcome(index, label, item))
+
+    async def produce() -> None:
+        with send:
+            try:
+                await branches.run(one, lambda: None)
+            except (Exception, Suspended, asyncio.CancelledError) as error:
+                if is_cancelled(error):
+                    raise
+                problem.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(produce)
+        with receive:
+            try:
+                yield _Outcomes(receive, problem)
+            except (Exception, Suspended) as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
+                failure = error
+            finally:
+                group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@overload
+async def gather(a: Awaitable[T1], /) -> tuple[T1]: ...
+@overload
+async def gather(a: Awaitable[T1], b: Awaitable[T2], /) -> tuple[T1, T2]: ...
+@overload
+async def gather(a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /) -> tuple[T1, T2, T3]: ...
+@overload
+async def gather(
+    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /
+) -> tuple[T1, T2, T3, T4]: ...
+@overload
+async def gather(
+    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], /
+) -> tuple[T1, T2, T3, T4, T5]: ...
+@overload
+async def gather(
+    a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /
+) -> tuple[T1, T2, T3, T4, T5, T6]: ...
+@overload
+async def gather(*awaitables: Awaitable[T1]) -> tuple[T1, ...]: ...
+async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
+    """Await different things at once: `tests, docs = await gather(self.tests(code), self.docs(code))`.
+
+    Raises:
+        Exception: the first failure, after the others were cancelled.
+        DeclarationError: what it was given cannot be awaited.
+    """
+    for awaitable in awaitables:
+        if not inspect.isawaitable(awaitable):
+            _close(awaitables)
+            raise DeclarationError(_not_awaitable(awaitable))
+    results: list[Any] = [None] * len(awaitables)
+    ends = Ends()
+
+    async def one(index: int, awaitable: Awaitable[Any]) -> None:
+        try:
+            results[index] = await awaitable
+        except (Exception, Suspended, asyncio.CancelledError) as error:  # noqa: BLE001 - told when all have ended
+            ends.met(error, group.cancel_scope)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for index, awaitable in enumerate(awaitables):
+                group.start_soon(one, index, awaitable)
+    finally:
+        _close(awaitables)  # one that was cancelled before it began would warn that nobody awaited it
+    ends.tell()
+    return tuple(results)
+
+
+def _close(awaitables: Iterable[object]) -> None:
+    for awaitable in awaitables:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+
+
+def _not_awaitable(value: object) -> str:
+    if isinstance(value, (list, tuple, set, GeneratorType)):
+        if not isinstance(value, GeneratorType):
+            _close(cast("Iterable[object]", value))
+        what = type(cast("object", value)).__name__
+        return f"gather takes awaitables one by one, not a {what} of them: write `gather(a, b)`, or `gather(*calls)`"
+    if callable(value):
+        return f"gather takes calls, and {value!r} was not called: write `gather(self.node(value), ...)`"
+    return f"gather takes calls, as in `gather(self.node(value), ...)`, and {value!r} cannot be awaited"
+
+
+def _branches(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    limit: object,
+    key: Callable[[In], str] | None,
+) -> Branches[In, Out]:
+    """The branches of a fan-out, with the likeliest slips told in words.
+
+    Raises:
+        DeclarationError: something of it is not what a fan-out takes.
+    """
+    if not callable(node):
+        _close([node])
+        msg = (
+            "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
+            f"and {type(node).__name__} is no node: do not call it"
+        )
+        raise DeclarationError(msg)
+    if inspect.iscoroutine(items):
+        items.close()
+        msg = "a fan-out runs over items, and was given a coroutine: write `await` before the call that gives them"
+        raise DeclarationError(msg)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        msg = f"limit={limit!r}: say how many branches may run at once as a whole number, as in `limit=8`"
+        raise DeclarationError(msg)
+    return Branches(node, items, limit, key)
+
+
+class _Outcomes(AsyncIterator[Outcome[Out]]):
+    """What `as_completed` hands out; a suspended branch, or items that failed to come, are met at the end."""
+
+    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], problem: list[BaseException]) -> None:
+        self._receive = receive
+        self._problem = problem
+
+    async def __anext__(self) -> Outcome[Out]:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._problem:
+                raise self._problem[0] from None
+            raise StopAsyncIteration from None

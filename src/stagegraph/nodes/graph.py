@@ -1,0 +1,122 @@
+"""A class that declares nodes and describes in `async def flow` how data moves through them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cache, cached_property
+from types import SimpleNamespace
+from typing import Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from typing_extensions import Format, get_annotations, get_original_bases
+from typing_extensions import TypeVar as TypeVarWithDefault
+
+from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.schema import Schema
+
+from .node import Declaration, Node, reject_reserved
+
+__all__ = ["BaseGraph"]
+
+In_contra = TypeVarWithDefault("In_contra", contravariant=True)
+Out_co = TypeVarWithDefault("Out_co", covariant=True)
+
+
+class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
+    """Nodes as attributes, and `flow`, which calls them; `stagegraph.Graph` adds the methods that run it."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, value in vars(cls).items():
+            if isinstance(value, Node):
+                reject_reserved(cls, name)
+            elif isinstance(value, type) and issubclass(value, Node):
+                _reject_class(cls, name, cast("type[Any]", value))
+        flow = vars(cls).get("flow")
+        if flow is not None and not inspect.iscoroutinefunction(flow):
+            msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
+            raise DeclarationError(msg)
+
+    @abstractmethod
+    async def flow(self, value: In_contra, /) -> Out_co:
+        """How data moves: ordinary Python that awaits the graph's own nodes."""
+        raise NotImplementedError
+
+    @cached_property
+    def __node__(self) -> Declaration:
+        cls = type(self)
+        return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
+
+    def __repr__(self) -> str:
+        return f"<graph {self.__node__.name}>"
+
+
+_ARGUMENTS = {"Stage": "Input, Agent(...)", "Step": "function"}
+
+
+def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) -> None:
+    """Refuse a class in the place of a node, unless its name or an annotation shows that a class is meant."""
+    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
+        return
+    inside = next(
+        (text for name, text in _ARGUMENTS.items() if any(base.__name__ == name for base in node.__mro__)), ""
+    )
+    made = f"{name} = {node.__name__}({inside})"
+    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
+    raise DeclarationError(msg)
+
+
+@cache
+def _schemas_of(cls: type) -> tuple[Schema, Schema]:
+    """The `[In, Out]` of a graph class, computed once a class: a service may make a graph for every request."""
+    takes, gives = _given(cls, BaseGraph)
+    return Schema(takes), Schema(gives)
+
+
+def _given(cls: Any, top: type) -> tuple[Any, Any]:
+    """Through generic base classes as well; another base class may have types of its own."""
+    bases: tuple[Any, ...] = get_original_bases(cls)
+    for base in bases:
+        origin: Any = get_origin(base) or base
+        if not (isinstance(origin, type) and issubclass(origin, top)):
+            continue
+        given = tuple(_evaluated(arg, cls) if _is_forward(arg) else arg for arg in get_args(base))
+        if not given and (origin is top or top in origin.__bases__):
+            return Any, Any
+        if origin is top:
+            return given[0], given[1]
+        takes, gives = _given(origin, top)
+        parameters: tuple[Any, ...] = getattr(cast("Any", origin), "__parameters__", ())
+        named = dict(zip(parameters, given, strict=False))
+        return _substituted(takes, named), _substituted(gives, named)
+    return Any, Any
+
+
+def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:
+    if isinstance(type_, TypeVar):
+        return given.get(type_, type_)
+    parameters = getattr(type_, "__parameters__", ())
+    return type_[tuple(given.get(p, p) for p in parameters)] if parameters else type_
+
+
+def _is_forward(type_: Any) -> bool:
+    """Whether a type is, or holds, the name of one that may be defined later."""
+    if isinstance(type_, list):  # the parameters of a `Callable`
+        return any(map(_is_forward, cast("list[Any]", type_)))
+    if get_origin(type_) is Literal:
+        return False
+    args = get_args(type_)[:1] if get_origin(type_) is Annotated else get_args(type_)
+    return isinstance(type_, (str, ForwardRef)) or any(map(_is_forward, args))
+
+
+def _evaluated(type_: Any, cls: type) -> Any:
+    holder = SimpleNamespace(__annotations__={"type": type_})
+    try:
+        return get_type_hints(holder, globalns=vars(sys.modules[cls.__module__]), include_extras=True)["type"]
+    except Exception as error:
+        shown = type_.__forward_arg__ if isinstance(type_, ForwardRef) else type_
+        why = f" ({error})" if shown != getattr(error, "name", None) else ""
+        msg = f"{cls.__name__}: the type {shown!r} is not known at module level{why}; define it before the graph"
+        raise DeclarationError(msg) from error

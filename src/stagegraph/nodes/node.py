@@ -1,0 +1,218 @@
+"""A named, typed, async callable, and the tree of nodes that a graph declares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+from typing_extensions import TypeVar
+
+from stagegraph.schema.errors import DeclarationError, NotRunningError
+
+from .current import current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from stagegraph.data.call import Kind
+    from stagegraph.schema.schema import Schema
+
+__all__ = ["Declaration", "Node", "Tree", "reject_reserved"]
+
+In_contra = TypeVar("In_contra", contravariant=True, default=Any)
+Out_co = TypeVar("Out_co", covariant=True, default=Any)
+
+_RESERVED = frozenset({"run", "run_sync", "flow", "mermaid", "as_tool", "as_agent"})
+"""The public methods of `Graph`."""
+
+
+class Node(ABC, Generic[In_contra, Out_co]):
+    """A named, typed, async callable: a `Stage`, a `Step` or a `Graph`.
+
+    Inside the `flow` of a graph that declares it, a node is called like a function: `await self.plan(spec)`.
+    Nodes are told apart by identity and never change once they are declared.
+    """
+
+    @cached_property
+    @abstractmethod
+    def __node__(self) -> Declaration:
+        """What the framework keeps about the node. One dunder, so that no other name is taken from users."""
+
+    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+        """Run the node in the graph that is running.
+
+        Raises:
+            NotRunningError: outside a run.
+            DeclarationError: in a graph that does not declare the node.
+            StageError: the value has the wrong type, or the call failed.
+        """
+        try:
+            frame = current.get()
+        except LookupError:
+            kind, name = self.__node__.kind, self.__node__.name
+            msg = (
+                f"{kind} `{name}` was called outside a run. Call it in the `flow` of a graph that declares it, "
+                f"or run it by itself: `await Runner(model=...).run({name}, value)`"
+            )
+            raise NotRunningError(msg) from None
+        return frame.call(self, value)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy of a node declares its own nodes."""
+        return {name: value for name, value in vars(self).items() if name != "__node__"}
+
+
+class Declaration:
+    """What the framework keeps about one node (`node.__node__`): kind, name, types, and the nodes below it."""
+
+    def __init__(
+        self,
+        node: Node[Any, Any],
+        kind: Kind,
+        name: str,
+        input_type: Callable[[], Schema],
+        output_type: Callable[[], Schema],
+    ) -> None:
+        self.kind: Kind = kind
+        self.name = name
+        """The name where no graph declares the node."""
+        self._node = node
+        self._input_type = input_type
+        self._output_type = output_type
+
+    @cached_property
+    def input_type(self) -> Schema:
+        return self._input_type()
+
+    @cached_property
+    def output_type(self) -> Schema:
+        return self._output_type()
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The node and every node below it, read once.
+
+        Raises:
+            DeclarationError: a node is declared twice in one graph, a graph contains itself, a name cannot be a path.
+        """
+        nodes: dict[str, Node[Any, Any]] = {}
+        names: dict[str, Mapping[int, tuple[str, str]]] = {}
+        if self.kind == "graph":
+            _collect(self._node, "", (), nodes, names)
+        else:
+            nodes[self.name] = self._node
+        return Tree(self._node, nodes, names)
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """Path -> stage, in the order of declaration; `stages_of` gives them typed."""
+        return {path: node for path, node in self.tree.nodes.items() if node.__node__.kind == "stage"}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every node at or below a root, by path; a graph that was run has the empty path."""
+
+    root: Node[Any, Any]
+    nodes: Mapping[str, Node[Any, Any]]
+    """Path -> node, parents before children, in the order of declaration."""
+    names: Mapping[str, Mapping[int, tuple[str, str]]] = field(repr=False)
+    """Path of a graph -> `id` of each of its own nodes -> its name in it and its path. A dataclass may be
+    equal to another, or have no hash."""
+
+    def paths(self, node: Node[Any, Any]) -> set[str]:
+        """Where *node* is declared; a class attribute that a subclass redeclares is found under its new node.
+
+        Raises:
+            DeclarationError: it is declared nowhere in here.
+        """
+        found = {path for path, candidate in self.nodes.items() if candidate is node}
+        found |= {
+            below
+            for path in self.names
+            for base in type(self.nodes[path]).__mro__
+            for name, declared in vars(base).items()
+            if declared is node and (below := _below(path, name)) in self.nodes
+        }
+        if not found:
+            name = self.root.__node__.name
+            msg = f"{node!r} is not part of {name}, which has: {', '.join(filter(None, self.nodes))}"
+            raise DeclarationError(msg)
+        return found
+
+
+def reject_reserved(cls: type[Node[Any, Any]], name: str) -> None:
+    """Refuse a node whose name would hide a method of every graph, or is private."""
+    if name in _RESERVED:
+        msg = f"{cls.__name__}.{name}: every graph has a method `{name}`; give the node another name"
+        raise DeclarationError(msg)
+    if name.startswith("_"):
+        msg = f"{cls.__name__}.{name}: the name of a node must not begin with an underscore, since it is part of paths"
+        raise DeclarationError(msg)
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _collect(
+    graph: Node[Any, Any],
+    path: str,
+    above: tuple[Node[Any, Any], ...],
+    nodes: dict[str, Node[Any, Any]],
+    names: dict[str, Mapping[int, tuple[str, str]]],
+) -> None:
+    title = graph.__node__.name
+    if any(graph is one for one in above):
+        msg = (
+            f"graph {title} contains itself at `{path}`, so it has no end of paths: "
+            "write the recursion as an async method and fan out over that"
+        )
+        raise DeclarationError(msg)
+    nodes[path] = graph
+    own: dict[int, tuple[str, str]] = {}
+    names[path] = own
+    for name, node in _declared(graph):
+        reject_reserved(type(graph), name)
+        if id(node) in own:
+            msg = (
+                f"{title} declares the same {node.__node__.kind} twice, as `{own[id(node)][0]}` and `{name}`, "
+                f"so a call could not say which it is: make a second {type(node).__name__} for `{name}`"
+            )
+            raise DeclarationError(msg)
+        below = _below(path, name)
+        if below in nodes:
+            msg = f"{title} declares two nodes at `{below}`: give them keys that differ as text"
+            raise DeclarationError(msg)
+        own[id(node)] = (name, below)
+        if node.__node__.kind == "graph":
+            _collect(node, below, (*above, graph), nodes, names)
+        else:
+            nodes[below] = node
+
+
+def _declared(graph: Node[Any, Any]) -> Iterator[tuple[str, Node[Any, Any]]]:
+    attributes: dict[str, object] = {}
+    for base in reversed(type(graph).__mro__):
+        attributes.update(vars(base))
+    attributes.update(vars(graph))
+    for name, value in attributes.items():
+        yield from _nodes_in(name, value, graph)
+
+
+def _nodes_in(name: str, value: object, graph: Node[Any, Any]) -> Iterator[tuple[str, Node[Any, Any]]]:
+    if isinstance(value, Node):
+        yield name, cast("Node[Any, Any]", value)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from _nodes_in(f"{name}.{index}", item, graph)
+    elif isinstance(value, dict):
+        for key, item in cast("dict[object, object]", value).items():
+            for below, node in _nodes_in(f"{name}.{key}", item, graph):
+                if not isinstance(key, (str, int)) or set(str(key)) & set(".[]#") or not str(key):
+                    msg = f"{graph.__node__.name}.{name}: the key {key!r} cannot be part of a path; use a plain word"
+                    raise DeclarationError(msg)
+                yield below, node

@@ -1,0 +1,143 @@
+"""Drawings as Mermaid text: what a graph declares, and what a run did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from stagegraph.data.call import Call
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.node import Tree
+from stagegraph.schema.names import bare, named_models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stagegraph.nodes.node import Node
+
+__all__ = ["declared_chart", "run_chart"]
+
+_WIDEST = 150
+"""With more calls than this nobody reads single calls; the drawing then counts them by path."""
+_STYLES = (
+    "classDef stage fill:#e8f0fe,stroke:#3367d6,color:#111",
+    "classDef step fill:#f1f3f4,stroke:#5f6368,color:#111",
+    "classDef failed fill:#fce8e6,stroke:#c5221f,color:#111",
+    "classDef cancelled fill:#fef7e0,stroke:#b06000,color:#111",
+)
+
+
+class _Chart:
+    def __init__(self) -> None:
+        self.lines = ["flowchart TD"]
+        self._ids: dict[str, str] = {}
+
+    def id(self, name: str) -> str:
+        return self._ids.setdefault(name, f"n{len(self._ids)}")
+
+    def add(self, depth: int, line: str) -> None:
+        self.lines.append("    " * (depth + 1) + line)
+
+    def node(self, depth: int, name: str, label: str, kind: str) -> None:
+        # Stages are rounded, steps are plain boxes: readable without colours as well.
+        left, right = ('("', '")') if kind == "stage" else ('["', '"]')
+        self.add(depth, f"{self.id(name)}{left}{label}{right}")
+
+    def text(self, classes: dict[str, list[str]]) -> str:
+        for style in _STYLES:
+            name = style.split()[1]
+            if classes.get(name):
+                self.add(0, style)
+                self.add(0, f"class {','.join(self.id(member) for member in classes[name])} {name}")
+        return "\n".join(self.lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """A label that a model may have written, as text that Mermaid cannot take for anything else."""
+    return "".join(c if c.isalnum() or c in " ._-[]()~:,>+" else f"#{ord(c)};" for c in text)
+
+
+def declared_chart(root: Node[Any, Any]) -> str:
+    """What is declared; dotted arrows where one node's output type is or holds another's input type."""
+    tree = root.__node__.tree
+    chart = _Chart()
+    classes: dict[str, list[str]] = {}
+    _declare(chart, tree, "", 0, classes)
+    leaves = [(path, node) for path, node in tree.nodes.items() if not isinstance(node, BaseGraph)]
+    for path, maker in leaves:
+        made = named_models(maker.__node__.output_type.type)
+        for other, taker in leaves:
+            if path != other and made & _taken(taker.__node__.input_type.type):
+                chart.add(0, f"{chart.id(path)} -.-> {chart.id(other)}")
+    return chart.text(classes)
+
+
+def _taken(type_: Any) -> set[type]:
+    """A type and the models that stand directly in its fields: what its values are put together from."""
+    whole = bare(type_)
+    fields: dict[str, Any] = getattr(whole, "model_fields", None) or {}
+    models = {model for field in fields.values() for model in named_models(field.annotation)}
+    return models | {whole} if isinstance(whole, type) else models
+
+
+def _declare(chart: _Chart, tree: Tree, path: str, depth: int, classes: dict[str, list[str]]) -> None:
+    node = tree.nodes.get(path, tree.root)
+    if not isinstance(node, BaseGraph):
+        chart.node(depth, path or node.__node__.name, f"{_escaped(node.__node__.name)}", node.__node__.kind)
+        classes.setdefault(node.__node__.kind, []).append(path or node.__node__.name)
+        return
+    title = f"{path} ({node.__node__.name})" if path else node.__node__.name
+    chart.add(depth, f'subgraph {chart.id(f"graph {path}")} ["{_escaped(title)}"]')
+    for name, below in tree.names[path].values():
+        child = tree.nodes[below]
+        if isinstance(child, BaseGraph):
+            _declare(chart, tree, below, depth + 1, classes)
+        else:
+            label = f"{_escaped(name)}<br/>{_escaped(child.__node__.input_type.name)} to {_escaped(child.__node__.output_type.name)}"
+            chart.node(depth + 1, below, label, child.__node__.kind)
+            classes.setdefault(child.__node__.kind, []).append(below)
+    chart.add(depth, "end")
+
+
+def run_chart(graph: str, root: Call, edges: Sequence[tuple[str, str]]) -> str:
+    """What happened: every call with its time, arrows where values went; by path with counts when there are many."""
+    calls = list(root.walk())
+    chart = _Chart()
+    if len(calls) > _WIDEST:
+        return _counted(chart, calls, edges)
+    classes: dict[str, list[str]] = {}
+    _draw(chart, graph, root, 0, classes)
+    for before, after in edges:
+        chart.add(0, f"{chart.id(before)} --> {chart.id(after)}")
+    return chart.text(classes)
+
+
+def _draw(chart: _Chart, graph: str, call: Call, depth: int, classes: dict[str, list[str]]) -> None:
+    label = f"{_escaped(call.key or graph)}<br/>{call.duration:.2f} s"
+    if call.kind != "graph" or not call.children:
+        chart.node(depth, call.key, label, call.kind)
+        style = call.status if call.status in ("failed", "cancelled") else call.kind
+        classes.setdefault(style, []).append(call.key)
+        return
+    chart.add(depth, f'subgraph {chart.id(call.key)} ["{label}"]')
+    for child in call.children:
+        _draw(chart, graph, child, depth + 1, classes)
+    chart.add(depth, "end")
+
+
+def _counted(chart: _Chart, calls: Iterable[Call], edges: Sequence[tuple[str, str]]) -> str:
+    classes: dict[str, list[str]] = {}
+    by_key = {call.key: call for call in calls}
+    counts = Counter(call.path for call in by_key.values() if call.kind != "graph")
+    failed = Counter(call.path for call in by_key.values() if call.kind != "graph" and call.status == "failed")
+    kinds = {call.path: call.kind for call in by_key.values()}
+    for path, count in counts.items():
+        trouble = f", {failed[path]} failed" if failed[path] else ""
+        number = "1 call" if count == 1 else f"{count} calls"
+        chart.node(0, path, f"{_escaped(path)}<br/>{number}{trouble}", kinds[path])
+        classes.setdefault("failed" if failed[path] else kinds[path], []).append(path)
+    flows = Counter((by_key[a].path, by_key[b].path) for a, b in edges)
+    for (before, after), count in flows.items():
+        if before in counts and after in counts:
+            chart.add(0, f"{chart.id(before)} -->|{count}| {chart.id(after)}")
+    return chart.text(classes)

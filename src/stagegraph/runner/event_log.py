@@ -1,0 +1,86 @@
+"""The events of one run: kept in a bounded buffer, read by any number of readers at their own speed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+
+from stagegraph.data.events import EventsDropped
+
+if TYPE_CHECKING:
+    from stagegraph.data.events import Event
+
+__all__ = ["EventLog"]
+
+_BATCH = 256
+
+
+class EventLog:
+    """Writing never waits: a reader that falls behind by more than the buffer is told how many events it missed."""
+
+    def __init__(self, run_id: str, size: int) -> None:
+        self.run_id = run_id
+        self._events: deque[Event] = deque(maxlen=size)
+        self._next = 0
+        self.closed = False
+        """Whether the run has ended."""
+        self._changed: anyio.Event | None = None
+
+    def put(self, event_type: type[Any], /, *, at: datetime | None = None, **fields: object) -> None:
+        """Write one event of this kind, of now or of then; none follows the end, whatever got away and still runs."""
+        if self.closed:
+            return
+        event = event_type(run_id=self.run_id, seq=self._next, time=at or datetime.now(UTC), **fields)
+        self._events.append(cast("Event", event))
+        self._next += 1
+        self._wake()
+
+    def close(self) -> None:
+        """No event follows; readers end after what is there."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def read(self, after: int = -1) -> AsyncIterator[Event]:
+        """Every event with a number above *after*, those to come as well, until the run ends."""
+        async for batch in self.batches(after):
+            for event in batch:
+                yield event
+
+    async def batches(self, after: int = -1, *, every: float | None = None) -> AsyncIterator[list[Event]]:
+        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
+        wanted = max(after, -1) + 1
+        while True:
+            batch = self._from(wanted)
+            if batch:
+                wanted = batch[-1].seq + 1
+                yield batch
+            elif self.closed:
+                return
+            elif not await self._change(every):
+                yield []
+
+    def _from(self, wanted: int) -> list[Event]:
+        first = self._next - len(self._events)
+        if wanted >= first:
+            return list(islice(self._events, wanted - first, wanted - first + _BATCH))
+        missed = EventsDropped(run_id=self.run_id, seq=first - 1, time=datetime.now(UTC), count=first - wanted)
+        return [missed]
+
+    async def _change(self, seconds: float | None) -> bool:
+        """Wait until something happens, for so long at most; whether it did."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        with anyio.move_on_after(seconds):
+            await self._changed.wait()
+            return True
+        return False

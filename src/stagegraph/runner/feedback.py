@@ -1,0 +1,117 @@
+"""Scores that come later, from people and programs that use what a run gave."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from stagegraph.data.score import Feedback, Scored
+from stagegraph.record.rows import FeedbackRow, Journal
+from stagegraph.schema.errors import DeclarationError, JournalError
+from stagegraph.schema.names import closest
+from stagegraph.schema.serialize import hashed
+
+from .observer import by_environment
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+__all__ = ["feedback"]
+
+
+async def feedback(
+    run_id: str,
+    name: str,
+    value: Scored,
+    *,
+    key: str | None = None,
+    comment: str | None = None,
+    runner: Runner | None = None,
+) -> None:
+    """Score a run, or one call of it; the same name on the same call replaces the score that was there.
+
+    Args:
+        run_id: A run in the runner's journal; it may still be going on.
+        name: What is scored: `helpful`, `accuracy`.
+        value: A number, a yes or no, a category or a text.
+        key: The call the score is for: `build[2].code`.
+        comment: Why.
+        runner: Whose journal keeps it, and whose tracing shows it; without one, it goes to Langfuse alone.
+
+    It is stored first and sent then; sending neither waits nor fails.
+
+    Raises:
+        DeclarationError: there is neither a journal nor tracing, or an argument is none of these.
+        JournalError: the journal has no such run or call.
+    """
+    _check(name, value, key, comment)
+    journal = runner.journal if runner is not None else None
+    tracing = runner.tracing if runner is not None else by_environment()
+    if journal is None and tracing is None:
+        msg = (
+            "feedback is stored with the run: give the runner a journal, as in "
+            "Runner(journal=SqliteJournal('runs.db')), or set the keys of Langfuse"
+        )
+        raise DeclarationError(msg)
+    now = time.time()
+    segment, begun = 0, now
+    if journal is not None:
+        segment, begun = await _store(journal, run_id, name, value, key, comment, now)
+    if tracing is not None:
+        moment = datetime.fromtimestamp(now, UTC)
+        given = Feedback(name=name, value=value, key=key, comment=comment, time=moment)
+        tracing.score(run_id, given, segment, datetime.fromtimestamp(begun, UTC))
+
+
+def _check(name: object, value: object, key: object, comment: object) -> None:
+    """Refuse what no journal and no server can keep, before anything is written."""
+    if not isinstance(name, str) or not name.strip():
+        msg = f"feedback needs a name, such as `helpful`, not {name!r}"
+        raise DeclarationError(msg)
+    for what, text in (("key", key), ("comment", comment)):
+        if text is not None and not isinstance(text, str):
+            msg = f"the {what} of feedback `{name}` is a text or None, not {type(text).__name__}"
+            raise DeclarationError(msg)
+    if not isinstance(value, str) and not _is_finite(value):
+        shown = repr(value) if not isinstance(value, int) else "a number of that size"
+        msg = f"feedback `{name}` is a finite number, a boolean or a text, not {shown}"
+        raise DeclarationError(msg)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold, and so no server and no comparison with one
+        return False
+
+
+async def _store(  # noqa: PLR0917
+    journal: Journal, run_id: str, name: str, value: Scored, key: str | None, comment: str | None, now: float
+) -> tuple[int, float]:
+    """Keep a score; gives in which segment of its run the call was made last, and when the run began."""
+    run = await journal.run(run_id)
+    if run is None:
+        msg = f"there is no run {run_id!r} in this journal"
+        raise JournalError(msg)
+    resumed: list[float] = json.loads(run.labels).get("resumed", [])
+    segment = len(resumed)
+    if key is not None:
+        rows = {row.key: row for row in await journal.calls(run_id)}
+        if key not in rows:
+            msg = f"run {run_id!r} has no call `{key}`{closest(key, list(rows))}"
+            raise JournalError(msg)
+        segment = sum(moment <= rows[key].started for moment in resumed)
+    row = FeedbackRow(
+        id=hashed(run_id, key or "", name),
+        run_id=run_id,
+        key=key,
+        name=name,
+        value=json.dumps(value),
+        comment=comment,
+        time=now,
+    )
+    await journal.put(row)
+    return segment, run.started

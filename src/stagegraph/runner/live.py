@@ -1,0 +1,130 @@
+"""A run that was started and goes on by itself: watch it, wait for it, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from stagegraph.data.call import CallError
+from stagegraph.record.run import RunError
+from stagegraph.schema.errors import JournalError
+
+if TYPE_CHECKING:
+    from stagegraph.data.events import Event
+    from stagegraph.record.run import Run
+
+    from .event_log import EventLog
+    from .run import Running
+
+__all__ = ["LiveRun"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class LiveRun(Generic[In, Out]):
+    """A run in a task of its own, made by `Runner.start`."""
+
+    def __init__(self, running: Running, log: EventLog) -> None:
+        self._running = running
+        self._log = log
+        self._result: Run[Any, Any] | None = None
+        self._error: BaseException | None = None
+        self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
+        """The task it runs in; it never raises, `result` does."""
+        self.task.add_done_callback(self._see_off)
+
+    @property
+    def run_id(self) -> str:
+        return self._running.terms.run_id
+
+    @property
+    def graph(self) -> str:
+        """The name of what runs."""
+        return self._running.tree.root.__node__.name
+
+    @property
+    def user_id(self) -> str | None:
+        return self._running.labels.user_id
+
+    @property
+    def session_id(self) -> str | None:
+        return self._running.labels.session_id
+
+    @property
+    def run(self) -> Run[In, Out]:
+        """The record as it stands now, also while the run goes on."""
+        return cast("Run[In, Out]", self._running.record())
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.task.done()
+
+    def events(self, *, after: int = -1) -> AsyncIterator[Event]:
+        """What happens, from the beginning (or after event number *after*) until the run ends.
+
+        Any number of readers may read at their own speed; none of them slows the run. A reader that is too far behind
+        gets an `EventsDropped` in place of what it missed.
+        """
+        return self._log.read(after)
+
+    def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
+        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
+        return self._log.batches(after, every=every)
+
+    @property
+    def segment(self) -> int:
+        """How often the run was resumed; events are numbered from 0 each time."""
+        return self._running.segment
+
+    async def recorded(self) -> None:
+        """Wait until the run is in the runner's journal, where a crash cannot lose it; without one, until it began.
+
+        Raises:
+            JournalError: the journal does not let it begin.
+        """
+        await self._running.written()
+        if isinstance(self._error, JournalError):
+            raise self._error
+
+    async def result(self) -> Run[In, Out]:
+        """Wait for the end; cancelling the wait does not cancel the run.
+
+        Raises:
+            RunError: the run ended without an output, or was cancelled; `error.run` is its partial record.
+        """
+        await asyncio.wait([self.task])
+        if self._error is not None:
+            raise self._error
+        return cast("Run[In, Out]", self._result)
+
+    async def cancel(self) -> None:
+        """End the run now and wait until nothing of it is left; a finished run stays as it is."""
+        self.stop()
+        await asyncio.wait([self.task])
+
+    def stop(self) -> None:
+        """The same without waiting."""
+        self._running.leaves = lambda: False
+        self.task.cancel()
+
+    async def _complete(self) -> None:
+        try:
+            self._result = await self._running.complete()
+        except asyncio.CancelledError:
+            self._error = self._cancelled()
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks for the result
+            self._error = error
+
+    def _cancelled(self) -> RunError:
+        run = self._running.record()
+        return RunError(f"the run of {run.graph} was cancelled", run=run)
+
+    def _see_off(self, task: asyncio.Task[None]) -> None:
+        """Tell the watchers of a run that never began: it was cancelled first, or its journal refused it."""
+        if not self._log.closed:
+            self._running.give_up(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
+        if task.cancelled():
+            self._error = self._cancelled()

@@ -1,0 +1,335 @@
+"""The only executor: models, prompts, limits, and the runs that share them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+
+from typing_extensions import Unpack
+
+from stagegraph.agent.models import Models
+from stagegraph.data.fit import unknown_stages
+from stagegraph.data.prompts import Prompts
+from stagegraph.journal.memory import MemoryJournal
+from stagegraph.nodes.branches import DEFAULT_LIMIT
+from stagegraph.nodes.graph import BaseGraph
+from stagegraph.nodes.node import Node
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.rows import Journal, RunRow
+from stagegraph.record.run import ReplayError, Run
+from stagegraph.schema.errors import DeclarationError, NotRunningError
+
+from .event_log import EventLog
+from .execution import Terms
+from .lifetime import Lifetime
+from .limits import Ledger, Limits
+from .live import LiveRun
+from .observer import Tracing, by_environment
+from .options import ResumeOptions, RunOptions, check_options, check_values
+from .order import Order, order_to_resume
+from .queue import Admission, Slots
+from .recovery import DepsOf
+from .registry import KnownGraphs
+from .run import Running
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.nodes.stage import Stage
+
+__all__ = ["Runner"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_BUFFERED_EVENTS = 10_000
+
+
+class Runner:
+    """Runs graphs, many at once, on one event loop.
+
+    Args:
+        model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
+            `local:smollm2`).
+        models: Stage path -> model; goes before every other choice.
+        prompts: What is deployed; stages that are not in it keep the code's text.
+        max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
+            nested fan-outs cannot block each other.
+        limits: What each run may spend.
+        journal: Where runs are recorded, for `resume`, `replay` and looking into them.
+        tracing: Where runs are shown; `"auto"` is Langfuse when its keys are in the environment, `None` nowhere.
+        fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
+        max_runs: How many runs may go on at once; over it, `run` and `start` raise `BusyError` at once.
+        max_queued: How many more may wait for their turn (none, unless this says otherwise).
+        drain_seconds: How long `lifespan` waits at the end for the runs that go on.
+        resume_interrupted: Whether `lifespan` begins with finishing what a crash or a shutdown interrupted, of the
+            graphs that this runner knows (`add`); several processes on one journal take up each run once.
+        resume_attempts: How often a run that its process did not survive is taken up; then it is left as failed.
+
+    Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
+    started in it, or cancels them when the block failed. In a service, use `lifespan`.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | None = None,
+        *,
+        models: Mapping[str, Model | str] | None = None,
+        prompts: Prompts | None = None,
+        max_concurrency: int | None = None,
+        limits: Limits | None = None,
+        journal: Journal | None = None,
+        tracing: Tracing | Literal["auto"] | None = "auto",
+        fan_out_limit: int = DEFAULT_LIMIT,
+        max_runs: int | None = None,
+        max_queued: int | None = None,
+        drain_seconds: float = 30.0,
+        resume_interrupted: bool = False,
+        resume_attempts: int = 3,
+    ) -> None:
+        counts = {"max_concurrency": max_concurrency, "fan_out_limit": fan_out_limit, "max_runs": max_runs}
+        counts["resume_attempts"] = resume_attempts
+        for name, value in counts.items():
+            if value is not None and (not isinstance(value, int) or value < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+                msg = f"Runner({name}={value!r}): at least 1 is needed for anything to run, as a whole number"
+                raise DeclarationError(msg)
+        said = {"model": model, "models": models, "prompts": prompts, "limits": limits}
+        check_values({**said, "max_queued": max_queued, "drain_seconds": drain_seconds}, "Runner")
+        if isinstance(journal, (str, PathLike)):
+            msg = f"Runner(journal={journal!r}): write SqliteJournal({str(journal)!r})"
+            raise TypeError(msg)
+        self.model = model
+        self._models_by_path = dict(models or {})
+        self.prompts = prompts or Prompts()
+        self.limits = limits or Limits()
+        self._fan_out_limit = fan_out_limit
+        self.journal = journal
+        self.tracing = by_environment() if tracing == "auto" else tracing
+        if resume_interrupted:
+            self._journal_for("Runner(resume_interrupted=True)")
+        self._known = KnownGraphs()
+        self._models = Models()
+        self._slots = Slots(max_concurrency)
+        self._admission = Admission(max_runs, max_queued)
+        self.resumes_interrupted = resume_interrupted
+        """Whether `lifespan` begins with what was interrupted."""
+        self._lifetime = Lifetime(drain_seconds, attempts=resume_attempts if resume_interrupted else 0)
+
+    async def run(
+        self,
+        node: Node[In, Out],
+        input: In | Mapping[str, object],  # noqa: A002 - the name users write
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Run[In, Out]:
+        """Run a graph, or a single stage or step, and wait for its end.
+
+        Args:
+            node: What to run.
+            input: A value of the input type, or data that validates to one (a dict for a model).
+            model: For stages without a model of their own, instead of the runner's.
+            deps: Reaches every stage's agent and `current_call().deps`.
+            prompts: Instead of the runner's.
+            options: See `RunOptions`.
+
+        Raises:
+            RunError: the run ended without an output; `error.run` is its partial record. `InputError`: the input does
+                not fit; `LimitError`: a limit was reached.
+            DeclarationError: *node* is written in a way that cannot work.
+            PromptError: the prompts name stages that *node* does not have.
+        """
+        check_options(options, RunOptions, "run", model=model, prompts=prompts)
+        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options)
+        running = self._open(order, None)
+        return cast("Run[In, Out]", await self._lifetime.within(running))
+
+    def start(
+        self,
+        node: Node[In, Out],
+        input: In | Mapping[str, object],  # noqa: A002
+        *,
+        model: Model | str | None = None,
+        deps: object = None,
+        prompts: Prompts | None = None,
+        deltas: bool = False,
+        **options: Unpack[RunOptions],
+    ) -> LiveRun[In, Out]:
+        """The same in a task of its own: watch its events, wait for it, cancel it.
+
+        With *deltas*, models stream, and every piece of text is an event.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            msg = (
+                "Runner.start() was called where no event loop is running, so there is nothing to run in: "
+                "call it in async code, or use `graph.run_sync(...)`"
+            )
+            raise NotRunningError(msg) from None
+        check_options(options, RunOptions, "start", model=model, prompts=prompts)
+        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options, deltas=deltas)
+        return cast("LiveRun[In, Out]", self._start(order))
+
+    def _start(self, order: Order, *, patient: bool = False) -> LiveRun[Any, Any]:
+        log = EventLog("", _BUFFERED_EVENTS)
+        running = self._open(order, log, patient=patient)
+        log.run_id = running.terms.run_id
+        live: LiveRun[Any, Any] = LiveRun(running, log)
+        self._lifetime.add(live)
+        return live
+
+    def live(self, run_id: str) -> LiveRun[Any, Any] | None:
+        """A run that was started here and is going on; `None` when it has ended, or was never here."""
+        return self._lifetime.get(run_id)
+
+    def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | Literal["never"] | None = None) -> None:
+        """Make a graph known before it runs, so that its interrupted runs can be finished.
+
+        *deps_of* makes their deps out of what is recorded of a run; `"never"` leaves those runs alone.
+
+        Raises:
+            DeclarationError: another graph of that name was added, or the same one with other deps: what is recorded of
+                a run says no more than the name.
+        """
+        self._known.add(graph, deps_of)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new runs may begin: `False` from the moment at which a shutdown is asked for."""
+        return self._lifetime.taking
+
+    def lifespan(self, _app: object = None) -> AbstractAsyncContextManager[None]:
+        """The life of a service around its runs: `FastAPI(lifespan=runner.lifespan)`, or `async with`.
+
+        At the end, or as soon as the process is told to end, no run may begin any more; those that go on have
+        `drain_seconds` to finish. What is not finished then is cancelled, and stays resumable when there is a journal.
+        """
+        return self._lifetime.span(self)
+
+    def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
+        """Finish an interrupted run of the journal, if its graph is known here."""
+        found = self._known.to_finish(row.graph)
+        return None if found is None else self._finish(row, *found)
+
+    async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
+        deps = None if deps_of is None else await deps_of(row)
+        order = await self._order(row.run_id, {"graph": graph, "deps": deps})
+        return order if isinstance(order, Run) else await self._start(order, patient=True).result()
+
+    async def resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> Run[Any, Any]:
+        """Finish a run that a crash, a limit, an error or a question interrupted; a finished run is given back.
+
+        Nothing that was recorded is asked again. What changed since (code, prompts, types) runs again with what depends
+        on it, and `Run.rerun` says which calls and why.
+
+        Args:
+            run_id: The run, in this runner's journal.
+            options: See `ResumeOptions`: the graph, answers to what it asked, and what is to be other than it was.
+
+        Raises:
+            JournalError: there is no such run, or another living process holds it.
+            ReplayError: an answer fits no question, or (strict) the program changed.
+            RunError: the run ended without an output again.
+        """
+        check_options(options, ResumeOptions, "resume")
+        order = await self._order(run_id, options)
+        return order if isinstance(order, Run) else await self._lifetime.within(self._open(order, None))
+
+    async def start_resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> LiveRun[Any, Any]:
+        """The same in a task of its own, with events.
+
+        Raises:
+            ReplayError: the run is finished already, or an answer fits no question.
+            JournalError: there is no such run.
+        """
+        check_options(options, ResumeOptions, "start_resume")
+        order = await self._order(run_id, options)
+        if isinstance(order, Run):
+            msg = f"run {run_id!r} is finished; there is nothing to resume"
+            raise ReplayError(msg)
+        return self._start(order)
+
+    async def _order(self, run_id: str, options: ResumeOptions) -> Order | Run[Any, Any]:
+        return await order_to_resume(self._journal_for("resume"), run_id, self._known.by_name, options)
+
+    def _journal_for(self, what: str) -> Journal:
+        if self.journal is None:
+            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal('runs.db'))"
+            raise DeclarationError(msg)
+        return self.journal
+
+    def _open(self, order: Order, log: EventLog | None, *, patient: bool = False) -> Running:
+        """Check what can be checked before anything runs; a *patient* run waits however long the line is."""
+        options = order.options
+        self._lifetime.check(options.get("run_id"))
+        node = _checked(order.node)
+        tree = node.__node__.tree
+        deployed = order.prompts if order.prompts is not None else self.prompts
+        if order.prompts is not None or isinstance(node, BaseGraph):  # a stage by itself has no paths
+            deployed.check_known(stages_of(tree.root), node.__node__.name)
+        order.check_override(tree)
+        if unknown := unknown_stages(options.get("models") or {}, stages_of(tree.root)):
+            msg = f"the models do not fit {node.__node__.name}: {'; '.join(unknown)}"
+            raise DeclarationError(msg)
+        limits = options.get("limits") or self.limits
+        default = order.model if order.model is not None else self.model
+        self._known.by_name[node.__node__.name] = node
+        journal = self._journal_for("replay") if options.get("replay") else self.journal
+        if journal is None and options.get("override"):
+            journal = MemoryJournal()  # a what-if needs no records, so it has some that nobody sees
+        terms = Terms(
+            run_id=options.get("run_id") or uuid.uuid4().hex,
+            deps=order.deps,
+            prompts=deployed,
+            model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
+            fan_out_limit=self._fan_out_limit,
+            slots=self._slots.here(),
+            ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
+            log=log,
+            deltas=order.deltas,
+            tracing=self.tracing,
+            answers=order.answers,
+            kept=journal is self.journal,
+        )
+        labels, page = order.labels, order.page
+        if page is None and journal is not None:
+            page = order.new_page(journal, tree, terms, labels)
+        running = Running(tree, order.raw, terms, limits, labels, page)
+        running.leaves = lambda: not self._lifetime.taking
+        running.seat = self._admission.admit(patient=patient)
+        return running
+
+    def _model_for(
+        self, path: str, stage: Stage[Any, Any], default: Model | str | None, own: Mapping[str, Model | str]
+    ) -> Model | None:
+        """By path, by stage, by agent, by run or runner: the more particular choice wins."""
+        for choice in (own.get(path), self._models_by_path.get(path), stage.model, stage.agent.model, default):
+            if choice is not None:
+                return self._models.get(choice)
+        return None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._lifetime.cancel()
+        await self._lifetime.wait()
+
+
+def _checked(node: object) -> Node[Any, Any]:
+    if isinstance(node, Node):
+        return cast("Node[Any, Any]", node)
+    instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
+    msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
+    raise DeclarationError(msg)
