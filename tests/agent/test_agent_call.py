@@ -23,8 +23,6 @@ from pydantic_ai.models.test import TestModel
 from scripted import asked, echo, fails, others, says
 from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, StageError, fan_out
 
-pytestmark = pytest.mark.anyio
-
 
 class Plan(BaseModel):
     title: str

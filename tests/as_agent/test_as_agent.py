@@ -53,8 +53,6 @@ from stagegraph import (
 )
 from stagegraph.journal import MemoryJournal, RunFilter
 
-pytestmark = pytest.mark.anyio
-
 
 class Question(BaseModel):
     text: str

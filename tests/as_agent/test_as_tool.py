@@ -29,8 +29,6 @@ from scripted import Turnstile, Who, echo, fails, others, priced, says
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage
 from stagegraph.journal import MemoryJournal, RunFilter
 
-pytestmark = pytest.mark.anyio
-
 
 class Ticket(BaseModel):
     """What a customer wrote."""

@@ -184,7 +184,6 @@ async def ask(prompt: Prompt, seen: Seen, graph: Graph[Question, Answer] | None 
     await runner.run(graph or Ask(), Question(text="<now>"))
 
 
-@pytest.mark.anyio
 async def test_only_the_agents_own_text_is_replaced() -> None:
     """Dynamic and toolset instructions and the tools survive; an empty text removes the literal one."""
     seen = Seen()
@@ -206,7 +205,6 @@ async def test_only_the_agents_own_text_is_replaced() -> None:
     assert seen.infos[-1].instructions == "New.\n\nUse the tools."
 
 
-@pytest.mark.anyio
 async def test_tool_descriptions_are_replaced_by_name() -> None:
     """A named tool gets the prompt's description, the others keep theirs, and the agent keeps its own."""
     seen = Seen()
@@ -215,7 +213,6 @@ async def test_tool_descriptions_are_replaced_by_name() -> None:
     assert [info.function_tools[0].description for info in seen.infos] == ["Find it.", "Look a word up."]
 
 
-@pytest.mark.anyio
 async def test_fifty_candidates_run_at_once_without_mixing() -> None:
     """Candidates travel with their runs: one graph, one agent, fifty texts, and the agent is as it was."""
     gate = asyncio.Event()
@@ -240,7 +237,6 @@ async def test_fifty_candidates_run_at_once_without_mixing() -> None:
     assert Prompts.of(graph)["ask"].instructions == "Answer.\n\nBe brief."
 
 
-@pytest.mark.anyio
 async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
     """By default demos are an `<examples>` part of the instructions, in the form of a live input."""
     seen = Seen()
@@ -255,7 +251,6 @@ async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
     assert shown.startswith("Do.")
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("native", [True, False])
 async def test_demos_as_messages_take_the_shape_that_the_model_answers_in(native: bool) -> None:
     """Opted in, demos are earlier turns: a tool call and its result, or JSON text; the record stays clean."""
@@ -284,7 +279,6 @@ async def test_demos_as_messages_take_the_shape_that_the_model_answers_in(native
     assert len(run.call("ask").messages) < len(seen[0]) + 2
 
 
-@pytest.mark.anyio
 async def test_prompts_for_another_graph_are_refused_before_anything_runs() -> None:
     """A mistyped path is an error that names it, and no model was asked."""
     seen = Seen()

@@ -13,8 +13,6 @@ from forked import python
 from stagegraph import JournalError, Runner, feedback
 from stagegraph.journal import RunFilter, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 def modes(folder: Path) -> set[int]:
     return {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}

@@ -20,8 +20,6 @@ from pydantic_ai.models.test import TestModel
 from stagegraph import Demo, Graph, Prompt, Prompts, Runner, Stage, current_call, step
 from stagegraph.journal import MemoryJournal
 
-pytestmark = pytest.mark.anyio
-
 
 class Wider(BaseModel):
     text: str = ""

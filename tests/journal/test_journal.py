@@ -40,8 +40,6 @@ from stagegraph import (
 from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
 from stagegraph.runner.replay import Bag
 
-pytestmark = pytest.mark.anyio
-
 
 class Text(BaseModel):
     text: str

@@ -18,8 +18,6 @@ from scripted import JumpingLoop
 from stagegraph import Run, RunError, Runner, Stage
 from stagegraph.journal import Journal, MemoryJournal, OpRow, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 TURNS = 2
 
 

@@ -9,8 +9,6 @@ from stagegraph import JournalError, Runner
 from stagegraph.journal import Journal
 from stagegraph.journal.owner import this_process
 
-pytestmark = pytest.mark.anyio
-
 
 async def held_by(journal: Journal, owner: str) -> Runner:
     """A runner, and a run `r` in its journal that somebody holds."""

@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -13,8 +12,6 @@ from forked import python
 from stagegraph import Graph, Runner, Stage
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 from stagegraph.journal.owner import this_process
-
-pytestmark = pytest.mark.anyio
 
 agent = Agent(output_type=[str, DeferredToolRequests])
 

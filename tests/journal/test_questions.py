@@ -12,8 +12,6 @@ from forked import python
 from stagegraph import Graph, LimitError, Limits, ReplayError, Run, RunError, Runner, Stage
 from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 def turn(messages: list[ModelMessage]) -> int:
     return sum(isinstance(message, ModelResponse) for message in messages)

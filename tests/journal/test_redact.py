@@ -13,8 +13,6 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from stagegraph import Graph, JournalError, Prompt, Prompts, ReplayError, RunError, Runner, Stage, feedback, step
 from stagegraph.journal import SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 broken: set[str] = set()
 
 

@@ -15,8 +15,6 @@ from scripted import asked, echo
 from stagegraph import Graph, JournalError, Limits, ReplayError, RunError, Runner, Stage, as_completed, settle, step
 from stagegraph.journal import MemoryJournal, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def gate(closed: bool) -> bool:

@@ -29,8 +29,6 @@ from typing_extensions import TypedDict
 from stagegraph import Graph, Limits, Run, RunError, Runner, Stage, step
 from stagegraph.journal import MemoryJournal, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 LOST = "the output cannot be written down whole"
 
 made: list[object] = []

@@ -15,8 +15,6 @@ from pydantic_ai.usage import RequestUsage
 from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 HALF = "\ud800"
 """Half a surrogate pair."""
 

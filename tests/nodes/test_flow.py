@@ -41,8 +41,6 @@ from stagegraph import (
 from stagegraph.data.events import FanOutStarted
 from stagegraph.journal import MemoryJournal
 
-pytestmark = pytest.mark.anyio
-
 Flow = Callable[["Parts"], Awaitable[object]]
 
 SWITCH: ContextVar[dict[str, anyio.Event]] = ContextVar("switch")

@@ -73,7 +73,6 @@ def keys(run) -> list[str]:
     return [call.key for call in run.root.walk()]
 
 
-@pytest.mark.anyio
 async def test_data_moves_through_stages_steps_and_nested_graphs():
     """Values go from node to node as ordinary return values, also through graphs in graphs."""
     run = await Outer().run(Text(body="hi"), model=echo())
@@ -82,7 +81,6 @@ async def test_data_moves_through_stages_steps_and_nested_graphs():
     assert run.graph == "Outer"
 
 
-@pytest.mark.anyio
 async def test_every_call_is_known_by_where_it_ran():
     """Two instances of one graph class have separate paths and keys."""
     run = await Outer().run(Text(body="hi"), model=echo())
@@ -91,7 +89,6 @@ async def test_every_call_is_known_by_where_it_ran():
     assert run.call("second.write").input == "HI!"
 
 
-@pytest.mark.anyio
 async def test_a_second_call_in_the_same_place_is_numbered():
     """Calling one node again in the same place gives `#1`, `#2`, ... and keeps the path."""
 
@@ -109,7 +106,6 @@ async def test_a_second_call_in_the_same_place_is_numbered():
     assert {call.path for call in run.calls()} == {"double"}
 
 
-@pytest.mark.anyio
 async def test_nodes_may_be_set_in_init():
     """A graph may be parametrized: nodes set in `__init__` have their attribute's name."""
 
@@ -130,7 +126,6 @@ async def test_nodes_may_be_set_in_init():
     assert keys(await one.run("x", model=model)) == ["", "write"]
 
 
-@pytest.mark.anyio
 async def test_nodes_may_stand_in_lists_tuples_and_dicts():
     """Nodes inside collections have paths such as `experts.0` and `tools.fast`, however deep they stand."""
 
@@ -167,7 +162,6 @@ def test_a_dict_key_that_cannot_be_a_path_is_refused():
         Bad().run_sync("x")
 
 
-@pytest.mark.anyio
 async def test_a_subclass_may_redeclare_a_node():
     """The subclass's node runs at the path of the one it replaces, and the old name still finds its calls."""
 
@@ -180,7 +174,6 @@ async def test_a_subclass_may_redeclare_a_node():
     assert [call.key for call in run.calls(Quiet.shout)] == ["shout"]
 
 
-@pytest.mark.anyio
 async def test_a_subclass_may_remove_a_node():
     """A name that a subclass sets to something else is a node no more."""
 
@@ -210,7 +203,6 @@ class TwiceWord(Twice[Word]):
     """The generic graph for one type."""
 
 
-@pytest.mark.anyio
 async def test_a_generic_graph_checks_the_type_it_was_given():
     """A subclass that fills in a type variable takes and gives that type."""
     run = await TwiceWord().run({"text": "a"})
@@ -225,7 +217,6 @@ class Shop:
     stock: int
 
 
-@pytest.mark.anyio
 async def test_deps_reach_every_stage_and_a_selector_narrows_them():
     """Tools see the run's deps as `ctx.deps`; `Stage(deps=)` gives an agent only what it needs."""
     seen: list[object] = []
@@ -259,7 +250,6 @@ async def test_deps_reach_every_stage_and_a_selector_narrows_them():
     assert seen == [shop, 7]
 
 
-@pytest.mark.anyio
 async def test_one_graph_object_serves_many_runs_at_once():
     """Runs share no state: a hundred at once on one graph and one runner keep their own inputs and outputs."""
     graph = Outer()
@@ -291,7 +281,6 @@ def test_run_sync_works_in_a_plain_thread():
     assert found == ["A"]
 
 
-@pytest.mark.anyio
 async def test_run_sync_inside_a_loop_says_what_to_write_instead():
     """Where a loop runs, `run_sync` is refused at once with the line to write, and nothing is left behind."""
     before = others()
@@ -300,14 +289,12 @@ async def test_run_sync_inside_a_loop_says_what_to_write_instead():
     assert others() == before
 
 
-@pytest.mark.anyio
 async def test_run_sync_works_in_a_thread_of_a_running_loop():
     """Beside a running loop, a thread may still block on a run."""
     run = await asyncio.to_thread(lambda: Inner().run_sync("a", model=echo()))
     assert run.output == "A"
 
 
-@pytest.mark.anyio
 async def test_run_and_runner_run_are_the_same():
     """`graph.run(...)` and `runner.run(graph, ...)` give the same record."""
     options = {"run_id": "r1", "tags": ("a",), "session_id": "s", "user_id": "u", "metadata": {"k": 1}}
@@ -340,7 +327,6 @@ def test_a_node_may_not_hide_what_every_graph_has(name: str):
         type("Hides", (Graph,), {name: shout})
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["run", "mermaid"])
 async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name: str):
     """The same holds for nodes that `__init__` sets."""
@@ -356,7 +342,6 @@ async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name:
         await Runner().run(Hides(), "a")
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["label", "kind", "takes", "gives", "name", "tree", "input_type", "nodes", "call"])
 async def test_a_node_may_have_any_other_name(name: str):
     """What the framework keeps about a node stands in one dunder, so that users may call a classifier `label`."""
@@ -377,7 +362,6 @@ def test_a_private_name_is_no_name_of_a_node(name: str):
         type("Hides", (Graph,), {name: shout})
 
 
-@pytest.mark.anyio
 async def test_the_same_node_twice_in_one_graph_is_refused():
     """A call could not say which of two names it means, so the error names both and the remedy."""
 
@@ -394,7 +378,6 @@ async def test_the_same_node_twice_in_one_graph_is_refused():
         await Double().run("a")
 
 
-@pytest.mark.anyio
 async def test_a_graph_that_contains_itself_is_refused():
     """Recursion in the declaration has no end of paths; the error says how to write it."""
 
@@ -416,7 +399,6 @@ async def test_a_graph_that_contains_itself_is_refused():
         await Endless().run("a")
 
 
-@pytest.mark.anyio
 async def test_one_stage_may_stand_in_a_graph_and_in_the_graph_inside():
     """The same node in two graphs has two paths, and each call goes to the path of the graph that made it."""
     shared = stage("shared")
@@ -438,7 +420,6 @@ async def test_one_stage_may_stand_in_a_graph_and_in_the_graph_inside():
     assert [(call.key, call.path) for call in run.calls(shared)] == [("low.write", "low.write"), ("own", "own")]
 
 
-@pytest.mark.anyio
 async def test_a_stage_that_the_graph_does_not_declare_is_refused():
     """The error names the stage, the graph, where the call was, and the line to write."""
     elsewhere = stage("elsewhere")
@@ -461,7 +442,6 @@ async def test_a_stage_that_the_graph_does_not_declare_is_refused():
     assert "write `elsewhere = ...` in the class body of Low and call `self.elsewhere(...)`" in text
 
 
-@pytest.mark.anyio
 async def test_a_node_of_another_graph_is_refused_with_where_it_is():
     """Calling the inner graph's stage from the outer flow says where it is declared."""
 
@@ -475,7 +455,6 @@ async def test_a_node_of_another_graph_is_refused_with_where_it_is():
         await High().run("a", model=echo())
 
 
-@pytest.mark.anyio
 async def test_a_flow_that_returns_the_wrong_type_is_an_error_that_names_the_graph():
     """The output is checked against the declared type, and the error says which graph, what came and what should."""
 
@@ -497,7 +476,6 @@ async def test_a_flow_that_returns_the_wrong_type_is_an_error_that_names_the_gra
     assert [call.key for call in caught.value.failures] == ["low"]
 
 
-@pytest.mark.anyio
 async def test_a_flow_without_a_value_says_so():
     """Forgetting the `return` is the wrong type, too."""
 
@@ -509,7 +487,6 @@ async def test_a_flow_without_a_value_says_so():
         await Forgets().run("a")
 
 
-@pytest.mark.anyio
 async def test_a_node_of_the_wrong_type_gets_no_call():
     """A value of the wrong type stops at the node's door: the model is not asked."""
     prompts: list[str] = []
@@ -532,7 +509,6 @@ async def test_a_node_of_the_wrong_type_gets_no_call():
     assert prompts == []
 
 
-@pytest.mark.anyio
 async def test_the_outer_door_turns_data_into_the_input_type():
     """`run` takes a dict where the graph takes a model; what does not fit is refused with the field's name."""
     run = await Outer().run({"body": "hi"}, model=echo())
@@ -541,7 +517,6 @@ async def test_the_outer_door_turns_data_into_the_input_type():
         await Outer().run({}, model=echo())
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("where", ["input", "output"])
 async def test_a_forgotten_await_is_named(where: str):
     """A coroutine where a value belongs is the commonest slip in a flow, so the error says what to write."""
@@ -557,7 +532,6 @@ async def test_a_forgotten_await_is_named(where: str):
         await Forgets().run("a")
 
 
-@pytest.mark.anyio
 async def test_a_forgotten_await_is_asked_about_where_its_result_is_used():
     """Python's own message speaks of a coroutine, which a newcomer does not know to have made."""
 
@@ -575,7 +549,6 @@ async def test_a_forgotten_await_is_asked_about_where_its_result_is_used():
         await Forgets().run("a")
 
 
-@pytest.mark.anyio
 async def test_a_type_that_is_known_nowhere_is_refused():
     """A forward reference that cannot be found says what to do."""
 
@@ -601,7 +574,6 @@ class Letter(BaseModel):
     text: str
 
 
-@pytest.mark.anyio
 async def test_a_type_that_is_defined_later_may_stand_inside_another_one():
     """Names of types are looked up wherever they stand, and what comes in is validated all through."""
     data: Any = [{"text": "a"}]
@@ -611,7 +583,6 @@ async def test_a_type_that_is_defined_later_may_stand_inside_another_one():
         await Nested().run(cast("Any", [{"x": 1}]))
 
 
-@pytest.mark.anyio
 async def test_the_flow_decides_in_plain_python_what_runs_next():
     """Loops, branches and ordinary exceptions work: what a step raises can be caught where it is called."""
 
@@ -641,7 +612,6 @@ async def test_the_flow_decides_in_plain_python_what_runs_next():
     ]
 
 
-@pytest.mark.anyio
 async def test_a_tool_cannot_call_a_node_and_says_why():
     """Nodes are called by flows; an agent's tool that tries is told what to do."""
     agent = Agent(output_type=str)
@@ -675,7 +645,6 @@ def test_a_graph_without_a_flow_cannot_be_made():
         Empty()
 
 
-@pytest.mark.anyio
 async def test_a_graph_has_the_model_of_its_run():
     """Stages without a model of their own take the run's, in nested graphs as well."""
     run = await Outer().run(Text(body="hi"), model=says("one", "two", "three"))
@@ -683,7 +652,6 @@ async def test_a_graph_has_the_model_of_its_run():
     assert run.usage.requests == 3
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("frozen", [True, False])
 async def test_a_graph_may_be_a_dataclass(frozen: bool):
     """Nodes are told apart by identity: one may have no hash, and two may be equal."""
@@ -729,7 +697,6 @@ def test_a_mixin_does_not_hide_the_types_of_a_graph():
     )
 
 
-@pytest.mark.anyio
 async def test_a_forgotten_await_is_named_where_a_model_was_given_it():
     """Instead of what pydantic says of coroutines, the message names the fields, and leaves no warning behind."""
 
@@ -745,7 +712,6 @@ async def test_a_forgotten_await_is_named_where_a_model_was_given_it():
     assert str(caught.value) == said
 
 
-@pytest.mark.anyio
 async def test_what_does_not_fit_a_model_of_the_flow_is_told_in_full():
     """Other values that a model refuses keep pydantic's own words."""
 
@@ -769,7 +735,6 @@ def test_a_class_is_no_node(node: type, written: str):
         type("Has", (Graph,), {"inner": node})
 
 
-@pytest.mark.anyio
 async def test_a_graph_may_keep_classes():
     """One that is defined in it, or annotated, is no slip: a graph may be made out of a class that it was given."""
 
@@ -791,7 +756,6 @@ async def test_a_graph_may_keep_classes():
     assert (await Keeps().run("a")).output == "A"
 
 
-@pytest.mark.anyio
 async def test_a_stage_is_called_after_its_place():
     """One stage object in two graphs is named by the graph that runs, not by the one that was declared first."""
     shared = stage()

@@ -65,7 +65,6 @@ class Twice(Graph[Code, list[Report]]):
         return await fan_out(self.tests, [code, code])
 
 
-@pytest.mark.anyio
 async def test_a_single_step_can_be_run_by_itself():
     """A runner runs one step like a graph; its call is known by its name."""
     run = await Runner().run(run_tests, Code(text="x"))
@@ -74,13 +73,11 @@ async def test_a_single_step_can_be_run_by_itself():
     assert run.graph == "run_tests"
 
 
-@pytest.mark.anyio
 async def test_a_single_step_takes_data_at_the_outer_door():
     """A dict becomes the step's input model, as it does for a graph."""
     assert (await Runner().run(run_tests, {"text": ""})).output.passed is False
 
 
-@pytest.mark.anyio
 async def test_a_step_knows_its_call():
     """`current_call().key` is the place where the step runs, different in each branch."""
     run = await Runner().run(Twice(), Code(text="x"))
@@ -108,7 +105,6 @@ def test_current_call_outside_a_run_is_an_error():
         current_call()
 
 
-@pytest.mark.anyio
 async def test_what_a_step_raises_is_named_and_chained():
     """The run's error has the step's key and message; the original exception is the cause."""
     with pytest.raises(RunError, match=r"broken failed at `broken`: OSError: disk full at x") as caught:
@@ -117,14 +113,12 @@ async def test_what_a_step_raises_is_named_and_chained():
     assert [(call.key, str(call.error)) for call in caught.value.failures] == [("broken", "OSError: disk full at x")]
 
 
-@pytest.mark.anyio
 async def test_a_step_that_returns_the_wrong_type_is_named():
     """The output is checked against the annotation."""
     with pytest.raises(RunError, match=r"step liar \(`liar`\) returned .*str.*int"):
         await Runner().run(liar, "x")
 
 
-@pytest.mark.anyio
 async def test_a_step_may_have_options_with_defaults():
     """Only the one value without a default is the input."""
     assert (await Runner().run(with_options, "ab")).output == "abab"
@@ -200,7 +194,6 @@ async def no_output_type(text: str):
     return text
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("node", "what"), [(no_input_type, "text"), (no_output_type, "return")])
 async def test_a_step_without_types_is_refused(node: Step[object, object], what: str):
     """Steps declare what they take and give; the error names the missing one."""
@@ -208,7 +201,6 @@ async def test_a_step_without_types_is_refused(node: Step[object, object], what:
         await Runner().run(node, "x")
 
 
-@pytest.mark.anyio
 async def test_a_type_that_is_not_known_at_run_time_is_refused():
     """A type that exists only for the checker cannot be checked or stored; the error says what to do."""
 
@@ -231,7 +223,6 @@ async def squares(count: int) -> list[int]:
     return await fan_out(square, range(count))
 
 
-@pytest.mark.anyio
 async def test_a_step_may_fan_out_over_plain_functions():
     """`fan_out` works inside a step; what runs there belongs to the step's own call."""
     run = await Runner().run(squares, 4)
@@ -248,7 +239,6 @@ async def who_am_i(count: int) -> list[str]:
     return [f"{outcome.key}: {outcome.value}" for outcome in outcomes]
 
 
-@pytest.mark.anyio
 async def test_what_a_step_fans_out_is_still_the_step():
     """`current_call()` in such a branch is the step's call; an outcome is named after it."""
     run = await Runner().run(who_am_i, 2)
@@ -260,7 +250,6 @@ async def calls_a_node(code: Code) -> bool:
     return (await run_tests(code)).passed
 
 
-@pytest.mark.anyio
 async def test_a_step_cannot_call_a_node_and_says_why():
     """Only flows call nodes; a step that tries is told how to write it."""
     with pytest.raises(RunError, match=r"step `calls_a_node` called step `run_tests`.*make it a Graph"):
@@ -272,7 +261,6 @@ async def runs_a_graph(code: Code) -> int:
     return len((await Runner().run(Twice(), code)).output)
 
 
-@pytest.mark.anyio
 async def test_a_step_may_run_a_graph_of_its_own():
     """A run inside a step is a run for itself: it has its own record and leaves the outer call as it was."""
     run = await Runner().run(runs_a_graph, Code(text="x"))

@@ -200,7 +200,6 @@ def test_a_node_of_another_graph_is_not_found() -> None:
         Leaf().__node__.tree.paths(Top.last)
 
 
-@pytest.mark.anyio
 async def test_reading_a_graph_does_not_change_it() -> None:
     """Looking at a tree, or running, leaves the same attributes behind."""
     graph = Top()

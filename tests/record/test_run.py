@@ -104,7 +104,6 @@ async def _run() -> Run[str, str]:
     return await Runner().run(Whole(), "a bad c", tags=("x",), metadata={"k": 1}, session_id="s", user_id="u")
 
 
-@pytest.mark.anyio
 async def test_calls_are_found_by_node_and_by_key(run: Run[str, str]) -> None:
     """One node's calls, all leaf calls in key order, and one call by its key."""
     assert [call.key for call in run.calls(finish)] == ["branch[a].finish", "branch[bad].finish", "branch[c].finish"]
@@ -119,7 +118,6 @@ async def test_calls_are_found_by_node_and_by_key(run: Run[str, str]) -> None:
         run.calls(split.__class__(split.fn))
 
 
-@pytest.mark.anyio
 async def test_edges_follow_the_values_themselves(run: Run[str, str]) -> None:
     """An object that came out of one call and went into another is an edge; numbers and enum members are none."""
     expected = [(f"branch[{name}].pair", f"branch[{name}].finish") for name in ("a", "bad", "c")]
@@ -128,7 +126,6 @@ async def test_edges_follow_the_values_themselves(run: Run[str, str]) -> None:
     assert run.edges() == sorted(expected)
 
 
-@pytest.mark.anyio
 async def test_equal_but_different_objects_are_no_edge() -> None:
     """Data flow is about what happened, not about what looks alike."""
 
@@ -145,7 +142,6 @@ async def test_equal_but_different_objects_are_no_edge() -> None:
     assert run.edges() == []
 
 
-@pytest.mark.anyio
 async def test_a_record_survives_as_json(run: Run[str, str]) -> None:
     """Everything comes back, each value as the type that the graph declares for it."""
     again = Run.from_json(run.to_json(), Whole)
@@ -159,7 +155,6 @@ async def test_a_record_survives_as_json(run: Run[str, str]) -> None:
     assert again.to_json() == run.to_json()
 
 
-@pytest.mark.anyio
 async def test_a_record_that_does_not_fit_is_refused(run: Run[str, str]) -> None:
     """Another program, a changed type or garbage: a `ReplayError` that names the call."""
     data = json.loads(run.to_json())
@@ -173,7 +168,6 @@ async def test_a_record_that_does_not_fit_is_refused(run: Run[str, str]) -> None
             Run.from_json(text, Whole)
 
 
-@pytest.mark.anyio
 async def test_failed_runs_and_media_survive_as_json() -> None:
     """Errors, messages, attachments and usage are part of the record."""
 
@@ -206,7 +200,6 @@ async def test_failed_runs_and_media_survive_as_json() -> None:
     assert "after a cat" in str(again.error)
 
 
-@pytest.mark.anyio
 async def test_cost_is_known_or_unknown_and_never_a_guess() -> None:
     """Dollars are summed exactly; one request without a price makes the sum unknown; no request costs nothing."""
 
@@ -227,7 +220,6 @@ async def test_cost_is_known_or_unknown_and_never_a_guess() -> None:
     assert (await runner.run(Ask(), [])).cost == 0
 
 
-@pytest.mark.anyio
 async def test_records_cannot_be_changed(run: Run[str, str]) -> None:
     """Runs and calls are frozen."""
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -244,7 +236,6 @@ def nodes_and_arrows(text: str) -> tuple[set[str], list[str]]:
     return ids, [line for line in lines if "-->" in line or "-.->" in line]
 
 
-@pytest.mark.anyio
 async def test_drawings_show_what_happened_and_what_is_declared(run: Run[str, str]) -> None:
     """One box a call and one arrow an edge; what is declared has a box a node."""
     text = run.mermaid()
@@ -258,7 +249,6 @@ async def test_drawings_show_what_happened_and_what_is_declared(run: Run[str, st
     nodes_and_arrows(declared)
 
 
-@pytest.mark.anyio
 async def test_a_wide_run_is_drawn_by_path() -> None:
     """Nobody can read a thousand boxes: they are counted."""
 
@@ -293,7 +283,6 @@ def test_a_label_cannot_break_a_drawing_or_a_key(label: str) -> None:
     assert run.call(second).path == "pair"
 
 
-@pytest.mark.anyio
 async def test_the_same_run_can_be_read_while_it_goes_on() -> None:
     """A live run's record is a snapshot: it shows what is there, and does not change later."""
     runner = Runner(TestModel())
@@ -305,7 +294,6 @@ async def test_the_same_run_can_be_read_while_it_goes_on() -> None:
     assert len(list(live.run.root.walk())) > len(list(before.root.walk()))
 
 
-@pytest.mark.anyio
 async def test_a_run_may_be_copied_and_is_not_pickled() -> None:
     """What never changes is its own copy; pickle is refused with what to use for other processes."""
     run = await Runner().run(double, 2)

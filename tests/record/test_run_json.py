@@ -140,7 +140,6 @@ async def _zoo() -> Run[list[int], Row]:
     )
 
 
-@pytest.mark.anyio
 async def test_everything_comes_back_in_its_type(zoo: Run[list[int], Row]) -> None:
     """The graph's own models, dataclasses, unions and bytes, not dicts and strings."""
     again = Run.from_json(zoo.to_json(), Zoo)
@@ -153,7 +152,6 @@ async def test_everything_comes_back_in_its_type(zoo: Run[list[int], Row]) -> No
     assert (again.id, again.metadata["n"], again.input) == ("z", [1, None], [3, 4])
 
 
-@pytest.mark.anyio
 async def test_the_text_is_json_that_others_can_read(zoo: Run[list[int], Row]) -> None:
     """One object with a format number; a file of it loads as bytes or text, by the class or an instance."""
     data = json.loads(zoo.to_json())
@@ -173,7 +171,6 @@ class Talk(Graph[str, str]):
         return first + "".join(outcome.value for outcome in outcomes if outcome.ok)
 
 
-@pytest.mark.anyio
 async def test_messages_usage_and_prices_come_back() -> None:
     """What agents and models said, media and thoughts included; tokens, dollars, caught failures."""
 
@@ -225,7 +222,6 @@ class Wrong(Graph[str, str]):
         return await self.say(7)  # type: ignore[arg-type]
 
 
-@pytest.mark.anyio
 async def test_failed_runs_come_back() -> None:
     """A step that raised, an input of the wrong type inside, an input that was refused, a limit."""
     by_step = await failed(Fails(), "x", echo())
@@ -243,7 +239,6 @@ async def test_failed_runs_come_back() -> None:
     assert_same(limited, Run.from_json(limited.to_json(), Fails))
 
 
-@pytest.mark.anyio
 async def test_a_cancelled_run_comes_back() -> None:
     """What was recorded until then, and that it was cancelled."""
     gate = Turnstile()
@@ -261,7 +256,6 @@ async def test_a_cancelled_run_comes_back() -> None:
     assert_same(live.run, Run.from_json(live.run.to_json(), Waits))
 
 
-@pytest.mark.anyio
 async def test_a_run_that_goes_on_can_be_written_down() -> None:
     """A partial record is a record."""
     gate = Turnstile()
@@ -278,7 +272,6 @@ async def test_a_run_that_goes_on_can_be_written_down() -> None:
     assert_same(partial, again)
 
 
-@pytest.mark.anyio
 async def test_a_suspended_run_comes_back_with_its_questions() -> None:
     """What waits for an answer is part of the record, and so are scores and what had to run again."""
     agent = Agent(output_type=[str, DeferredToolRequests])
@@ -328,7 +321,6 @@ def changed(run: Run[Any, Any], *place: Any, to: Any) -> str:
 CALL = ("root", "children", 0)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("place", "to", "message"),
     [
@@ -350,7 +342,6 @@ async def test_a_record_that_does_not_fit_is_refused_at_its_call(
         Run.from_json(changed(zoo, *place, to=to), Zoo)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("place", "to"),
     [
@@ -445,7 +436,6 @@ async def half_fails(text: str) -> str:
     raise OSError(text + "\udcff")
 
 
-@pytest.mark.anyio
 async def test_what_cannot_be_json_is_named_by_its_call() -> None:
     """A value without JSON, or a text that is no Unicode: the call is named, in one line."""
     for node in (odd, half):
@@ -457,7 +447,6 @@ async def test_what_cannot_be_json_is_named_by_its_call() -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.anyio
 async def test_an_error_text_of_any_kind_is_written() -> None:
     """A file name that is no Unicode in an error does not cost the record."""
     run = await failed(half_fails, "x")

@@ -30,8 +30,6 @@ from stagegraph import (
     step,
 )
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def check(number: int) -> int:

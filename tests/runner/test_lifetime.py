@@ -26,8 +26,6 @@ from stagegraph import (
 )
 from stagegraph.journal import CancelRow, Journal, MemoryJournal, RunRow, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 class Gate:
     """Lets steps through when it is open, and knows what came."""

@@ -19,8 +19,6 @@ from pydantic_ai.usage import RequestUsage
 from scripted import JumpingLoop, Turnstile, asked, echo, fails, others, priced
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage, fan_out, gather, settle, step
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def note(text: str) -> str:

@@ -21,8 +21,6 @@ from scripted import Turnstile, echo, fails, others
 from stagegraph import Event, Graph, LimitError, Limits, LiveRun, RunError, Runner, Stage, fan_out, parse_event, step
 from stagegraph.data.events import CallFinished, CallStarted, EventsDropped, RunFinished, TextDelta, ToolCalled
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def double(number: int) -> int:

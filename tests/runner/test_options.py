@@ -12,8 +12,6 @@ from pydantic_ai.models import Model
 from scripted import echo
 from stagegraph import DeclarationError, Graph, Limits, PromptError, Prompts, Runner, Stage, fan_out, step
 
-pytestmark = pytest.mark.anyio
-
 ran: list[int] = []
 
 

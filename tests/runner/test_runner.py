@@ -30,8 +30,6 @@ from stagegraph import (
 )
 from stagegraph.journal import MemoryJournal
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def double(number: int) -> int:

@@ -276,7 +276,6 @@ async def wrong(text: str) -> Annotated[Cat | Dog, Field(discriminator="kind")]:
     return text  # type: ignore[return-value]
 
 
-@pytest.mark.anyio
 async def test_an_annotated_type_is_named_by_its_models_where_it_is_missed() -> None:
     """The message about a wrong value says which models it should have been."""
     with pytest.raises(RunError, match=r"returned str 'x', but it gives Cat \| Dog: "):
@@ -303,7 +302,6 @@ async def boxed(inside: Any) -> Box[int]:
     return Box(inside=inside)
 
 
-@pytest.mark.anyio
 async def test_a_generic_model_made_without_its_parameter_fits_by_what_it_holds() -> None:
     """`Box(inside=1)` is a `Box[int]`, as for a type checker; `Box(inside="a")` is none."""
     run = await Runner().run(boxed, 1)
@@ -317,7 +315,6 @@ async def test_a_generic_model_made_without_its_parameter_fits_by_what_it_holds(
 THING: Any = StructuredDict({"type": "object", "properties": {"a": {"type": "string"}}}, name="Thing")
 
 
-@pytest.mark.anyio
 async def test_a_structured_dict_is_a_dict() -> None:
     """What an agent with `StructuredDict` gives is a plain dict; it goes through JSON and is replayed."""
     stage = Stage(str, Agent(output_type=THING))
@@ -368,7 +365,6 @@ class Ages(Graph[Row, int]):
         return await self.older(row)
 
 
-@pytest.mark.anyio
 async def test_a_typed_dict_is_validated_at_the_outer_door() -> None:
     """A dict that lacks a key or holds a wrong value does not get in; one that can be coerced is."""
     async with Runner() as runner:
@@ -383,7 +379,6 @@ async def positive(number: Annotated[int, Field(gt=0)]) -> int:
     return number
 
 
-@pytest.mark.anyio
 async def test_constraints_hold_at_the_outer_door() -> None:
     """What stands in `Annotated` is checked where data comes in."""
     async with Runner() as runner:
@@ -397,7 +392,6 @@ async def half(number: float) -> float:
     return number / 2
 
 
-@pytest.mark.anyio
 async def test_an_int_is_a_float() -> None:
     """A whole number is accepted where a float is declared, as in Python itself."""
     async with Runner() as runner:
@@ -431,7 +425,6 @@ class ThroughPlain(Graph[str, str]):
         return await self.unwrap(await self.wrap(text))
 
 
-@pytest.mark.anyio
 async def test_any_class_may_pass_between_nodes() -> None:
     """A value that has no JSON passes as it is; only writing the record as JSON needs one, and says where."""
     async with Runner(echo()) as runner:
