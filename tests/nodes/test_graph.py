@@ -74,19 +74,14 @@ def keys(run) -> list[str]:
 
 
 async def test_data_moves_through_stages_steps_and_nested_graphs():
-    """Values go from node to node as ordinary return values, also through graphs in graphs."""
+    """Values are ordinary return values; two instances of one graph class have separate paths and keys."""
     run = await Outer().run(Text(body="hi"), model=echo())
-    assert run.output == Word(text="HI!")
-    assert run.status == "succeeded"
-    assert run.graph == "Outer"
-
-
-async def test_every_call_is_known_by_where_it_ran():
-    """Two instances of one graph class have separate paths and keys."""
-    run = await Outer().run(Text(body="hi"), model=echo())
+    assert (run.output, run.status, run.graph) == (Word(text="HI!"), "succeeded", "Outer")
     assert keys(run) == ["", "first", "first.write", "first.shout", "second", "second.write", "second.shout", "judge"]
     assert [call.path for call in run.root.walk()] == keys(run)
     assert run.call("second.write").input == "HI!"
+    run = await Outer().run(Text(body="hi"), model=says("one", "two", "three"))  # the run's model, however deep
+    assert (run.output, run.usage.requests) == (Word(text="three"), 3)
 
 
 async def test_a_second_call_in_the_same_place_is_numbered():
@@ -162,20 +157,11 @@ def test_a_dict_key_that_cannot_be_a_path_is_refused():
         Bad().run_sync("x")
 
 
-async def test_a_subclass_may_redeclare_a_node():
-    """The subclass's node runs at the path of the one it replaces, and the old name still finds its calls."""
+async def test_a_subclass_may_redeclare_or_remove_a_node():
+    """It runs at the path of the one it replaces, which still finds its calls; a name set to something else is none."""
 
     class Quiet(Inner):
         shout = double
-
-    run = await Quiet().run("ab", model=echo())
-    assert run.output == "abab"
-    assert [call.key for call in run.calls(Inner.shout)] == ["shout"]
-    assert [call.key for call in run.calls(Quiet.shout)] == ["shout"]
-
-
-async def test_a_subclass_may_remove_a_node():
-    """A name that a subclass sets to something else is a node no more."""
 
     class Short(Inner):
         shout = None
@@ -183,6 +169,10 @@ async def test_a_subclass_may_remove_a_node():
         async def flow(self, text: str) -> str:
             return await self.write(text)
 
+    run = await Quiet().run("ab", model=echo())
+    assert run.output == "abab"
+    assert [call.key for call in run.calls(Inner.shout)] == ["shout"]
+    assert [call.key for call in run.calls(Quiet.shout)] == ["shout"]
     run = await Short().run("ab", model=echo())
     assert run.output == "ab"
     with pytest.raises(DeclarationError, match=r"not part of Short, which has: write"):
@@ -267,18 +257,19 @@ async def test_one_graph_object_serves_many_runs_at_once():
 
 
 def test_run_sync_runs_without_a_loop():
-    """Scripts need no event loop of their own, and may run twice in a row."""
+    """Scripts need no event loop of their own, may run twice in a row, and use a thread, also beside a running loop."""
     graph = Outer()
     assert [graph.run_sync(Text(body="hi"), model=echo()).output.text for _ in range(2)] == ["HI!", "HI!"]
-
-
-def test_run_sync_works_in_a_plain_thread():
-    """A worker thread without a loop may run a graph."""
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(Inner().run_sync("a", model=echo()).output))
     thread.start()
     thread.join()
     assert found == ["A"]
+
+    async def beside() -> str:
+        return (await asyncio.to_thread(lambda: Inner().run_sync("a", model=echo()))).output
+
+    assert asyncio.run(beside()) == "A"
 
 
 async def test_run_sync_inside_a_loop_says_what_to_write_instead():
@@ -287,12 +278,6 @@ async def test_run_sync_inside_a_loop_says_what_to_write_instead():
     with pytest.raises(NotRunningError, match=r"write `await Inner\(\)\.run\(\.\.\.\)` instead"):
         Inner().run_sync("a", model=echo())
     assert others() == before
-
-
-async def test_run_sync_works_in_a_thread_of_a_running_loop():
-    """Beside a running loop, a thread may still block on a run."""
-    run = await asyncio.to_thread(lambda: Inner().run_sync("a", model=echo()))
-    assert run.output == "A"
 
 
 async def test_run_and_runner_run_are_the_same():
@@ -321,15 +306,10 @@ def test_the_flow_must_be_an_async_function():
 
 
 @pytest.mark.parametrize("name", ["run", "run_sync", "mermaid", "as_tool", "as_agent", "flow"])
-def test_a_node_may_not_hide_what_every_graph_has(name: str):
-    """A node called `run` would take away the graph's own `run`, so the name is refused with the reason."""
+async def test_a_node_may_not_hide_what_every_graph_has(name: str):
+    """A node called `run`, declared or set in `__init__`, would take away the graph's own `run`; the error says so."""
     with pytest.raises(DeclarationError, match=rf"\.{name}: every graph has a method `{name}`"):
         type("Hides", (Graph,), {name: shout})
-
-
-@pytest.mark.parametrize("name", ["run", "mermaid"])
-async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name: str):
-    """The same holds for nodes that `__init__` sets."""
 
     class Hides(Graph[str, str]):
         def __init__(self) -> None:
@@ -338,8 +318,9 @@ async def test_a_node_set_in_init_may_not_hide_what_every_graph_has_either(name:
         async def flow(self, text: str) -> str:
             return text
 
-    with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a method `{name}`"):
-        await Runner().run(Hides(), "a")
+    if name != "flow":
+        with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a method `{name}`"):
+            await Runner().run(Hides(), "a")
 
 
 @pytest.mark.parametrize("name", ["label", "kind", "takes", "gives", "name", "tree", "input_type", "nodes", "call"])
@@ -399,8 +380,8 @@ async def test_a_graph_that_contains_itself_is_refused():
         await Endless().run("a")
 
 
-async def test_one_stage_may_stand_in_a_graph_and_in_the_graph_inside():
-    """The same node in two graphs has two paths, and each call goes to the path of the graph that made it."""
+async def test_one_stage_may_stand_in_two_graphs():
+    """It has two paths, each call goes to the graph that made it, and errors name it by the graph that runs."""
     shared = stage("shared")
 
     class Low(Graph[str, str]):
@@ -416,8 +397,16 @@ async def test_one_stage_may_stand_in_a_graph_and_in_the_graph_inside():
         async def flow(self, text: str) -> str:
             return await self.low(await self.own(text))
 
+    class Wrong(Graph[int, str]):
+        second = shared
+
+        async def flow(self, number: int) -> str:
+            return await self.second(number)  # type: ignore[arg-type]
+
     run = await High().run("a", model=echo())
     assert [(call.key, call.path) for call in run.calls(shared)] == [("low.write", "low.write"), ("own", "own")]
+    with pytest.raises(RunError, match=r"stage `second` was given int 3, but it takes str"):
+        await Wrong().run(3)
 
 
 async def test_a_stage_that_the_graph_does_not_declare_is_refused():
@@ -440,19 +429,9 @@ async def test_a_stage_that_the_graph_does_not_declare_is_refused():
     text = str(caught.value)
     assert "at `low`, the flow of Low called stage `elsewhere`, which Low does not declare" in text
     assert "write `elsewhere = ...` in the class body of Low and call `self.elsewhere(...)`" in text
-
-
-async def test_a_node_of_another_graph_is_refused_with_where_it_is():
-    """Calling the inner graph's stage from the outer flow says where it is declared."""
-
-    class High(Graph[str, str]):
-        low = Inner()
-
-        async def flow(self, text: str) -> str:
-            return await Inner.write(text)
-
-    with pytest.raises(RunError, match=r"it is declared as `low\.write`, in another graph"):
-        await High().run("a", model=echo())
+    elsewhere = Inner.write
+    with pytest.raises(RunError, match=r"it is declared as `inner\.write`, in another graph"):
+        await type("Other", (Low,), {"inner": Inner()})().run("a", model=echo())
 
 
 async def test_a_flow_that_returns_the_wrong_type_is_an_error_that_names_the_graph():
@@ -474,10 +453,6 @@ async def test_a_flow_that_returns_the_wrong_type_is_an_error_that_names_the_gra
     assert "str" in str(caught.value)
     assert "Word" in str(caught.value)
     assert [call.key for call in caught.value.failures] == ["low"]
-
-
-async def test_a_flow_without_a_value_says_so():
-    """Forgetting the `return` is the wrong type, too."""
 
     class Forgets(Graph[str, str]):
         async def flow(self, text: str) -> str:
@@ -517,35 +492,39 @@ async def test_the_outer_door_turns_data_into_the_input_type():
         await Outer().run({}, model=echo())
 
 
-@pytest.mark.parametrize("where", ["input", "output"])
-async def test_a_forgotten_await_is_named(where: str):
-    """A coroutine where a value belongs is the commonest slip in a flow, so the error says what to write."""
+FORGOTTEN = r"Forgets failed: Text was given a coroutine as `body` \(is an `await` missing before a call\?\)$"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("input", r"coroutine .*, but it \w+ str: write `await` before the call"),
+        ("output", r"coroutine .*, but it \w+ str: write `await` before the call"),
+        ("use", r"'coroutine' object has no attribute 'upper' \(is an `await` missing"),
+        ("model", FORGOTTEN),
+    ],
+)
+async def test_a_forgotten_await_is_named(where: str, said: str):
+    """It is the commonest slip in a flow, so the error says what to write, and Python warns of nothing."""
 
     class Forgets(Graph[str, str]):
         shout = shout
         double = double
 
         async def flow(self, text: str) -> str:
-            return self.shout(text) if where == "output" else await self.double(self.shout(text))
-
-    with pytest.raises(RunError, match=r"coroutine .*, but it \w+ str: write `await` before the call"):
-        await Forgets().run("a")
-
-
-async def test_a_forgotten_await_is_asked_about_where_its_result_is_used():
-    """Python's own message speaks of a coroutine, which a newcomer does not know to have made."""
-
-    class Forgets(Graph[str, str]):
-        shout = shout
-
-        async def flow(self, text: str) -> str:
             call = self.shout(text)
+            if where == "input":
+                return await self.double(call)
+            if where == "model":
+                return Text(body=call).body  # type: ignore[arg-type]
+            if where == "output":
+                return call
             try:
                 return call.upper()  # type: ignore[attr-defined]
             finally:
                 call.close()  # no warning of it in this suite
 
-    with pytest.raises(RunError, match=r"'coroutine' object has no attribute 'upper' \(is an `await` missing"):
+    with pytest.raises(RunError, match=said):
         await Forgets().run("a")
 
 
@@ -645,13 +624,6 @@ def test_a_graph_without_a_flow_cannot_be_made():
         Empty()
 
 
-async def test_a_graph_has_the_model_of_its_run():
-    """Stages without a model of their own take the run's, in nested graphs as well."""
-    run = await Outer().run(Text(body="hi"), model=says("one", "two", "three"))
-    assert run.output == Word(text="three")
-    assert run.usage.requests == 3
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 async def test_a_graph_may_be_a_dataclass(frozen: bool):
     """Nodes are told apart by identity: one may have no hash, and two may be equal."""
@@ -697,21 +669,6 @@ def test_a_mixin_does_not_hide_the_types_of_a_graph():
     )
 
 
-async def test_a_forgotten_await_is_named_where_a_model_was_given_it():
-    """Instead of what pydantic says of coroutines, the message names the fields, and leaves no warning behind."""
-
-    class Forgets(Graph[str, str]):
-        shout = shout
-
-        async def flow(self, text: str) -> str:
-            return Text(body=self.shout(text)).body  # type: ignore[arg-type]
-
-    with pytest.raises(RunError) as caught:
-        await Forgets().run("a")
-    said = "Forgets failed: Text was given a coroutine as `body` (is an `await` missing before a call?)"
-    assert str(caught.value) == said
-
-
 async def test_what_does_not_fit_a_model_of_the_flow_is_told_in_full():
     """Other values that a model refuses keep pydantic's own words."""
 
@@ -754,23 +711,3 @@ async def test_a_graph_may_keep_classes():
             return await self.part(text)
 
     assert (await Keeps().run("a")).output == "A"
-
-
-async def test_a_stage_is_called_after_its_place():
-    """One stage object in two graphs is named by the graph that runs, not by the one that was declared first."""
-    shared = stage()
-
-    class First(Graph[str, str]):
-        first = shared
-
-        async def flow(self, text: str) -> str:
-            return await self.first(text)
-
-    class Second(Graph[int, str]):
-        second = shared
-
-        async def flow(self, number: int) -> str:
-            return await self.second(number)  # type: ignore[arg-type]
-
-    with pytest.raises(RunError, match=r"stage `second` was given int 3, but it takes str"):
-        await Second().run(3)
