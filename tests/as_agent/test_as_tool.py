@@ -25,7 +25,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import UsageLimits
 
-from scripted import Turnstile, Who, echo, fails, others, priced, says
+from scripted import Say, Tidy, Turnstile, Who, deletes, echo, fails, others, priced, says
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage
 from stagegraph.journal import MemoryJournal, RunFilter
 
@@ -52,13 +52,6 @@ class Support(Graph[Ticket, Reply]):
 
     async def flow(self, ticket: Ticket) -> Reply:
         return Reply(answer=await self.answer(ticket.text), team=f"team of {ticket.day}")
-
-
-class Echo(Graph[str, str]):
-    say = Stage(str, Agent(output_type=str))
-
-    async def flow(self, text: str) -> str:
-        return await self.say(text)
 
 
 class Node(BaseModel):
@@ -112,7 +105,7 @@ async def test_the_tool_is_described_by_the_graph():
     assert schema["properties"]["text"]["description"] == "The words themselves."
     chosen = Support().as_tool(name="ask", description="Ask.")
     assert (chosen.name, chosen.description) == ("ask", "Ask.")
-    assert Echo().as_tool().description == "Echo: gives str for str."
+    assert GivesText().as_tool().description == "GivesText: gives str for str."
 
 
 async def test_an_agent_gets_the_output_of_the_graph():
@@ -124,6 +117,11 @@ async def test_an_agent_gets_the_output_of_the_graph():
     assert part.content == Reply(answer="HELP", team="team of 2026-01-02")
     recorded = await runner.resume(part.metadata["run_id"])
     assert recorded.output == part.content
+
+
+class GivesText(Graph[str, str]):
+    async def flow(self, text: str) -> str:
+        return text
 
 
 async def run_on(graph: Graph, argument: object) -> object:
@@ -199,7 +197,7 @@ async def test_schemas_keep_their_references():
 
 
 async def test_arguments_that_do_not_fit_go_back_to_the_model():
-    """The model is told what was wrong and may call again; no run was started for it."""
+    """The model is told what was wrong and may call again, as often as its agent retries; no run was started for it."""
     journal = MemoryJournal()
     tool = Support().as_tool(runner=Runner(echo(), journal=journal))
     agent = Agent(calls("support", {"day": "x"}, {"text": "help"}), tools=[tool])
@@ -209,10 +207,6 @@ async def test_arguments_that_do_not_fit_go_back_to_the_model():
     assert "day: " in said
     assert returned(result.all_messages())[-1].content == Reply(answer="help", team="team of None")
     assert len(await journal.runs(RunFilter())) == 1
-
-
-async def test_a_model_that_never_gets_it_right_ends_the_run_of_its_agent():
-    """The agent's own retries decide how often it may try."""
     agent = Agent(calls("numbers", {"input": "x"}, {"wrong": 1}, {}), tools=[Numbers().as_tool()])
     with pytest.raises(UnexpectedModelBehavior, match="numbers"):
         await agent.run("go")
@@ -224,24 +218,31 @@ async def test_the_run_gets_the_deps_of_the_calling_agent():
     result = await agent.run("go", deps="Ann")
     assert returned(result.all_messages())[0].content == "cake for Ann"
 
+    async def ask(ctx: RunContext[int]) -> str:
+        return str(ctx.deps)
+
+    agent = Agent(calls("who", {"input": "cake"}), tools=[Who().as_tool(), ask], deps_type=int)  # beside plain ones
+    result = await agent.run("go", deps=3)
+    assert returned(result.all_messages())[0].content == "cake for 3"
+
 
 async def test_the_model_of_the_calling_agent_serves_where_none_is_set():
     """A runner's own model goes first; without one the caller's is used."""
 
     def both(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         if info.function_tools and not returned(messages):
-            return ModelResponse([ToolCallPart("echo", {"input": "hi"})])
+            return ModelResponse([ToolCallPart("say", {"input": "hi"})])
         return ModelResponse([TextPart("from the caller's model")])
 
     for runner, answer in ((None, "from the caller's model"), (Runner(says("own")), "own")):
-        agent = Agent(FunctionModel(both), tools=[Echo().as_tool(runner=runner)])
+        agent = Agent(FunctionModel(both), tools=[Say().as_tool(runner=runner)])
         assert returned((await agent.run("go")).all_messages())[0].content == answer
 
 
 async def test_usage_is_added_to_the_calling_run():
     """Requests, tokens and dollars of the graph are part of what the agent used, also when the graph failed."""
     model, _ = priced("0.25", tokens=7)
-    agent = Agent(calls("echo", {"input": "a"}), tools=[Echo().as_tool(runner=Runner(model))])
+    agent = Agent(calls("say", {"input": "a"}), tools=[Say().as_tool(runner=Runner(model))])
     usage = (await agent.run("go")).usage
     assert usage.requests == 3
     assert usage.input_tokens >= 7
@@ -262,9 +263,9 @@ async def test_usage_is_added_to_the_calling_run():
 
 async def test_a_failed_run_is_the_error_it_is():
     """The `RunError` with its record reaches whoever ran the agent."""
-    tool = Echo().as_tool(runner=Runner(fails(RuntimeError("the stove is cold"))))
-    with pytest.raises(RunError, match=r"Echo failed.*the stove is cold") as caught:
-        await Agent(calls("echo", {"input": "a"}), tools=[tool]).run("go")
+    tool = Say().as_tool(runner=Runner(fails(RuntimeError("the stove is cold"))))
+    with pytest.raises(RunError, match=r"Say failed.*the stove is cold") as caught:
+        await Agent(calls("say", {"input": "a"}), tools=[tool]).run("go")
     assert [call.key for call in caught.value.failures] == ["say"]
 
 
@@ -302,7 +303,7 @@ async def test_cancelling_the_agent_cancels_the_graph():
     before = others()
     gate = Turnstile()
     journal = MemoryJournal()
-    agent = Agent(calls("echo", {"input": "a"}), tools=[Echo().as_tool(runner=Runner(gate.model, journal=journal))])
+    agent = Agent(calls("say", {"input": "a"}), tools=[Say().as_tool(runner=Runner(gate.model, journal=journal))])
     task = asyncio.create_task(agent.run("go"))
     with anyio.fail_after(30):
         await gate.crowd(1)
@@ -316,37 +317,16 @@ async def test_cancelling_the_agent_cancels_the_graph():
 
 async def test_a_graph_whose_agent_calls_a_graph():
     """A stage's agent may have a graph as its tool: the inner run is a run of its own, paid for by the stage."""
-    inner = Echo().as_tool(runner=Runner(says("inner")))
+    inner = Say().as_tool(runner=Runner(says("inner")))
 
     class Outer(Graph[str, str]):
-        ask = Stage(str, Agent(calls("echo", {"input": "x"}), output_type=str, tools=[inner]))
+        ask = Stage(str, Agent(calls("say", {"input": "x"}), output_type=str, tools=[inner]))
 
         async def flow(self, text: str) -> str:
             return await self.ask(text)
 
     run = await Outer().run("go")
     assert (run.output, run.usage.requests) == ("done", 3)
-
-
-careful = Agent(output_type=[str, DeferredToolRequests])
-
-
-@careful.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    """Delete."""
-    return f"{path} is gone"
-
-
-def deletes(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    results = returned(messages)
-    return ModelResponse([TextPart(str(results[-1].content)) if results else ToolCallPart("delete", {"path": "/tmp"})])
-
-
-class Tidy(Graph[str, str]):
-    clean = Stage(str, careful)
-
-    async def flow(self, text: str) -> str:
-        return await self.clean(text)
 
 
 async def test_a_run_that_waits_defers_the_call():
@@ -362,24 +342,13 @@ async def test_a_run_that_waits_defers_the_call():
     run = await runner.resume(told["run_id"], graph=Tidy(), answers=dict.fromkeys(told["pending"], True))
     answers = DeferredToolResults(calls={call.tool_call_id: run.output})
     done = await agent.run(message_history=result.all_messages(), deferred_tool_results=answers)
-    assert returned(done.new_messages())[0].content == "/tmp is gone"
+    assert returned(done.new_messages())[0].content == "old.log is gone"
 
 
 async def test_the_conversation_is_the_session_of_the_run():
     """Runs of one conversation are found together, with what the agent run was labelled."""
     runner = Runner(echo(), journal=MemoryJournal())
-    agent = Agent(calls("echo", {"input": "a"}), tools=[Echo().as_tool(runner=runner)])
+    agent = Agent(calls("say", {"input": "a"}), tools=[Say().as_tool(runner=runner)])
     result = await agent.run("go", conversation_id="talk", metadata={"shop": "shoes"})
     run = await runner.resume(returned(result.all_messages())[0].metadata["run_id"])
     assert (run.session_id, dict(run.metadata)) == ("talk", {"shop": "shoes"})
-
-
-async def test_the_tool_stands_beside_others():
-    """Plain tools of the same agent work as before; deps of any type pass as they are."""
-
-    async def ask(ctx: RunContext[int]) -> str:
-        return str(ctx.deps)
-
-    agent = Agent(calls("who", {"input": "cake"}), tools=[Who().as_tool(), ask], deps_type=int)
-    result = await agent.run("go", deps=3)
-    assert returned(result.all_messages())[0].content == "cake for 3"

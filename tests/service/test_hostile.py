@@ -14,29 +14,16 @@ import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic_ai import Agent, DeferredToolRequests
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import FunctionModel
 
-from scripted import others
+import scripted
+from scripted import deletes, others
 from serving import events, served
 from stagegraph import Graph, Runner, Stage, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
 
-SECRET = "words-of-a-prompt"
-agent = Agent(output_type=[str, DeferredToolRequests], instructions=SECRET)
-
-
-@agent.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    """Delete a file."""
-    return f"{path} is gone"
-
-
-def tidies(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    results = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
-    return ModelResponse([TextPart("done") if results else ToolCallPart("delete", {"path": "old.log"})])
+SECRET = "Tidy up."
 
 
 class Gate:
@@ -58,7 +45,7 @@ class Tidy(Graph[str, str]):
     """Wait or ask."""
 
     wait = wait
-    clean = Stage(str, agent)
+    clean = Stage(str, scripted.careful)
 
     async def flow(self, text: str) -> str:
         text = await self.wait(text)
@@ -68,7 +55,7 @@ class Tidy(Graph[str, str]):
 @pytest.fixture(name="client")
 def _client() -> Iterator[httpx.Client]:
     gate.open.clear()
-    runner = Runner(FunctionModel(tidies), journal=MemoryJournal(), tracing=None)
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal(), tracing=None)
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Tidy(), runner, max_body=100_000), prefix="/tidy")
 

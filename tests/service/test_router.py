@@ -18,12 +18,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, computed_field
-from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import FunctionModel
 
-from scripted import fails
+from scripted import Tidy, deletes, fails
 from serving import events, served
 from stagegraph import DeclarationError, Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
@@ -92,6 +91,13 @@ def _gate() -> Iterator[Gate]:
     gate.open()
 
 
+def app_for(node, runner: Runner | None = None, **options) -> FastAPI:
+    runner = runner or Runner()
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(node, runner, **options))
+    return app
+
+
 def app_of(runner: Runner, gate: Gate | None = None, **options) -> FastAPI:
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Shouter(), runner, deps=lambda: gate, **options), prefix="/shout")
@@ -136,9 +142,7 @@ async def entitle(titled: Titled) -> Titled:
 
 def test_an_answer_is_what_its_schema_says():
     """Aliases and computed fields go out as the OpenAPI document has them, as JSON that everybody reads."""
-    app = FastAPI()
-    app.include_router(router(entitle, Runner()))
-    with served(app) as client:
+    with served(app_for(entitle)) as client:
         answer = client.post("/runs", json={"theText": "ab"})
         shown = client.get("/graph").json()["output_schema"]["properties"]
     assert answer.json()["output"] == {"theText": "ab", "theSize": "Infinity", "length": 2}
@@ -244,7 +248,7 @@ def test_a_validation_problem_says_where(client: httpx.Client):
 
 
 def test_nobody_is_told_what_an_error_said(client: httpx.Client):
-    """A failed run is a 500 that says where; neither the answer, the state nor the events repeat the message."""
+    """A failed run is a 500 that says where; nothing repeats the message, but for `errors=True` among friends."""
     answer = client.post("/shout/runs", json=body("a", "bad"))
     assert answer.status_code == 500
     problem = answer.json()
@@ -257,12 +261,8 @@ def test_nobody_is_told_what_an_error_said(client: httpx.Client):
     for seen in (answer, state, stream):
         assert SECRET not in seen.text
         assert "Traceback" not in seen.text
-
-
-def test_errors_are_told_where_that_is_wanted(gate: Gate):
-    """`errors=True` is for services among friends."""
-    with served(app_of(Runner(), gate, errors=True)) as client:
-        assert SECRET in client.post("/shout/runs/stream", json=body("bad")).text
+    with served(app_of(Runner(), errors=True)) as friends:
+        assert SECRET in friends.post("/shout/runs/stream", json=body("bad")).text
 
 
 class Asks(Graph[str, str]):
@@ -301,9 +301,7 @@ class Sleeps(Graph[str, str]):
 )
 def test_each_failure_has_a_fitting_status(graph: Graph[str, str], runner: Runner, status: int, kind: str):
     """A model's failure is a bad gateway, too little time a timeout, the rest our own."""
-    app = FastAPI()
-    app.include_router(router(graph, runner))
-    with served(app) as client:
+    with served(app_for(graph, runner)) as client:
         answer = client.post("/runs", json="hello")
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind)
         assert SECRET not in answer.text
@@ -397,41 +395,14 @@ def test_a_run_is_cancelled(client: httpx.Client, gate: Gate):
     assert client.post(f"/shout/runs/{run_id}/cancel").json()["status"] == "cancelled"
 
 
-agent = Agent(output_type=[str, DeferredToolRequests], instructions="Tidy up.")
-
-
-@agent.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    """Delete a file."""
-    return f"{path} is gone"
-
-
-class Tidy(Graph[str, str]):
-    """Ask before deleting."""
-
-    clean = Stage(str, agent)
-
-    async def flow(self, text: str) -> str:
-        return await self.clean(text)
-
-
-def tidies(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    results = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
-    if not results:
-        return ModelResponse([ToolCallPart("delete", {"path": "old.log"})])
-    return ModelResponse([TextPart(f"Done: {results[-1].content}")])
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [(True, "old.log is gone"), ({"approved": False, "message": "keep it"}, "keep it"), (False, "denied")],
 )
 def test_a_question_is_answered(given: object, said: str):
-    """A suspended run says what it asks, goes on with the answer, and asks only once."""
-    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Tidy(), runner))
-    with served(app) as client:
+    """A suspended run says what it asks, goes on with the answer, and asks only once; cancelled it asks no more."""
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal())
+    with served(app_for(Tidy(), runner)) as client:
         asked = client.post("/runs", json="go")
         assert asked.status_code == 202
         place = f"/runs/{asked.json()['run_id']}"
@@ -449,19 +420,11 @@ def test_a_question_is_answered(given: object, said: str):
         assert ids[0] == "1-0"
         ids = [event["id"] for event in events(client.get(f"{place}/events", headers={"Last-Event-ID": ids[1]}))]
         assert ids[0] == "1-2"
-
-
-def test_a_question_may_be_given_up():
-    """A suspended run that is cancelled is asked nothing any more."""
-    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Tidy(), runner))
-    with served(app) as client:
-        place = f"/runs/{client.post('/runs', json='go').json()['run_id']}"
+        place = f"/runs/{client.post('/runs', json='go').json()['run_id']}"  # and one that is given up
         [question] = client.get(place).json()["pending"]
         assert client.post(f"{place}/cancel").json()["status"] == "cancelled"
         assert client.get(place).json()["status"] == "cancelled"
-        assert client.post(f"{place}/answers", json={"answers": {question["id"]: True}}).status_code == 409
+        assert client.post(f"{place}/answers", json={"answers": {question["id"]: given}}).status_code == 409
 
 
 def test_feedback_is_kept_with_the_run(gate: Gate):
