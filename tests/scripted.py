@@ -29,6 +29,7 @@ __all__ = [
     "Turnstile",
     "Who",
     "asked",
+    "careful",
     "deletes",
     "echo",
     "fails",

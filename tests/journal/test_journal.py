@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai import Agent, DeferredToolRequests, ToolDenied
+from pydantic_ai import Agent, ToolDenied
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from forked import Process, python
+from scripted import careful
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -179,15 +180,6 @@ async def test_a_changed_program_is_noticed(journal: Journal, model: Model) -> N
     assert model.asked.count("a!") == 0
 
 
-asker = Agent(output_type=[str, DeferredToolRequests], instructions="Ask.")
-
-
-@asker.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    """Delete."""
-    return f"{path} gone"
-
-
 def wants_to_delete(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
     results = [part for m in messages for part in m.parts if isinstance(part, ToolReturnPart)]
     text = str(messages[0].parts[0].content)  # type: ignore[union-attr]
@@ -199,7 +191,7 @@ def wants_to_delete(messages: list[ModelMessage], _info: AgentInfo) -> ModelResp
 
 
 class Tidy(Graph[list[str], list[str]]):
-    clean = Stage(str, asker)
+    clean = Stage(str, careful)
 
     async def flow(self, texts: list[str]) -> list[str]:
         return await fan_out(self.clean, texts)
@@ -227,7 +219,7 @@ async def test_a_question_suspends_the_run_after_the_others_finished(journal: Jo
     run = await other.resume("r", graph=graph, answers={one.id: True})
     assert (run.status, [pending.id for pending in run.pending]) == ("suspended", [two.id])
     run = await other.resume("r", graph=graph, answers={two.id: ToolDenied("no")})
-    assert run.output == ["a: a gone", "fine", "b: no"]
+    assert run.output == ["a: a is gone", "fine", "b: no"]
 
 
 async def test_without_a_journal_a_question_is_an_error() -> None:

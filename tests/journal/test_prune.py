@@ -4,33 +4,19 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from forked import python
-from stagegraph import Graph, Runner, Stage
+from scripted import Tidy
+from stagegraph import Runner
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 from stagegraph.journal.owner import this_process
-
-agent = Agent(output_type=[str, DeferredToolRequests])
-
-
-@agent.tool_plain(requires_approval=True)
-def delete() -> str:
-    return "gone"
-
-
-class Ask(Graph[str, str]):
-    ask = Stage(str, agent)
-
-    async def flow(self, text: str) -> str:
-        return await self.ask(text)
 
 
 def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
     asks = messages[0].parts[0].content == "ask"  # type: ignore[union-attr]
-    return ModelResponse([ToolCallPart("delete", {})] if asks and len(messages) == 1 else [TextPart("ok")])
+    return ModelResponse([ToolCallPart("delete", {"path": "p"})] if asks and len(messages) == 1 else [TextPart("ok")])
 
 
 def owner_that_died() -> str:
@@ -43,7 +29,7 @@ async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal:
     """`keep` is about ended runs; a question to a person and a crash are no reason to forget what was paid for."""
     runner = Runner(FunctionModel(answer), journal=journal)
     for name, text in (("old", "x"), ("asks", "ask"), ("new", "x"), ("crashed", "x")):
-        await runner.run(Ask(), text, run_id=name)
+        await runner.run(Tidy(), text, run_id=name)
     row = await journal.run("crashed")
     assert row is not None
     await journal.put(replace(row, status="running", owner=owner_that_died()))
@@ -59,8 +45,8 @@ async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal:
 async def test_a_kept_question_is_still_answered(journal: Journal) -> None:
     """After everything else was forgotten."""
     runner = Runner(FunctionModel(answer), journal=journal)
-    await runner.run(Ask(), "x")
-    asks = await runner.run(Ask(), "ask", run_id="asks")
+    await runner.run(Tidy(), "x")
+    asks = await runner.run(Tidy(), "ask", run_id="asks")
     assert await journal.prune(keep=0) == 1
     run = await runner.resume("asks", answers={asks.pending[0].id: True})
     assert run.output == "ok"
@@ -75,7 +61,7 @@ async def test_the_room_of_forgotten_runs_is_given_back(tmp_path: Path) -> None:
     journal = SqliteJournal(tmp_path / "runs.db")
     runner = Runner(FunctionModel(answer), journal=journal)
     for _ in range(3):
-        await runner.run(Ask(), "x" * 500_000)
+        await runner.run(Tidy(), "x" * 500_000)
     assert size_of(tmp_path) > 3_000_000
     assert await journal.prune(keep=0) == 3
     assert size_of(tmp_path) < 300_000

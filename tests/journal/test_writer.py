@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from echoing import Echo
-from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback
+from scripted import Say
+from stagegraph import DeclarationError, JournalError, Runner, feedback
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
 
 HALF = "\ud800"
@@ -57,17 +57,11 @@ async def test_usage_that_no_file_can_hold_does_not_stop_a_run(tmp_path: Path) -
     def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
         return ModelResponse([TextPart("ok")], usage=RequestUsage(input_tokens=2**63))
 
-    class Ask(Graph[str, str]):
-        ask = Stage(str, Agent())
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
     journal = SqliteJournal(tmp_path / "runs.db")
     runner = Runner(FunctionModel(answer), journal=journal)
     async with asyncio.timeout(20):
         for _ in range(2):
-            assert (await runner.run(Ask(), "x")).output == "ok"
+            assert (await runner.run(Say(), "x")).output == "ok"
     assert [row.status for row in await journal.runs(RunFilter())] == ["succeeded", "succeeded"]
     await journal.aclose()
 

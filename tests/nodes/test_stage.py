@@ -207,13 +207,6 @@ async def test_tools_and_current_call_see_the_run():
     assert seen == [(4, "write", "write")] * 2
 
 
-async def test_a_deps_selector_that_fails_is_named():
-    """Forgetting `deps=` of a run reads as the stage's failure, not as a bare AttributeError."""
-    stage = text_stage(deps=lambda deps: deps.shop)
-    with pytest.raises(RunError, match=r"write failed: stage `write`: .*'NoneType' object has no attribute 'shop'"):
-        await Runner(model=echo()).run(stage, "x")
-
-
 async def test_a_renderer_that_fails_is_named():
     """The error says at which key the renderer raised what."""
 
@@ -224,40 +217,32 @@ async def test_a_renderer_that_fails_is_named():
         await Runner(model=echo()).run(text_stage(render=render), "x")
 
 
-async def test_a_failed_attempt_is_repeated_and_counted():
-    """`retries=2` makes up to three attempts; the call says how many it took and what all of them used."""
-    run = await Runner(model=fails(rate_limited(), rate_limited())).run(text_stage(retries=2), "x")
-    assert run.output == "done"
-    assert run.call("write").attempts == 3
-
-
-async def test_attempts_end_when_retries_are_used_up():
-    """After the last attempt the error says how often it was tried, and the call records it."""
-    with pytest.raises(RunError, match=r"stage `write` failed after 2 attempts: status_code: 429") as caught:
-        await Runner(model=fails(*[rate_limited()] * 9)).run(text_stage(retries=1), "x")
-    assert caught.value.run.call("write").attempts == 2
-
-
-async def test_without_retries_a_failure_is_final():
-    """A stage is tried once unless it says otherwise."""
-    with pytest.raises(RunError) as caught:
-        await Runner(model=fails(rate_limited())).run(text_stage(), "x")
-    assert caught.value.run.call("write").attempts == 1
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_a_refusal_that_would_repeat_is_not_retried(status: int):
-    """A bad key or an unknown model fails at once, however many retries are left."""
-    with pytest.raises(RunError) as caught:
-        await Runner(model=fails(ModelHTTPError(status, "m"))).run(text_stage(retries=5), "x")
-    assert caught.value.run.call("write").attempts == 1
-
-
-async def test_a_declared_mistake_of_the_agent_is_not_retried():
-    """A missing model stays missing, so nothing is tried twice."""
-    with pytest.raises(RunError) as caught:
-        await Runner().run(text_stage(retries=5), "x")
-    assert caught.value.run.call("write").attempts == 1
+@pytest.mark.parametrize(
+    ("errors", "retries", "attempts", "said"),
+    [
+        ([rate_limited()] * 2, 2, 3, ""),
+        ([rate_limited()] * 9, 1, 2, "stage `write` failed after 2 attempts: status_code: 429"),
+        ([rate_limited()], 0, 1, "status_code: 429"),
+        *(([ModelHTTPError(status, "m")], 5, 1, f"status_code: {status}") for status in (400, 401, 403, 404, 422)),
+        (None, 5, 1, "no model is set"),
+    ],
+)
+async def test_a_failed_attempt_is_repeated_and_counted(
+    errors: list[Exception] | None, retries: int, attempts: int, said: str
+):
+    """`retries=2` makes up to three attempts, none is the default; what would fail again, or is missing, fails at once."""
+    runner, stage = (
+        Runner(model=fails(*errors) if errors else None),
+        text_stage(**{"retries": retries} if retries else {}),
+    )
+    if said:
+        with pytest.raises(RunError, match=said) as caught:
+            await runner.run(stage, "x")
+        run = caught.value.run
+    else:
+        run = await runner.run(stage, "x")
+        assert run.output == "done"
+    assert run.call("write").attempts == attempts
 
 
 async def test_a_provider_that_asks_to_wait_is_asked_again_after_that_time():
