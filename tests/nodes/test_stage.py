@@ -444,7 +444,7 @@ def test_a_stage_outside_a_run_says_how_to_run_it():
         Build.code(Section(title="a", words=1))
 
 
-def test_a_system_prompt_is_refused():
+def test_what_can_be_no_stage_is_refused():
     """`system_prompt` cannot be tuned or deployed; the error says what to write instead, also for functions of one."""
     with pytest.raises(DeclarationError, match=r"'old' uses `system_prompt`.*Agent\(instructions=\.\.\.\)"):
         Stage(str, Agent(output_type=str, system_prompt="You are old.", name="old"))
@@ -452,32 +452,19 @@ def test_a_system_prompt_is_refused():
     agent.system_prompt(lambda: "dynamic")
     with pytest.raises(DeclarationError, match="system_prompt"):
         Stage(str, WrapperAgent(agent))
-
-
-def test_what_is_no_agent_is_refused():
-    """A model name or an agent class in place of an agent is met with the right line."""
-    for wrong in ("openai:gpt-5", Agent, None):
+    for wrong in ("openai:gpt-5", Agent, None):  # a model name or an agent class in place of an agent
         with pytest.raises(DeclarationError, match=r"write Stage\(Spec, Agent\(output_type=Plan\)\)"):
             Stage(str, wrong)
+    for name, number in (("timeout", 0), ("timeout", -1), ("retries", -1)):
+        with pytest.raises(DeclarationError, match=rf"Stage\({name}="):
+            text_stage(**{name: number})
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": -1}, {"retries": -1}])
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]):
-    """The error names the argument and its bounds."""
-    name = next(iter(options))
-    with pytest.raises(DeclarationError, match=rf"Stage\({name}="):
-        text_stage(**options)
-
-
-async def test_a_wrapped_agent_is_a_stage_too():
-    """Any Pydantic AI agent fits, such as a durable one that wraps another."""
+async def test_any_agent_is_a_stage():
+    """One that wraps another, such as a durable one, and one that may answer in several types: a union of them."""
     stage = Stage(str, WrapperAgent(Agent(output_type=str, name="deep", instructions="Be kind.")))
     assert stage.instructions == "Be kind."
     assert (await Runner(model=echo()).run(stage, "hi")).output == "hi"
-
-
-async def test_a_union_of_outputs_is_checked_as_a_union():
-    """An agent that may answer in several types gives a stage of their union."""
     stage = Stage(str, Agent(output_type=[Section, Code], name="either"))
 
     def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
