@@ -146,33 +146,12 @@ async def test_without_prompts_the_model_is_sent_what_the_code_says() -> None:
 
 
 async def test_only_the_literal_part_is_replaced_and_stays_where_it_was() -> None:
-    """Dynamic, named, capability and toolset instructions survive, in the same order."""
+    """All others survive, in the same order; an empty text removes it, `None` leaves it, examples follow it."""
     stage = Stage(str, with_everything())
     before = (await heard(stage, "hi")).instructions
     after = (await heard(stage, "hi", Prompt("Tuned."))).instructions
     assert after == before.replace("First.\n\nSecond.", "Tuned.")
     assert (await heard(stage, "hi")).instructions == before
-
-
-async def test_an_empty_text_removes_the_literal_part() -> None:
-    """A candidate may find that saying nothing is best."""
-    for empty in ("", " \n "):
-        listener = await heard(Stage(str, with_everything()), "hi", Prompt(empty))
-        assert "First." not in listener.instructions
-        assert all(text in listener.instructions for text in OTHERS)
-
-
-async def test_a_prompt_without_instructions_leaves_them() -> None:
-    """`None` means the code's own text, also where demos or tools are given."""
-    listener = await heard(Stage(str, with_everything()), "hi", Prompt(None, (Demo("a", "b"),)))
-    assert "First.\n\nSecond." in listener.instructions
-    assert "<examples>" in listener.instructions
-
-
-async def test_an_agent_without_instructions_gets_some() -> None:
-    """There need not be a literal text for a candidate to take its place."""
-    listener = await heard(Stage(str, Agent()), "hi", Prompt("Tuned."))
-    assert listener.instructions == "Tuned."
 
 
 AGENTS = {
@@ -220,7 +199,7 @@ async def test_instruction_parts_are_literal_or_named() -> None:
 
 
 async def test_an_agent_is_never_changed() -> None:
-    """After runs with candidates, the agent alone says what it always said, with the tools it always had."""
+    """After runs with candidates, the agent alone says what it always said, with its own tools; absent ones wait."""
     agent = Agent(instructions="Own.")
 
     @agent.tool_plain
@@ -229,7 +208,7 @@ async def test_an_agent_is_never_changed() -> None:
         return word
 
     stage = Stage(str, agent)
-    tuned = await heard(stage, "hi", Prompt("Tuned.", (Demo("a", "b"),), {"look": "Find."}))
+    tuned = await heard(stage, "hi", Prompt("Tuned.", (Demo("a", "b"),), {"look": "Find.", "gone": "x"}))
     assert tuned.info is not None
     assert [tool.description for tool in tuned.info.function_tools] == ["Find."]
     alone = Listener()
@@ -239,19 +218,6 @@ async def test_an_agent_is_never_changed() -> None:
     assert alone.info is not None
     assert [tool.description for tool in alone.info.function_tools] == ["Look a word up."]
     assert Prompts.of(stage)["stage"] == Prompt("Own.")
-
-
-async def test_a_description_for_a_tool_that_is_not_there_does_nothing() -> None:
-    """Tools may come and go with toolsets; a text for one that is absent waits."""
-    agent = Agent()
-
-    @agent.tool_plain(description="Old.")
-    def look(word: str) -> str:
-        return word
-
-    listener = await heard(Stage(str, agent), "hi", Prompt(tools={"gone": "x"}))
-    assert listener.info is not None
-    assert [(tool.name, tool.description) for tool in listener.info.function_tools] == [("look", "Old.")]
 
 
 class Say(Graph[str, str]):
@@ -335,13 +301,6 @@ async def test_demos_stand_in_the_instructions_in_the_form_of_live_inputs() -> N
     (part,) = listener.messages[0].parts
     assert isinstance(part, UserPromptPart)
     assert part.content == "Q: live"
-
-
-async def test_demos_stand_before_what_is_dynamic() -> None:
-    """Examples follow the text that they are examples of, so that a provider can cache both."""
-    listener = await heard(Stage(str, with_everything()), "hi", Prompt("Tuned.", (Demo("a", "b"),)))
-    positions = [listener.instructions.index(text) for text in ("Tuned.", "<examples>", "It is Friday.")]
-    assert positions == sorted(positions)
 
 
 def turns(messages: Sequence[ModelMessage]) -> list[tuple[str, Any]]:

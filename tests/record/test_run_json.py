@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, DeferredToolRequests, ImageUrl
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart, ToolCallPart
+from pydantic_ai import Agent, BinaryContent, ImageUrl
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from typing_extensions import TypedDict
 
-from scripted import Turnstile, echo, priced
+from scripted import Tidy, Turnstile, deletes, echo, priced
 from stagegraph import (
     Call,
     Graph,
@@ -239,24 +239,7 @@ async def test_failed_runs_come_back() -> None:
     assert_same(limited, Run.from_json(limited.to_json(), Fails))
 
 
-async def test_a_cancelled_run_comes_back() -> None:
-    """What was recorded until then, and that it was cancelled."""
-    gate = Turnstile()
-
-    class Waits(Graph[str, list[str]]):
-        say = Stage(str, Agent())
-
-        async def flow(self, text: str) -> list[str]:
-            return await fan_out(self.say, [text] * 3)
-
-    live = Runner(gate.model).start(Waits(), "x")
-    await gate.crowd(3)
-    await live.cancel()
-    assert live.run.status == "cancelled"
-    assert_same(live.run, Run.from_json(live.run.to_json(), Waits))
-
-
-async def test_a_run_that_goes_on_can_be_written_down() -> None:
+async def test_a_run_that_goes_on_or_is_cancelled_can_be_written_down() -> None:
     """A partial record is a record."""
     gate = Turnstile()
     async with Runner(gate.model) as runner:
@@ -271,38 +254,34 @@ async def test_a_run_that_goes_on_can_be_written_down() -> None:
     assert (again.status, again.call("say").status, again.output) == ("running", "running", None)
     assert_same(partial, again)
 
+    class Waits(Graph[str, list[str]]):
+        say = Stage(str, Agent())
+
+        async def flow(self, text: str) -> list[str]:
+            return await fan_out(self.say, [text] * 3)
+
+    gate = Turnstile()
+    live = Runner(gate.model).start(Waits(), "x")
+    await gate.crowd(3)
+    await live.cancel()
+    assert live.run.status == "cancelled"
+    assert_same(live.run, Run.from_json(live.run.to_json(), Waits))
+
 
 async def test_a_suspended_run_comes_back_with_its_questions() -> None:
     """What waits for an answer is part of the record, and so are scores and what had to run again."""
-    agent = Agent(output_type=[str, DeferredToolRequests])
-
-    @agent.tool_plain(requires_approval=True)
-    def delete(path: str) -> str:
-        return path
-
-    class Asks(Graph[str, str]):
-        ask = Stage(str, agent)
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
-    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        if len(messages) > 1:
-            return ModelResponse([TextPart("done")])
-        return ModelResponse([ToolCallPart("delete", {"path": "/x"}, tool_call_id="c1")])
-
-    runner = Runner(FunctionModel(answer), journal=MemoryJournal())
-    run = await runner.run(Asks(), "x")
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal())
+    run = await runner.run(Tidy(), "x")
     assert run.status == "suspended"
-    again = Run.from_json(run.to_json(), Asks)
+    again = Run.from_json(run.to_json(), Tidy)
     assert_same(run, again)
     (pending,) = again.pending
-    assert (pending.tool, pending.args, pending.id) == ("delete", {"path": "/x"}, "ask:c1")
+    assert (pending.tool, pending.args, pending.key) == ("delete", {"path": "old.log"}, "clean")
     finished = await runner.resume(run.id, answers={pending.id: True})
     await feedback(finished.id, "good", value=True, runner=runner)
-    await feedback(finished.id, "stars", 4, key="ask", comment="nice", runner=runner)
+    await feedback(finished.id, "stars", 4, key="clean", comment="nice", runner=runner)
     scored = await runner.resume(run.id)
-    reread = Run.from_json(scored.to_json(), Asks)
+    reread = Run.from_json(scored.to_json(), Tidy)
     assert_same(scored, reread)
     assert [(score.name, score.value) for score in reread.feedback] == [("good", True), ("stars", 4)]
     assert reread.feedback[0].value is True
