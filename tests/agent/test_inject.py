@@ -152,6 +152,14 @@ async def test_only_the_literal_part_is_replaced_and_stays_where_it_was() -> Non
     after = (await heard(stage, "hi", Prompt("Tuned."))).instructions
     assert after == before.replace("First.\n\nSecond.", "Tuned.")
     assert (await heard(stage, "hi")).instructions == before
+    for empty in ("", " \n "):
+        said = (await heard(stage, "hi", Prompt(empty))).instructions
+        assert [text in said for text in ("First.", *OTHERS)] == [False, *[True] * len(OTHERS)]
+    for text, begins in ((None, "First.\n\nSecond."), ("Tuned.", "Tuned.")):
+        said = (await heard(stage, "hi", Prompt(text, (Demo("a", "b"),)))).instructions
+        positions = [said.index(part) for part in (begins, "<examples>", "It is Friday.")]
+        assert positions == sorted(positions)  # so that a provider can cache both
+    assert (await heard(Stage(str, Agent()), "hi", Prompt("Tuned."))).instructions == "Tuned."
 
 
 AGENTS = {

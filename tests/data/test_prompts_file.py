@@ -33,6 +33,7 @@ prompts = st.dictionaries(
         st.none() | texts,
         st.lists(st.builds(Demo, data, data), max_size=2).map(tuple),
         st.dictionaries(texts, texts, max_size=2),
+        st.dictionaries(texts, texts, max_size=2),
     ),
     max_size=3,
 )
@@ -48,6 +49,7 @@ def test_whatever_is_saved_is_loaded(
     again = Prompts.load(path)
     assert dict(again) == entries
     assert again == Prompts(entries)
+    assert again.digest == Prompts(entries).digest
     assert (again.graph or "") == graph
     assert again.to_yaml() == Prompts(entries, graph=graph).to_yaml()
 
@@ -288,16 +290,20 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path: Path, 
 
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
-    """When the first file cannot be written whole, there is none."""
+    """When the first file cannot be written whole, there is none; an old one stays as it was."""
     path = tmp_path / "new.yaml"
     code = (
         "import resource, signal, sys\nfrom stagegraph import Prompt, Prompts, PromptError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: Prompts({'a': Prompt('x' * 50_000)}).save(sys.argv[1])\nexcept PromptError as error: print(error)"
     )
-    done = python("-c", code, path, cwd=tmp_path, check=True)
-    assert f"{path}: the prompts could not be saved: File too large" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    for before in ([], [path]):
+        if before:
+            Prompts({"a": Prompt("old")}).save(path)
+        done = python("-c", code, path, cwd=tmp_path, check=True)
+        assert f"{path}: the prompts could not be saved: File too large" in done.stdout
+        assert list(tmp_path.iterdir()) == before
+    assert Prompts.load(path)["a"].instructions == "old"
 
 
 class Say(Graph[str, str]):

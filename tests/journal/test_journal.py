@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_ai import Agent, ToolDenied
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -38,8 +36,7 @@ from stagegraph import (
     settle,
     step,
 )
-from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
-from stagegraph.runner.replay import Bag
+from stagegraph.journal import Journal, RunFilter, SqliteJournal
 
 
 class Text(BaseModel):
@@ -501,47 +498,3 @@ asyncio.run(main())
     assert "refused: run 'r' is going on in another place" in said
     said, _ = winner.communicate("\n", timeout=60)
     assert said == "x\n"
-
-
-def row(key: str, identity: str, status: str = "succeeded") -> CallRow:
-    return CallRow(
-        run_id="r", key=key, path="p", kind="step", parent="", position=0, status=status, identity=identity, input="1", started=0.0  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-keys = st.sampled_from(["a", "b", "c", "d", "e"])
-contents = st.sampled_from(["x", "y", "z"])
-
-
-@given(st.dictionaries(keys, contents), st.lists(st.tuples(keys, contents), unique_by=lambda call: call[0]))
-def test_a_record_is_handed_out_once_and_to_its_own_place_first(
-    recorded: dict[str, str], calls: list[tuple[str, str]]
-) -> None:
-    """Content decides; equal content at its own place goes first; nothing is handed out twice."""
-    bag = Bag([row(key, identity) for key, identity in recorded.items()])
-    claimed = [(key, identity, bag.claim(key, identity)) for key, identity in calls]
-    taken = [found.row.key for _, _, found in claimed if found is not None]
-    assert len(taken) == len(set(taken))
-    for key, identity, found in claimed:
-        if found is not None:
-            assert found.row.identity == identity
-        others = [other.row.key for caller, _, other in claimed if other is not None and caller != key]
-        if recorded.get(key) == identity and key not in others:
-            assert found is not None
-            assert found.row.key == key
-
-
-def test_identical_calls_keep_their_own_places() -> None:
-    """An identical call that had not begun does not take what another place is about to ask for."""
-    bag = Bag([row("ask[0]", "same"), row("ask[2]", "same")])
-    assert bag.claim("ask[1]", "same") is None
-    assert [bag.claim(f"ask[{i}]", "same") is not None for i in (0, 2)] == [True, True]
-
-
-def test_calls_that_changed_places_find_their_content() -> None:
-    """Two branches that came in another order this time still get their own answers."""
-    bag = Bag([row("ask", "x"), row("ask#1", "y")])
-    first, second = bag.claim("ask", "y"), bag.claim("ask#1", "x")
-    assert first is not None
-    assert second is not None
-    assert (first.row.identity, second.row.identity) == ("y", "x")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,12 @@ class Raw(BaseModel):
     data: bytes
 
 
+@dataclass
+class Tags:
+    x: int
+    names: set[str]
+
+
 class Level(Enum):
     LOW = "low"
 
@@ -178,6 +186,17 @@ class Shown(BaseModel):
         (float | str, "Infinity"),
         (Raw, Raw(data=b"\xff")),
         (dict[Level, int], {Level.LOW: 1}),
+        (set[str], {"a", "b", "c"}),
+        (frozenset[int], frozenset({3, 1})),
+        (tuple[int, ...], (1, 2)),
+        (bytes, b"\xff\x00"),
+        (Decimal, Decimal("1.10")),
+        (datetime, datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))),
+        (Level, Level.LOW),
+        (Tags, Tags(1, {"n"})),
+        (list[Base | int], [Base(number=1), 3]),
+        (str | None, None),
+        (str, "\u2028 \U0001f600 \0 </script>"),
     ],
     ids=lambda part: str(part).split(" at 0x")[0],  # the same in every process
 )

@@ -143,20 +143,6 @@ async def test_nodes_may_stand_in_lists_tuples_and_dicts():
     assert keys(run)[1:] == [*expected, "pair.0", "pair.1"]
 
 
-def test_a_dict_key_that_cannot_be_a_path_is_refused():
-    """A key with a dot would make two paths out of one, so it is refused with the attribute's name."""
-
-    class Bad(Graph[str, str]):
-        def __init__(self) -> None:
-            self.tools = {"a.b": stage()}
-
-        async def flow(self, text: str) -> str:
-            return text
-
-    with pytest.raises(DeclarationError, match=r"Bad\.tools: the key 'a\.b' cannot be part of a path"):
-        Bad().run_sync("x")
-
-
 async def test_a_subclass_may_redeclare_or_remove_a_node():
     """It runs at the path of the one it replaces, which still finds its calls; a name set to something else is none."""
 

@@ -71,11 +71,7 @@ async def test_a_single_step_can_be_run_by_itself():
     assert run.output == Report(passed=True, key="run_tests")
     assert [(call.key, call.path, call.kind) for call in run.calls()] == [("run_tests", "run_tests", "step")]
     assert run.graph == "run_tests"
-
-
-async def test_a_single_step_takes_data_at_the_outer_door():
-    """A dict becomes the step's input model, as it does for a graph."""
-    assert (await Runner().run(run_tests, {"text": ""})).output.passed is False
+    assert (await Runner().run(run_tests, {"text": ""})).output.passed is False  # a dict becomes the input model
 
 
 async def test_a_step_knows_its_call():
@@ -97,10 +93,6 @@ def test_a_step_outside_a_run_says_how_to_run_it():
     """Called where no run is going on, the error names the step and the two ways to call it."""
     with pytest.raises(NotRunningError, match=r"step `run_tests` was called outside a run.*run\(run_tests, value\)"):
         run_tests(Code(text="x"))
-
-
-def test_current_call_outside_a_run_is_an_error():
-    """There is no call where no run is going on."""
     with pytest.raises(NotRunningError, match=r"current_call\(\) was called outside a run"):
         current_call()
 
@@ -111,10 +103,6 @@ async def test_what_a_step_raises_is_named_and_chained():
         await Runner().run(broken, "x")
     assert isinstance(caught.value.__cause__, OSError)
     assert [(call.key, str(call.error)) for call in caught.value.failures] == [("broken", "OSError: disk full at x")]
-
-
-async def test_a_step_that_returns_the_wrong_type_is_named():
-    """The output is checked against the annotation."""
     with pytest.raises(RunError, match=r"step liar \(`liar`\) returned .*str.*int"):
         await Runner().run(liar, "x")
 
@@ -124,22 +112,31 @@ async def test_a_step_may_have_options_with_defaults():
     assert (await Runner().run(with_options, "ab")).output == "abab"
 
 
-def test_a_sync_function_is_no_step():
-    """A blocking function would stop all other branches, so it is refused with what to write."""
+def test_what_can_be_no_step_is_refused():
+    """A blocking function, a generator, a method and what has no name: each with what to write."""
     with pytest.raises(DeclarationError, match=r"needs an async function, and `.*blocks` is not one.*to_thread"):
 
         @step
         def blocks(text: str) -> str:
             return text
 
-
-def test_an_async_generator_is_no_step():
-    """A step gives one value."""
     with pytest.raises(DeclarationError, match="needs an async function"):
 
         @step
         async def many(text: str):
             yield text
+
+    with pytest.raises(DeclarationError, match="a method is no step, write it as a function outside the class"):
+
+        class Has(Graph[str, str]):
+            @step
+            async def part(self, text: str) -> str:
+                return text
+
+    with pytest.raises(
+        DeclarationError, match=r"needs a function with a name[\s\S]*write an `async def` that calls it"
+    ):
+        step(partial(with_options.fn, "mail"))
 
 
 def two(a: str, b: str) -> None: ...
@@ -161,27 +158,6 @@ def test_a_step_takes_exactly_one_value(like: object, shown: str):
         step(fn)
     assert f"must take exactly one value, and takes {shown}" in str(caught.value)
     assert "put several values into one model" in str(caught.value)
-
-
-def test_a_method_is_no_step():
-    """`self` counts as a value; the error says where to put the function."""
-    with pytest.raises(DeclarationError, match="a method is no step, write it as a function outside the class"):
-
-        class Has(Graph[str, str]):
-            @step
-            async def part(self, text: str) -> str:
-                return text
-
-
-def test_a_partial_is_no_step():
-    """A step's name is its path, so what has none is refused with what to write."""
-
-    async def send(channel: str, text: str) -> str:
-        return f"{channel}: {text}"
-
-    with pytest.raises(DeclarationError, match="needs a function with a name") as caught:
-        step(partial(send, "mail"))
-    assert "write an `async def` that calls it" in str(caught.value)
 
 
 @step

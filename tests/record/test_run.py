@@ -180,26 +180,6 @@ async def test_failed_runs_and_media_survive_as_json() -> None:
     assert "after a cat" in str(again.error)
 
 
-async def test_cost_is_known_or_unknown_and_never_a_guess() -> None:
-    """Dollars are summed exactly; one request without a price makes the sum unknown; no request costs nothing."""
-
-    class Ask(Graph[list[str], list[str]]):
-        ask = Stage(str, Agent())
-
-        async def flow(self, texts: list[str]) -> list[str]:
-            return await fan_out(self.ask, texts)
-
-    def model(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        free = "free" in str(messages[0].parts[0].content)  # type: ignore[union-attr]
-        usage = RequestUsage(input_tokens=1, cost=None if free else Decimal("0.1"))
-        return ModelResponse([TextPart("x")], usage=usage)
-
-    runner = Runner(FunctionModel(model))
-    assert (await runner.run(Ask(), ["a", "b", "c"])).cost == Decimal("0.3")
-    assert (await runner.run(Ask(), ["a", "free"])).cost is None
-    assert (await runner.run(Ask(), [])).cost == 0
-
-
 def nodes_and_arrows(text: str) -> tuple[set[str], list[str]]:
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == "flowchart TD"
@@ -258,9 +238,6 @@ def test_a_label_cannot_break_a_drawing_or_a_key(label: str) -> None:
 async def test_a_run_may_be_copied_and_is_not_pickled() -> None:
     """What never changes is its own copy; pickle is refused with what to use for other processes."""
     run = await Runner().run(double, 2)
-    for frozen, name in ((run, "id"), (run.root, "key")):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(frozen, name, "x")
     assert copy.copy(run) is run
     assert copy.deepcopy({"run": run})["run"] is run
     said = r"cannot be pickled.*send `run\.to_json\(\)`, and read it with `Run\.from_json"

@@ -69,8 +69,8 @@ async def test_what_cannot_be_run_is_refused():
         await Runner().run(lambda value: value, "a")
     with pytest.raises(DeclarationError, match=r"no stage `wirte` \(did you mean `write`\?\)"):
         await Runner(echo()).run(Write(), "a", models={"wirte": says("other")})
-    with pytest.raises(PromptError, match="writ"):
-        await Runner(model=echo()).run(Write(), "a", prompts=Prompts({"writ": "x"}))
+    with pytest.raises(PromptError, match=r"`writ` \(did you mean `write`\?\)"):
+        await Runner(model=fails(AssertionError("it was asked"))).run(Write(), "a", prompts=Prompts({"writ": "x"}))
     for option in ("max_concurrency", "fan_out_limit"):
         with pytest.raises(DeclarationError, match=rf"Runner\({option}=0\): at least 1"):
             Runner(**{option: 0})
