@@ -281,12 +281,6 @@ async def test_a_renderer_that_gives_no_prompt_is_named(render: Callable[[str], 
     assert isinstance(caught.value.__cause__, StageError)
 
 
-async def test_a_renderer_may_give_parts():
-    """A tuple of content parts is as good as a list."""
-    run = await Runner(TestModel()).run(Stage(str, Agent(output_type=str), render=lambda text: (text, "more")), "x")
-    assert "more" in str(run.calls()[0].messages)
-
-
 @pytest.mark.parametrize("option", ["render", "deps"])
 async def test_a_function_of_a_stage_is_not_async(option: str):
     """Nobody would await it, so the declaration is refused."""

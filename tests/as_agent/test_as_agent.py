@@ -641,11 +641,3 @@ async def test_the_cli_takes_a_graph(capsys: pytest.CaptureFixture[str]):
     for stream in (True, False):
         await ask_agent(Say().as_agent(runner=Runner(says("shoes"))), "a", stream, Console(), "ansi_dark")
     assert capsys.readouterr().out.count("shoes") >= 2
-
-
-@pytest.mark.skipif(importlib.util.find_spec("fasta2a") is None, reason="fasta2a is not installed")
-def test_a2a_takes_a_graph():
-    """`agent_to_a2a` makes an application of it."""
-    from fasta2a.pydantic_ai import agent_to_a2a  # type: ignore[import-not-found]
-
-    assert agent_to_a2a(shouting()) is not None

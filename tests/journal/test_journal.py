@@ -250,18 +250,6 @@ async def test_scores_are_stored_with_the_run(journal: Journal, model: Model) ->
         await feedback("r", "x", float("nan"), runner=runner)
 
 
-async def test_pruning_forgets_old_runs_and_keeps_running_ones(journal: Journal, model: Model) -> None:
-    """The newest are kept, and whatever a process still holds."""
-    runner = Runner(FunctionModel(model), journal=journal)
-    for name in ("a", "b", "c"):
-        await runner.run(Flow(), [name], run_id=name)
-    assert await journal.prune(keep=2) == 1
-    assert [row.run_id for row in await journal.runs(RunFilter())] == ["c", "b"]
-    assert await journal.calls("a") == []
-    assert await journal.prune(older_than=3600) == 0
-    assert await journal.prune(older_than=0) == 2
-
-
 async def test_a_run_id_is_taken_once(journal: Journal, model: Model) -> None:
     """Two runs cannot share an id, and a run that goes on cannot be resumed beside itself."""
     runner = Runner(FunctionModel(model), journal=journal)

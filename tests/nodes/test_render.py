@@ -117,14 +117,9 @@ async def test_other_types_are_sent_as_xml_too(type_: Any, value: object, expect
 async def test_a_renderer_of_the_stage_replaces_all_this() -> None:
     """`render=` decides alone, and may give text or content parts."""
     assert await sent(stage_of(Ticket, render=lambda ticket: f"Title: {ticket.title}"), Ticket(title="x")) == "Title: x"
-    content = await sent(stage_of(Scan, render=lambda scan: (scan.name, PAGE)), Scan(name="n"))
-    assert content == ["n", PAGE]
-
-
-async def test_media_alone_is_a_content_part() -> None:
-    """An image needs no text around it."""
-    assert await sent(stage_of(BinaryContent), PNG) == [PNG]
-    assert await sent(stage_of(ImageUrl), PAGE) == [PAGE]
+    for kind in (tuple, list):
+        content = await sent(stage_of(Scan, render=lambda scan, kind=kind: kind((scan.name, PAGE))), Scan(name="n"))
+        assert content == ["n", PAGE]
 
 
 async def test_media_in_models_stand_after_the_text_that_names_them() -> None:
@@ -141,7 +136,9 @@ async def test_media_in_models_stand_after_the_text_that_names_them() -> None:
 
 
 async def test_media_in_lists_and_tuples_are_content_parts() -> None:
-    """A list of images, or a question and an image."""
+    """An image alone, a list of images, or a question and an image."""
+    assert await sent(stage_of(BinaryContent), PNG) == [PNG]
+    assert await sent(stage_of(ImageUrl), PAGE) == [PAGE]
     assert (await sent(stage_of(list[ImageUrl]), [PAGE, PAGE]))[1:] == [PAGE, PAGE]
     content = await sent(stage_of(tuple[str, BinaryContent]), ("What is this?", PNG))
     assert "What is this?" in content[0]

@@ -6,10 +6,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, ImageUrl, ModelRetry, RunContext
+from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -78,22 +78,6 @@ async def test_a_stage_asks_with_the_agents_instructions_and_the_input():
     assert "<Section>" in prompt
     assert "<title>a&lt;b</title>" in prompt
     assert (await Runner(model=echo()).run(text_stage(), "a<b")).output == "a<b"
-
-
-async def test_render_replaces_how_an_input_is_written():
-    """`render=` decides what the model reads, also as several content parts."""
-    stage = Stage(Section, Agent(output_type=str), render=lambda section: f"Write {section.words} words.")
-    assert (await Runner(model=echo()).run(stage, Section(title="a", words=3))).output == "Write 3 words."
-
-    picture = ImageUrl(url="https://example.org/a.png")
-    parts = Stage(Section, Agent(output_type=str), render=lambda section: [section.title, picture])
-
-    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        part = messages[0].parts[0]
-        assert isinstance(part, UserPromptPart)
-        return ModelResponse([TextPart(str(list(part.content) == ["a", picture]))])
-
-    assert (await Runner(model=FunctionModel(answer)).run(parts, Section(title="a", words=3))).output == "True"
 
 
 def model_called(name: str) -> TestModel:
@@ -205,16 +189,6 @@ async def test_tools_and_current_call_see_the_run():
 
     await Uses().run("x", model=TestModel(), deps={"n": 4})
     assert seen == [(4, "write", "write")] * 2
-
-
-async def test_a_renderer_that_fails_is_named():
-    """The error says at which key the renderer raised what."""
-
-    def render(_text: str) -> str:
-        raise KeyError("title")
-
-    with pytest.raises(RunError, match=r"stage `write` failed: KeyError: 'title'; .*renderer"):
-        await Runner(model=echo()).run(text_stage(render=render), "x")
 
 
 @pytest.mark.parametrize(

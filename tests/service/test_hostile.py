@@ -101,7 +101,6 @@ def test_bodies(client: httpx.Client):
 
     problem(post(b'{"a":' * 15_000), 422, "invalid")
     problem(post(b"[" * 30_000 + b"]" * 30_000), 422, "invalid")
-    problem(post(b'"\\ud83d"'), 422, "invalid")
     problem(post(b'"\xed\xa0\x80"'), 422, "invalid")
     problem(post(b"\x1f\x8b\x08\x00junk", **{"content-encoding": "gzip"}), 422, "invalid")
     problem(post(b'"a"', **{"content-type": "text/plain"}), 415, "media-type")
