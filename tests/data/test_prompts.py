@@ -1,6 +1,5 @@
 """Prompts: the seed from the code, one readable file, strict checks, and how they reach a model."""
 
-import stat
 from pathlib import Path
 
 import pytest
@@ -209,19 +208,3 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PromptError, match="YAML"):
         Prompts.load(tmp_path / "binary.yaml")
-
-
-def test_yaml_surprises_stay_text(tmp_path: Path) -> None:
-    """A hand-written `no`, `12:30` or date is the text that it looks like."""
-    path = tmp_path / "prompts.yaml"
-    path.write_text("format: 1\nprompts:\n  a:\n    demos:\n    - input: no\n      output: 12:30\n", encoding="utf-8")
-    assert Prompts.load(path)["a"].demos == (Demo("no", "12:30"),)
-
-
-def test_a_saved_file_keeps_its_mode(tmp_path: Path) -> None:
-    """Replacing the file does not open it to others, or close it."""
-    path = tmp_path / "prompts.yaml"
-    Prompts({"a": Prompt("x")}).save(path)
-    path.chmod(0o600)
-    Prompts({"a": Prompt("y")}).save(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -67,7 +67,9 @@ def test_a_word_that_yaml_reads_otherwise_stays_a_text(tmp_path: Path, word: str
 
 
 def test_numbers_stay_numbers(tmp_path: Path) -> None:
-    """Data in demos keeps its JSON types."""
+    """Data in demos keeps its JSON types; a hand-written `no` or `12:30` is the text that it looks like."""
+    (tmp_path / "p.yaml").write_text(f"{HEAD}  a:\n    demos:\n    - input: no\n      output: 12:30\n", "utf-8")
+    assert Prompts.load(tmp_path / "p.yaml")["a"].demos == (Demo("no", "12:30"),)
     values = [0, -1, 10**30, 1.0, -0.5, 1e300, 1e-7, float("inf"), True, None, "1"]
     Prompts({"a": Prompt(demos=(Demo(values, {"x": values}),))}).save(tmp_path / "p.yaml")
     (demo,) = Prompts.load(tmp_path / "p.yaml")["a"].demos
@@ -270,9 +272,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_a_new_file_may_be_read_by_others(tmp_path: Path) -> None:
-    """Prompts are no secrets: a new file is readable like one that an editor made."""
+    """Prompts are no secrets: a new file is readable like one that an editor made; one that is replaced keeps its mode."""
     Prompts().save(tmp_path / "p.yaml")
     assert stat.S_IMODE((tmp_path / "p.yaml").stat().st_mode) == 0o644
+    (tmp_path / "p.yaml").chmod(0o600)
+    Prompts({"a": Prompt("y")}).save(tmp_path / "p.yaml")
+    assert stat.S_IMODE((tmp_path / "p.yaml").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(

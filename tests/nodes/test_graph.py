@@ -226,22 +226,6 @@ async def test_deps_reach_every_stage_and_a_selector_narrows_them():
     assert seen == [shop, 7]
 
 
-async def test_one_graph_object_serves_many_runs_at_once():
-    """Runs share no state: a hundred at once on one graph and one runner keep their own inputs and outputs."""
-    graph = Outer()
-    runs = [None] * 100
-    async with Runner(model=echo()) as runner, anyio.create_task_group() as group:
-
-        async def one(number: int) -> None:
-            runs[number] = await runner.run(graph, Text(body=f"n{number}"))
-
-        for number in range(100):
-            group.start_soon(one, number)
-    assert [run.output.text for run in runs] == [f"N{number}!" for number in range(100)]
-    assert len({run.id for run in runs}) == 100
-    assert all(len(keys(run)) == 8 for run in runs)
-
-
 def test_run_sync_runs_without_a_loop():
     """Scripts need no event loop of their own, may run twice in a row, and use a thread, also beside a running loop."""
     graph = Outer()

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -399,17 +399,6 @@ async def test_the_agents_own_validators_and_retries_stay_inside_an_attempt():
     call = run.call("write")
     assert (call.output, call.attempts, call.usage.requests) == ("aaaa", 1, 3)
     assert "longer, please" in str(call.messages)
-
-
-async def test_messages_and_usage_of_a_call_are_recorded():
-    """The call keeps what agent and model said, and its own usage."""
-    run = await Runner(model=echo()).run(text_stage(), "hello")
-    request, response = run.call("write").messages
-    assert isinstance(request, ModelRequest)
-    assert isinstance(response, ModelResponse)
-    assert response.text == "hello"
-    assert run.call("write").usage.requests == 1
-    assert run.usage.requests == 1
 
 
 def test_a_stage_outside_a_run_says_how_to_run_it():

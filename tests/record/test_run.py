@@ -117,14 +117,6 @@ async def test_calls_are_found_by_node_and_by_key(run: Run[str, str]) -> None:
         run.calls(split.__class__(split.fn))
 
 
-async def test_edges_follow_the_values_themselves(run: Run[str, str]) -> None:
-    """An object that came out of one call and went into another is an edge; numbers and enum members are none."""
-    expected = [(f"branch[{name}].pair", f"branch[{name}].finish") for name in ("a", "bad", "c")]
-    expected += [(f"branch[{name}].finish", "join") for name in ("a", "c")]
-    expected += [("split", f"branch[{name}].pair") for name in ("a", "bad", "c")]
-    assert run.edges() == sorted(expected)
-
-
 async def test_a_record_survives_as_json(run: Run[str, str]) -> None:
     """Everything comes back, each value as the type that the graph declares for it; another graph's record is refused."""
     again = Run.from_json(run.to_json(), Whole)

@@ -251,6 +251,7 @@ async def test_cancellation_in_the_middle_of_a_fan_out_keeps_what_finished():
     assert str(partial) == "the run was cancelled"
     assert partial.failures == []
     assert others() <= before
+    assert gate.inside == []
 
 
 async def test_an_error_that_belongs_to_no_run_has_no_record():

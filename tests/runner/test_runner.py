@@ -12,7 +12,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from scripted import Tidy, Turnstile, asked, deletes, echo, fails, others, says
+from scripted import Tidy, Turnstile, deletes, echo, fails, others, says
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -304,23 +304,6 @@ async def test_usage_and_cost_add_up():
     assert run.usage.output_tokens == sum(call.usage.output_tokens for call in run.calls()) > 0
     assert run.cost is None
     assert (await Runner().run(double, 1)).cost == 0
-
-
-async def test_prompts_of_requests_are_their_own_branch():
-    """Concurrent stages never see each other's input."""
-    seen: list[tuple[str, str]] = []
-
-    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        prompt = asked(messages)
-        await anyio.lowlevel.checkpoint()
-        seen.append((prompt, asked(messages)))
-        return ModelResponse([TextPart(prompt)])
-
-    words = [f"w{number}" for number in range(40)]
-    run = await Runner(model=FunctionModel(answer)).run(Write(), " ".join(words))
-    assert run.output == words
-    assert all(one == other for one, other in seen)
-    assert {call.input for call in run.calls()} == set(words)
 
 
 async def test_a_run_chooses_models_by_path():

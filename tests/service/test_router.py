@@ -24,7 +24,7 @@ from pydantic_ai.models.function import FunctionModel
 
 from scripted import Tidy, deletes, fails
 from serving import events, served
-from stagegraph import DeclarationError, Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
+from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
 
@@ -449,20 +449,6 @@ def test_feedback_is_kept_with_the_run(gate: Gate):
         run_id = client.post("/shout/runs", json=body("a")).json()["run_id"]
         answer = client.post(f"/shout/runs/{run_id}/feedback", json={"name": "helpful", "value": True})
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (409, "no-journal")
-
-
-def test_deps_of_interrupted_runs_have_to_come_from_somewhere():
-    """A service that finishes interrupted runs says how their deps are made, or that it leaves them alone."""
-
-    async def again(_row) -> None:
-        return None
-
-    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
-    with pytest.raises(DeclarationError, match=r"resume_deps="):
-        router(Shouter(), runner, deps=lambda: None)
-    router(Shouter(), runner, deps=lambda: None, resume_deps=again)
-    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
-    router(Shouter(), runner, deps=lambda: None, resume_deps="never")
 
 
 def user(authorization: Annotated[str | None, Header()] = None) -> str:
