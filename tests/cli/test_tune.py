@@ -58,16 +58,6 @@ def _folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_judge_in_a_file_is_a_metric(folder: Path) -> None:
-    """It is named like a function."""
-    (folder / "judges.py").write_text(JUDGE, encoding="utf-8")
-    done = cli(folder, "eval", "graph.py", "judges.py:loud", "test.jsonl")
-    assert done.returncode == 0, done.stderr
-    assert "| Loud, loud | |" in done.stdout
-    assert "| mean score | 0.250" in done.stdout
-    assert "| notes for say | 7 |" in done.stdout
-
-
 def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
     """The whole way: evaluate, tune, evaluate again, compare, and exit codes that a CI job understands."""
     first = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--out", "before.json")
@@ -75,25 +65,13 @@ def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
     assert "| mean score | 0.000" in first.stdout
     assert "| notes for say | 7 |" in first.stdout
 
-    words = (
-        "tune",
-        "graph.py",
-        "graph.py:exact",
-        "--train",
-        "train.jsonl",
-        "--val",
-        "val.jsonl",
-        "--test",
-        "test.jsonl",
-    )
-    tuned = cli(
-        folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir", "--yes"
-    )
+    words = (*WORDS, "--test", "test.jsonl", "--runs", "40", "--out", "best.yaml", "--run-dir", "dir")
+    tuned = cli(folder, *words, "--yes")
     assert tuned.returncode == 0, tuned.stderr
     assert "up to 40 runs" in tuned.stdout
     assert "better by 1.00 to 1.00; 7 won" in tuned.stdout
     assert "Answer in capitals." in (folder / "best.yaml").read_text("utf-8")
-    again = cli(folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir")
+    again = cli(folder, *words)
     assert again.returncode == 0, again.stderr
 
     second = cli(
@@ -140,8 +118,13 @@ def test_mistakes_are_errors_without_a_traceback(folder: Path, words: tuple[str,
     assert "Traceback" not in done.stderr
 
 
-def test_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
-    """Only these rows, each as often as asked for."""
+def test_a_metric_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
+    """A judge in a file is named like a function; only these rows are run, each as often as asked for."""
+    (folder / "judges.py").write_text(JUDGE, encoding="utf-8")
+    done = cli(folder, "eval", "graph.py", "judges.py:loud", "test.jsonl")
+    assert done.returncode == 0, done.stderr
+    for said in ("| Loud, loud | |", "| mean score | 0.250", "| notes for say | 7 |"):
+        assert said in done.stdout
     done = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "odd", "--repeats", "2")
     assert "| examples | 3, 6 runs, 0 failed |" in done.stdout
 
@@ -211,8 +194,7 @@ def test_nothing_is_run_for_a_tuning_that_cannot_begin(folder: Path, words: tupl
 
 def test_a_tuning_asks_before_it_spends(folder: Path) -> None:
     """After the preview, no is no."""
-    words = ("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--runs", "20")
-    done = cli(folder, *words, "--proposer", "notes", stdin="n\n")
+    done = cli(folder, *WORDS, "--runs", "20", stdin="n\n")
     assert done.returncode == 1
     assert "up to 20 runs" in done.stdout
     assert not (folder / "prompts.tuned.yaml").exists()

@@ -103,25 +103,19 @@ async def test_a_new_secret_or_another_order_is_no_change(before: dict[str, Any]
     assert await asked_again(saying(model_settings=before), saying(model_settings=after)) == (0, {})
 
 
-async def test_demos_and_tool_descriptions_count() -> None:
-    """They reach the model as the instructions do."""
-    told = Prompts({"say": Prompt(tools={"look": "Look hard."})})
-    agent = Agent(instructions="Say.", tools=[looker.toolsets[0].tools["look"]])  # type: ignore[attr-defined]
-    graph = saying(agent=agent)
-    assert await asked_again(graph, graph, prompts=told) == (1, {"say": "the prompt"})
-    shown = Prompts({"say": Prompt(demos=(Demo("a", "b"),))})
-    assert await asked_again(saying(), saying(), prompts=shown) == (1, {"say": "the prompt"})
-
-
 async def test_the_text_of_a_field_counts_and_the_codes_own_does_not() -> None:
-    """What is said about tools and fields counts as far as it is something else than what the code says."""
+    """What is said about tools and fields, and demos, counts as far as it is something else than what the code says."""
     agent = Agent(instructions="Say.", output_type=Text, tools=[looker.toolsets[0].tools["look"]])  # type: ignore[attr-defined]
     graph = saying(agent=agent)
     stage = graph.say  # type: ignore[attr-defined]
     own = Prompt(tools={"look": stage.tools[0]["look"].text}, fields={"text": stage.fields["text"].text})
     assert await asked_again(graph, graph, prompts=Prompts({"say": own})) == (0, {})
-    told = Prompts({"say": Prompt(fields={"text": "One word."})})
-    assert await asked_again(graph, graph, prompts=told) == (1, {"say": "the prompt"})
+    for told in (
+        Prompt(fields={"text": "One word."}),
+        Prompt(tools={"look": "Look hard."}),
+        Prompt(demos=(Demo("a", {"text": "b"}),)),
+    ):
+        assert await asked_again(graph, graph, prompts=Prompts({"say": told})) == (1, {"say": "the prompt"})
 
 
 async def test_another_field_in_the_output_type_counts_also_for_steps() -> None:
