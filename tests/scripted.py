@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
+from typing import Any
 
 import anyio
 from pydantic_ai import Agent, DeferredToolRequests
@@ -36,6 +37,7 @@ __all__ = [
     "others",
     "priced",
     "says",
+    "shows",
     "submits",
 ]
 
@@ -182,6 +184,16 @@ class Who(Graph[str, str]):
 
     async def flow(self, text: str) -> str:
         return await self.who(text)
+
+
+def shows(type_: Any) -> Graph[Any, str]:
+    """A graph that gives its input as Python writes it."""
+
+    class Shows(Graph[type_, str]):
+        async def flow(self, value: Any) -> str:
+            return repr(value)
+
+    return Shows()
 
 
 class Say(Graph[str, str]):

@@ -46,7 +46,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import scripted
-from scripted import Say, Turnstile, Who, deletes, echo, fails, others, priced, says
+from scripted import Say, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -210,34 +210,9 @@ class Plain:
     loud: bool = False
 
 
-class Give(Graph[Maybe | int | None, str]):
-    async def flow(self, value: Maybe | int | None) -> str:
-        return repr(value)
-
-
 class GiveText(Graph[str, str]):
     async def flow(self, value: str) -> str:
         return value
-
-
-class GiveMaybe(Graph[Maybe, str]):
-    async def flow(self, value: Maybe) -> str:
-        return repr(value)
-
-
-class GiveTwo(Graph[Two, str]):
-    async def flow(self, value: Two) -> str:
-        return repr(value)
-
-
-class GivePlain(Graph[Plain, str]):
-    async def flow(self, value: Plain) -> str:
-        return f"{value.text} {value.loud}"
-
-
-class GiveNumbers(Graph[list[int], str]):
-    async def flow(self, value: list[int]) -> str:
-        return repr(value)
 
 
 @pytest.mark.parametrize(
@@ -245,15 +220,15 @@ class GiveNumbers(Graph[list[int], str]):
     [
         (GiveText(), '{"not": "read"}', '{"not": "read"}'),
         (GiveText(), ["a", "b"], "a\nb"),
-        (GiveMaybe(), "hello", "Maybe(text='hello', times=1)"),
-        (GiveMaybe(), '{"text": "hello", "times": 2}', "Maybe(text='hello', times=2)"),
-        (GiveMaybe(), "[1]", "Maybe(text='[1]', times=1)"),
-        (GiveTwo(), '{"title": "a", "text": "b"}', "Two(title='a', text='b')"),
-        (GivePlain(), "hello", "hello False"),
-        (GivePlain(), '{"text": null, "loud": true}', "None True"),
-        (GiveNumbers(), "[1, 2]", "[1, 2]"),
-        (Give(), "3", "3"),
-        (Give(), "null", "None"),
+        (shows(Maybe), "hello", "Maybe(text='hello', times=1)"),
+        (shows(Maybe), '{"text": "hello", "times": 2}', "Maybe(text='hello', times=2)"),
+        (shows(Maybe), "[1]", "Maybe(text='[1]', times=1)"),
+        (shows(Two), '{"title": "a", "text": "b"}', "Two(title='a', text='b')"),
+        (shows(Plain), "hello", "Plain(text='hello', loud=False)"),
+        (shows(Plain), '{"text": null, "loud": true}', "Plain(text=None, loud=True)"),
+        (shows(list[int]), "[1, 2]", "[1, 2]"),
+        (shows(Maybe | int | None), "3", "3"),
+        (shows(Maybe | int | None), "null", "None"),
     ],
 )
 async def test_the_prompt_becomes_the_input(graph: Graph, prompt: str | list[str], output: str):
@@ -264,9 +239,9 @@ async def test_the_prompt_becomes_the_input(graph: Graph, prompt: str | list[str
 @pytest.mark.parametrize(
     ("graph", "prompt", "said"),
     [
-        (GiveTwo(), "hello", "GiveTwo takes Two: write it as JSON"),
-        (GiveTwo(), '{"title": "a"}', "text: Field required"),
-        (GiveNumbers(), "hello", "GiveNumbers takes list"),
+        (shows(Two), "hello", "Shows takes Two: write it as JSON"),
+        (shows(Two), '{"title": "a"}', "text: Field required"),
+        (shows(list[int]), "hello", "Shows takes list"),
         (GiveText(), [BinaryContent(b"x", media_type="image/png")], "cannot be given files"),
         (GiveText(), None, "no user prompt"),
     ],

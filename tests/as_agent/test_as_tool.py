@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from enum import Enum
+from typing import Any
 
 import anyio
 import pytest
@@ -25,7 +26,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import UsageLimits
 
-from scripted import Say, Tidy, Turnstile, Who, deletes, echo, fails, others, priced, says
+from scripted import Say, Tidy, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage
 from stagegraph.journal import MemoryJournal, RunFilter
 
@@ -124,73 +125,33 @@ class GivesText(Graph[str, str]):
         return text
 
 
-async def run_on(graph: Graph, argument: object) -> object:
-    """The output of a graph that gives back its input, called as a tool."""
-    agent = Agent(calls("it", argument), tools=[graph.as_tool(name="it")])  # type: ignore[arg-type]
-    (part,) = returned((await agent.run("go")).all_messages())
-    return part.content
-
-
-class Numbers(Graph[list[int], int]):
-    async def flow(self, numbers: list[int]) -> int:
-        return sum(numbers)
-
-
-class Nodes(Graph[list[Node], str]):
-    async def flow(self, nodes: list[Node]) -> str:
-        return nodes[0].children[0].name
-
-
-class Tree(Graph[Node, str]):
-    async def flow(self, node: Node) -> str:
-        return node.children[0].name
-
-
-class Points(Graph[Point, int]):
-    async def flow(self, point: Point) -> int:
-        return point.x + point.y
-
-
-class Colours(Graph[Colour, str]):
-    async def flow(self, colour: Colour) -> str:
-        return colour.name
-
-
-class Counts(Graph[dict[str, int], int]):
-    async def flow(self, counts: dict[str, int]) -> int:
-        return sum(counts.values())
-
-
 class Named(BaseModel):
     ctx: str
     graph: int
 
 
-class Clash(Graph[Named, str]):
-    async def flow(self, named: Named) -> str:
-        return f"{named.ctx}{named.graph}"
-
-
 @pytest.mark.parametrize(
-    ("graph", "argument", "output"),
+    ("type_", "argument", "output"),
     [
-        (Numbers(), {"input": [1, 2]}, 3),
-        (Tree(), {"name": "a", "children": [{"name": "b"}]}, "b"),
-        (Nodes(), {"input": [{"name": "a", "children": [{"name": "b"}]}]}, "b"),
-        (Points(), {"x": 3}, 3),
-        (Colours(), {"input": "red"}, "RED"),
-        (Counts(), {"input": {"a": 1, "b": 2}}, 3),
-        (Clash(), {"ctx": "a", "graph": 1}, "a1"),
+        (list[int], {"input": [1, 2]}, "[1, 2]"),
+        (Node, {"name": "a", "children": [{"name": "b"}]}, repr(Node(name="a", children=[Node(name="b")]))),
+        (list[Node], {"input": [{"name": "a"}]}, repr([Node(name="a")])),
+        (Point, {"x": 3}, "Point(x=3, y=0)"),
+        (Colour, {"input": "red"}, repr(Colour.RED)),
+        (dict[str, int], {"input": {"a": 1, "b": 2}}, "{'a': 1, 'b': 2}"),
+        (Named, {"ctx": "a", "graph": 1}, "Named(ctx='a', graph=1)"),
     ],
 )
-async def test_any_input_type_becomes_arguments(graph: Graph, argument: object, output: object):
+async def test_any_input_type_becomes_arguments(type_: Any, argument: object, output: object):
     """Types with fields give one argument per field; all others are the one argument `input`."""
-    assert await run_on(graph, argument) == output
+    agent = Agent(calls("it", argument), tools=[shows(type_).as_tool(name="it")])  # type: ignore[arg-type]
+    (part,) = returned((await agent.run("go")).all_messages())
+    assert part.content == output
 
 
 async def test_schemas_keep_their_references():
     """A type that contains itself is still described: references point at definitions that are there."""
-    for graph in (Tree(), Nodes()):
+    for graph in (shows(Node), shows(list[Node])):
         schema = graph.as_tool().tool_def.parameters_json_schema
         assert schema["type"] == "object"
         assert set(schema["$defs"]) == {"Node"}
@@ -207,8 +168,8 @@ async def test_arguments_that_do_not_fit_go_back_to_the_model():
     assert "day: " in said
     assert returned(result.all_messages())[-1].content == Reply(answer="help", team="team of None")
     assert len(await journal.runs(RunFilter())) == 1
-    agent = Agent(calls("numbers", {"input": "x"}, {"wrong": 1}, {}), tools=[Numbers().as_tool()])
-    with pytest.raises(UnexpectedModelBehavior, match="numbers"):
+    agent = Agent(calls("shows", {"input": "x"}, {"wrong": 1}, {}), tools=[shows(list[int]).as_tool()])
+    with pytest.raises(UnexpectedModelBehavior, match="shows"):
         await agent.run("go")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -16,7 +15,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from forked import python
 from scripted import JumpingLoop
 from stagegraph import Run, RunError, Runner, Stage
-from stagegraph.journal import Journal, MemoryJournal, OpRow, SqliteJournal
+from stagegraph.journal import Journal, MemoryJournal, OpRow
 
 TURNS = 2
 
@@ -68,13 +67,6 @@ class Talk:
     async def resume(self) -> Run[str, str]:
         runner = Runner(FunctionModel(self.answer), journal=self.journal)
         return await runner.resume("r", graph=self.stage)
-
-
-@pytest.fixture(name="sqlite")
-async def _sqlite(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = SqliteJournal(tmp_path / "runs.db")
-    yield journal
-    await journal.aclose()
 
 
 KILLED = """

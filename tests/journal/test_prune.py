@@ -56,28 +56,24 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-async def test_the_room_of_forgotten_runs_is_given_back(tmp_path: Path) -> None:
+async def test_the_room_of_forgotten_runs_is_given_back(sqlite: SqliteJournal, tmp_path: Path) -> None:
     """At once, not only when the journal is closed."""
-    journal = SqliteJournal(tmp_path / "runs.db")
-    runner = Runner(FunctionModel(answer), journal=journal)
+    runner = Runner(FunctionModel(answer), journal=sqlite)
     for _ in range(3):
         await runner.run(Tidy(), "x" * 500_000)
     assert size_of(tmp_path) > 3_000_000
-    assert await journal.prune(keep=0) == 3
+    assert await sqlite.prune(keep=0) == 3
     assert size_of(tmp_path) < 300_000
-    await journal.aclose()
 
 
-async def test_the_log_of_large_values_does_not_grow_without_end(tmp_path: Path) -> None:
+async def test_the_log_of_large_values_does_not_grow_without_end(sqlite: SqliteJournal, tmp_path: Path) -> None:
     """It is moved into the file by its size, not only by the number of records."""
-    journal = SqliteJournal(tmp_path / "runs.db")
     log = tmp_path / "runs.db-wal"
     row = FeedbackRow(id="", run_id="r", key=None, name="note", value="1", comment="x" * 1_000_000, time=0.0)
     for number in range(20):
-        await journal.put(replace(row, id=str(number)))
+        await sqlite.put(replace(row, id=str(number)))
     async with asyncio.timeout(200):
         while log.stat().st_size > 10_000_000:  # it begins anew at a moment when nobody else writes
-            await journal.put(replace(row, id="another"))
+            await sqlite.put(replace(row, id="another"))
             await asyncio.to_thread(log.stat)
-    assert len(await journal.feedback("r")) >= 20
-    await journal.aclose()
+    assert len(await sqlite.feedback("r")) >= 20
