@@ -329,7 +329,7 @@ async def test_current_call_in_a_flow_and_in_a_branch():
 
 
 async def test_nodes_called_by_the_items_belong_to_no_branch():
-    """An async generator that calls nodes itself gets the flow's keys, whichever worker was free."""
+    """A generator sees the flow's own call and gets the flow's keys, whichever worker asked it for more."""
 
     async def flow(g: Parts) -> object:
         async def items() -> AsyncIterator[int]:
@@ -341,10 +341,6 @@ async def test_nodes_called_by_the_items_belong_to_no_branch():
     record = await run(flow)
     assert record.output == [0, 6, 12, 18, 24, 30]
     assert [key for key in keys(record) if key.startswith("picky")] == ["picky", *(f"picky#{n}" for n in range(1, 6))]
-
-
-async def test_the_code_of_the_items_runs_in_the_flow():
-    """A generator sees the flow's own call, also when a worker that ran another item asks it for more."""
 
     async def same(item: str) -> str:
         return item

@@ -53,6 +53,24 @@ def serving(app: Any) -> Iterator[str]:
             assert not thread.is_alive()
 
 
+class Gate:
+    """Lets nobody through until a test, in another thread, opens it."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.cancelled = threading.Event()
+        self.opened = threading.Event()
+
+    async def wait(self) -> None:
+        self.entered.release()
+        try:
+            while not self.opened.is_set():  # noqa: ASYNC110 - the test opens it from another thread
+                await asyncio.sleep(0.005)
+        except BaseException:
+            self.cancelled.set()
+            raise
+
+
 def serve(app: Any, **options: Any) -> None:
     """An app as the only thing that a process does; it says its address when it is there."""
     listening = socket.socket()

@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -18,7 +16,7 @@ from pydantic_ai.models.function import FunctionModel
 
 import scripted
 from scripted import deletes, others
-from serving import events, served
+from serving import Gate, events, served
 from stagegraph import Graph, Runner, Stage, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
@@ -26,18 +24,13 @@ from stagegraph.service import router
 SECRET = "Tidy up."
 
 
-class Gate:
-    def __init__(self) -> None:
-        self.open = threading.Event()
-
-
 gate = Gate()
 
 
 @step
 async def wait(text: str) -> str:
-    while text == "wait" and not gate.open.is_set():  # noqa: ASYNC110 - another thread opens it
-        await anyio.sleep(0.01)
+    if text == "wait":
+        await gate.wait()
     return text
 
 
@@ -54,7 +47,7 @@ class Tidy(Graph[str, str]):
 
 @pytest.fixture(name="client")
 def _client() -> Iterator[httpx.Client]:
-    gate.open.clear()
+    gate.opened.clear()
     runner = Runner(FunctionModel(deletes), journal=MemoryJournal(), tracing=None)
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Tidy(), runner, max_body=100_000), prefix="/tidy")
@@ -65,7 +58,7 @@ def _client() -> Iterator[httpx.Client]:
 
     with served(app) as client:
         yield client
-        gate.open.set()
+        gate.opened.set()
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
@@ -194,7 +187,7 @@ def test_a_thousand_readers_that_leave(client: httpx.Client):
     asyncio.run(many())
     assert client.get(f"/tidy/runs/{run_id}").json()["status"] == "running"
     assert len(client.get("/left").json()) == 1
-    gate.open.set()
+    gate.opened.set()
     assert list(events(client.get(f"/tidy/runs/{run_id}/events")))[-1]["event"] == "run_finished"
     assert json.loads(client.get(f"/tidy/runs/{run_id}").text)["output"] == "wait"
     assert client.get("/left").json() == []

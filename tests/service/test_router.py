@@ -7,7 +7,6 @@ import base64
 import enum
 import json
 import math
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import date
@@ -23,7 +22,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.function import FunctionModel
 
 from scripted import Tidy, deletes, fails
-from serving import events, served
+from serving import Gate, events, served
 from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
@@ -41,27 +40,6 @@ class Shout(BaseModel):
     """What was shouted."""
 
     text: str
-
-
-class Gate:
-    """Steps that wait here are let through from the test's own thread."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.cancelled = threading.Event()
-        self._open = threading.Event()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def wait(self) -> None:
-        self.entered.release()
-        try:
-            while not self._open.is_set():  # noqa: ASYNC110
-                await anyio.sleep(0.005)  # the test opens it from another thread
-        except BaseException:
-            self.cancelled.set()
-            raise
 
 
 @step
@@ -88,7 +66,7 @@ class Shouter(Graph[Words, Shout]):
 def _gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
-    gate.open()
+    gate.opened.set()
 
 
 def app_for(node, runner: Runner | None = None, **options) -> FastAPI:
@@ -156,7 +134,7 @@ def test_a_run_may_be_left_to_itself(client: httpx.Client, gate: Gate):
     place = answer.headers["location"]
     assert place == f"/shout/runs/{answer.json()['run_id']}"
     assert client.get(place).json()["status"] == "running"
-    gate.open()
+    gate.opened.set()
     with client.stream("GET", f"{place}/events") as stream:
         assert [event["event"] for event in events(stream)][-1] == "run_finished"
     assert client.get(place).json()["output"] == {"text": "WAIT"}
@@ -322,7 +300,7 @@ def test_a_stream_that_was_cut_is_resumed(client: httpx.Client, gate: Gate):
     with client.stream("POST", "/shout/runs/stream", json=body("a", "wait")) as stream:
         run_id = stream.headers["x-run-id"]
         first = [event for event, _ in zip(events(stream), range(3), strict=False)]
-    gate.open()
+    gate.opened.set()
     last = {"Last-Event-ID": first[-1]["id"]}
     with client.stream("GET", f"/shout/runs/{run_id}/events", headers=last) as stream:
         rest = list(events(stream))
@@ -340,7 +318,7 @@ def test_silence_is_filled_with_heartbeats(gate: Gate):
             for line in stream.iter_lines():
                 if line == ": still here":
                     break
-        gate.open()
+        gate.opened.set()
 
 
 def test_a_reader_that_fell_behind_is_told(monkeypatch: pytest.MonkeyPatch, gate: Gate):
@@ -372,7 +350,7 @@ def test_a_client_that_leaves(gate: Gate, how: str, choice: str):
         asyncio.run(leave())
         if choice == "cancel":
             assert gate.cancelled.wait(30)
-        gate.open()
+        gate.opened.set()
     rows = asyncio.run(_rows(runner))
     assert [row.status for row in rows] == ["cancelled" if choice == "cancel" else "succeeded"]
 
@@ -483,7 +461,7 @@ def test_another_users_run_is_as_good_as_none(gate: Gate, remember: int):
                 assert answer.json()["detail"] == f"there is no run {known} here for you"
         assert client.get("/shout/graph").status_code == 401
         assert client.get("/shout/health/ready").status_code == 200
-        gate.open()
+        gate.opened.set()
     row = asyncio.run(_rows(runner))[0]
     assert json.loads(row.labels)["user_id"] == "anna"
     assert json.loads(row.labels)["session_id"] == "s"
@@ -538,7 +516,7 @@ def test_too_many_runs_are_told_when_to_come_back(gate: Gate):
         assert int(answer.headers["retry-after"]) >= 1
         assert client.post("/shout/runs/stream", json=body("c")).status_code == 429
         assert client.get(f"/shout/runs/{queued}").json()["status"] == "running"
-        gate.open()
+        gate.opened.set()
         assert list(events(client.get(f"/shout/runs/{queued}/events")))[-1]["event"] == "run_finished"
         assert client.get(f"/shout/runs/{queued}").json()["output"] == {"text": "B"}
         assert client.post("/shout/runs", json=body("c")).status_code == 200
