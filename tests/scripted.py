@@ -26,6 +26,7 @@ from stagegraph import Graph, Stage, current_call, step
 __all__ = [
     "JumpingLoop",
     "Say",
+    "Still",
     "Tidy",
     "Turnstile",
     "Who",
@@ -194,6 +195,13 @@ def shows(type_: Any) -> Graph[Any, str]:
             return repr(value)
 
     return Shows()
+
+
+class Still(Graph[str, str]):
+    """Gives back what came in, and calls nothing."""
+
+    async def flow(self, text: str) -> str:
+        return text
 
 
 class Say(Graph[str, str]):

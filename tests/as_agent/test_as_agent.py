@@ -46,7 +46,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import scripted
-from scripted import Say, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
+from scripted import Say, Still, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
 from stagegraph import (
     DeclarationError,
     Graph,
@@ -210,9 +210,8 @@ class Plain:
     loud: bool = False
 
 
-class GiveText(Graph[str, str]):
-    async def flow(self, value: str) -> str:
-        return value
+class GiveText(Still):
+    """Nothing else."""
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import UsageLimits
 
-from scripted import Say, Tidy, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
+from scripted import Say, Still, Tidy, Turnstile, Who, deletes, echo, fails, others, priced, says, shows
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage
 from stagegraph.journal import MemoryJournal, RunFilter
 
@@ -120,9 +120,8 @@ async def test_an_agent_gets_the_output_of_the_graph():
     assert recorded.output == part.content
 
 
-class GivesText(Graph[str, str]):
-    async def flow(self, text: str) -> str:
-        return text
+class GivesText(Still):
+    """Nothing else."""
 
 
 class Named(BaseModel):

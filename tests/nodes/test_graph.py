@@ -15,7 +15,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
-from scripted import asked, echo, others, says
+from scripted import Still, asked, echo, others, says
 from stagegraph import DeclarationError, Graph, InputError, NotRunningError, RunError, Runner, Stage, current_call, step
 
 
@@ -281,12 +281,9 @@ async def test_a_node_may_not_hide_what_every_graph_has(name: str):
     with pytest.raises(DeclarationError, match=rf"\.{name}: every graph has a method `{name}`"):
         type("Hides", (Graph,), {name: shout})
 
-    class Hides(Graph[str, str]):
+    class Hides(Still):
         def __init__(self) -> None:
             setattr(self, name, shout)
-
-        async def flow(self, text: str) -> str:
-            return text
 
     if name != "flow":
         with pytest.raises(DeclarationError, match=rf"Hides\.{name}: every graph has a method `{name}`"):
@@ -316,12 +313,9 @@ def test_a_private_name_is_no_name_of_a_node(name: str):
 async def test_the_same_node_twice_in_one_graph_is_refused():
     """A call could not say which of two names it means, so the error names both and the remedy."""
 
-    class Double(Graph[str, str]):
+    class Double(Still):
         one = shout
         two = shout
-
-        async def flow(self, text: str) -> str:
-            return text
 
     with pytest.raises(
         DeclarationError, match=r"the same step twice, as `one` and `two`.*make a second Step for `two`"
@@ -332,19 +326,13 @@ async def test_the_same_node_twice_in_one_graph_is_refused():
 async def test_a_graph_that_contains_itself_is_refused():
     """Recursion in the declaration has no end of paths; the error says how to write it."""
 
-    class Endless(Graph[str, str]):
+    class Endless(Still):
         def __init__(self) -> None:
             self.again = Wrapper(self)
 
-        async def flow(self, text: str) -> str:
-            return text
-
-    class Wrapper(Graph[str, str]):
+    class Wrapper(Still):
         def __init__(self, inner: Endless) -> None:
             self.inner = inner
-
-        async def flow(self, text: str) -> str:
-            return text
 
     with pytest.raises(DeclarationError, match=r"Endless contains itself at `again\.inner`.*fan out over that"):
         await Endless().run("a")

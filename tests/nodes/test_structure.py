@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai import Agent
 
+from scripted import Still
 from stagegraph import DeclarationError, Graph, Prompts, Runner, Stage, step
 
 
@@ -118,12 +119,9 @@ def test_an_instance_may_replace_a_node_of_its_class() -> None:
 def test_a_key_that_cannot_be_part_of_a_path_is_refused(key: Any) -> None:
     """Dots, brackets and `#` have a meaning in keys; `1` and `"1"` would make one path, and one node would be lost."""
 
-    class Keyed(Graph[str, str]):
+    class Keyed(Still):
         def __init__(self) -> None:
             self.nodes = {key: fresh()} if key != 1 else {1: fresh(), "1": fresh()}
-
-        async def flow(self, text: str) -> str:
-            return text
 
     said = (
         r"Keyed\.nodes: the key .* cannot be part of a path" if key != 1 else r"Keyed declares two nodes at `nodes\.1`"

@@ -14,17 +14,15 @@ from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from scripted import Still
 from serving import served
 from stagegraph import DeclarationError, Graph, Runner
 from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.service import RunRef, router
 
 
-class Echo(Graph[str, str]):
+class Echo(Still):
     """Say it again."""
-
-    async def flow(self, text: str) -> str:
-        return text
 
 
 def app_of(runner: Runner, **options) -> FastAPI:
