@@ -211,7 +211,7 @@ async def test_a_question_suspends_the_run_after_the_others_finished(journal: Jo
     other = Runner(FunctionModel(wants_to_delete), journal=journal)
     with pytest.raises(ReplayError, match="several calls ask `same`"):
         await other.resume("r", graph=graph, answers={"same": True})
-    with pytest.raises(ReplayError, match="nobody asks `x`"):
+    with pytest.raises(ReplayError, match="no call asks `x`"):
         await other.resume("r", graph=graph, answers={"x": True})
     run = await other.resume("r", graph=graph, answers={one.id: True})
     assert (run.status, [pending.id for pending in run.pending]) == ("suspended", [two.id])
@@ -267,7 +267,7 @@ async def test_a_run_id_is_taken_once(journal: Journal, model: Model) -> None:
     async for event in live.events():
         if event.type == "call_started" and event.key == "first[0]":
             break
-    with pytest.raises(JournalError, match="going on in another place"):
+    with pytest.raises(JournalError, match="already running"):
         await slow.resume("live")
     gate.set()
     await live.result()
@@ -483,6 +483,6 @@ asyncio.run(main())
     assert winner.stdout.readline() == "asked\n"
     loser = start("resume")
     said, _ = loser.communicate(timeout=60)
-    assert "refused: run 'r' is going on in another place" in said
+    assert "refused: run 'r' is already running" in said
     said, _ = winner.communicate("\n", timeout=60)
     assert said == "x\n"

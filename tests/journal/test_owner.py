@@ -27,5 +27,5 @@ async def test_a_run_of_a_host_that_is_gone_can_be_taken_over(journal: Journal) 
         await runner.resume("r")
     assert (await runner.resume("r", take_over=True)).output == "x"
     runner = await held_by(journal, this_process(), "mine")
-    with pytest.raises(JournalError, match="going on in another place"):
+    with pytest.raises(JournalError, match="already running"):
         await runner.resume("mine", take_over=True)

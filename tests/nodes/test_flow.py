@@ -717,7 +717,7 @@ async def test_a_cancelled_future_in_a_branch_is_not_taken_for_a_result(form: st
             await gone
         return number
 
-    with pytest.raises(RunError, match="graph Parts failed: it awaited something that somebody had cancelled"):
+    with pytest.raises(RunError, match="graph Parts failed: it awaited something that was cancelled"):
         await run(lambda _: at_once(form, branch, range(3)))
 
 
@@ -740,7 +740,7 @@ async def test_a_step_that_awaits_what_was_cancelled_has_failed():
 
     said = (await Runner().run(Loses(), 2)).output
     assert said[0] == "0"
-    assert "step `wait[1]` failed: it awaited something that somebody had cancelled" in said[1]
+    assert "step `wait[1]` failed: it awaited something that was cancelled" in said[1]
     with pytest.raises(RunError, match="step `lost` failed"):
         await Runner().run(lost, 1)
 

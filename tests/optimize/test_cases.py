@@ -46,7 +46,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     for suffix in ("yaml", "json"):
         path = tmp_path / f"orders.{suffix}"
         dataset.to_file(path)
-        assert load_examples(path, Orders().__node__.input_type) == ROWS
+        assert load_examples(path, Orders()) == ROWS
         assert from_pydantic_evals(type(dataset).from_file(path), of=Order) == ROWS
 
 

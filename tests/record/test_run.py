@@ -135,7 +135,7 @@ async def test_a_record_survives_as_json(run: Run[str, str]) -> None:
     with pytest.raises(ReplayError, match=r"does not fit Branch|which Branch does not declare"):
         Run.from_json(run.to_json(), Branch)
     data = json.loads(run.to_json())
-    data["root"]["children"][0]["output"] = {"parts": [{"nam": "x"}]}
+    data["calls"][1]["output"] = {"parts": [{"nam": "x"}]}
     with pytest.raises(ReplayError, match="output of `split` is no Parts"):
         Run.from_json(json.dumps(data), Whole())
 

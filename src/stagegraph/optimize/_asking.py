@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from pydantic_ai.exceptions import AgentRunError
 
-from stagegraph.agent.faults import fault_in, is_lasting, wait_asked_for
+from stagegraph.agent.failures import provider_error_in, is_lasting, retry_after
 from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ async def ask_patiently(
         try:
             return await agent.run(question, infer_name=False)
         except NO_ANSWER as error:
-            fault = fault_in(error)
+            fault = provider_error_in(error)
             if fault is None:
                 raise
             if wait is None or is_lasting(fault):
                 msg = f"{who} could not be asked: {error}"
                 raise TuningError(msg) from error
-            await anyio.sleep(max(wait, wait_asked_for(fault)))
+            await anyio.sleep(max(wait, retry_after(fault)))
     raise AssertionError

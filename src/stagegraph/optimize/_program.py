@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.agent.failures import provider_error_in, is_lasting, has_transient_failures, retry_after
 from stagegraph.agent.models import Models
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.run import InputError, ReplayError, RunError
@@ -117,16 +117,16 @@ async def run_patiently(
         except (InputError, ReplayError):
             raise
         except RunError as error:
-            fault = fault_in(error)
+            fault = provider_error_in(error)
             if fault is None:
                 if not error.attached:
                     raise
                 return error.run, str(error)
             if is_lasting(fault) or not waits:
                 raise
-            await asyncio.sleep(max(waits.pop(0), wait_asked_for(fault)))
+            await asyncio.sleep(max(waits.pop(0), retry_after(fault)))
         else:
-            if waits and let_down(run):
+            if waits and has_transient_failures(run):
                 await asyncio.sleep(waits.pop(0))
                 continue
             return run, None if run.status == "succeeded" else "the run waits for an answer (see `run.pending`)"

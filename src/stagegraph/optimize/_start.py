@@ -9,8 +9,7 @@ from pydantic_ai.models import Model
 
 from stagegraph.agent.models import Models
 from stagegraph.data.examples import digest_of
-from stagegraph.schema.errors import TuningError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import TuningError, closest
 
 from .proposers import Candidates, Proposer, notes_proposer, reflective_proposer
 

@@ -12,7 +12,7 @@ import anyio
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.agent.failures import provider_error_in, is_lasting, has_transient_failures, retry_after
 from stagegraph.data.examples import Example
 from stagegraph.nodes.node import Node
 from stagegraph.nodes.stage import stages_of
@@ -155,20 +155,20 @@ async def run_example(
         try:
             options: RunOptions = {"replay": replay, "run_id": run_id, "models": models or {}, "metadata": _MARK}
             run = await runner.run(graph, example.input, model=model, prompts=prompts, **options)
-            if wait is None or not let_down(run):
+            if wait is None or not has_transient_failures(run):
                 return run
             pause = wait
         except InputError as error:
             msg = f"example {example.id!r} does not fit: {error}"
             raise TuningError(msg) from error
         except RunError as error:
-            fault = fault_in(error)
+            fault = provider_error_in(error)
             if fault is None:
                 return error.run
             if wait is None or is_lasting(fault):
                 msg = f"example {example.id!r} could not be run, and that is no score: {error}"
                 raise TuningError(msg) from error
-            pause = max(wait, wait_asked_for(fault))
+            pause = max(wait, retry_after(fault))
         await anyio.sleep(pause)
         if runner.journal is not None:
             replay = run_id

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.data.fit import unfit_demos, unknown_fields
-from stagegraph.data.prompt import Prompt, parsed
+from stagegraph.data.prompt import Prompt, parsed, unfit_demos, unknown_fields
 from stagegraph.schema.errors import PromptError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stagegraph.data.prompt import Origin, Prompt
+from stagegraph.data.prompt import Origin, Prompt, PromptedStage
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
@@ -118,13 +118,13 @@ class LangfusePrompts(Prompts):
         self._until = min(self._until, now + self._wait)
         return max(0.0, self._until - now)
 
-    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+    def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Make sure that they are for a graph with these stages, without waiting for them.
 
         Raises:
             PromptError: they are for another one.
         """
-        Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, label)
+        Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, name)
 
     def _begin_to_fetch(self) -> None:
         """Fetch for the first time in this process, unless that has begun."""

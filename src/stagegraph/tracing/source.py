@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from pydantic import ValidationError
 
 from stagegraph.data.examples import Example, digest_of
-from stagegraph.record.reading import run_of
+from stagegraph.record.run import run_of
 
 from ._wanted import CORRECTION, Wanted
 
