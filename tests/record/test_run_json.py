@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, ImageUrl
+from pydantic_ai import Agent, BinaryContent, DeferredToolRequests, ImageUrl
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from typing_extensions import TypedDict
@@ -438,7 +438,6 @@ def test_a_record_of_format_1_is_read() -> None:
         Run.from_json(json.dumps({**FORMAT_1, "root": 5}), Asked)
 
 
-@pytest.mark.anyio
 async def test_the_rows_of_a_journal_are_the_same_json() -> None:
     """A run has one JSON form, whether it comes from the process that ran it or from a journal."""
     journal = MemoryJournal()
