@@ -11,7 +11,7 @@ import anyio
 import typer
 
 from . import options as opt
-from ._langfuse import LangfuseOption, time_of
+from .langfuse import LangfuseOption, time_of
 from .text import say
 
 if TYPE_CHECKING:

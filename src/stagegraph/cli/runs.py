@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from . import options as opt
-from ._langfuse import LangfuseOption, page_from_langfuse, runs_from_langfuse
+from .langfuse import LangfuseOption, page_from_langfuse, runs_from_langfuse
 from .text import console, deferred, dollars, duration, new_table, plain, print_json, say, styled_status
 
 if TYPE_CHECKING:
