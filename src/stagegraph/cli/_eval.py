@@ -76,9 +76,7 @@ def evaluate(
 
         try:
             report = asyncio.run(
-                optimize.evaluate(
-                    node, judge, rows, runner=runner, prompts=deployed, repeats=repeats, on_row=judged
-                )
+                optimize.evaluate(node, judge, rows, runner=runner, prompts=deployed, repeats=repeats, on_row=judged)
             )
         except TuningError as error:
             partial: Report | None = getattr(error, "report", None)

@@ -17,6 +17,7 @@ from ._text import console, plain
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
+    from stagegraph.record.source import RunSource
 
 __all__ = ["export"]
 
@@ -49,8 +50,8 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples  # noqa: PLC0415
+    from stagegraph.record.journal_runs import JournalRuns  # noqa: PLC0415
     from stagegraph.schema.names import closest  # noqa: PLC0415
-    from stagegraph.tracing import JournalRuns, LangfuseRuns  # noqa: PLC0415
 
     from ._load import load_graph  # noqa: PLC0415
 
@@ -68,7 +69,7 @@ def export(
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:
         store = None if langfuse else open_journal(journal)
         try:
-            source = LangfuseRuns() if store is None else JournalRuns(store)
+            source = _langfuse() if store is None else JournalRuns(store)
             found = await source.examples(
                 root,
                 stage=nodes[stage] if stage is not None else None,
@@ -97,6 +98,12 @@ def export(
         told.print(Text(plain(f"wrote {save_examples(part, file)} examples to {file}")))
     for reason, count in skipped.items():
         told.print(Text(plain(f"left out {count}: {reason}"), "dim"))
+
+
+def _langfuse() -> RunSource:
+    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415 - reading a journal loads nothing of it
+
+    return LangfuseRuns()
 
 
 def _shares(text: str | None) -> dict[str, float]:

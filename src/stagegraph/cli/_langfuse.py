@@ -24,8 +24,8 @@ LangfuseOption = Annotated[
 async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that fit, as a journal would have them."""
     from stagegraph.record.reading import feedback_of  # noqa: PLC0415
-    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
     from stagegraph.record.source import RunQuery  # noqa: PLC0415
+    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
 
     which = RunQuery(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),
