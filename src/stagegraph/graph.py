@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pydantic_ai import Agent, DeferredToolRequests, Tool
     from pydantic_ai.models import Model
 
+    from .as_agent import AgentOptions
     from .data.prompts import Prompts, PromptSource
     from .record.run import Run
-    from .runner.options import AgentOptions, RunOptions
+    from .runner.options import RunOptions
     from .runner.runner import Runner
 
 __all__ = ["Graph"]

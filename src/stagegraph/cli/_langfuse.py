@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._stored import moment
+from .options import moment
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
@@ -23,9 +23,9 @@ LangfuseOption = Annotated[
 
 async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that fit, as a journal would have them."""
-    from stagegraph.record.reading import feedback_of  # noqa: PLC0415
-    from stagegraph.record.source import RunQuery  # noqa: PLC0415
-    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
+    from stagegraph.record.calls import feedback_of
+    from stagegraph.record.source import RunQuery
+    from stagegraph.tracing import LangfuseRuns
 
     which = RunQuery(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),
@@ -50,9 +50,9 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
 
 async def page_from_langfuse(run: str) -> RunRows:
     """One run by its id, or the `last` one."""
-    from stagegraph.journal import RunFilter  # noqa: PLC0415
-    from stagegraph.schema.errors import TracingError  # noqa: PLC0415
-    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
+    from stagegraph.journal import RunFilter
+    from stagegraph.schema.errors import TracingError
+    from stagegraph.tracing import LangfuseRuns
 
     if run != "last":
         return await LangfuseRuns().page(run)

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
-from .reading import run_of
+from .run import run_of
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call

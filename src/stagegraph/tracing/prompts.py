@@ -14,8 +14,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from stagegraph.data.fit import unfit_demos, unknown_fields
-from stagegraph.data.prompt import Origin, Prompt, parsed
+from stagegraph.data.prompt import Origin, Prompt, PromptedStage, parsed, unfit_demos, unknown_fields
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
@@ -180,13 +179,13 @@ class LangfusePrompts:
         await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=max(0.0, self._until - now))
         return self._state
 
-    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
+    def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Make sure that they are for a graph with these stages, without waiting for them.
 
         Raises:
             PromptError: they are for another one.
         """
-        Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, label)
+        Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, name)
 
     def _refresh(self) -> None:
         self._asked = True

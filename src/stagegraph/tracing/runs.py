@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.record.reading import run_of
+from stagegraph.record.run import run_of
 from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 

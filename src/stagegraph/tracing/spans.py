@@ -17,8 +17,6 @@ from opentelemetry.trace import Status, StatusCode
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 
-from stagegraph.schema.schema import shown_json
-
 from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
 from .policy import shape, without_files
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Status as CallStatus
     from stagegraph.nodes.stage import Stage
     from stagegraph.runner.observer import TraceStart
-    from stagegraph.runner.state import Entry
+    from stagegraph.runner.state import CallState
 
     from .connection import Connection
     from .policy import Capture
@@ -74,7 +72,7 @@ class LangfuseTrace:
         self._number = int(trace_id(start.run_id), 16)
         self._common = common(start, output.connection)
 
-    def agent(self, entry: Entry, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
+    def agent(self, entry: CallState, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
         """The instrumentation of one stage call's agent, beside what the host may have put on it."""
         settings = copy(self._output.settings)
         call = sampled(self._number, self._span(entry))
@@ -90,21 +88,21 @@ class LangfuseTrace:
         """Around an agent that recalls recorded requests."""
         return replay_scope()
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, entry: CallState) -> None:
         """Show a call that ended."""
         self._try_to_show(entry, entry.status, entry.error)
 
-    def finished(self, root: Entry, status: CallStatus, error: CallError | None) -> None:
+    def finished(self, root: CallState, status: CallStatus, error: CallError | None) -> None:
         """Show the run itself."""
         self._try_to_show(root, status, error)
 
-    def _try_to_show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
+    def _try_to_show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         try:
             self._show(entry, status, error)
         except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and no run fails for being watched
             self._output.miss(problem)
 
-    def _span(self, entry: Entry) -> int:
+    def _span(self, entry: CallState) -> int:
         return span_number(self._start.run_id, entry.key, self._start.segment)
 
     def _link(self, path: str) -> Attributes:
@@ -112,7 +110,7 @@ class LangfuseTrace:
         origin = self._start.prompts.origins.get(path)
         return {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
 
-    def _show(self, entry: Entry, status: CallStatus, error: CallError | None) -> None:
+    def _show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
         given, output = self._contents(entry, status)
@@ -144,7 +142,7 @@ class LangfuseTrace:
         )
         self._output.spans.on_end(span)
 
-    def _about(self, entry: Entry, status: CallStatus) -> Attributes:
+    def _about(self, entry: CallState, status: CallStatus) -> Attributes:
         start, kind = self._start, entry.node.__node__.kind
         index, size = entry.fan or (None, None)
         deployed = "langfuse" if entry.path in start.prompts.origins else "prompts"
@@ -165,12 +163,12 @@ class LangfuseTrace:
             }
         )
 
-    def _contents(self, entry: Entry, status: CallStatus) -> tuple[str | None, str | None]:
+    def _contents(self, entry: CallState, status: CallStatus) -> tuple[str | None, str | None]:
         capture, node = self._output.capture, entry.node
         if capture == "none":
             return None, None
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        output = without_files(shown_json(node.__node__.output_type, entry.output)) if status == "succeeded" else None
-        return without_files(shown_json(node.__node__.input_type, entry.input)), output
+        output = without_files(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
+        return without_files(node.__node__.input_type.shown(entry.input)), output
