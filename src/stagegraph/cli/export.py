@@ -15,6 +15,7 @@ from .text import say
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
+    from stagegraph.record.source import RunSource
 
 __all__ = ["export"]
 
@@ -47,8 +48,8 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples
+    from stagegraph.record.journal_runs import JournalRuns
     from stagegraph.schema.errors import closest
-    from stagegraph.tracing import JournalRuns, LangfuseRuns
 
     from .load import load_graph
 
@@ -66,7 +67,7 @@ def export(
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:
         store = None if langfuse else opt.open_journal(journal)
         async with nullcontext() if store is None else aclosing(store):
-            source = LangfuseRuns() if store is None else JournalRuns(store)
+            source = _langfuse() if store is None else JournalRuns(store)
             found = await source.examples(
                 root,
                 stage=nodes[stage] if stage is not None else None,
@@ -92,6 +93,12 @@ def export(
         say(f"wrote {save_examples(rows, file)} examples to {file}", stderr=True)
     for reason, count in skipped.items():
         say(f"left out {count}: {reason}", "dim", stderr=True)
+
+
+def _langfuse() -> RunSource:
+    from stagegraph.tracing import LangfuseRuns  # reading a journal loads nothing of it
+
+    return LangfuseRuns()
 
 
 def _shares(text: str | None) -> dict[str, float]:
