@@ -9,37 +9,24 @@ import anyio
 import pytest
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from rules import Chain, coupled, rows, separate, student
+from rules import POOL, coupled, rows, searched, student, tuned
 
 from stagegraph import TuningError
-from stagegraph.optimize import Budget, Candidates, Proposal, tune
-from stagegraph.optimize.tuning.options import Options
-from stagegraph.optimize.tuning.search import search
+from stagegraph.optimize import Budget, Proposal
 
 pytestmark = pytest.mark.anyio
 
-POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
+LARGE: dict[str, Any] = {"train": rows("t", 8), "val": rows("v", 10), "minibatch": 8, "concurrency": 2}
+"""More examples than run at once."""
 RUN = 0.04
 """US dollars of one run: four requests."""
-
-
-async def tuned(metric: Any = separate, **options: Any) -> Any:
-    known: dict[str, Any] = {
-        "train": rows("t", 8),
-        "val": rows("v", 10),
-        "minibatch": 8,
-        "concurrency": 2,
-        "proposer": POOL,
-        "retry_delays": (0, 0),
-    }
-    return await tune(Chain(), metric, **known | options)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 @pytest.mark.parametrize("usd", [0.5, 0.7, 1.1])
 async def test_money_is_looked_at_before_each_run(usd: float, concurrency: int) -> None:
     """Within a step, too: what is spent beyond the budget are the runs that were going on, and no more."""
-    result = await tuned(budget=Budget(usd=usd), model=student(cost="0.01")[0], concurrency=concurrency)
+    result = await tuned(**LARGE | {"concurrency": concurrency}, budget=Budget(usd=usd), model=student(cost="0.01")[0])
     assert result.found.stopped == f"the budget of ${usd:g}"
     assert result.found.error is None
     assert usd <= result.spent.usd < usd + concurrency * RUN + 1e-9
@@ -50,34 +37,22 @@ async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
     """The proposal would cost more than there is."""
     asked: list[Proposal] = []
     budget = Budget(usd=0.4 + 8 * RUN - 0.001)
-    result = await tuned(budget=budget, model=student(cost="0.01")[0], proposer=asked.append, concurrency=8)
+    result = await tuned(
+        **LARGE | {"concurrency": 8}, budget=budget, model=student(cost="0.01")[0], proposer=asked.append
+    )
     assert not asked
     assert result.spent.runs == 18
-
-
-async def searched(budget: Budget, model: FunctionModel, run_dir: Path | None = None, **options: Any) -> Any:
-    """The search alone, without the verdict after it."""
-    known = Options(
-        budget=budget,
-        model=model,
-        proposer=POOL,
-        retry_delays=(0, 0),
-        run_dir=run_dir,
-        minibatch=8,
-        concurrency=2,
-        **options,
-    )
-    return await search(Chain(), coupled, rows("t", 8), rows("v", 10), known)
 
 
 async def test_what_was_paid_for_is_taken_up_with_a_larger_budget(tmp_path: Path) -> None:
     """Stopped in the middle of steps, it asks in all what an unlimited one asks, and ends like it."""
     whole, all_requests = student(cost="0.01")
-    expected = await searched(Budget(usd=100), whole)
+    expected = await searched(coupled, **LARGE, proposer=POOL, budget=Budget(usd=100), model=whole)
     model, requests = student(cost="0.01")
+    known = {**LARGE, "proposer": POOL, "model": model, "run_dir": tmp_path}
     for usd in (0.5, 0.9, 1.3):
-        assert "the budget of" in (await searched(Budget(usd=usd), model, tmp_path)).stopped
-    result = await searched(Budget(usd=100), model, tmp_path)
+        assert "the budget of" in (await searched(coupled, **known, budget=Budget(usd=usd))).stopped
+    result = await searched(coupled, **known, budget=Budget(usd=100))
     assert [one.texts for one in result.candidates] == [one.texts for one in expected.candidates]
     assert result.spent.runs == expected.spent.runs
     assert requests == all_requests
@@ -87,10 +62,10 @@ async def test_a_budget_that_does_not_pay_for_the_start_says_so(tmp_path: Path) 
     """There is nothing to give then; what was run is kept for a larger one."""
     model, requests = student(cost="0.01")
     with pytest.raises(TuningError, match=r"on all 10 validation examples: the budget of \$0.1 was reached after 4"):
-        await tuned(budget=Budget(usd=0.1), model=model, run_dir=tmp_path)
+        await tuned(**LARGE, budget=Budget(usd=0.1), model=model, run_dir=tmp_path)
     assert requests["a"] == 4
     with pytest.raises(TuningError, match="the budget of 300 tokens was reached"):
-        await tuned(budget=Budget(tokens=300), model=model, run_dir=tmp_path)
+        await tuned(**LARGE, budget=Budget(tokens=300), model=model, run_dir=tmp_path)
     assert requests["a"] < 4 + 10
 
 
@@ -109,10 +84,12 @@ async def test_the_deadline_ends_what_is_going_on(tmp_path: Path) -> None:
         return model.function(messages, info)  # type: ignore[misc,return-value]
 
     with pytest.raises(TuningError, match=r"validation examples: the budget of 0.5 seconds was reached after 0"):
-        await tuned(budget=Budget(seconds=0.5), model=FunctionModel(answer, model_name="student"), run_dir=tmp_path)
+        await tuned(
+            **LARGE, budget=Budget(seconds=0.5), model=FunctionModel(answer, model_name="student"), run_dir=tmp_path
+        )
     begun = requests["a"]
     assert ended <= begun <= 2
-    result = await tuned(budget=Budget(runs=10), model=model, run_dir=tmp_path)
+    result = await tuned(**LARGE, budget=Budget(runs=10), model=model, run_dir=tmp_path)
     assert result.spent.runs == 10
     assert requests["a"] == 10 + 10  # the seed, and the verdict on it
 
@@ -131,7 +108,7 @@ async def test_a_deadline_leaves_the_best_that_was_found() -> None:
         nonlocal stuck
         stuck = stuck or (event == "validated" and data["candidate"] == 0)
 
-    result = await searched(Budget(seconds=4), FunctionModel(answer), callback=callback)
+    result = await searched(coupled, **LARGE, budget=Budget(seconds=4), model=FunctionModel(answer), callback=callback)
     assert stuck
     assert result.stopped == "the budget of 4 seconds"
     assert result.error is None

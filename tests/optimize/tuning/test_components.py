@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rules
 from pydantic import BaseModel
 from pydantic_ai import Agent, FunctionToolset
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.toolsets import DynamicToolset
-from rules import Chain, rows, separate, student
 from words import asked
 
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Score, Stage, TuningError
-from stagegraph.optimize import GEPA, Budget, Candidates, GraphModule, Proposal, tune
+from stagegraph.optimize import GEPA, Budget, Candidates, GraphModule, Proposal
 from stagegraph.schema.paths import fields_in
 
 pytestmark = pytest.mark.anyio
@@ -78,17 +78,11 @@ def grade(_example: Example[str], run: Run[str, Answer]) -> Score:
     return Score(1 - len(missing) / 3, [run.call("ask").note(f"missing {rule}") for rule in missing])
 
 
-KNOWN: dict[str, Any] = {
-    "train": rows("t", 4),
-    "val": rows("v", 3),
-    "budget": Budget(runs=160),
-    "components": ("instructions", "tools", "fields"),
-    "retry_delays": (0, 0),
-}
+KNOWN: dict[str, Any] = {"budget": Budget(runs=160), "components": ("instructions", "tools", "fields")}
 
 
-async def tuned(**options: Any) -> Any:
-    return await tune(Ask(), grade, **{"model": model(), "proposer": POOL, **KNOWN, **options})
+async def tuned(graph: Graph[Any, Any] | None = None, **options: Any) -> Any:
+    return await rules.tuned(grade, graph or Ask(), **{"model": model(), "proposer": POOL, **KNOWN, **options})
 
 
 async def test_instructions_tools_and_fields_are_tuned_and_served_alike(tmp_path: Path) -> None:
@@ -166,9 +160,9 @@ async def test_a_reflection_model_writes_descriptions() -> None:
         question = asked(messages)
         questions.append(f"{info.instructions}\n{question}")
         now = re.search(r"```\n(.*?)\n```", question, re.DOTALL)
-        rules = set(re.findall(r"RULE-\w+", question.partition("# What happened")[2]))
+        named = set(re.findall(r"RULE-\w+", question.partition("# What happened")[2]))
         assert now is not None
-        return ModelResponse([TextPart(f"```\n{now[1]} {' '.join(sorted(rules))}\n```")])
+        return ModelResponse([TextPart(f"```\n{now[1]} {' '.join(sorted(named))}\n```")])
 
     result = await tuned(proposer=None, reflection_model=FunctionModel(answer))
     assert result.report.mean == 1
@@ -200,7 +194,7 @@ async def test_the_start_may_be_prompts_and_what_they_say_stays() -> None:
         ask = Stage(str, Agent(output_type=Answer, toolsets=[DynamicToolset(lambda _: given)], instructions="ask: a"))
 
     start = Prompts({"ask": Prompt(tools={"search": "Look."}, fields={"title": "Short."})})
-    result = await tune(Later(), grade, **KNOWN | {"model": model(), "proposer": POOL, "prompts": start})
+    result = await tuned(Later(), prompts=start)
     assert result.report.mean == 1
     assert result.found.seed["ask"].fields == {"title": "Short."}
     assert result.prompts["ask"].tools == {"search": "RULE-tool, and more"}
@@ -209,9 +203,8 @@ async def test_the_start_may_be_prompts_and_what_they_say_stays() -> None:
 
 async def test_the_teleprompter_takes_components_too() -> None:
     """The module that comes out says what was found."""
-    options = {name: KNOWN[name] for name in ("budget", "components", "retry_delays")}
     module = GraphModule(Ask(), model=model())
-    better = await GEPA(grade, proposer=POOL, **options).acompile(module, trainset=KNOWN["train"], valset=KNOWN["val"])
+    better = await GEPA(grade, proposer=POOL, **KNOWN).acompile(module, trainset=rules.TRAIN, valset=rules.VAL)
     assert better.prompts()["ask"].fields == {"items.name": "RULE-field, and more"}
     assert len((await better.acall(input="x")).output.items) == 3
     assert module.prompts()["ask"].tools == {}
@@ -234,6 +227,5 @@ async def test_notes_go_into_any_text() -> None:
 )
 async def test_components_that_cannot_be_tuned_are_refused(components: Any, message: str) -> None:
     """Before anything is run."""
-    known = KNOWN | {"components": components, "model": student()[0], "proposer": POOL}
     with pytest.raises(TuningError, match=message):
-        await tune(Chain(), separate, **known)
+        await rules.tuned(components=components)

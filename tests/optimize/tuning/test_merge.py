@@ -12,12 +12,10 @@ from typing import Any
 import anyio
 import pytest
 from pydantic_ai import Agent
-from rules import rows, student
+from rules import rows, searched, tuned
 
 from stagegraph import Example, Graph, Run, Score, Stage
-from stagegraph.optimize import Budget, Proposal, tune
-from stagegraph.optimize.tuning.options import Options
-from stagegraph.optimize.tuning.search import search
+from stagegraph.optimize import Budget, Proposal
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +47,16 @@ def repair(proposal: Proposal) -> str | None:
     return f"{proposal.path}: RULE-{proposal.path}"
 
 
+KNOWN: dict[str, Any] = {
+    "graph": Two(),
+    "train": rows("t", 6),
+    "val": rows("v", 6),
+    "budget": Budget(runs=400),
+    "proposer": repair,
+    "stagnation": 40,
+}
+
+
 @pytest.mark.parametrize("lowest", [0, -3])
 async def test_two_halves_make_a_whole(lowest: int) -> None:
     """The merged candidate is run on all validation examples and names both parents, also where scores are low."""
@@ -62,16 +70,7 @@ async def test_two_halves_make_a_whole(lowest: int) -> None:
         if event == "accepted":
             told.append(data)
 
-    options = Options(
-        budget=Budget(runs=400),
-        model=student()[0],
-        proposer=repair,
-        retry_delays=(0, 0),
-        perfect=1.0 + lowest,
-        stagnation=40,
-        callback=callback,
-    )
-    found = await search(Two(), metric, rows("t", 6), rows("v", 6), options)
+    found = await searched(metric, perfect=1.0 + lowest, callback=callback, **KNOWN)
     assert found.error is None
     assert [one.parents for one in found.candidates] == [(), (0,), (0,), (1, 2)]
     assert [one.mean - lowest for one in found.candidates] == [0, 0.5, 0.5, 1]
@@ -83,20 +82,14 @@ async def test_two_halves_make_a_whole(lowest: int) -> None:
 
 async def test_without_merging_each_half_stays_alone() -> None:
     """`merge=False` is obeyed."""
-    options = Options(
-        budget=Budget(runs=400), model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=20, merge=False
-    )
-    found = await search(Two(), judged, rows("t", 6), rows("v", 6), options)
+    found = await searched(judged, **KNOWN | {"stagnation": 20}, merge=False)
     assert max(one.mean for one in found.candidates) == 0.5
     assert all(len(one.parents) < 2 for one in found.candidates)
 
 
 async def test_a_merge_is_in_the_report(tmp_path: Path) -> None:
     """What is written beside the prompts says what each candidate was made of."""
-    result = await tune(
-        Two(), judged, train=rows("t", 6), val=rows("v", 6), budget=Budget(runs=400), model=student()[0],
-        proposer=repair, retry_delays=(0, 0), stagnation=40,
-    )  # fmt: skip
+    result = await tuned(judged, **KNOWN)
     assert result.found.changed == ("a", "b")
     result.save(tmp_path / "best.yaml")
     lines = (tmp_path / "best.tuning.json").read_text("utf-8").split()
@@ -106,10 +99,7 @@ async def test_a_merge_is_in_the_report(tmp_path: Path) -> None:
 async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
     """With five validation examples the trial may be all of them, and is still no candidate by itself."""
     for seed in range(4):
-        options = Options(
-            budget=Budget(runs=400), model=student()[0], proposer=repair, retry_delays=(0, 0), stagnation=40, seed=seed
-        )
-        found = await search(Two(), judged, rows("t", 6), rows("v", 5), options)
+        found = await searched(judged, **KNOWN | {"val": rows("v", 5)}, seed=seed)
         assert found.candidates[found.best].parents == (1, 2)
         assert len(found.candidates) == 4
 

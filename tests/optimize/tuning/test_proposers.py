@@ -12,13 +12,11 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from rules import rows
+from rules import searched
 from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 from stagegraph.optimize import Budget
-from stagegraph.optimize.tuning.options import Options
-from stagegraph.optimize.tuning.search import search
 
 pytestmark = pytest.mark.anyio
 
@@ -36,15 +34,8 @@ async def questions(graph: Graph[Any, Any], answer: Any, metric: Any, **options:
         heard.append(asked(messages))
         return ModelResponse([TextPart(answer(heard[-1]))])
 
-    known = Options(
-        budget=Budget(runs=40),
-        model=TestModel(call_tools=[]),
-        reflection_model=FunctionModel(reflect),
-        retry_delays=(0,),
-        stagnation=3,
-        **options,
-    )
-    result = await search(graph, metric, rows("t", 4), rows("v", 3), known)
+    known = {"model": TestModel(call_tools=[]), "proposer": None, "reflection_model": FunctionModel(reflect)}
+    result = await searched(metric, graph, budget=Budget(runs=40), stagnation=3, **known, **options)
     assert heard
     assert result.error is None
     return heard, result

@@ -12,18 +12,13 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from rules import Chain, coupled, learner, rows, separate, student
+from rules import POOL, coupled, learner, rows, searched, separate, student
 from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
-from stagegraph.optimize import Budget, Candidates, Proposal
-from stagegraph.optimize.tuning.options import Options
-from stagegraph.optimize.tuning.search import search
+from stagegraph.optimize import Budget, Proposal
 
 pytestmark = pytest.mark.anyio
-
-TRAIN, VAL = rows("t", 4), rows("v", 3)
-POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
 
 
 @step
@@ -42,18 +37,10 @@ class Joined(Graph[str, str]):
         return await self.c(await self.join(await fan_out(self.a, [text, text + "!"])))
 
 
-async def found(metric: Any = separate, *, runs: int = 120, graph: Any = None, **options: Any) -> Any:
-    model = options.pop("model", None) or student()[0]
-    train, val = options.pop("train", TRAIN), options.pop("val", VAL)
-    options.setdefault("proposer", "notes")
-    chosen = Options(budget=options.pop("budget", Budget(runs=runs)), model=model, retry_delays=(0, 0), **options)
-    return await search(graph or Chain(), metric, train, val, chosen)
-
-
 @pytest.mark.parametrize("metric", [separate, coupled])
 async def test_all_faults_are_repaired(metric: Any) -> None:
     """A reflection model that reads the notes repairs every stage, also when one repair alone changes no score."""
-    result = await found(metric, proposer=None, reflection_model=learner())
+    result = await searched(metric, proposer=None, reflection_model=learner())
     assert result.candidates[0].mean == 0
     assert result.candidates[result.best].mean == 1
     assert {path: "RULE-" + path in prompt.instructions for path, prompt in result.prompts.items()} == dict.fromkeys(
@@ -82,13 +69,13 @@ async def test_every_call_of_a_fan_out_reaches_the_proposer() -> None:
         seen.append(proposal)
 
     sizes = [10] * 5
-    await found(metric, graph=Wide(), proposer=propose, runs=12)
+    await searched(metric, graph=Wide(), proposer=propose, budget=Budget(runs=12))
     records = seen[0].records
     assert len(records) == 3 * 5
     assert [record["feedback"] for record in records] == [f"- note {n}" for n in (4, 3, 2, 1, 0) for _ in range(3)]
     assert {record["call"] for record in records} == {f"each[{n}]" for n in range(5)}
     sizes = [9_000] * 40
-    await found(metric, graph=Wide(), proposer=propose, runs=12, val=rows("w", 3))
+    await searched(metric, graph=Wide(), proposer=propose, budget=Budget(runs=12), val=rows("w", 3))
     records = seen[-1].records
     assert sum(len(str(value)) for record in records for value in record.values()) <= 24_000
     assert records[0]["feedback"] == "- note 39"
@@ -114,7 +101,9 @@ async def test_a_failed_run_counts_with_what_it_did_until_then() -> None:
     def propose(proposal: Proposal) -> None:
         seen.append(proposal)
 
-    result = await found(lambda *_: 1.0, graph=Breaks(), model=FunctionModel(answer), proposer=propose, runs=12)
+    result = await searched(
+        lambda *_: 1.0, graph=Breaks(), model=FunctionModel(answer), proposer=propose, budget=Budget(runs=12)
+    )
     assert result.candidates[0].scores == [0, 0, 0]
     first = next(one for one in seen if one.path == "b")
     assert all("b broke" in record["feedback"] and record["input"].endswith("from a") for record in first.records)
@@ -132,13 +121,13 @@ async def test_a_stage_without_blame_is_never_changed() -> None:
         changed[proposal.path] += 1
         return f"{proposal.text}!"
 
-    await found(metric, proposer=propose, runs=60)
+    await searched(metric, proposer=propose, budget=Budget(runs=60))
     assert set(changed) == {"b"}
 
 
 async def test_praise_is_no_blame() -> None:
     """Notes without weight change nothing, and the search ends by itself."""
-    result = await found(
+    result = await searched(
         lambda _example, run: Score(0.5, [call.note("nice", weight=0) for call in run.calls()]), stagnation=3
     )
     assert len(result.candidates) == 1
@@ -165,7 +154,7 @@ async def test_a_verdict_alone_finds_its_way_back() -> None:
     def metric(_example: Example[str], run: Run[str, str]) -> float:
         return 0.5 * ("aok" in run.output) + 0.5 * ("cok" in run.output)
 
-    result = await found(metric, graph=Aside(), proposer=propose)
+    result = await searched(metric, graph=Aside(), proposer=propose)
     assert result.candidates[result.best].mean == 1
     assert set(seen) == {"a", "c"}
     record = seen["a"].records[0]
@@ -187,7 +176,7 @@ async def test_a_note_on_a_step_goes_to_the_stages_before_it() -> None:
             paths.add(proposal.path)  # noqa: B023
             assert "too short" in proposal.records[0]["feedback"]
 
-        result = await found(metric, graph=Joined(), proposer=propose, runs=30, stagnation=2)
+        result = await searched(metric, graph=Joined(), proposer=propose, budget=Budget(runs=30), stagnation=2)
         assert result.error is None
         assert paths == {"a"}
 
@@ -208,21 +197,21 @@ def rate_limited(after: int, times: int = 10_000) -> tuple[FunctionModel, Counte
 
 async def test_a_provider_in_trouble_for_a_moment_changes_nothing() -> None:
     """A 429 that goes away is waited for, and no run scores 0 for it."""
-    calm = await found(proposer=POOL)
-    shaky = await found(proposer=POOL, model=rate_limited(5, times=2)[0])
+    calm = await searched(proposer=POOL)
+    shaky = await searched(proposer=POOL, model=rate_limited(5, times=2)[0])
     assert shaky.error is None
     assert [one.scores for one in shaky.candidates] == [one.scores for one in calm.candidates]
 
 
 async def test_a_provider_that_is_gone_ends_the_search_with_the_best_so_far() -> None:
     """Nothing that was found is lost, and no candidate is blamed."""
-    result = await found(proposer=POOL, model=rate_limited(50)[0])
+    result = await searched(proposer=POOL, model=rate_limited(50)[0])
     assert isinstance(result.error, TuningError)
     assert "429" in str(result.error)
     assert result.candidates
     assert result.best == max(range(len(result.candidates)), key=lambda i: result.candidates[i].mean)
     with pytest.raises(TuningError, match="429"):
-        await found(proposer=POOL, model=rate_limited(0)[0])
+        await searched(proposer=POOL, model=rate_limited(0)[0])
 
 
 async def test_a_reflection_model_in_trouble_is_waited_for_and_then_ends_the_search() -> None:
@@ -240,11 +229,11 @@ async def test_a_reflection_model_in_trouble_is_waited_for_and_then_ends_the_sea
 
         return FunctionModel(answer), count
 
-    fine = await found(proposer=None, reflection_model=limited(2)[0])
+    fine = await searched(proposer=None, reflection_model=limited(2)[0])
     assert fine.error is None
     assert fine.candidates[fine.best].mean == 1
     model, count = limited(1_000)
-    gone = await found(proposer=None, reflection_model=model)
+    gone = await searched(proposer=None, reflection_model=model)
     assert "429" in str(gone.error)
     assert count["all"] == 3
     assert len(gone.candidates) == 1
@@ -254,7 +243,7 @@ async def test_a_reflection_model_in_trouble_is_waited_for_and_then_ends_the_sea
 async def test_rubbish_from_the_reflection_model_is_safe(answer: str) -> None:
     """No text, the same text or a huge one: the search goes on and ends, and the seed stays the best."""
     model = FunctionModel(lambda _messages, _info: ModelResponse([TextPart(answer)]))
-    result = await found(proposer=None, reflection_model=model, runs=30, stagnation=3)
+    result = await searched(proposer=None, reflection_model=model, budget=Budget(runs=30), stagnation=3)
     assert result.best == 0
     assert result.prompts == result.seed
 
@@ -275,7 +264,7 @@ async def test_a_cancelled_search_stops_paying() -> None:
         return model.function(messages, info)  # type: ignore[misc,return-value]
 
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(found(model=FunctionModel(answer)))
+    task = asyncio.create_task(searched(model=FunctionModel(answer)))
     with anyio.fail_after(20):
         await begun.wait()
     task.cancel()

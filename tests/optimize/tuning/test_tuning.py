@@ -13,28 +13,15 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from rules import Chain, coupled, learner, rows, separate, student, verdict
+from rules import POOL, TRAIN, VAL, Chain, coupled, learner, rows, student, tuned, verdict
 
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Stage, TuningError
 from stagegraph.journal import MemoryJournal
-from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview, tune
+from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview
 
 pytestmark = pytest.mark.anyio
 
-TRAIN, VAL, TEST = rows("t", 4), rows("v", 3), rows("test", 7)
-POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
-
-
-async def tuned(metric: Any = separate, graph: Any = None, **options: Any) -> Any:
-    known: dict[str, Any] = {
-        "train": TRAIN,
-        "val": VAL,
-        "budget": Budget(runs=100),
-        "model": student()[0],
-        "proposer": POOL,
-        "retry_delays": (0, 0),
-    }
-    return await tune(graph or Chain(), metric, **known | options)
+TEST = rows("test", 7)
 
 
 async def test_a_tuning_ends_with_prompts_and_a_verdict_on_held_out_examples(tmp_path: Path) -> None:
@@ -413,7 +400,8 @@ class HalfMute(Chain):
 
 async def test_a_stage_without_a_text_is_told_when_it_earns_notes() -> None:
     """It is left out of the search, and the result says so."""
-    result = await tuned(graph=HalfMute(), proposer=Candidates({path: [f"{path}: RULE-{path}"] for path in "bc"}))
+    pool = {path: texts for path, texts in POOL.texts.items() if path != "a"}
+    result = await tuned(graph=HalfMute(), proposer=Candidates(pool))
     earned = [note for row in result.candidates[result.found.best].rows for note in row.stages if note == "a"]
     warning = f"Beware: `a` earned {len(earned)} notes and was left as it is, since it has no instructions."
     assert (warning in str(result)) == bool(earned)
