@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from pydantic_ai import Agent
 
-from stagegraph import DeclarationError, load_examples, save_examples
+from stagegraph import DeclarationError, Stage, load_examples, save_examples
 from stagegraph.data.examples import Example, split_examples
 from stagegraph.record.run import InputError
-from stagegraph.schema.schema import Schema
 
 
 class Ticket(BaseModel):
@@ -76,7 +76,7 @@ def test_inputs_are_typed_again(tmp_path: Path, value: object, type_: Any) -> No
     """With the type of the inputs they are values of it, and have the id they had; without it, plain data."""
     example = Example(value, expected=value)
     save_examples([example], tmp_path / "e.jsonl")
-    (again,) = load_examples(tmp_path / "e.jsonl", Schema(type_))
+    (again,) = load_examples(tmp_path / "e.jsonl", Stage(type_, Agent()))
     assert (again.input, again.id) == (value, example.id)
     assert Example(again.input).id == example.id
     (plain,) = load_examples(tmp_path / "e.jsonl")
@@ -113,7 +113,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     file = tmp_path / "e.jsonl"
     file.write_text('{"input": {"text": "t"}}\n\n' + line, encoding="utf-8")
     with pytest.raises(InputError, match=rf"e.jsonl, line 3: .*{reason}"):
-        load_examples(file, Schema(Ticket))
+        load_examples(file, Stage(Ticket, Agent()))
 
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -133,6 +133,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 STABLE = """
 from stagegraph import Example
 from pydantic import BaseModel
+from pydantic_ai import Agent
 class M(BaseModel):
     words: set[str]
     deep: dict[str, frozenset[str]] = {"k": frozenset({"x", "y", "z"})}

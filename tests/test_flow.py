@@ -815,7 +815,7 @@ async def test_a_cancelled_future_in_a_branch_is_not_taken_for_a_result(form: st
                 return [outcome.value async for outcome in outcomes]
         return await fan_out(branch, many(0, 1, 2) if form == "async items" else range(3))
 
-    with pytest.raises(RunError, match="graph Parts failed: it awaited something that somebody had cancelled"):
+    with pytest.raises(RunError, match="graph Parts failed: it awaited something that was cancelled"):
         await run(flow)
 
 
@@ -838,7 +838,7 @@ async def test_a_step_that_awaits_what_was_cancelled_has_failed():
 
     said = (await Runner().run(Loses(), 2)).output
     assert said[0] == "0"
-    assert "step `wait[1]` failed: it awaited something that somebody had cancelled" in said[1]
+    assert "step `wait[1]` failed: it awaited something that was cancelled" in said[1]
     with pytest.raises(RunError, match="step `lost` failed"):
         await Runner().run(lost, 1)
 

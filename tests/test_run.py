@@ -165,7 +165,7 @@ async def test_a_record_that_does_not_fit_is_refused(run: Run[str, str]) -> None
     data = json.loads(run.to_json())
     with pytest.raises(ReplayError, match=r"does not fit Branch|which Branch does not declare"):
         Run.from_json(run.to_json(), Branch)
-    data["root"]["children"][0]["output"] = {"parts": [{"nam": "x"}]}
+    data["calls"][1]["output"] = {"parts": [{"nam": "x"}]}
     with pytest.raises(ReplayError, match="output of `split` is no Parts"):
         Run.from_json(json.dumps(data), Whole())
     for text in ("", "[]", "{}", '{"format": 99}', "null"):

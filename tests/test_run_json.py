@@ -37,6 +37,7 @@ from stagegraph import (
     step,
 )
 from stagegraph.journal import MemoryJournal
+from stagegraph.record.rows import RunRecord
 
 
 class Mood(Enum):
@@ -155,10 +156,16 @@ async def test_everything_comes_back_in_its_type(zoo: Run[list[int], Row]) -> No
 
 @pytest.mark.anyio
 async def test_the_text_is_json_that_others_can_read(zoo: Run[list[int], Row]) -> None:
-    """One object with a format number; a file of it loads as bytes or text, by the class or an instance."""
+    """One object with a format number and the run's rows; it loads as bytes or text, by the class or an instance."""
     data = json.loads(zoo.to_json())
-    assert (data["format"], data["graph"], data["status"]) == (1, "Zoo", "succeeded")
-    assert data["root"]["children"][0]["output"] == {"kind": "cat", "lives": 3}
+    assert (data["format"], data["run"]["graph"], data["run"]["status"]) == (2, "Zoo", "succeeded")
+    assert data["run"]["labels"] == {
+        "metadata": {"n": [1, None]},
+        "tags": ["a", "b"],
+        "session_id": "s",
+        "user_id": "u",
+    }
+    assert data["calls"][1]["output"] == {"kind": "cat", "lives": 3}
     assert_same(zoo, Run.from_json(zoo.to_json().encode(), Zoo()))
 
 
@@ -315,6 +322,169 @@ async def test_a_suspended_run_comes_back_with_its_questions() -> None:
     assert reread.feedback[0].value is True
 
 
+FORMAT_1 = {
+    "format": 1,
+    "id": "old",
+    "graph": "Asks",
+    "status": "suspended",
+    "error": None,
+    "started": "2026-11-28T00:28:18.151705+00:00",
+    "duration": 0.21514524499980325,
+    "metadata": {"n": 1},
+    "tags": ["a"],
+    "session_id": None,
+    "user_id": "u",
+    "prompts_digest": "44136fa355b3678a",
+    "pending": [
+        {
+            "key": "ask",
+            "path": "ask",
+            "kind": "approval",
+            "tool": "delete",
+            "args": {"path": "/x"},
+            "tool_call_id": "c1",
+        }
+    ],
+    "feedback": [{"name": "good", "value": True, "key": "ask", "comment": None, "time": "2026-11-28T01:00:00Z"}],
+    "rerun": {"ask": "the prompt"},
+    "edges": [["check[0]", "ask"]],
+    "root": {
+        "path": "",
+        "key": "",
+        "status": "suspended",
+        "input": "x",
+        "output": None,
+        "error": None,
+        "usage": {"input_tokens": 51, "output_tokens": 5, "requests": 1},
+        "cost": None,
+        "started": "2026-11-28T00:28:18.151705+00:00",
+        "duration": 0.21514524499980325,
+        "attempts": 1,
+        "replayed": False,
+        "messages": [],
+        "children": [
+            {
+                "path": "check",
+                "key": "check[0]",
+                "status": "succeeded",
+                "input": 1,
+                "output": 1,
+                "error": None,
+                "usage": {},
+                "cost": "0",
+                "started": "2026-11-28T00:28:18.152000+00:00",
+                "duration": 0.010017158999744424,
+                "attempts": 1,
+                "replayed": False,
+                "messages": [],
+                "children": [],
+            },
+            {
+                "path": "check",
+                "key": "check[1]",
+                "status": "failed",
+                "input": 2,
+                "output": None,
+                "error": {"type": "ValueError", "message": "too many"},
+                "usage": {},
+                "cost": "0",
+                "started": "2026-11-28T00:28:18.162148+00:00",
+                "duration": 4.498100042837905e-05,
+                "attempts": 1,
+                "replayed": False,
+                "messages": [],
+                "children": [],
+            },
+            {
+                "path": "ask",
+                "key": "ask",
+                "status": "suspended",
+                "input": "x",
+                "output": None,
+                "error": None,
+                "usage": {"input_tokens": 51, "output_tokens": 5, "requests": 1},
+                "cost": None,
+                "started": "2026-11-28T00:28:18.162285+00:00",
+                "duration": 0.2043660990002536,
+                "attempts": 1,
+                "replayed": False,
+                "messages": [
+                    {
+                        "parts": [
+                            {"content": "x", "timestamp": "2026-11-28T00:28:18.284279Z", "part_kind": "user-prompt"}
+                        ],
+                        "timestamp": "2026-11-28T00:28:18.284624Z",
+                        "kind": "request",
+                    },
+                    {
+                        "parts": [
+                            {
+                                "tool_name": "delete",
+                                "args": {"path": "/x"},
+                                "tool_call_id": "c1",
+                                "part_kind": "tool-call",
+                            }
+                        ],
+                        "usage": {"input_tokens": 51, "output_tokens": 5},
+                        "model_name": "function:answer:",
+                        "timestamp": "2026-11-28T00:28:18.301563Z",
+                        "kind": "response",
+                    },
+                ],
+                "children": [],
+            },
+        ],
+    },
+}
+
+
+@step
+async def check(number: int) -> int:
+    return number
+
+
+class Asked(Graph[str, str]):
+    ask = Stage(str, Agent(output_type=[str, DeferredToolRequests]))
+    check = check
+
+    async def flow(self, text: str) -> str:
+        return await self.ask(text)
+
+
+def test_a_record_of_format_1_is_read() -> None:
+    """What was written before the JSON of a run became its rows."""
+    run = Run.from_json(json.dumps(FORMAT_1), Asked)
+    assert (run.id, run.status, run.tags, run.metadata, run.user_id) == ("old", "suspended", ("a",), {"n": 1}, "u")
+    assert [call.key for call in run.root.walk()] == ["", "check[0]", "check[1]", "ask"]
+    assert [str(call.error) for call in run.failures()] == ["ValueError: too many"]
+    assert run.started == datetime(2026, 11, 28, 0, 28, 18, 151705, UTC)
+    assert (run.call("check[0]").kind, run.call("check[0]").output, run.usage.input_tokens) == ("step", 1, 51)
+    assert (run.pending[0].id, run.pending[0].args, len(run.call("ask").messages)) == ("ask:c1", {"path": "/x"}, 2)
+    assert (run.feedback[0].value, run.rerun, run.edges()) == (True, {"ask": "the prompt"}, [("check[0]", "ask")])
+    assert_same(run, Run.from_json(run.to_json(), Asked))
+    with pytest.raises(ReplayError, match="no record of a run"):
+        Run.from_json(json.dumps({**FORMAT_1, "root": 5}), Asked)
+
+
+@pytest.mark.anyio
+async def test_the_rows_of_a_journal_are_the_same_json() -> None:
+    """A run has one JSON form, whether it comes from the process that ran it or from a journal."""
+    journal = MemoryJournal()
+    run = await Runner(FunctionModel(lambda _m, _i: ModelResponse([TextPart("yes")])), journal=journal).run(
+        Talk(), "x", tags=("a",), metadata={"n": 1}
+    )
+    row = await journal.run(run.id)
+    assert row is not None
+    text = RunRecord(run=row, calls=await journal.calls(run.id), feedback=await journal.feedback(run.id)).to_json()
+    again = Run.from_json(text, Talk)
+    assert (again.input, again.output, again.tags, again.metadata) == ("x", run.output, ("a",), {"n": 1})
+    assert [(c.key, c.output, c.usage) for c in again.root.walk()] == [
+        (c.key, c.output, c.usage) for c in run.root.walk()
+    ]
+    assert again.edges() == run.edges()
+    assert Run.from_json(again.to_json(), Talk).to_json() == again.to_json()
+
+
 def changed(run: Run[Any, Any], *place: Any, to: Any) -> str:
     """The run's JSON with one thing changed."""
     data = json.loads(run.to_json())
@@ -325,7 +495,7 @@ def changed(run: Run[Any, Any], *place: Any, to: Any) -> str:
     return json.dumps(data)
 
 
-CALL = ("root", "children", 0)
+ROOT, CALL = ("calls", 0), ("calls", 1)
 
 
 @pytest.mark.anyio
@@ -336,9 +506,11 @@ CALL = ("root", "children", 0)
         ((*CALL, "input"), "many", r"does not fit Zoo: input of `cat\[0\]` is no int"),
         ((*CALL, "path"), "cow", r"a call `cat\[0\]` of `cow`, which Zoo does not declare"),
         ((*CALL, "messages"), [{"kind": "x"}], r"messages of `cat\[0\]`"),
-        (("root", "output"), {"name": 5}, "output of `Zoo`"),
-        (("root", "input"), 5, "input of `Zoo`"),
-        (("format",), 2, "in format 2, and this version of stagegraph reads format 1"),
+        ((*ROOT, "output"), {"name": 5}, "output of `Zoo`"),
+        ((*ROOT, "input"), 5, "input of `Zoo`"),
+        ((*CALL, "parent"), "nowhere", r"calls without a parent: \['cat\[0\]'\]"),
+        (("calls",), [], "it has no calls"),
+        (("format",), 3, "in format 3, and this version of stagegraph reads format 2"),
     ],
     ids=str,
 )
@@ -364,13 +536,16 @@ async def test_a_record_that_does_not_fit_is_refused_at_its_call(
             "attempts": ["two", 1.5],
             "replayed": ["maybe"],
             "key": [5, None],
-            "children": [5, [5], [{}]],
-            "error": ["bad", {"type": "x"}],
+            "parent": [5, "x", None, "cat[0]"],
+            "position": ["first", None],
+            "error": [5, {"type": "x"}],
+            "input": ["many"],
             "messages": [5, ["x"]],
         }.items()
         for value in values
     ]
-    + [(("id",), None), (("status",), "odd"), (("tags",), "x"), (("edges",), [["a"]]), (("metadata",), []), (("root",), [])],
+    + [(("run", "run_id"), None), (("run", "status"), "odd"), (("run", "labels", "tags"), "x"), (("edges",), [["a"]]),
+       (("run", "labels", "metadata"), []), (("run", "labels"), 5), (("run",), []), (("calls",), [5]), (("feedback",), [{}])],
     ids=str,
 )  # fmt: skip
 async def test_a_damaged_record_is_refused(zoo: Run[list[int], Row], place: tuple[Any, ...], to: Any) -> None:
@@ -380,7 +555,7 @@ async def test_a_damaged_record_is_refused(zoo: Run[list[int], Row], place: tupl
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "[]", "null", "5", "{}", '{"format": 1}', '{"format": 1, "root": {}}', b"\xff\xfe", "[" * 100_000]
+    "text", ["", "x", "[]", "null", "5", "{}", '{"format": 2}', '{"format": 2, "run": {}}', b"\xff\xfe", "[" * 100_000]
 )
 def test_garbage_is_no_record(text: str | bytes) -> None:
     """Whatever text it is, the error is a `ReplayError`."""
@@ -390,7 +565,7 @@ def test_garbage_is_no_record(text: str | bytes) -> None:
 
 @given(st.binary(max_size=100) | st.text(max_size=100) | st.recursive(
     st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["format", "root", "id", "edges", "children", "path"]), inner)).map(json.dumps))  # fmt: skip
+        st.sampled_from(["format", "run", "run_id", "edges", "calls", "path"]), inner)).map(json.dumps))  # fmt: skip
 def test_no_text_breaks_the_reader(text: str | bytes) -> None:
     """Anything that is no record is refused in one way."""
     with pytest.raises(ReplayError):

@@ -1,5 +1,6 @@
 """Types are tested like behaviour: a real type checker runs on files that must pass and on lines that must not."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -48,3 +49,11 @@ def test_wrong_code_does_not(path: Path) -> None:
     marked = {number for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.endswith("# error")}
     assert marked
     assert errors(path) == marked
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
+def test_gather_has_the_types_of_its_calls_for_mypy_too(tmp_path: Path) -> None:
+    """`mypy --strict` resolves overloads otherwise than pyright."""
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", str(tmp_path), "ok_gather.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=FOLDER)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -50,7 +50,7 @@ async def main(model: str, runs: int, fresh: int) -> None:
     """Tune on the `dev` reviews, report on `test` reviews."""
     began = time.monotonic()
     path, stage = Path(__file__).with_name("examples.jsonl"), FeedbackDigest.extract
-    known, test = (load_examples(path, stage.__node__.input_type, split=split) for split in ("dev", "test"))
+    known, test = (load_examples(path, stage, split=split) for split in ("dev", "test"))
     train, val, test = known[0::2], known[1::2], test[:fresh]
     print(f"{len(train)} reviews to learn from, {len(val)} to choose by, {len(test)} fresh ones for the verdict")
     tuning = await tune(

@@ -286,6 +286,6 @@ def test_a_terminal_shows_a_tree(folder: Path) -> None:
 
 def test_help_is_quick_and_complete() -> None:
     """`--help` and `--version` answer without loading the library."""
-    code = "import sys; sys.argv = ['stagegraph', '--version']\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass"
+    code = "import sys; sys.argv = ['stagegraph', '--version']\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'pydantic' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "0.1.0"

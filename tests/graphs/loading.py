@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from stagegraph.cli._load import load_graph
+from stagegraph.cli.load import load_graph
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
 

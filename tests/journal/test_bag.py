@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagegraph.journal import CallRow, OpRow
-from stagegraph.runner.replay import Bag
+from stagegraph.runner.identity import ReplayCache as Bag
 
 PLACES = [f"ask[{i}]" for i in range(6)]
 places = st.sampled_from(PLACES)

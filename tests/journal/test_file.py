@@ -103,6 +103,33 @@ async def test_a_journal_can_be_looked_into_without_writing(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]  # noqa: ASYNC240
 
 
+async def test_a_journal_of_an_older_version_is_read_and_brought_up_to_date(tmp_path: Path) -> None:
+    """Reading it changes nothing; opening it for writing adds the columns and tables that it lacks."""
+    path = tmp_path / "runs.db"
+    journal = SqliteJournal(path)
+    await Runner(journal=journal).run(Echo(), "x", run_id="r")
+    await journal.aclose()
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "ALTER TABLE calls DROP COLUMN origin; ALTER TABLE calls DROP COLUMN transient; DROP TABLE cancels;"
+        "PRAGMA user_version = 1; PRAGMA journal_mode = DELETE"
+    )
+    connection.close()
+    before = path.read_bytes()
+    looking = SqliteJournal(path, read_only=True)
+    assert [(call.key, call.transient, call.origin) for call in await looking.calls("r")] == [
+        ("", False, None),
+        ("echo", False, None),
+    ]
+    await looking.aclose()
+    assert path.read_bytes() == before
+    for _ in range(2):
+        journal = SqliteJournal(path)
+        again = await Runner(journal=journal).run(Echo(), "x", replay="r")
+        assert (again.output, await journal.cancels()) == ("x", [])
+        await journal.aclose()
+
+
 @pytest.mark.parametrize("content", [b"", b"hello"])
 async def test_what_is_no_journal_cannot_be_looked_into(tmp_path: Path, content: bytes) -> None:
     """The message says that it is none."""

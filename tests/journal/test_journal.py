@@ -38,7 +38,7 @@ from stagegraph import (
     step,
 )
 from stagegraph.journal import CallRow, Journal, RunFilter, SqliteJournal
-from stagegraph.runner.replay import Bag
+from stagegraph.runner.identity import ReplayCache as Bag
 
 pytestmark = pytest.mark.anyio
 
@@ -224,7 +224,7 @@ async def test_a_question_suspends_the_run_after_the_others_finished(journal: Jo
     other = Runner(FunctionModel(wants_to_delete), journal=journal)
     with pytest.raises(ReplayError, match="several calls ask `same`"):
         await other.resume("r", graph=graph, answers={"same": True})
-    with pytest.raises(ReplayError, match="nobody asks `x`"):
+    with pytest.raises(ReplayError, match="no call asks `x`"):
         await other.resume("r", graph=graph, answers={"x": True})
     run = await other.resume("r", graph=graph, answers={one.id: True})
     assert (run.status, [pending.id for pending in run.pending]) == ("suspended", [two.id])
@@ -509,7 +509,7 @@ asyncio.run(main())
     assert winner.stdout.readline() == "asked\n"
     loser = start("resume")
     said, _ = loser.communicate(timeout=60)
-    assert "refused: run 'r' is going on in another place" in said
+    assert "refused: run 'r' is already running" in said
     said, _ = winner.communicate("\n", timeout=60)
     assert said == "x\n"
 

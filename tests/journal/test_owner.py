@@ -33,5 +33,5 @@ async def test_a_run_of_a_host_that_is_gone_can_be_taken_over(journal: Journal) 
 async def test_a_living_process_of_this_host_is_never_taken_over_from(journal: Journal) -> None:
     """It is there to be seen."""
     runner = await held_by(journal, this_process())
-    with pytest.raises(JournalError, match="going on in another place"):
+    with pytest.raises(JournalError, match="already running"):
         await runner.resume("r", take_over=True)

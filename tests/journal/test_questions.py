@@ -120,7 +120,7 @@ async def test_two_people_answer_one_call_one_after_the_other() -> None:
     run = await desk.resume({"tidy:p": True})
     assert (run.status, [one.id for one in run.pending]) == ("suspended", ["tidy:q", "tidy:c"])
     assert (await desk.waits_for(), desk.deleted) == (["tidy:q", "tidy:c"], [])
-    with pytest.raises(ReplayError, match="nobody asks `tidy:p`; open are: tidy:q, tidy:c"):
+    with pytest.raises(ReplayError, match="no call asks `tidy:p`; open are: tidy:q, tidy:c"):
         await desk.resume({"tidy:p": False})
     await desk.resume({"tidy:c": "7 euros"})
     assert await desk.waits_for() == ["tidy:q"]
@@ -208,7 +208,7 @@ def test_an_answer_survives_a_kill(tmp_path: object) -> None:
 
     assert lines("run") == ["asked 0", "suspended"]
     assert lines("answer") == ["deleted p", "asked 1"]
-    assert lines("deny") == ["nobody asks `p`; open are: nothing"]
+    assert lines("deny") == ["no call asks `p`; open are: nothing"]
     assert lines("go on") == ["asked 1", "succeeded"]
 
 

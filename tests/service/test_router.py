@@ -531,7 +531,7 @@ def test_another_users_run_is_as_good_as_none(gate: Gate, remember: int):
             ):
                 answer = client.request(method, place + path, json=json_body, headers=ben)
                 assert answer.status_code == 404, (method, path)
-                assert answer.json()["detail"] == f"there is no run {known} here for you"
+                assert answer.json()["detail"] == f"there is no run {known} that you may see"
         assert client.get("/shout/graph").status_code == 401
         assert client.get("/shout/health/ready").status_code == 200
         gate.open()

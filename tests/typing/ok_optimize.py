@@ -1,12 +1,12 @@
 """What a type checker must understand about optimization without help."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import dspy
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
-from stagegraph import Example, Graph, Prompts, Run, Score, Stage
+from stagegraph import Example, Graph, Prompts, Run, Score, Stage, load_examples
 from stagegraph.optimize import (
     Budget,
     GraphModule,
@@ -52,6 +52,8 @@ def quick(example: Example[Spec], run: Run[Spec, str]) -> bool:
 async def uses(run: Run[Spec, str]) -> None:
     rows = examples("rows.jsonl", of=Spec)
     assert_type(rows, list[Example[Spec]])
+    assert_type(load_examples("rows.csv", Shout()), list[Example[Spec]])
+    assert_type(load_examples("rows.csv"), list[Example[Any]])
     assert_type(examples("rows.csv", of=Shout()), list[Example[Spec]])
     train, val = stratified_split(rows, by="kind", val=0.3, seed=1)
     assert_type(train, list[Example[Spec]])

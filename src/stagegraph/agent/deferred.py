@@ -1,7 +1,7 @@
-"""What a suspended call asked last, and the answers to it, which may come one by one and are kept before they are used.
+"""Deferred tool calls of a suspended stage call: what its agent waits for, and the answers, which may come one by one.
 
-An answer is recorded under the number of messages that were said before the question: an agent that asks twice, even
-with the same tool call id, takes no answer for that to another question.
+Answers are recorded before they are used, under the number of messages before the deferral. An agent that defers
+twice, even with the same tool call id, never takes the answer to one deferral for the other.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from pydantic_ai import DeferredToolResults
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter
 
+from stagegraph.data.call import load_pending
 from stagegraph.data.usage import USAGE
-from stagegraph.record.deferred import load
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Pending
     from stagegraph.record.rows import Journal, Recorded
 
-    from .durable import OpMemory
+    from .durable import DurableOperations
 
-__all__ = ["Question", "unanswered_in"]
+__all__ = ["Deferral", "unanswered_in"]
 
 
 @cache
@@ -36,20 +36,22 @@ def _answers() -> TypeAdapter[DeferredToolResults]:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """Where an agent goes on as soon as everything is answered."""
+class Deferral:
+    """Where an agent continues as soon as everything is answered."""
 
     text: str
-    """JSON: the messages before it, the usage until then, and what is asked."""
+    """JSON: the messages before it, the usage until then, and the deferred tool calls."""
     history: list[ModelMessage]
     usage: RunUsage
     open: tuple[Pending, ...]
-    """What nobody has answered yet."""
+    """The tool calls without an answer."""
     answers: DeferredToolResults
 
     @classmethod
-    def last(cls, found: Recorded) -> Question | None:
-        """The one that a recorded call goes on from: its row's, or the one that was answered before it failed."""
+    def last(cls, found: Recorded | None) -> Deferral | None:
+        """Where a recorded call continues: the deferral in its row, or the last one that was answered."""
+        if found is None:
+            return None
         row = found.row
         if row.status == "suspended":
             text = f'{{"messages": {row.messages}, "usage": {row.usage}, "pending": {row.pending or "[]"}}}'
@@ -64,14 +66,14 @@ class Question:
         for op, one in found.ops.items():
             if op.startswith(_answer(len(history), "")):
                 answers.update(_answers().validate_json(one.payload))
-        pending = load(json.dumps(data["pending"]))
+        pending = load_pending(json.dumps(data["pending"]))
         still_open = tuple(one for one in pending if one.tool_call_id not in _ids(answers))
         return cls(text, history, USAGE.validate_python(data["usage"]), still_open, answers)
 
-    async def answered(self, given: Mapping[str, object], memory: OpMemory) -> tuple[Pending, ...]:
-        """Keep new answers, so that a crash does not ask for them again; gives what is still open.
+    async def answered(self, given: Mapping[str, object], durable: DurableOperations) -> tuple[Pending, ...]:
+        """Record new answers, so that they survive a crash; returns what is still open.
 
-        The question is kept with them: the row of its call is written anew when the call fails later.
+        The deferral is recorded with them, since a later failure overwrites the row of the call.
         """
         new = [one for one in self.open if one.tool_call_id in given]
         number = len(self.history)
@@ -79,16 +81,16 @@ class Question:
         for one in new:
             answer = DeferredToolResults()
             of_kind = answer.approvals if one.kind == "approval" else answer.calls
-            of_kind[one.tool_call_id] = given[one.tool_call_id]  # pyright: ignore[reportArgumentType] - `check` has seen to it
+            of_kind[one.tool_call_id] = given[one.tool_call_id]  # pyright: ignore[reportArgumentType] - `record.deferred.check` has checked it
             kept.append((_answer(number, one.tool_call_id), "", _answers().dump_json(answer, fallback=repr).decode()))
             self.answers.update(answer)
         if kept:
-            await memory.keep((f"question:{number}", "", self.text), *kept)
+            await durable.keep((f"question:{number}", "", self.text), *kept)
         return tuple(one for one in self.open if one not in new)
 
 
 async def unanswered_in(journal: Journal, run_id: str, pending: tuple[Pending, ...]) -> tuple[Pending, ...]:
-    """What of it nobody has answered: a process may have ended between an answer and what follows from it."""
+    """The part of *pending* without a recorded answer: a process may have ended after an answer was recorded."""
     ops = {(op.key, op.identity, op.op) for op in await journal.ops(run_id)}
     rows = {row.key: row for row in await journal.calls(run_id)}
 

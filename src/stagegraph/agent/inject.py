@@ -1,18 +1,15 @@
-"""The capability that one stage call adds to its agent's run: the candidate's texts, and the run's limits.
+"""The capability that one stage call adds to its agent's run: a prompt, the run's limits, and durable requests.
 
 It rewrites the agent's own instruction part and the descriptions that the prompt names, and leaves dynamic, toolset and
-capability instructions alone, so many candidates can run at once on one agent that is never modified.
+capability instructions alone. The agent is never modified, so many candidates can run at once on one agent.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import (
     InstructionPart,
@@ -31,89 +28,49 @@ from stagegraph.nodes.render import demo_block, render_output
 from stagegraph.nodes.stage import OWN_INSTRUCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from anyio import CancelScope
     from pydantic_ai import RunContext
     from pydantic_ai.messages import UserContent
     from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
     from pydantic_ai.tools import ToolDefinition
-    from pydantic_ai.usage import RequestUsage, RunUsage
 
-    from stagegraph.data.prompts import Prompt
     from stagegraph.nodes.stage import Stage
 
-    from .durable import OpMemory
+    from .call import AgentCall, Deadline
+    from .durable import DurableOperations
 
-__all__ = ["Injection", "RequestGate"]
+__all__ = ["Injection"]
 
 Rendered = tuple["str | Sequence[UserContent]", object]
 """A demo's input as the stage renders it, and its output as a typed value."""
 
 
-class RequestGate:
-    """What every model request of a stage call passes through; the runner's own makes requests wait and counts them."""
-
-    attempt: CancelScope | None = None
-    """The attempt that is going on, when it has a deadline."""
-
-    @contextmanager
-    def waiting(self) -> Generator[None]:
-        """Put the deadline off while a request waits its turn: a busy runner is no slow model."""
-        attempt = self.attempt
-        if attempt is None:
-            yield
-            return
-        left, attempt.deadline = attempt.deadline - anyio.current_time(), math.inf
-        try:
-            yield
-        finally:
-            attempt.deadline = anyio.current_time() + left
-
-    def began(self, usage: RunUsage) -> None:
-        """An attempt begins, which counts what it uses in here."""
-
-    async def request(self, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
-        return await ask()
-
-    def recalled(self, usage: RequestUsage) -> None:
-        """A request need not be made: a journal has its answer, which the attempt counts as ever."""
-
-    def ended(self) -> None:
-        """The attempt is over."""
-
-    async def rest(self, seconds: float) -> None:
-        """Wait before the next attempt."""
-        await anyio.sleep(seconds)
-
-    def tool_called(self, tool: str) -> None:
-        """An agent is about to run a tool."""
-
-
 @dataclass
 class Injection(AbstractCapability[Any]):
-    """One candidate's prompt for one stage call, and the gate its requests pass."""
+    """The prompt of one stage call; its requests and tool calls pass through the run's limits and records."""
 
     stage: Stage[Any, Any]
-    prompt: Prompt | None
-    gate: RequestGate
-    memory: OpMemory | None = None
+    call: AgentCall
+    deadline: Deadline
+    durable: DurableOperations | None
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        if self.prompt is None:
+        prompt = self.call.prompt
+        if prompt is None:
             return request_context
         parameters = request_context.model_request_parameters
-        if self.prompt.fields:
-            parameters = with_fields(parameters, self.prompt.fields)
+        if prompt.fields:
+            parameters = with_fields(parameters, prompt.fields)
         parts = list(parameters.instruction_parts or [])
         own = next((index for index, part in enumerate(parts) if part.id == OWN_INSTRUCTIONS), 0)
-        if self.prompt.instructions is not None:
+        if prompt.instructions is not None:
             parts = [part for part in parts if part.id != OWN_INSTRUCTIONS]
-            if text := self.prompt.instructions.strip():
+            if text := prompt.instructions.strip():
                 parts.insert(own, InstructionPart(text, id=OWN_INSTRUCTIONS))
-        if self.prompt.demos and self.stage.demos == "examples":
+        if prompt.demos and self.stage.demos == "examples":
             after = own + 1 if any(part.id == OWN_INSTRUCTIONS for part in parts) else own
             demos = [
                 (given, render_output(output, self.stage.__node__.output_type.answer))
@@ -125,7 +82,8 @@ class Injection(AbstractCapability[Any]):
     async def prepare_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        if self.prompt is None or not self.prompt.demos or self.stage.demos != "messages":
+        prompt = self.call.prompt
+        if prompt is None or not prompt.demos or self.stage.demos != "messages":
             return request_context
         # `prepare_request` resolves the output mode, and with it the shape that this model answers in.
         settings, parameters = request_context.model_settings, request_context.model_request_parameters
@@ -135,9 +93,9 @@ class Injection(AbstractCapability[Any]):
         return replace(request_context, messages=messages)
 
     async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
-        if self.prompt is None:
+        if self.call.prompt is None:
             return tool_defs
-        texts = self.prompt.tools
+        texts = self.call.prompt.tools
         return [replace(tool, description=texts.get(tool.name, tool.description)) for tool in tool_defs]
 
     async def wrap_model_request(
@@ -152,13 +110,14 @@ class Injection(AbstractCapability[Any]):
         async def ask() -> ModelResponse:
             nonlocal made
             made = True
-            return await self.gate.request(lambda: handler(request_context))
+            return await self.call.request(lambda: handler(request_context), self.deadline.paused)
 
-        if self.memory is None:
-            return await ask()
-        response = await self.memory.request(request_context.messages, ask)
+        if self.durable is None:
+            response = await ask()
+        else:
+            response = await self.durable.request(request_context.messages, ask)
         if not made:
-            self.gate.recalled(response.usage)
+            self.call.request_recalled(response.usage)
         return response
 
     async def wrap_tool_execute(
@@ -171,14 +130,14 @@ class Injection(AbstractCapability[Any]):
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
         async def execute() -> Any:
-            self.gate.tool_called(call.tool_name)
+            self.call.tool_called(call.tool_name)
             return await handler(args)
 
-        return await execute() if self.memory is None else await self.memory.tool(call, len(ctx.messages), execute)
+        return await execute() if self.durable is None else await self.durable.tool(call, len(ctx.messages), execute)
 
     def _rendered(self) -> list[Rendered]:
         stage = self.stage
-        demos = self.prompt.demos if self.prompt is not None else ()
+        demos = self.call.prompt.demos if self.call.prompt is not None else ()
         return [
             (stage.render(stage.__node__.input_type.load(demo.input)), stage.__node__.output_type.load(demo.output))
             for demo in demos
@@ -206,13 +165,13 @@ def _turns(
 
 
 def _tool_for(output: object, tools: Sequence[ToolDefinition]) -> ToolDefinition:
-    """Of several output types, each has a tool; a model's bears its name, what is no model stands in an envelope."""
+    """Each of several output types has a tool: that of a model has its name, that of another type has an envelope."""
     named = [tool for tool in tools if tool.parameters_json_schema.get("title") == type(output).__name__]
     return next(iter(named or [tool for tool in tools if tool.outer_typed_dict_key] or tools))
 
 
 def _text_answer(output: object, dump: Callable[[object], Any], parameters: ModelRequestParameters) -> str:
-    """The text of a model that was asked for JSON, with the envelope that Pydantic AI asks for around some types."""
+    """The answer of a model that was asked for JSON, with the envelope that Pydantic AI puts around some types."""
     if parameters.output_object is None:
         return render_output(output, dump)
     data, schema = dump(output), parameters.output_object.json_schema

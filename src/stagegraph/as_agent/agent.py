@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic_ai import Agent, DeferredToolRequests, TextOutput
 from pydantic_ai.capabilities import AbstractCapability
@@ -14,9 +14,9 @@ from stagegraph.record.run import RunError
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import DeclarationError
 
+from .deferred import TOOL_NAMES, approval_tool, external_tools
 from .model import GraphModel, UnboundModel
-from .questions import TOOL_NAMES, approval_tool, external_tools
-from .shape import described, snake_case
+from .tool import described, snake_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,20 @@ if TYPE_CHECKING:
 
     from stagegraph.record.run import Run
 
-__all__ = ["graph_agent"]
+__all__ = ["AgentOptions", "graph_agent"]
+
+
+class AgentOptions(TypedDict, total=False):
+    """How a graph appears as an agent: the options of `Graph.as_agent`."""
+
+    name: str
+    """The agent's name; by default the class name in snake case."""
+    user: Callable[[RunContext[Any]], str | None]
+    """Returns the id of the user from the agent run's deps or metadata. It is recorded with each run, and only this
+    user can answer what the run asks."""
+    errors: bool
+    """Whether the error of a streamed run contains the full text, which front ends show to people. By default the error
+    says where the run failed, and the original is its `__cause__`."""
 
 
 def graph_agent(
@@ -42,17 +55,18 @@ def graph_agent(
 ) -> Agent[Any, Any]:
     """See `Graph.as_agent`."""
 
-    def give(text: str) -> Any:
+    def unchanged(text: str) -> Any:
         return text
 
+    own = graph.__node__.name
     if asks and (runner is None or runner.journal is None):
-        msg = f"{graph.__node__.name}.as_agent(asks=True) needs recorded runs: runner=Runner(journal=SqliteJournal('runs.db'))"
+        msg = f"{own}.as_agent(asks=True) needs recorded runs: runner=Runner(journal=SqliteJournal('runs.db'))"
         raise DeclarationError(msg)
-    output = TextOutput(give)
+    output = TextOutput(unchanged)
     return Agent(
         UnboundModel(graph),
         output_type=[output, DeferredToolRequests] if asks else output,
-        name=name or snake_case(graph.__node__.name),
+        name=name or snake_case(own),
         description=described(graph),
         retries=0,
         tools=[approval_tool()] if asks else [],
@@ -63,7 +77,7 @@ def graph_agent(
 
 @dataclass
 class RunsGraph(AbstractCapability[Any]):
-    """Answers an agent run by a run of the graph, and hands its output out as it is."""
+    """Answers an agent run by a run of the graph, and makes its typed output the output of the agent run."""
 
     graph: BaseGraph[Any, Any]
     runner: Runner | None
@@ -80,11 +94,12 @@ class RunsGraph(AbstractCapability[Any]):
     ) -> ModelRequestContext:
         parameters = request_context.model_request_parameters
         if parameters.output_mode != "text":
-            msg = f"{self.graph.__node__.name} gives {self.graph.__node__.output_type.name}; a run cannot have another `output_type`"
+            own = self.graph.__node__
+            msg = f"{own.name} gives {own.output_type.name}; a run cannot have another `output_type`"
             raise UserError(msg)
         user = None if self.user is None else self.user(ctx)
         model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=self.errors)
-        # Front ends bring tools of their own, which a graph has no use for.
+        # A graph cannot use the tools that front ends add.
         tools = [tool for tool in parameters.function_tools if self.asks and tool.name in TOOL_NAMES]
         parameters = replace(parameters, function_tools=tools, native_tools=[])
         return replace(request_context, model=model, model_request_parameters=parameters)

@@ -1,8 +1,10 @@
-"""A graph as a tool of a Pydantic AI agent."""
+"""A graph as a tool of a Pydantic AI agent: its name, its description, its arguments, and a call of it."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -13,26 +15,28 @@ from stagegraph.record.run import RunError
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import problems_of
 
-from .shape import INPUT, described, object_schema, snake_case
-from .terms import model_of, options
+from .caller import model_of, options
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model
-
     from stagegraph.record.run import Run
+    from stagegraph.schema.schema import Schema
 
-__all__ = ["graph_tool"]
+__all__ = ["described", "graph_tool", "object_schema", "snake_case"]
+
+_INPUT = "input"
+"""The one argument of a graph whose input has no fields."""
 
 
 def graph_tool(
     graph: BaseGraph[Any, Any], *, name: str | None = None, description: str | None = None, runner: Runner | None = None
 ) -> Tool[Any]:
     """See `Graph.as_tool`."""
-    fields = object_schema(graph.__node__.input_type)
+    input_type = graph.__node__.input_type
+    fields = object_schema(input_type)
 
     async def call(ctx: RunContext[Any], /, **arguments: Any) -> ToolReturn:
         try:
-            value = graph.__node__.input_type.load(arguments if fields is not None else arguments.get(INPUT))
+            value = input_type.load(arguments if fields is not None else arguments.get(_INPUT))
         except ValidationError as error:
             msg = f"the arguments do not fit: {problems_of(error)}"
             raise ModelRetry(msg) from error
@@ -43,13 +47,13 @@ def graph_tool(
         call,
         name or snake_case(graph.__node__.name),
         description if description is not None else described(graph),
-        fields if fields is not None else _one_argument(graph.__node__.input_type.adapter.json_schema()),
+        fields if fields is not None else _one_argument(input_type.adapter.json_schema()),
         takes_ctx=True,
     )
 
 
 async def _run(graph: BaseGraph[Any, Any], value: Any, ctx: RunContext[Any], runner: Runner) -> Run[Any, Any]:
-    model: Model | None = model_of(ctx) if runner.model is None else None
+    model = model_of(ctx) if runner.model is None else None
     try:
         run = await runner.run(graph, value, model=model, deps=ctx.deps, **options(ctx, runner.limits))
     except RunError as error:
@@ -62,14 +66,37 @@ async def _run(graph: BaseGraph[Any, Any], value: Any, ctx: RunContext[Any], run
     return run
 
 
+def snake_case(name: str) -> str:
+    """`SpecToReview` as the name of a tool or agent: `spec_to_review`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z0-9]+", "_", name)
+    return words.strip("_").lower()[:64]
+
+
+def described(graph: BaseGraph[Any, Any]) -> str:
+    """The docstring of the graph's class; by default the types of its input and output."""
+    own = graph.__node__
+    doc = type(graph).__doc__
+    return inspect.cleandoc(doc) if doc else f"{own.name}: gives {own.output_type.name} for {own.input_type.name}."
+
+
+def object_schema(schema: Schema) -> dict[str, Any] | None:
+    """The JSON schema of a type with named fields; `None` for any other type."""
+    found: dict[str, Any] = schema.adapter.json_schema()
+    reference = found.get("$ref")
+    if isinstance(reference, str):  # a type that contains itself
+        definitions = found["$defs"]
+        found = {**definitions[reference.removeprefix("#/$defs/")], "$defs": definitions}
+    return found if found.get("type") == "object" and "properties" in found else None
+
+
 def _one_argument(schema: dict[str, Any]) -> dict[str, Any]:
-    """A type without fields as the one argument `input`; its definitions move to where references look for them."""
+    """A type without fields as the one argument `input`; its definitions move to the root, where references point."""
     inner = json.loads(json.dumps(schema))
     definitions = inner.pop("$defs", None)
     found: dict[str, Any] = {
         "type": "object",
-        "properties": {INPUT: inner},
-        "required": [INPUT],
+        "properties": {_INPUT: inner},
+        "required": [_INPUT],
         "additionalProperties": False,
     }
     return found if definitions is None else {**found, "$defs": definitions}

@@ -1,5 +1,5 @@
-"""The command line: a thin skin over the library."""
+"""The command line: a thin skin over the library. Each command imports the library when it runs."""
 
-from ._app import main
+from .app import main
 
 __all__ = ["main"]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._stored import moment
+from .options import moment
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
-    from stagegraph.tracing.source import Pages
+    from stagegraph.record.source import RunRows
 
 __all__ = ["LangfuseOption", "page_from_langfuse", "runs_from_langfuse", "time_of"]
 
@@ -21,13 +21,13 @@ LangfuseOption = Annotated[
 ]
 
 
-async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
+async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that fit, as a journal would have them."""
-    from stagegraph.record.reading import feedback_of  # noqa: PLC0415
-    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
-    from stagegraph.tracing._wanted import Wanted  # noqa: PLC0415
+    from stagegraph.record.calls import feedback_of
+    from stagegraph.record.source import RunQuery
+    from stagegraph.tracing import LangfuseRuns
 
-    which = Wanted(
+    which = RunQuery(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),
         until=None if wanted.until is None else _time(wanted.until, wanted.until),
         status=wanted.status,
@@ -36,7 +36,7 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
         max_score=wanted.max_score,
         experiments=True,
     )
-    found: list[Pages] = []
+    found: list[RunRows] = []
     if wanted.limit <= 0:
         return found
     async with aclosing(LangfuseRuns().listed(wanted.graph, which)) as pages:
@@ -48,11 +48,11 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     return found
 
 
-async def page_from_langfuse(run: str) -> Pages:
+async def page_from_langfuse(run: str) -> RunRows:
     """One run by its id, or the `last` one."""
-    from stagegraph.journal import RunFilter  # noqa: PLC0415
-    from stagegraph.schema.errors import TracingError  # noqa: PLC0415
-    from stagegraph.tracing import LangfuseRuns  # noqa: PLC0415
+    from stagegraph.journal import RunFilter
+    from stagegraph.schema.errors import TracingError
+    from stagegraph.tracing import LangfuseRuns
 
     if run != "last":
         return await LangfuseRuns().page(run)

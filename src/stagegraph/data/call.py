@@ -1,25 +1,27 @@
-"""One execution of a node, as it is kept after it happened."""
+"""One execution of a node, after it happened."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import JsonValue
+from pydantic_core import to_json
 from typing_extensions import TypeVar
 
 from .score import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
     from decimal import Decimal
 
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.usage import RunUsage
 
-__all__ = ["Call", "CallError", "CallInfo", "Kind", "Pending", "Status", "key_order"]
+__all__ = ["Call", "CallError", "CallInfo", "Kind", "Pending", "Status", "dump_pending", "key_order", "load_pending"]
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -30,12 +32,12 @@ Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """Who is running right now; what `current_call()` gives to a step, a tool or a flow."""
+    """The call that is running: what `current_call()` returns in a step, a tool or a flow."""
 
     path: str
     """Where the node is declared: `build.code`."""
     key: str
-    """Where it runs: `build[2].code`; stable when the run is resumed: with the run's id, it is an idempotency key."""
+    """Where it runs: `build[2].code`. A resumed run has the same keys: with the run's id, an idempotency key."""
     run_id: str
     deps: object = None
     """What the caller passed as `deps=` to the run."""
@@ -48,9 +50,11 @@ class CallError:
     type: str
     """The exception's class name."""
     message: str
-    passing: bool = field(default=False, compare=False)
-    """Whether a provider or the network failed for the moment (429, 5xx, no connection), so that trying again may help;
-    a journal does not keep it."""
+    transient: bool = field(default=False, compare=False)
+    """Whether a provider or the network caused it (429, 5xx, no connection), so that trying again may help."""
+    origin: str | None = field(default=None, compare=False)
+    """The key of the call in which the exception was first seen: the failed call itself, or one below it. `None` where
+    a record does not have it."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -58,10 +62,10 @@ class CallError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """What a suspended agent asks: whether it may call a tool, or what a tool outside the process gave."""
+    """An open question of a suspended agent: whether it may call a tool, or the result of an external tool."""
 
     key: str
-    """The call that waits."""
+    """The suspended call."""
     path: str
     kind: Literal["approval", "external"]
     tool: str
@@ -70,8 +74,18 @@ class Pending:
 
     @property
     def id(self) -> str:
-        """What to answer to: unique within the run."""
+        """The name of the question for `Runner.resume(answers=)`, unique within the run."""
         return f"{self.key}:{self.tool_call_id}"
+
+
+def dump_pending(pending: Iterable[Pending]) -> str:
+    """Open questions as JSON."""
+    return to_json([{name: getattr(one, name) for name in Pending.__slots__} for one in pending]).decode()
+
+
+def load_pending(text: str) -> tuple[Pending, ...]:
+    """Read what `dump_pending` wrote."""
+    return tuple(Pending(**one) for one in json.loads(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,15 +105,15 @@ class Call(Generic[In, Out]):
     usage: RunUsage
     """Requests, tool calls and tokens of this call; for a graph, of everything in it."""
     cost: Decimal | None
-    """US dollars; `None` when a request's price is not known."""
+    """US dollars; `None` when the price of a request is not known."""
     started: datetime
     """Time zone aware, UTC."""
     duration: float
     """Seconds."""
     attempts: int = 1
-    """How often it was tried; more than 1 only with `Stage(retries=)`."""
+    """The number of attempts; more than 1 only with `Stage(retries=)`."""
     messages: tuple[ModelMessage, ...] = ()
-    """What the agent and its model said to each other in the last attempt."""
+    """The messages between the agent and its model in the last attempt."""
     children: tuple[Call, ...] = ()
     """The calls made inside, in the order they began."""
     replayed: bool = False
@@ -111,7 +125,7 @@ class Call(Generic[In, Out]):
         return self.status == "succeeded"
 
     def note(self, text: str, weight: float = 1.0) -> Note:
-        """Hang feedback on this very call."""
+        """Feedback on this call."""
         return Note(self.key, text, weight)
 
     def walk(self) -> Iterator[Call]:
@@ -127,5 +141,5 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def key_order(key: str) -> list[tuple[int, int, str]]:
-    """Sort keys as a person would: `build[2]` before `build[10]`, `code` before `code#1`."""
+    """A sort key for natural order: `build[2]` before `build[10]`, `code` before `code#1`."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _DIGITS.split(key) if part]

@@ -1,4 +1,4 @@
-"""What happens in a run, as it happens: one discriminated union with JSON."""
+"""The events of a running run: one discriminated union with JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 Text = Annotated[str, AfterValidator(escaped)]
-"""Half a surrogate pair, which an error or a model may well hold, would keep an event from being written."""
+"""A text that can be written as JSON: half a surrogate pair, which errors and models do have, is escaped."""
 
 
 class _Event(BaseModel):
@@ -37,7 +37,7 @@ class _Event(BaseModel):
 
     run_id: str
     seq: int
-    """Counts from 0 within the run; a reader that was cut off asks for what came after it."""
+    """Counts from 0 within the run; a reader that lost its connection continues after it."""
     time: datetime
 
 
@@ -98,7 +98,7 @@ class CallRetried(_Event):
 
 
 class CallFinished(_Event):
-    """A call ended, well or not."""
+    """A call ended, with or without an output."""
 
     type: Literal["call_finished"] = "call_finished"
     key: str
@@ -125,7 +125,7 @@ class RunFinished(_Event):
 
 
 class EventsDropped(_Event):
-    """This reader fell so far behind that events were dropped before it read them."""
+    """This reader was too slow, so that events were dropped before it read them."""
 
     type: Literal["events_dropped"] = "events_dropped"
     count: int
@@ -143,7 +143,7 @@ Event = Annotated[
     | EventsDropped,
     Discriminator("type"),
 ]
-"""Any of the events above, told apart by `type`."""
+"""Any of the events above; `type` says which."""
 
 
 @cache
@@ -152,5 +152,5 @@ def _adapter() -> TypeAdapter[Event]:
 
 
 def parse_event(data: str | bytes) -> Event:
-    """Read one event back from its JSON (`event.model_dump_json()`)."""
+    """Read one event from its JSON (`event.model_dump_json()`)."""
     return _adapter().validate_json(data)

@@ -1,4 +1,4 @@
-"""Rows of data: what goes into a graph, and what is known about what should come out."""
+"""Rows of data: the input of a graph, and what is expected as its output."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from fractions import Fraction
 from hashlib import blake2b
 from itertools import islice
 from math import isfinite
-from typing import Any, Generic, cast
+from typing import Any, Generic
 
 from pydantic_core import SchemaSerializer, core_schema, to_jsonable_python
 from typing_extensions import TypeVar
 
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import ordered
+from stagegraph.schema.types import is_dict
 
 __all__ = ["Example", "digest_of", "split_examples"]
 
@@ -31,9 +32,9 @@ class Example(Generic[In]):
     input: In
     """A value of the graph's (or the stage's) input type."""
     expected: Any = None
-    """What should come out, or what a metric wants to know about it; `None` when nobody said."""
+    """The expected output, or what a metric needs to know about it; `None` when unknown."""
     id: str = ""
-    """Unique within a data set, and the same each time the row is made; a hash of the input without one."""
+    """Unique within a data set, and the same each time the row is made; by default a hash of the input."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where it came from."""
 
@@ -42,7 +43,7 @@ class Example(Generic[In]):
             object.__setattr__(self, "id", digest_of(self.input))
 
     def data(self) -> dict[str, Any]:
-        """The row as plain data; what is empty is left out."""
+        """The row as plain data, without its empty parts."""
         given = to_jsonable_python(self.input, bytes_mode="base64", round_trip=True)
         row: dict[str, Any] = {"id": self.id, "input": given}
         if self.expected is not None:
@@ -56,12 +57,12 @@ _PLAIN = SchemaSerializer(core_schema.any_schema())
 
 
 def digest_of(value: object) -> str:
-    """16 hexadecimal digits, equal for values that say the same, and in every process."""
+    """A hash as 16 hexadecimal digits, the same for equal values in every process."""
     return blake2b(_canonical(value).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _canonical(value: object) -> str:
-    with suppress(TypeError, ValueError):  # a set of models: as plain data they are in no set
+    with suppress(TypeError, ValueError):  # a set of models: as dicts they cannot be in a set
         value = ordered(_PLAIN.to_python(value, warnings=False))
     data = to_jsonable_python(value, bytes_mode="base64", fallback=repr)
     return json.dumps(data, sort_keys=True)
@@ -70,16 +71,16 @@ def _canonical(value: object) -> str:
 def split_examples(
     examples: Sequence[Example[In]], shares: Mapping[str, float], *, by: str | None = None, seed: int = 0
 ) -> dict[str, list[Example[In]]]:
-    """Deal examples out, the same way each time, so that each part has every kind in its share.
+    """Divide examples into parts, so that each part has its share of every kind; the same way each time.
 
     Args:
-        examples: What to deal out.
-        shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; they are taken relative to their sum.
-        by: What makes a kind: a field of `expected` or a name in the metadata; the whole `expected` without it.
-        seed: Another number deals otherwise.
+        examples: The examples to divide.
+        shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; relative to their sum.
+        by: What makes a kind: a field of `expected` or a name in the metadata; by default the whole `expected`.
+        seed: Another number divides differently.
 
     Raises:
-        DeclarationError: a share is no positive number, or no example has *by*.
+        DeclarationError: a share is not a positive number, or no example has *by*.
     """
     if not shares or not all(isfinite(share) and share > 0 for share in shares.values()):
         msg = f"split_examples(shares={dict(shares)!r}): each part needs a share above 0"
@@ -103,7 +104,7 @@ def split_examples(
         counts = {name: int(share) for name, share in exact.items()}
         for name, share in exact.items():
             owed[name] += share - counts[name]
-        # What does not divide goes to the parts that are furthest behind over all kinds, one row each at most.
+        # The rows that are left go to the parts that are furthest behind over all kinds, at most one to each.
         split = sorted((name for name in shares if exact[name] != counts[name]), key=lambda name: -owed[name])
         for name in split[: len(rows) - sum(counts.values())]:
             counts[name] += 1
@@ -119,7 +120,6 @@ def _kind(example: Example[Any], by: str | None) -> str:
 
 
 def _fields(example: Example[Any]) -> dict[str, Any]:
-    """What an example can be told by: its metadata and, before those, the fields of what is expected."""
-    expected: Any = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
-    own = cast("dict[str, Any]", expected) if isinstance(expected, dict) else {}
-    return {**example.metadata, **own}
+    """The metadata of an example and, first, the fields of what is expected."""
+    expected: object = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
+    return {**example.metadata, **(expected if is_dict(expected) else {})}

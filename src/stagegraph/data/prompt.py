@@ -1,24 +1,42 @@
-"""What one stage says to its model, and how it is read from data that somebody else wrote."""
+"""The texts that one stage sends to its model, and whether they fit a stage."""
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.schema.errors import PromptError, first_problem
 
-__all__ = ["Demo", "Origin", "Prompt", "parsed"]
+if TYPE_CHECKING:
+    from stagegraph.schema.schema import Schema
+
+__all__ = [
+    "Demo",
+    "Origin",
+    "Prompt",
+    "PromptedStage",
+    "parsed",
+    "unfit_demos",
+    "unknown_fields",
+    "unknown_stages",
+    "unknown_tools",
+]
+
+_LISTED = 20
+"""The most names that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """One worked example of a stage: typed data, turned into text by the stage's own renderer when it is used."""
+    """One worked example of a stage: JSON data, which the stage's own renderer turns into text."""
 
     input: Any
     """A value of the stage's input type, or its JSON data; kept as JSON data."""
@@ -31,15 +49,15 @@ class Demo:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one stage says to its model."""
+    """The texts that one stage sends to its model."""
 
     instructions: str | None = None
-    """Takes the place of the agent's own literal instructions; `None` leaves them as the code has them."""
+    """Replaces the agent's own literal instructions; `None` keeps those of the code."""
     demos: tuple[Demo, ...] = ()
     tools: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Tool name -> description; a tool that is not named keeps its own."""
+    """Tool name -> description; the other tools keep theirs."""
     fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Field of the answer (`title`, `items.name`) -> description; a field that is not named keeps its own."""
+    """Field of the answer (`title`, `items.name`) -> description; the other fields keep theirs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "demos", tuple(self.demos))
@@ -47,13 +65,12 @@ class Prompt:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
     def data(self) -> dict[str, JsonValue]:
-        """The prompt as plain data; what is empty is left out."""
-        demos: list[JsonValue] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
+        """The prompt as plain data, without its empty parts."""
         parts: dict[str, JsonValue] = {}
         if self.instructions is not None:
             parts["instructions"] = self.instructions
-        if demos:
-            parts["demos"] = demos
+        if self.demos:
+            parts["demos"] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
         if self.tools:
             parts["tools"] = dict(self.tools)
         if self.fields:
@@ -63,10 +80,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a deployed prompt came from, so that what it did can be found under it."""
+    """The deployed prompt that a text came from, such as one in Langfuse."""
 
     name: str
-    """Its name there."""
     version: int
 
 
@@ -92,15 +108,83 @@ def parsed(path: str, data: object, file: str) -> Prompt:
     """The prompt of one stage from plain data.
 
     Raises:
-        PromptError: it is none; the message names *file* and *path*.
+        PromptError: the data is not a prompt; the message names *file* and *path*.
     """
     try:
         entry = _Entry.model_validate({} if data is None else data)
         demos = tuple(Demo(demo.input, demo.output) for demo in entry.demos)
         prompt = Prompt(entry.instructions, demos, entry.tools, entry.fields)
-        json.dumps(prompt.data(), ensure_ascii=False).encode()  # no request could carry a text that is no Unicode
+        json.dumps(prompt.data(), ensure_ascii=False).encode()  # a text that is not valid Unicode cannot be sent
     except (ValueError, RecursionError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else error
         msg = f"{file}: `{path}`: {reason}; a prompt has `instructions`, `demos`, `tools` and `fields`"
         raise PromptError(msg) from error
     return prompt
+
+
+class _Types(Protocol):
+    @cached_property
+    def input_type(self) -> Schema: ...
+    @cached_property
+    def output_type(self) -> Schema: ...
+
+
+class PromptedStage(Protocol):
+    """What prompts know of a stage; a `Stage` satisfies it."""
+
+    @cached_property
+    def __node__(self) -> _Types: ...  # a checker tells a property from a cached one
+    @property
+    def instructions(self) -> str: ...
+    @cached_property
+    def fields(self) -> Mapping[str, object]: ...
+    @property
+    def tools(self) -> tuple[Mapping[str, object], bool]: ...
+
+
+def unknown_stages(paths: Iterable[str], stages: Iterable[str]) -> list[str]:
+    """One problem for each path that is not the path of a stage."""
+    known = list(stages)
+    return [f"there is no stage `{path}`{_near(path, known)}" for path in paths if path not in known]
+
+
+def unknown_fields(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
+    """One problem for each field of a prompt that the stage's answer does not have."""
+    return _unknown(path, "output field", prompt.fields, stage.fields) if prompt.fields else []
+
+
+def unknown_tools(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
+    """One problem for each tool of a prompt that the stage's agent does not have.
+
+    The tools of a server or a function are only known at run time: an agent with such tools has no problems.
+    """
+    if not prompt.tools:
+        return []
+    tools, complete = stage.tools
+    return _unknown(path, "tool", prompt.tools, tools) if complete else []
+
+
+def unfit_demos(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
+    """One problem for each input or output of a demo that is not of the stage's types."""
+    problems: list[str] = []
+    types = stage.__node__
+    for number, demo in enumerate(prompt.demos, 1):
+        for type_, value, what in ((types.input_type, demo.input, "input"), (types.output_type, demo.output, "output")):
+            try:
+                type_.load(value)
+            except ValidationError as error:
+                problems.append(f"`{path}`, {what} of demo {number} is no {type_.name}: {first_problem(error)}")
+    return problems
+
+
+def _unknown(path: str, what: str, names: Iterable[str], known: Mapping[str, object]) -> list[str]:
+    there = ", ".join(f"`{name}`" for name in list(known)[:_LISTED]) or "none"
+    if len(known) > _LISTED:
+        there += f" and {len(known) - _LISTED} more"
+    wrong = [name for name in names if name not in known]
+    return [f"`{path}` has no {what} `{name}`{_near(name, known)}; there are: {there}" for name in wrong]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean `{near[0]}`?)" if near else ""

@@ -1,4 +1,4 @@
-"""What a graph says to its models: stage path -> instructions, demos, descriptions. Immutable."""
+"""The texts that a graph sends to its models: stage path -> instructions, demos, descriptions. Immutable."""
 
 from __future__ import annotations
 
@@ -7,31 +7,51 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError
+from stagegraph.schema.types import is_dict
 
-from .fit import unfit_demos, unknown_fields, unknown_stages, unknown_tools
-from .prompt import Demo, Origin, Prompt, parsed
+from .prompt import (
+    Demo,
+    Origin,
+    Prompt,
+    PromptedStage,
+    parsed,
+    unfit_demos,
+    unknown_fields,
+    unknown_stages,
+    unknown_tools,
+)
 
 if TYPE_CHECKING:
     import os
 
-    from pydantic import JsonValue
 
-    from stagegraph.nodes.node import Node
-    from stagegraph.nodes.stage import Stage
+__all__ = ["Checkable", "Demo", "Origin", "Prompt", "PromptSource", "PromptedGraph", "Prompts", "RunLabels"]
 
-__all__ = ["Demo", "Origin", "Prompt", "Prompts"]
+
+class _Declared(Protocol):
+    name: str
+
+    @property
+    def stages(self) -> Mapping[str, PromptedStage]: ...
+
+
+class PromptedGraph(Protocol):
+    """What prompts know of a graph; every node satisfies it."""
+
+    @cached_property
+    def __node__(self) -> _Declared: ...
 
 
 class Prompts(Mapping[str, Prompt]):
-    """Stage path -> `Prompt`: the one thing that tuning changes, in a file that people review.
+    """Stage path -> `Prompt`: what tuning changes, in a file that people review.
 
-    A stage that is not in here keeps the text of the code; a `str` is its instructions alone. Equal content is equal,
-    whatever the order.
+    A stage without an entry keeps the text of the code; a `str` is its instructions alone. Two `Prompts` with the same
+    content are equal in any order.
     """
 
     def __init__(
@@ -48,80 +68,33 @@ class Prompts(Mapping[str, Prompt]):
             raise TypeError(msg)
         self._prompts = {path: _prompt(path, prompt) for path, prompt in (prompts or {}).items()}
         self.graph = graph
-        """The name of the graph they were made for; for people, it decides nothing."""
+        """The name of the graph they were made for; information only."""
         self._origins = dict(origins or {})
 
     @property
     def origins(self) -> Mapping[str, Origin]:
-        """Stage path -> where its prompt was deployed; empty for those of a file or of the code."""
+        """Stage path -> the deployed prompt it came from; empty for prompts of a file or of the code."""
         return self._origins
 
-    settled = True
-    """Whether what they say is fixed; prompts that live on a server are settled anew for each run."""
-
-    async def resolved(self) -> Prompts:
-        """What is in force now: these themselves, unless they live on a server."""
-        return self
-
     @classmethod
-    def of(cls, graph: Node[Any, Any]) -> Prompts:
-        """The instructions that the code of *graph* has now; tools and fields that are not named keep their own."""
-        tree = graph.__node__.tree
-        return cls(
-            {path: Prompt(stage.instructions) for path, stage in stages_of(tree.root).items()},
-            graph=graph.__node__.name,
-        )
+    def of(cls, graph: PromptedGraph) -> Prompts:
+        """The instructions in the code of *graph*."""
+        declared = graph.__node__
+        seed = {path: Prompt(stage.instructions) for path, stage in declared.stages.items()}
+        return cls(seed, graph=declared.name)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prompts:
         """Read a prompts file.
 
         Raises:
-            PromptError: no such file, too large, not YAML, another format, or a wrong value; it names the place.
+            PromptError: no such file, too large, not YAML, another format, or a wrong value; the message has the place.
         """
         name, entries = _files().read(path)
         return cls({stage: parsed(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
 
-    @classmethod
-    def from_langfuse(
-        cls, graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
-    ) -> Prompts:
-        """What carries *label* in Langfuse: give it to a runner, and each run uses what is deployed when it begins.
-
-        The keys come from Langfuse's own environment variables. Prompts are fetched off the event loop and kept for
-        *ttl* seconds; the first run waits *wait* seconds at most. A stage that the server has no usable text for, or
-        a server that does not answer, leaves the code's text in force.
-
-        Raises:
-            DeclarationError: the keys are not set.
-        """
-        from stagegraph.tracing.prompts import LangfusePrompts  # noqa: PLC0415 - only who deploys with Langfuse loads it
-
-        return LangfusePrompts(graph, label=label, ttl=ttl, wait=wait)
-
-    def to_langfuse(
-        self,
-        graph: Node[Any, Any],
-        label: str = "candidate",
-        *,
-        provenance: Mapping[str, object] | None = None,
-        message: str | None = None,
-    ) -> dict[str, int]:
-        """Make a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and give it *label*.
-
-        Gives stage path -> version. What says the same as the newest version makes no new one. *provenance* (where
-        they come from, as plain data) and the digest stand in each version's config, *message* beside it.
-
-        Raises:
-            PromptError: these prompts and *graph* name different stages.
-            TracingError: the server does not take them.
-        """
-        from stagegraph.tracing.deploy import push  # noqa: PLC0415
-
-        return push(self, graph, label=label, provenance=provenance, message=message)
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file whole or not at all; an unchanged prompt is an unchanged line.
+        """Write the file completely or not at all; the lines of an unchanged prompt do not change.
 
         Raises:
             PromptError: a text cannot be written as UTF-8, or the file system refuses.
@@ -139,7 +112,7 @@ class Prompts(Mapping[str, Prompt]):
         return _files().dump(self.graph, {path: prompt.data() for path, prompt in self.items()})
 
     def to_json(self) -> str:
-        """The same as one line of JSON, for storing beside a run."""
+        """The prompts as one line of JSON, for storing beside a run."""
         return json.dumps({path: prompt.data() for path, prompt in self.items()}, ensure_ascii=False)
 
     @classmethod
@@ -147,7 +120,7 @@ class Prompts(Mapping[str, Prompt]):
         """Read back what `to_json` wrote.
 
         Raises:
-            PromptError: it is no such text.
+            PromptError: *text* is something else.
         """
         try:
             entries = json.loads(text).items()
@@ -166,7 +139,7 @@ class Prompts(Mapping[str, Prompt]):
         return Prompts(changed, graph=self.graph, origins=kept)
 
     def diff(self, other: Prompts) -> str:
-        """What changes from these to *other*, as a unified diff; empty when they say the same."""
+        """The changes from these to *other* as a unified diff; empty when the content is equal."""
         before, after = (self._lines(prompts) for prompts in (self, other))
         return "".join(difflib.unified_diff(before, after, "before", "after"))
 
@@ -175,40 +148,41 @@ class Prompts(Mapping[str, Prompt]):
         data = {path: prompts[path].data() for path in sorted(prompts)}
         for parts in data.values():
             for part in ("tools", "fields"):
-                if part in parts:
-                    parts[part] = dict(sorted(cast("dict[str, JsonValue]", parts[part]).items()))
+                if is_dict(texts := parts.get(part)):
+                    parts[part] = dict(sorted(texts.items()))
         return _files().dump(None, data).splitlines(keepends=True)
 
-    def check(self, graph: Node[Any, Any]) -> None:
+    def check(self, graph: PromptedGraph) -> None:
         """Make sure that these prompts and *graph* name the same stages, and that every demo, tool and field fits.
 
         Raises:
             PromptError: it names every unknown and missing path, tool and field, and every demo that does not fit.
         """
-        stages = stages_of(graph)
+        stages = graph.__node__.stages
         problems = self._unknown(stages)
         problems += [f"`{path}` is missing" for path in stages if path not in self]
         for path, stage in stages.items():
             if path in self:
                 problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
-        if problems:
-            msg = f"the prompts do not fit {graph.__node__.name}: " + "; ".join(problems)
-            raise PromptError(msg)
+        self._reject(problems, graph.__node__.name)
 
-    def check_known(self, stages: Mapping[str, Stage[Any, Any]], label: str) -> None:
-        """Make sure that they name stages and fields that there are; what they leave out stays the code's.
+    def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
+        """Make sure that all their paths are stages, and all fields are fields of the stage's answer.
 
-        A tool that there is none of is no mistake here: an agent may have other tools in every run.
+        Tools are not checked, since an agent may get other tools in every run.
 
         Raises:
-            PromptError: it names all that is unknown.
+            PromptError: it names everything that is unknown.
         """
-        problems = self._unknown(stages)
+        self._reject(self._unknown(stages), name)
+
+    @staticmethod
+    def _reject(problems: list[str], name: str) -> None:
         if problems:
-            msg = f"the prompts do not fit {label}: " + "; ".join(problems)
+            msg = f"the prompts do not fit {name}: " + "; ".join(problems)
             raise PromptError(msg)
 
-    def _unknown(self, stages: Mapping[str, Stage[Any, Any]]) -> list[str]:
+    def _unknown(self, stages: Mapping[str, PromptedStage]) -> list[str]:
         problems = unknown_stages(self, stages)
         for path, prompt in self.items():
             problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
@@ -216,7 +190,7 @@ class Prompts(Mapping[str, Prompt]):
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that are equal exactly when the content is."""
+        """A hash of the content as 16 hexadecimal digits."""
         data = {path: prompt.data() for path, prompt in self.items()}
         text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -240,6 +214,45 @@ class Prompts(Mapping[str, Prompt]):
         return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
 
 
+class RunLabels(Protocol):
+    """What the caller of a run said about it."""
+
+    @property
+    def session_id(self) -> str | None: ...
+    @property
+    def user_id(self) -> str | None: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+    @property
+    def metadata(self) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """Prompts, or a source of them, that know which stages they are for."""
+
+    def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
+        """Check that they fit a graph with these stages.
+
+        Raises:
+            PromptError: they do not.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """Where prompts come from that change while a program runs: what a runner or a run takes in place of `Prompts`."""
+
+    async def current(self, labels: RunLabels | None) -> Prompts:
+        """The prompts in force now; a runner asks once a run, and the run uses them to its end.
+
+        Args:
+            labels: Of the run that begins; `None` outside of a run.
+        """
+        ...
+
+
 def _prompt(path: str, prompt: object) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
@@ -252,6 +265,6 @@ def _prompt(path: str, prompt: object) -> Prompt:
 
 
 def _files() -> ModuleType:
-    from . import prompts_yaml as prompts_file  # noqa: PLC0415 - most programs that import us read no YAML
+    from . import prompts_yaml as prompts_file  # noqa: PLC0415 - most programs read no YAML
 
     return prompts_file

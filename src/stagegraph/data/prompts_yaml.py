@@ -11,48 +11,43 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from stagegraph.schema.errors import PromptError
+from stagegraph.schema.errors import PromptError, problems_of
 
 __all__ = ["FORMAT", "MAX_BYTES", "dump", "parse_yaml", "read", "write"]
 
 FORMAT = 1
 MAX_BYTES = 5_000_000
-"""A larger file is refused: prompts are texts that people review."""
+"""A larger file is refused."""
 
 _HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools, fields.\n"
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data only: no tags, no aliases (they can blow a small file up), no key twice."""
+    """Plain data only: no tags, no aliases (with them a small file can become huge data), no duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            msg = "aliases are not allowed"
-            raise ComposerError(None, None, msg, mark)
-        if (event := self.peek_event()).tag is not None:
-            msg = "tags are not allowed"
-            raise ComposerError(None, None, msg, event.start_mark)
+        event = self.peek_event()
+        refused = "aliases" if isinstance(event, yaml.AliasEvent) else "tags" if event.tag is not None else None
+        if refused is not None:
+            raise ComposerError(None, None, f"{refused} are not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                msg = "a key must be a plain word"
-                raise ConstructorError(None, None, msg, key_node.start_mark)
-            if key_node.value in seen:
-                msg = f"the key {key_node.value!r} stands here twice"
-                raise ConstructorError(None, None, msg, key_node.start_mark)
-            seen.add(cast("str", key_node.value))
-        return cast("dict[Any, Any]", super().construct_mapping(node, deep=deep))
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            scalar = isinstance(key, yaml.ScalarNode)
+            if not scalar or key.value in seen:
+                problem = f"the key {key.value!r} is here twice" if scalar else "a key must be a plain word"
+                raise ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -65,14 +60,14 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
-_Loader.yaml_implicit_resolvers = {}  # YAML 1.1 turns `no`, `12:30` and dates into something else; JSON does not
+_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1, where `no`, `12:30` and dates are no texts
 for _tag, _pattern, _first_characters in (
     ("null", r"null|~|", ["n", "~", ""]),
     ("bool", r"true|false", ["t", "f"]),
     ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
     ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
 ):
-    for _side in (_Loader, _Dumper):  # the dumper keeps YAML 1.1's as well: it quotes whatever any reader may misread
+    for _side in (_Loader, _Dumper):  # the dumper keeps those of 1.1 too: it quotes what another reader would misread
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
 
 
@@ -80,7 +75,7 @@ _BLOCK = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udf
 
 
 class _Block(str):
-    """A text that is written as a block scalar."""
+    """A text that is written as a block scalar, even on one line."""
 
     __slots__ = ()
 
@@ -93,7 +88,7 @@ def _represent_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     if "\n" in text:
         return _represent_block(dumper, text)
-    # Left to itself, PyYAML writes some line breaks of Unicode plainly and reads them back as spaces.
+    # PyYAML writes some line breaks of Unicode unquoted, and reads them back as spaces.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if _BLOCK.fullmatch(text) else '"')
 
 
@@ -102,7 +97,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def dump(graph: str | None, prompts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The file's text: block scalars, two spaces, the order that was given."""
+    """The text of a file: block scalars, two spaces of indent, the order of *prompts*."""
     body = {path: _blocks(data) for path, data in prompts.items()}
     head: dict[str, Any] = {"format": FORMAT, **({"graph": graph} if graph else {}), "prompts": body}
     text = yaml.dump(head, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=2**31, default_flow_style=False)
@@ -120,10 +115,10 @@ def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> object:
-    """Plain data from a YAML text that may come from anywhere.
+    """Plain data from an untrusted YAML text.
 
     Raises:
-        ValueError: no YAML, or YAML with tags, aliases or a key twice.
+        ValueError: invalid YAML, or YAML with tags, aliases or duplicate keys.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a stricter SafeLoader
@@ -135,24 +130,37 @@ def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
     """The items of a YAML list (or of the list `cases` of a mapping), each with the line that it begins on.
 
     Raises:
-        ValueError: no YAML, or no list.
+        ValueError: as for `parse_yaml`, or the text is not a list.
     """
     loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        node: Any = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
-            entries = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
-            node = next((value for key, value in entries if key.value == "cases"), node)
+            node = next((value for key, value in node.value if key.value == "cases"), node)
         if not isinstance(node, yaml.SequenceNode):
             line = 1 if node is None else node.start_mark.line + 1
             msg = f"it is no list, and no mapping with a list of `cases` (line {line})"
-            raise ValueError(msg)  # noqa: TRY004 - all that is wrong with a text is a ValueError here
-        items = cast("list[yaml.Node]", node.value)
-        return [(item.start_mark.line + 1, cast("object", loader.construct_object(item, deep=True))) for item in items]
+            raise ValueError(msg)  # noqa: TRY004 - every problem of a text is a ValueError here
+        return [(item.start_mark.line + 1, loader.construct_object(item, deep=True)) for item in node.value]
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(_short(error)) from error
     finally:
         loader.dispose()
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    graph: str | None = None
+    prompts: dict[str, object]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
@@ -164,83 +172,58 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     try:
         with Path(path).open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # a path may hold what no file's name can
-        reason = getattr(error, "strerror", None) or error
-        msg = f"{path}: the prompts file cannot be read: {reason}"
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        msg = f"{path}: the prompts file cannot be read: {_reason(error)}"
         raise PromptError(msg) from error
     if len(raw) > MAX_BYTES:
         msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is no prompts file"
         raise PromptError(msg)
     try:
-        data = parse_yaml(raw.decode())
+        file = _File.model_validate(parse_yaml(raw.decode()))
+    except ValidationError as error:
+        msg = (
+            f"{path}: this is no prompts file, at {problems_of(error, whole='the file', most=1)}; it begins with "
+            f"`format: {FORMAT}` and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
+        )
+        raise PromptError(msg) from error
     except ValueError as error:
         msg = f"{path}: not a YAML file that can be read: {error}"
-        raise PromptError(msg) from error
-    file = _checked(path, data)
-    return file.graph, file.prompts
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    format: int
-    graph: str | None = None
-    prompts: dict[str, object]
-
-
-def _checked(path: str | os.PathLike[str], data: object) -> _File:
-    try:
-        file = _File.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        reason = "Input should be a mapping" if first["type"] == "model_type" else first["msg"]
-        msg = (
-            f"{path}: this is no prompts file, at {place}: {reason}; it begins with `format: {FORMAT}` "
-            "and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
-        )
         raise PromptError(msg) from error
     if file.format != FORMAT:
         msg = f"{path}: written in format {file.format}, and this version of stagegraph reads format {FORMAT}"
         raise PromptError(msg)
-    return file
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return file.graph, file.prompts
 
 
 def write(path: str | os.PathLike[str], text: str) -> None:
-    """Replace the file at once: readers see the old text or the new one, never a part.
+    """Replace the file in one step: a reader sees the old text or the new one, never a part.
 
     Raises:
-        PromptError: the file system refuses; the old file is as it was.
+        PromptError: the file system refuses; the old file is unchanged.
     """
     target = Path(path)
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         data = text.encode()
         target = target.resolve()  # a link stays a link, and its file is replaced
         if target.exists() and not target.is_file():
             reason = "it is no regular file"
             raise OSError(errno.EINVAL, reason)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-        Path(temporary).replace(target)
-    except (OSError, ValueError, RuntimeError) as error:  # the latter two for paths that no file can have
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        msg = f"{target}: the prompts could not be saved: {reason}"
+        temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        temporary.replace(target)
+    except (OSError, ValueError, RuntimeError) as error:  # the latter two: a path that no file can have
+        msg = f"{target}: the prompts could not be saved: {_reason(error)}"
         raise PromptError(msg) from error
-    except BaseException:
+    finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+            temporary.unlink(missing_ok=True)  # it is still there only where something failed
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "strerror", None) or error

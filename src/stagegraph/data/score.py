@@ -1,4 +1,4 @@
-"""What a metric says about a run: notes that belong to the call that earned them."""
+"""Scores of a run, and notes on the calls that they are about."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import SupportsFloat
 __all__ = ["Feedback", "Note", "Score", "Scored", "note"]
 
 Scored = int | float | bool | str
-"""What a score may be: a number, a yes or no, a category or a text."""
+"""The value of a recorded score: a number, a boolean, a category or a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Note:
     """A call's key, a stage's path, or an empty string for the run."""
     text: str
     weight: float = 1.0
-    """How much this note counts beside others; 1.0 is an ordinary one, 0.0 blames nobody."""
+    """How much the note counts beside others: 1.0 is ordinary, 0.0 blames no call."""
 
     def __post_init__(self) -> None:
         for name, text in (("target", self.target), ("text", self.text)):
@@ -43,11 +43,11 @@ class Score:
     value: float
     """More is better; usually from 0 to 1."""
     notes: Sequence[Note] = ()
-    """What went wrong (or right), each at the call or stage that earned it."""
+    """What went wrong (or right), each with its call or stage."""
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Further things to have more of: `{"cost": -0.02}`."""
+    """Further values, of which more is better too: `{"cost": -0.02}`."""
     cost: float | None = field(default=0.0, kw_only=True)
-    """US dollars that the verdict itself cost, where a model gave it; `None` when that is not known."""
+    """US dollars that the verdict itself cost, where a model gave it; `None` when not known."""
     tokens: int = field(default=0, kw_only=True)
     """Tokens that the verdict itself took."""
 
@@ -67,7 +67,7 @@ def _finite(what: str, value: object) -> float:
 
 
 def _number(value: object) -> float | None:
-    """Whatever says that it is a number (NumPy's, a `Decimal`, a `bool`) as one; `None` when it is not finite."""
+    """Anything that converts to a number (NumPy's, a `Decimal`, a `bool`); `None` when it is not finite."""
     if not isinstance(value, SupportsFloat):
         return None
     try:
@@ -79,7 +79,7 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """A score that somebody gave to a run, or to one call of it."""
+    """A recorded score of a run, or of one call."""
 
     name: str
     value: Scored
@@ -91,5 +91,5 @@ class Feedback:
 
 
 def note(path_or_key: str, text: str, weight: float = 1.0) -> Note:
-    """Hang feedback on a stage (`"plan"`) or on one call (`"build[2].code"`)."""
+    """Feedback on a stage (`"plan"`) or on one call (`"build[2].code"`)."""
     return Note(path_or_key, text, weight)

@@ -1,4 +1,4 @@
-"""What calls spent: tokens, requests and dollars, of one stage call and of many together."""
+"""The usage of calls: tokens, requests and dollars, of one stage call and of many together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 
 @dataclass(slots=True)
 class ModelUse:
-    """What a stage call spent and said; other calls have none."""
+    """The usage and the messages of a stage call; other calls have none."""
 
     usage: RunUsage = field(default_factory=RunUsage)
     unpriced: bool = False
@@ -31,7 +31,7 @@ class ModelUse:
     attempts: int = 1
     messages: tuple[ModelMessage, ...] = ()
     pending: str | None = None
-    """JSON of what a suspended agent asks."""
+    """JSON of a suspended agent's open questions."""
 
     @property
     def cost(self) -> Decimal | None:
@@ -42,7 +42,7 @@ NO_MODEL = ModelUse()
 
 
 def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
-    """What calls spent together; the cost is unknown as soon as one of theirs is."""
+    """The usage of calls together; the cost is unknown if one of theirs is."""
     usage, cost = RunUsage(), Decimal(0)
     known = True
     for child in children:

@@ -1,5 +1,5 @@
-"""Pages that show what happened."""
+"""HTML pages: what all of them are made of, and the page of a recorded run."""
 
-from ._page import page_of, run_page
+from .run_page import page_of, run_page
 
 __all__ = ["page_of", "run_page"]

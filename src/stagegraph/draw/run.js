@@ -33,6 +33,9 @@ function seconds(value) {
   if (value < 1) return `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms`;
   return value < 90 ? `${value.toFixed(2)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }
+const failure = (row) => (row.error_type === null ? null : `${row.error_type}: ${row.error}`);
+const requests = (call) => call.usage.requests || 0;
+const tokens = (call) => (call.usage.input_tokens || 0) + (call.usage.output_tokens || 0);
 const dollars = (cost) => (cost === null ? "unknown" : `$${Number(cost).toFixed(4)}`);
 const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
@@ -46,19 +49,19 @@ const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(va
     fact.append(make("b", "", value));
     facts.append(fact);
   };
-  add("run", run.id);
+  add("run", run.run_id);
   add("started", new Date(run.started * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC");
   add("took", seconds(run.duration));
   add("calls", calls.length);
   add("requests", run.requests);
-  add("tokens", `${run.inputTokens} in, ${run.outputTokens} out`);
+  add("tokens", `${run.input_tokens} in, ${run.output_tokens} out`);
   add("cost", dollars(run.cost));
-  add("prompts", run.promptsDigest);
+  add("prompts", run.prompts_digest);
   add("session", run.labels.session_id);
   add("user", run.labels.user_id);
   add("tags", (run.labels.tags || []).join(", "));
   for (const score of scores.get(null) || []) add(`feedback ${score.name}`, [String(score.value), score.comment].filter(Boolean).join(": "));
-  if (run.error) facts.append(make("div", "error", run.error));
+  if (run.error_type) facts.append(make("div", "error", failure(run)));
 }
 
 // --- the tree and the waterfall ---
@@ -89,7 +92,7 @@ function addRow(call, depth, into) {
   if (inside.length) row.setAttribute("aria-expanded", "true");
   name.append(fold, make("span", `mark ${call.status}`), make("span", "key", call.key || run.graph));
   const notes = [seconds(call.duration)];
-  if (call.tokens) notes.push(`${call.tokens} tokens`);
+  if (tokens(call)) notes.push(`${tokens(call)} tokens`);
   if (call.attempts > 1) notes.push(`${call.attempts} attempts`);
   if (call.replayed) notes.push("replayed");
   if (scores.has(call.key) && call.key !== "") notes.push("★");
@@ -191,13 +194,13 @@ function pick(key, focus) {
   add("path", call.path);
   add("took", `${seconds(call.duration)}, from ${seconds(call.started - start)}`);
   add("attempts", call.attempts > 1 ? call.attempts : null);
-  add("requests", call.requests);
-  add("tokens", call.tokens);
-  if (call.requests) add("cost", dollars(call.cost));
+  add("requests", requests(call));
+  add("tokens", tokens(call));
+  if (requests(call)) add("cost", dollars(call.cost));
   add("came from", edges.filter((edge) => edge[1] === key).map((edge) => edge[0]).join(", "));
   add("went to", edges.filter((edge) => edge[0] === key).map((edge) => edge[1]).join(", "));
   detail.append(facts);
-  section("Error", call.error, detail);
+  section("Error", failure(call), detail);
   for (const score of scores.get(call.key || null) || []) section(`Feedback: ${score.name}`, [score.value, score.comment].filter((part) => part !== null).map(String).join("\n"), detail);
   section("Waits for", call.pending, detail);
   section("Input", call.input, detail);
@@ -219,7 +222,7 @@ function pick(key, focus) {
 // --- search ---
 const haystacks = new Map();
 function haystack(call) {
-  if (!haystacks.has(call.key)) haystacks.set(call.key, JSON.stringify([call.key, call.status, call.error, call.input, call.output, call.prompt, call.messages]).toLowerCase());
+  if (!haystacks.has(call.key)) haystacks.set(call.key, JSON.stringify([call.key, call.status, failure(call), call.input, call.output, call.prompt, call.messages]).toLowerCase());
   return haystacks.get(call.key);
 }
 function search() {

@@ -1,4 +1,4 @@
-"""Stored calls: what gives resume, replay, inspection, and the tuner's cache."""
+"""Stored calls, for resuming, replaying and inspecting runs, and for the cache of tuning."""
 
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, Journal, OpRow, RunFilter, RunRow
 

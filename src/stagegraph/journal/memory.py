@@ -1,19 +1,16 @@
-"""A journal in memory: for tests, and for the tuner's cache. It ends with the process."""
+"""A journal in memory, for tests and for the cache of tuning; it ends with the process."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import JournalError
 
-from .owner import host_elsewhere, is_alive
-from .prune import Standing, forgettable
+from .owner import Prunable, prunable, refusal_to_claim
 
-__all__ = ["MemoryJournal", "fits"]
+__all__ = ["MemoryJournal"]
 
 
 class MemoryJournal:
@@ -55,7 +52,7 @@ class MemoryJournal:
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         newest = sorted(self._runs.values(), key=lambda row: row.started, reverse=True)
-        found = [row for row in newest if fits(row, self._feedback.get(row.run_id, {}).values(), wanted)]
+        found = [row for row in newest if wanted.matches(row, self._feedback.get(row.run_id, {}).values())]
         return found[: wanted.limit]
 
     async def calls(self, run_id: str) -> list[CallRow]:
@@ -72,8 +69,8 @@ class MemoryJournal:
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         before = time.time() - older_than if older_than is not None else None
-        standings = [Standing(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
-        doomed = forgettable(standings, before=before, keep=keep)
+        runs = [Prunable(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
+        doomed = prunable(runs, before=before, keep=keep)
         tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
         for run_id in doomed:
             for table in tables:
@@ -82,56 +79,3 @@ class MemoryJournal:
 
     async def aclose(self) -> None:
         """Nothing to close."""
-
-
-def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool, take_over: bool) -> str | None:
-    """Why a run cannot be begun or taken over, if it cannot."""
-    run_id = row.run_id
-    if fresh:
-        return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
-    if known is None:
-        return f"there is no run {run_id!r} in this journal"
-    host = None if known.owner is None else host_elsewhere(known.owner)
-    if host is not None and not take_over:
-        return (
-            f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there. Nobody "
-            f"here can tell whether that process still runs on host {host!r}: when it is gone for good, take the run "
-            "over with "
-            f"`runner.resume({run_id!r}, take_over=True)` or `stagegraph resume {run_id} --take-over`"
-        )
-    if known.owner is not None and host is None and is_alive(known.owner):
-        return f"run {run_id!r} is going on in another place ({known.owner}); wait for it, or cancel it there"
-    if known.status == "succeeded" or _resumed(row) != _resumed(known) + 1:
-        return f"run {run_id!r} was taken up in another place, or finished, meanwhile; read it again"
-    return None
-
-
-def _resumed(row: RunRow) -> int:
-    """How often a run was taken up."""
-    return len(json.loads(row.labels).get("resumed", ()))
-
-
-def fits(row: RunRow, feedback: Iterable[FeedbackRow], wanted: RunFilter) -> bool:
-    """Whether a run is among the wanted ones."""
-    if wanted.graph is not None and row.graph != wanted.graph:
-        return False
-    if wanted.status is not None and row.status != wanted.status:
-        return False
-    if wanted.since is not None and row.started < wanted.since:
-        return False
-    if wanted.until is not None and row.started > wanted.until:
-        return False
-    if wanted.feedback is None and wanted.min_score is None and wanted.max_score is None:
-        return True
-    named = [score for score in feedback if wanted.feedback in (None, score.name)]
-    return any(_in_range(json.loads(score.value), wanted) for score in named)
-
-
-def _in_range(value: object, wanted: RunFilter) -> bool:
-    if wanted.min_score is None and wanted.max_score is None:
-        return True
-    if not isinstance(value, (int, float)):
-        return False
-    return (wanted.min_score is None or value >= wanted.min_score) and (
-        wanted.max_score is None or value <= wanted.max_score
-    )

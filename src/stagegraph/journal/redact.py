@@ -1,7 +1,7 @@
-"""Every value of a row through the user's own function, before it is written.
+"""`redact=`: every value of a row goes through the user's function before it is written.
 
-What is written can always be read back: where the function leaves nothing of the form that a record needs, the record
-goes without that value.
+What is written can always be read back: where the function leaves nothing that a record can hold, the record is written
+without that value.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import DeferredToolResults
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
 
-from stagegraph.record.rows import CallRow, FeedbackRow, OpRow, Row, RunRow
+from stagegraph.record.rows import CallRow, FeedbackRow, Labels, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
+from stagegraph.schema.types import is_dict, is_list
 
 __all__ = ["Redact", "redacted"]
 
 Redact = Callable[[Any], Any]
-"""Gets a JSON value (an input, an output, messages, a prompt, an error text) and gives what may be written."""
+"""Takes a JSON value (an input, an output, messages, a prompt, an error text) and returns what may be written."""
 
 _JSON: dict[type[Row], tuple[str, ...]] = {
     RunRow: ("input", "output", "prompts"),
@@ -31,17 +32,36 @@ _JSON: dict[type[Row], tuple[str, ...]] = {
     FeedbackRow: ("value",),
 }
 _TEXT: dict[type[Row], tuple[str, ...]] = {RunRow: ("error",), CallRow: ("error",), FeedbackRow: ("comment",)}
-_NEEDED_TO_GO_ON = ("input", "prompts")
+_NEEDED_TO_RESUME = ("input", "prompts")
 
 
 def redacted(row: Row, redact: Redact) -> Row | None:
-    """The row as it may be written; `None` for an answer of which nothing readable is left.
+    """The row as it may be written; `None` for a recorded answer that can no longer be read.
 
     Raises:
-        JournalError: the function failed, or gave something that is no JSON.
+        JournalError: the function failed, or returned something without JSON.
     """
     try:
-        return _redacted(row, redact)
+        changes: dict[str, Any] = {}
+        for name in _JSON.get(type(row), ()):
+            if (text := getattr(row, name)) is not None:
+                changes[name] = _dumped(redact(json.loads(text)))
+        changed = [name for name, new in changes.items() if new != _dumped(json.loads(getattr(row, name)))]
+        for name in _TEXT.get(type(row), ()):
+            changes[name] = _redacted_text(getattr(row, name), redact)
+        match row:
+            case RunRow():
+                changes["labels"] = _labels(row.labels, redact, {*changed} & {*_NEEDED_TO_RESUME})
+            case CallRow():
+                if changed and not _is_readable(ModelMessagesTypeAdapter, changes["messages"]):
+                    changes["messages"] = "[]"
+                if row.pending is not None:
+                    changes["pending"] = _pending(row.pending, redact)
+            case OpRow() if changed and not _is_answer(row.op, row.payload, changes["payload"]):
+                return None
+            case _:
+                pass
+        return replace(row, **changes)
     except Exception as error:
         msg = (
             f"`redact=` failed with {type(error).__name__}, so a record of run {row.run_id!r} was not written: "
@@ -50,66 +70,44 @@ def redacted(row: Row, redact: Redact) -> Row | None:
         raise JournalError(msg) from error
 
 
-def _redacted(row: Row, redact: Redact) -> Row | None:
-    changes: dict[str, Any] = {}
-    changed: list[str] = []
-    for name in _JSON.get(type(row), ()):
-        text = getattr(row, name)
-        if text is not None:
-            new = changes[name] = json.dumps(redact(json.loads(text)), ensure_ascii=False)
-            if new != json.dumps(json.loads(text), ensure_ascii=False):
-                changed.append(name)
-    for name in _TEXT.get(type(row), ()):
-        text = getattr(row, name)
-        if text is not None:
-            said = redact(text)
-            changes[name] = None if said is None else str(said)
-    match row:
-        case RunRow():
-            changes["labels"] = _labels(row.labels, redact, [name for name in _NEEDED_TO_GO_ON if name in changed])
-        case CallRow():
-            if changed and not _is_readable(ModelMessagesTypeAdapter, changes["messages"]):
-                changes["messages"] = "[]"
-            if row.pending is not None:
-                changes["pending"] = _pending(row.pending, redact)
-        case OpRow():
-            if changed and not _answers(row.op, row.payload, changes["payload"]):
-                return None
-        case _:
-            pass
-    return replace(row, **changes)
+def _dumped(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False)
 
 
-def _labels(text: str, redact: Redact, changed: list[str]) -> str:
-    """What the caller said about the run; what the journal itself remembers of it stays."""
-    labels: dict[str, Any] = json.loads(text)
-    metadata, tags = redact(labels["metadata"]), redact(labels["tags"])
-    labels["metadata"] = metadata if isinstance(metadata, dict) else {}
-    labels["tags"] = [str(tag) for tag in cast("list[object]", tags)] if isinstance(tags, list) else []
-    for name in ("session_id", "user_id"):
-        if labels[name] is not None:
-            said = redact(labels[name])
-            labels[name] = None if said is None else str(said)
-    if changed:
-        labels["redacted"] = sorted({*labels.get("redacted", ()), *changed})
-    return json.dumps(labels, ensure_ascii=False)
+def _redacted_text(text: str | None, redact: Redact) -> str | None:
+    new = None if text is None else redact(text)
+    return None if new is None else str(new)
+
+
+def _labels(text: str, redact: Redact, changed: set[str]) -> str:
+    """The caller's labels go through the function; what resuming needs stays."""
+    labels = Labels.from_json(text)
+    metadata, tags = redact(dict(labels.metadata)), redact(list(labels.tags))
+    return replace(
+        labels,
+        metadata=metadata if is_dict(metadata) else {},
+        tags=tuple(map(str, tags)) if is_list(tags) else (),
+        session_id=_redacted_text(labels.session_id, redact),
+        user_id=_redacted_text(labels.user_id, redact),
+        redacted=tuple(sorted({*labels.redacted, *changed})),
+    ).to_json()
 
 
 def _pending(text: str, redact: Redact) -> str:
-    """What an agent asks to be allowed to do; which call asks, and by which tool, is needed to answer it."""
+    """The arguments of each question go through the function; an answer needs the call and the tool."""
     asked: list[dict[str, Any]] = json.loads(text)
     for one in asked:
         args = redact(one["args"])
-        one["args"] = args if isinstance(args, dict) else {}
-    return json.dumps(asked, ensure_ascii=False)
+        one["args"] = args if is_dict(args) else {}
+    return _dumped(asked)
 
 
-def _answers(op: str, before: str, after: str) -> bool:
-    """Whether an agent can still go on with what it was told."""
+def _is_answer(op: str, before: str, after: str) -> bool:
+    """Whether an agent can still continue with a recorded request or tool call."""
     if not op.startswith("tool:"):
-        return _is_readable(_answer_of(ModelResponse if op.startswith("request:") else DeferredToolResults), after)
-    told, left = json.loads(before), json.loads(after)
-    return isinstance(left, dict) and cast("dict[str, object]", left).get("kind") == told.get("kind")
+        return _is_readable(_adapter(ModelResponse if op.startswith("request:") else DeferredToolResults), after)
+    left = json.loads(after)
+    return is_dict(left) and left.get("kind") == json.loads(before).get("kind")
 
 
 def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
@@ -121,5 +119,5 @@ def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
 
 
 @cache
-def _answer_of(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

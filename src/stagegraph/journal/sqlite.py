@@ -1,4 +1,4 @@
-"""The embedded default: one SQLite file, one writing thread, group commit."""
+"""The embedded journal: one SQLite file, one writer, group commit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ import anyio.to_thread
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .commit import encodable, transaction, write_one
-from .file import connect, explained, prepare, recognise, shrink
-from .memory import fits, refusal_to_claim
-from .prune import Standing, forgettable
+from .file import TABLES, connect, journal_error, prepare, recognise, row_of, shrink
+from .owner import Prunable, prunable, refusal_to_claim
 from .redact import Redact, redacted
-from .tables import TABLES, row_of
-from .writer import Writer
+from .writer import Writer, encodable, transaction, write_one
 
 __all__ = ["SqliteJournal"]
 
@@ -33,23 +30,23 @@ T = TypeVar("T")
 class SqliteJournal:
     """A journal in one SQLite file, readable and writable by its owner only.
 
-    Write-ahead logging with `synchronous=NORMAL`: what was recorded survives a killed process; a power cut may lose
-    the last moments, never the file. Several processes may share a file; each run belongs to one of them at a time.
-    A file that is made here, or was empty, is its owner's alone (mode 0600); of an older journal the mode stays.
+    Write-ahead logging with `synchronous=NORMAL`: the records survive a killed process; a power cut may lose the last
+    moments, but not the file. Several processes may share a file; each run belongs to one of them at a time. A new or
+    empty file gets mode 0600; an existing journal keeps its mode.
 
     Args:
-        path: The file; it is made when it is not there.
-        redact: Sees every value (JSON data: inputs, outputs, messages, prompts, scores) and every error text before
-            it is written, and gives what may be written. What it takes out is gone: a replayed call gives what was
-            written, a run whose input or prompts it changed cannot be resumed, and an answer of which it leaves nothing
-            readable is asked for again after a crash. It does not see identifiers, which have to stay what they are:
-            run ids, the `key=` names of branches (`build[<name>]`), names of scores, tool call ids. Keep secrets out
-            of those. When it fails, nothing is written, and the run ends with a `JournalError`.
+        path: The file; it is made if it does not exist.
+        redact: Takes every value (JSON data: inputs, outputs, messages, prompts, scores) and every error text before
+            it is written, and returns what may be written. The original is lost: a replayed call returns what was
+            written, a run whose input or prompts changed cannot be resumed, and a recorded answer that can no longer be
+            read is requested again after a crash. Identifiers are not redacted: run ids, the `key=` names of branches
+            (`build[<name>]`), names of scores, tool call ids. Keep secrets out of those. When the function fails,
+            nothing is written, and the run ends with a `JournalError`.
         timeout: Seconds to wait for another process that is writing.
-        read_only: Only look into a journal that is there: nothing is written, so it may lie where nothing can be.
+        read_only: Read an existing journal without writing anything, such as on a read-only file system.
 
     Raises:
-        JournalError: the file is no journal, was written by a newer version, or cannot be opened.
+        JournalError: the file is not a journal, was written by a newer version, or cannot be opened.
         DeclarationError: *path* is `:memory:`.
     """
 
@@ -84,12 +81,12 @@ class SqliteJournal:
 
     def _written(self, rows: tuple[Row, ...]) -> list[Row]:
         if rows:
-            self._check_that_it_may_write()
+            self._check_writable()
         if self._redact is None:
             return list(rows)
         return [row for row in (redacted(row, self._redact) for row in rows) if row is not None]
 
-    def _check_that_it_may_write(self) -> None:
+    def _check_writable(self) -> None:
         if self._read_only:
             msg = f"{self.path}: this journal was opened to look into it (`read_only`); nothing can be recorded"
             raise JournalError(msg)
@@ -120,7 +117,7 @@ class SqliteJournal:
             for values in connection.execute("SELECT * FROM runs ORDER BY started DESC"):
                 row = row_of(RunRow, values)
                 scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
-                if fits(row, (row_of(FeedbackRow, score) for score in scores), wanted):
+                if wanted.matches(row, (row_of(FeedbackRow, score) for score in scores)):
                     found.append(row)
                 if len(found) >= wanted.limit:
                     break
@@ -141,21 +138,21 @@ class SqliteJournal:
         return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        self._check_that_it_may_write()
+        self._check_writable()
         before = time.time() - older_than if older_than is not None else None
 
-        def forget(connection: sqlite3.Connection) -> int:
+        def delete(connection: sqlite3.Connection) -> int:
             with transaction(connection):
                 query = "SELECT run_id, status, owner, started + duration FROM runs"
-                standings = [Standing(*values) for values in connection.execute(query)]
-                doomed = [(run_id,) for run_id in forgettable(standings, before=before, keep=keep)]
+                runs = [Prunable(*values) for values in connection.execute(query)]
+                doomed = [(run_id,) for run_id in prunable(runs, before=before, keep=keep)]
                 for table, _ in TABLES.values():
                     connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
             if doomed:
                 shrink(connection)
             return len(doomed)
 
-        return await self._in_thread(forget)
+        return await self._in_thread(delete)
 
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._writer.close)
@@ -166,7 +163,7 @@ class SqliteJournal:
         return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, encodable(values))])
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do something with the file off the event loop, with everything written that was handed in before."""
+        """Use the file off the event loop, after all earlier rows were written."""
         if not self._read_only:
             await self.put()
 
@@ -175,6 +172,6 @@ class SqliteJournal:
                 with closing(connect(self.path, timeout=self._timeout, read_only=self._read_only)) as connection:
                     return work(connection)
             except (sqlite3.Error, OSError) as error:
-                raise explained(self.path, error) from error
+                raise journal_error(self.path, error) from error
 
         return await anyio.to_thread.run_sync(connected)

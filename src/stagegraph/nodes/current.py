@@ -1,13 +1,13 @@
-"""Where the running code stands: the one context variable, and what stands behind it.
+"""The call that is running now: the one context variable, and the protocol of what it holds.
 
-Declaration knows this protocol, the runner implements it: that is how `await self.plan(spec)` reaches
-the run it belongs to without any node knowing a runner.
+Nodes know this protocol and the runner implements it. That is how `await self.plan(spec)` reaches the run it belongs
+to, although no node knows a runner.
 """
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stagegraph.schema.errors import NotRunningError
 
@@ -16,54 +16,67 @@ if TYPE_CHECKING:
 
     from stagegraph.data.call import CallInfo
 
-    from .node import Node
+__all__ = ["OpenCall", "Suspended", "current", "current_call"]
 
-__all__ = ["Frame", "Suspended", "current", "current_call"]
+Stage_contra = TypeVar("Stage_contra", contravariant=True)
+Step_contra = TypeVar("Step_contra", contravariant=True)
+Graph_contra = TypeVar("Graph_contra", contravariant=True)
 
 
 class Suspended(BaseException):
-    """An agent asks somebody and the run has to wait: siblings finish first, then the run ends as suspended.
+    """An agent waits for an approval or an external result: siblings finish first, then the run ends as suspended.
 
-    No `Exception`, so that a flow does not catch it by accident.
+    It is no `Exception`, so that a flow does not catch it by accident.
     """
 
 
-class Frame(Protocol):
-    """One open call of a run, or one branch of a fan-out in it."""
+class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
+    """One open call of a run, or one branch of a fan-out in it.
+
+    Generic over the three node classes, which import this file; each class calls its own method.
+    """
 
     @property
     def info(self) -> CallInfo: ...
 
     @property
     def fan_out_limit(self) -> int:
-        """How many branches of one fan-out run at once unless it says otherwise."""
+        """The default number of branches of one fan-out that run at once."""
         ...
 
-    def call(self, node: Node[Any, Any], value: object) -> Coroutine[Any, Any, Any]:
-        """Run a node in here and give its output."""
+    def run_stage(self, stage: Stage_contra, value: Any) -> Coroutine[Any, Any, Any]:
+        """Call a stage in here; returns its output."""
         ...
 
-    def branch(self, label: str, index: int, size: int | None) -> Frame:
-        """The frame of item *index* of a fan-out of *size*; calls made in it carry `[label]` in their key."""
+    def run_step(self, step: Step_contra, value: Any) -> Coroutine[Any, Any, Any]:
+        """Call a step in here; returns its output."""
+        ...
+
+    def run_graph(self, graph: Graph_contra, value: Any) -> Coroutine[Any, Any, Any]:
+        """Call a graph in here; returns its output."""
+        ...
+
+    def branch(self, label: str, index: int, size: int | None) -> OpenCall[Stage_contra, Step_contra, Graph_contra]:
+        """The branch for item *index* of a fan-out of *size*; calls made in it carry `[label]` in their key."""
         ...
 
     def branch_key(self, target: object, label: str) -> str:
-        """The key of what this branch has run."""
+        """The key of the call that this branch made."""
         ...
 
     def fanned_out(self, target: object, size: int) -> None:
-        """Tell watchers that a fan-out over so many items begins."""
+        """Record the event that a fan-out over *size* items begins."""
         ...
 
 
-current: ContextVar[Frame] = ContextVar("stagegraph_frame")
+current: ContextVar[OpenCall[Any, Any, Any]] = ContextVar("stagegraph_call")
 
 
 def current_call() -> CallInfo:
     """The path, key, run id and deps of the call that is running.
 
     For steps, tools and flows. The key stays the same when a run is resumed: with the run's id it is the idempotency
-    key of a step's side effect; a tool adds its `ctx.tool_call_id`, as all tools of an agent run share its call.
+    key of a step's side effect. A tool adds its `ctx.tool_call_id`, since all tools of one agent run share its call.
 
     Raises:
         NotRunningError: outside a run.

@@ -14,7 +14,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from stagegraph.schema.errors import DeclarationError
 
-from .branches import Branches, Ends, Outcome, is_cancelled
+from .branches import Branches, Failures, Outcome, is_cancelled
 from .current import Suspended
 
 __all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
@@ -120,6 +120,8 @@ async def as_completed(
 
 
 @overload
+async def gather() -> tuple[()]: ...
+@overload
 async def gather(a: Awaitable[T1], /) -> tuple[T1]: ...
 @overload
 async def gather(a: Awaitable[T1], b: Awaitable[T2], /) -> tuple[T1, T2]: ...
@@ -138,7 +140,17 @@ async def gather(
     a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], e: Awaitable[T5], f: Awaitable[T6], /
 ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
 @overload
-async def gather(*awaitables: Awaitable[T1]) -> tuple[T1, ...]: ...
+async def gather(
+    a: Awaitable[T1],
+    b: Awaitable[T1],
+    c: Awaitable[T1],
+    d: Awaitable[T1],
+    e: Awaitable[T1],
+    f: Awaitable[T1],
+    g: Awaitable[T1],
+    /,
+    *more: Awaitable[T1],
+) -> tuple[T1, ...]: ...
 async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     """Await different things at once: `tests, docs = await gather(self.tests(code), self.docs(code))`.
 
@@ -151,21 +163,21 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             _close(awaitables)
             raise DeclarationError(_not_awaitable(awaitable))
     results: list[Any] = [None] * len(awaitables)
-    ends = Ends()
+    failures = Failures()
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
         try:
             results[index] = await awaitable
-        except (Exception, Suspended, asyncio.CancelledError) as error:  # noqa: BLE001 - told when all have ended
-            ends.met(error, group.cancel_scope)
+        except (Exception, Suspended, asyncio.CancelledError) as error:  # noqa: BLE001 - raised when all have ended
+            failures.add(error, group.cancel_scope)
 
     try:
         async with anyio.create_task_group() as group:
             for index, awaitable in enumerate(awaitables):
                 group.start_soon(one, index, awaitable)
     finally:
-        _close(awaitables)  # one that was cancelled before it began would warn that nobody awaited it
-    ends.tell()
+        _close(awaitables)  # a coroutine that never began would warn that it was never awaited
+    failures.raise_first()
     return tuple(results)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace
 from typing import Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -16,7 +16,7 @@ from typing_extensions import TypeVar as TypeVarWithDefault
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
-from .node import Declaration, Node, reject_reserved
+from .node import Declaration, Node, open_call, reject_reserved
 
 __all__ = ["BaseGraph"]
 
@@ -48,6 +48,9 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         cls = type(self)
         return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
+
+    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+        return open_call(self).run_graph(self, value)
 
     def __repr__(self) -> str:
         return f"<graph {self.__node__.name}>"

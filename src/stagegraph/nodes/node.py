@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
-from .current import current
+from .current import OpenCall, current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Kind
     from stagegraph.schema.schema import Schema
 
-__all__ = ["Declaration", "Node", "Tree", "reject_reserved"]
+__all__ = ["Declaration", "Node", "Tree", "open_call", "reject_reserved"]
 
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
@@ -41,6 +41,7 @@ class Node(ABC, Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         """What the framework keeps about the node. One dunder, so that no other name is taken from users."""
 
+    @abstractmethod
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
         """Run the node in the graph that is running.
 
@@ -49,20 +50,27 @@ class Node(ABC, Generic[In_contra, Out_co]):
             DeclarationError: in a graph that does not declare the node.
             StageError: the value has the wrong type, or the call failed.
         """
-        try:
-            frame = current.get()
-        except LookupError:
-            kind, name = self.__node__.kind, self.__node__.name
-            msg = (
-                f"{kind} `{name}` was called outside a run. Call it in the `flow` of a graph that declares it, "
-                f"or run it by itself: `await Runner(model=...).run({name}, value)`"
-            )
-            raise NotRunningError(msg) from None
-        return frame.call(self, value)
 
     def __getstate__(self) -> dict[str, object]:
         """A copy of a node declares its own nodes."""
         return {name: value for name, value in vars(self).items() if name != "__node__"}
+
+
+def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
+    """The call in which *node* is called.
+
+    Raises:
+        NotRunningError: outside a run.
+    """
+    try:
+        return current.get()
+    except LookupError:
+        kind, name = node.__node__.kind, node.__node__.name
+        msg = (
+            f"{kind} `{name}` was called outside a run. Call it in the `flow` of a graph that declares it, "
+            f"or run it by itself: `await Runner(model=...).run({name}, value)`"
+        )
+        raise NotRunningError(msg) from None
 
 
 class Declaration:

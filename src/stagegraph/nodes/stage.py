@@ -18,11 +18,11 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
 from .describe import Offered, fields_of, tools_of
-from .node import Declaration, Node
+from .node import Declaration, Node, open_call
 from .render import render_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from pydantic_ai.messages import UserContent
     from pydantic_ai.settings import ModelSettings
@@ -117,6 +117,9 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         own = [s.instruction for s in sourced if s.id == OWN_INSTRUCTIONS]
         texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
         return "\n\n".join(text for text in texts if text)
+
+    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+        return open_call(self).run_stage(self, value)
 
     def __repr__(self) -> str:
         node = self.__node__

@@ -11,10 +11,10 @@ from typing_extensions import TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
-from .node import Declaration, Node
+from .node import Declaration, Node, open_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 
 __all__ = ["Step", "step"]
@@ -74,6 +74,9 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 msg = f"step `{self.fn.__name__}` has no type for `{what}`: a step declares its input and output types"
                 raise DeclarationError(msg)
         return hints
+
+    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+        return open_call(self).run_step(self, value)
 
     def __repr__(self) -> str:
         return f"<step {self.fn.__name__}>"

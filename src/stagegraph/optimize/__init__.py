@@ -8,31 +8,26 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.schema.errors import TuningError as _TuningError
 
 if TYPE_CHECKING:
-    from .dspy.fields import from_dspy, to_dspy
-    from .dspy.finetuning import BootstrapFinetune
-    from .dspy.metric import dspy_metric
-    from .dspy.module import GraphModule
-    from .dspy.program import TuningStopped
-    from .dspy.teleprompter import GEPA
-    from .evaluation.blame import credited
-    from .evaluation.budget import Budget
-    from .evaluation.compare import Comparison, compare
-    from .evaluation.data import (
-        examples,
-        from_pydantic_evals,
-        stratified_split,
-        to_pydantic_evals,  # pyright: ignore[reportUnknownVariableType]
-    )
-    from .evaluation.evaluate import evaluate
-    from .evaluation.judge import Judge, judge
-    from .evaluation.metric import Metric, graded, wants_failed_runs
-    from .evaluation.report import Report, ReportRow
-    from .evaluation.shown import stage_feedback
-    from .lms.lm import lm
-    from .tuning.options import TuningOptions
-    from .tuning.preview import Preview, preview
-    from .tuning.proposers import Candidates, Proposal
-    from .tuning.tune import Tuning, tune
+    from stagegraph.optimize.dspy.fields import from_dspy, to_dspy
+    from stagegraph.optimize.dspy.finetuning import BootstrapFinetune
+    from stagegraph.optimize.dspy.metric import dspy_metric
+    from stagegraph.optimize.dspy.module import GraphModule
+    from stagegraph.optimize.dspy.program import TuningStopped
+    from stagegraph.optimize.dspy.teleprompter import GEPA
+    from stagegraph.optimize.evaluation.blame import credited
+    from stagegraph.optimize.evaluation.budget import Budget
+    from stagegraph.optimize.evaluation.compare import Comparison, compare
+    from stagegraph.optimize.evaluation.data import examples, from_pydantic_evals, stratified_split, to_pydantic_evals
+    from stagegraph.optimize.evaluation.evaluate import evaluate
+    from stagegraph.optimize.evaluation.judge import Judge, judge
+    from stagegraph.optimize.evaluation.metric import Metric, graded, wants_failed_runs
+    from stagegraph.optimize.evaluation.report import Report, ReportRow
+    from stagegraph.optimize.evaluation.shown import stage_feedback
+    from stagegraph.optimize.lms.lm import lm
+    from stagegraph.optimize.tuning.options import TuningOptions
+    from stagegraph.optimize.tuning.preview import Preview, preview
+    from stagegraph.optimize.tuning.proposers import Candidates, Proposal
+    from stagegraph.optimize.tuning.tune import Tuning, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",

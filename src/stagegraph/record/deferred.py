@@ -1,26 +1,26 @@
-"""When an agent has to ask somebody: what it asks, and which answer is for whom."""
+"""The open questions of suspended agents, and which answer belongs to which."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from pydantic_ai import DeferredToolRequests, ToolDenied
 from pydantic_ai.tools import ToolApproved
-from pydantic_core import to_json
 
 from stagegraph.data.call import Pending
+from stagegraph.schema.types import is_mapping
 
 from .run import ReplayError
 
 if TYPE_CHECKING:
     from pydantic_ai.messages import ToolCallPart
 
-__all__ = ["by_call", "check", "dump", "load", "pending_of"]
+__all__ = ["by_call", "check", "pending_of"]
 
 
 def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pending, ...]:
+    """The questions that an agent's deferred requests ask."""
     kinds: tuple[tuple[Literal["approval", "external"], list[ToolCallPart]], ...] = (
         ("approval", requests.approvals),
         ("external", requests.calls),
@@ -32,46 +32,36 @@ def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pen
     )
 
 
-def dump(pending: tuple[Pending, ...]) -> str:
-    return to_json([{name: getattr(one, name) for name in Pending.__slots__} for one in pending]).decode()
-
-
-def load(text: str) -> tuple[Pending, ...]:
-    return tuple(Pending(**one) for one in json.loads(text))
-
-
 def by_call(pending: tuple[Pending, ...], answers: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """Answers sorted by the call they belong to.
+    """Call key -> tool call id -> answer.
 
-    They are given by `Pending.id`, by tool call id where that is unique, or all for one call by its key.
+    An answer is named by `Pending.id`, or by a tool call id that is unique; or all answers to one call by its key.
 
     Raises:
-        ReplayError: nobody asked this, or it is not clear who.
+        ReplayError: a name belongs to no open question, or to several.
     """
     found: dict[str, dict[str, object]] = {}
     for name, answer in answers.items():
-        asking = [one for one in pending if name in (one.id, one.tool_call_id)]
-        if not asking and isinstance(answer, Mapping):
-            given = cast("Mapping[str, Any]", answer)
-            asking = [one for one in pending if one.key == name and one.tool_call_id in given]
-            for one in asking:
-                found.setdefault(one.key, {})[one.tool_call_id] = given[one.tool_call_id]
-            if asking:
-                continue
-        if len(asking) != 1:
+        named = [one for one in pending if name in {one.id, one.tool_call_id}]
+        given: dict[str, object] = {}
+        if not named and is_mapping(answer):
+            ids = [one.tool_call_id for one in pending if one.key == name]
+            given = {tool_call_id: answer[tool_call_id] for tool_call_id in ids if tool_call_id in answer}
+        if not given and len(named) != 1:
             open_ones = ", ".join(one.id for one in pending) or "nothing"
-            problem = "several calls ask" if asking else "nobody asks"
+            problem = "several calls ask" if named else "no call asks"
             msg = f"{problem} `{name}`; open are: {open_ones}"
             raise ReplayError(msg)
-        found.setdefault(asking[0].key, {})[asking[0].tool_call_id] = answer
+        key = name if given else named[0].key
+        found.setdefault(key, {}).update(given or {named[0].tool_call_id: answer})
     return found
 
 
 def check(pending: tuple[Pending, ...], answers: Mapping[str, Mapping[str, object]]) -> None:
-    """Refuse what is no answer to its question, before anything is done with it.
+    """Refuse an answer that does not fit its question, before any answer is used.
 
     Raises:
-        ReplayError: an approval is neither given nor denied.
+        ReplayError: an answer to an approval neither approves nor denies.
     """
     for one in pending:
         answer = answers.get(one.key, {}).get(one.tool_call_id, True)

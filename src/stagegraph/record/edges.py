@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import Enum
 from types import NoneType
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import to_json
 
 from stagegraph.data.call import Call, key_order
+from stagegraph.schema.types import is_mapping, is_sequence, is_set
 
 __all__ = ["follow_contents", "follow_values", "makers_of_output"]
 
 _LONG = 64
-"""Shorter texts may be one object in many places (JSON parsers and Python share them), so they prove nothing."""
+"""Shorter texts prove nothing: JSON parsers and Python use one object for equal texts."""
 _TICK = 2e-6
-"""Calls are dated in whole microseconds, so one that followed at once may seem to begin before the other ended."""
+"""Calls are dated in whole microseconds: one that follows at once may seem to begin before the other ended."""
 
 
 def follow_values(root: Call) -> list[tuple[str, str]]:
     """Pairs of keys, from the call that made a value to the leaf call that was given it, in key order.
 
-    An object is followed by identity through models, dataclasses and containers. Where a call passed on what another
-    call had made inside an object of its own, the edge comes from the call that made the outermost object.
+    An object is followed by identity through models, dataclasses and containers. Where a call returned an object with
+    the object of another call inside, the edge comes from the call that made the outer object.
     """
     return _Flow(root, id).edges()
 
 
 def follow_contents(root: Call) -> list[tuple[str, str]]:
-    """The same for a run that was read back from a journal, where an object is known by its content alone."""
+    """The same for a run from a journal, where an object is known by its content alone."""
     return _Flow(root, _content).edges()
 
 
 def makers_of_output(root: Call) -> list[str]:
-    """Keys of the leaf calls whose answers are in what the whole gave, as they were or as parts of it, in key order."""
+    """Keys of the leaf calls whose output is the output of the whole run, or a part of it, in key order."""
     ended = root.started + timedelta(seconds=root.duration)
     taker = dataclasses.replace(root, input=root.output, started=ended)
-    for mark in (id, _content):  # values that were read back are known by their content alone
+    for mark in (id, _content):  # values from a journal are known by their content alone
         found = {maker.key for maker in _Flow(root, mark).makers_of(taker)}
         if found:
             return sorted(found, key=key_order)
@@ -52,7 +53,7 @@ def _content(value: object) -> int:
 
 
 class _Flow:
-    """Who made which value: values are known by their *mark*, an identity or a content."""
+    """Which call made which value; *mark* identifies a value by identity or by content."""
 
     def __init__(self, root: Call, mark: Callable[[object], int]) -> None:
         self._mark = mark
@@ -69,7 +70,7 @@ class _Flow:
         return sorted(edges, key=lambda edge: (key_order(edge[0]), key_order(edge[1])))
 
     def makers_of(self, call: Call) -> Iterator[Call]:
-        """The calls that made what a call was given."""
+        """The calls that made the input of a call, or parts of it."""
         pending: list[Any] = [call.input]
         seen: set[int] = set()
         while pending:
@@ -86,14 +87,14 @@ class _Flow:
                 yield maker
 
     def _leaf_makers(self, value: object, call: Call) -> Iterator[Call]:
-        """The leaf calls behind a value that a graph put together."""
+        """The leaf calls that made the parts of a graph's output."""
         for part in _traceable_parts(value):
             maker = self._latest(part, call, leaves_only=True)
             if maker is not None:
                 yield maker
 
     def _latest(self, value: object, call: Call, *, leaves_only: bool = False) -> Call | None:
-        """Who made the value last before the call began; making it whole goes before having it as a part."""
+        """The last call that made a value before *call* began; first one that made it as a whole, then as a part."""
         if not _followed(value, whole=True):
             return None
         mark = self._mark(value)
@@ -129,9 +130,9 @@ def _followed(value: object, *, whole: bool) -> bool:
         return len(value) >= _LONG or (whole and len(value) > 1)
     if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
         return not isinstance(value, type)
-    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
-        return len(cast("Any", value)) > 0
-    # Numbers, enum members, `None` and the like are one object wherever they appear.
+    if is_mapping(value) or is_sequence(value) or is_set(value):
+        return len(value) > 0
+    # Numbers, enum members, `None` and the like are the same object everywhere.
     return whole and not isinstance(value, (int, float, complex, type, Enum, NoneType))
 
 
@@ -140,8 +141,6 @@ def _parts(value: object) -> list[Any]:
         return list(vars(value).values()) + list((value.model_extra or {}).values())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        return list(cast("Mapping[Any, Any]", value).values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(cast("list[Any]", value))
-    return []
+    if is_mapping(value):
+        return list(value.values())
+    return list(value) if is_sequence(value) or is_set(value) else []

@@ -1,38 +1,46 @@
-"""Files of examples that people can read and write: JSON lines, JSON, YAML and tables."""
+"""Files of examples: JSON lines, JSON, YAML and CSV tables.
+
+They are read in this room and not in `data/`, because a bad row is an `InputError`.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
 from stagegraph.data.examples import Example
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import field_keys
+from stagegraph.schema.types import is_dict, is_mapping
 
-from .example_rows import read_rows
 from .run import InputError
 
 if TYPE_CHECKING:
     import os
 
+    from stagegraph.nodes.node import Node
     from stagegraph.schema.schema import Schema
 
 __all__ = ["load_examples", "read_examples", "save_examples"]
 
+In = TypeVar("In")
+
 _ABOUT = frozenset({"id", "metadata", "split", "expected"})
 _CASE = {"inputs": "input", "expected_output": "expected", "name": "id", "metadata": "metadata"}
-"""What a case of a pydantic_evals data set calls them."""
+"""Field of a case of a pydantic_evals data set -> field of an example."""
+_DECODER = json.JSONDecoder()
 
 
 def save_examples(examples: Iterable[Example[Any]], path: str | os.PathLike[str]) -> int:
-    """Write one JSON object a line; gives how many.
+    """Write one JSON object a line; returns the number of examples.
 
     Raises:
-        InputError: an example cannot be written as JSON, or the file cannot be written.
+        InputError: an example has no JSON, or the file cannot be written.
     """
     rows: list[bytes] = []
     for number, example in enumerate(examples, 1):
@@ -56,29 +64,37 @@ def _line(row: dict[str, Any]) -> bytes:
         return f"{json.dumps(row)}\n".encode()
 
 
+@overload
 def load_examples(
-    path: str | os.PathLike[str], takes: Schema | None = None, *, split: str | None = None
+    path: str | os.PathLike[str], graph: Node[In, Any], *, split: str | None = None
+) -> list[Example[In]]: ...
+@overload
+def load_examples(
+    path: str | os.PathLike[str], graph: None = None, *, split: str | None = None
+) -> list[Example[Any]]: ...
+def load_examples(
+    path: str | os.PathLike[str], graph: Node[Any, Any] | None = None, *, split: str | None = None
 ) -> list[Example[Any]]:
     """Read a file of JSON lines, a JSON or YAML list, a CSV table, or a data set of pydantic_evals.
 
-    A row has an `input`, or the fields of the input model beside each other. `id`, `metadata`, `split` and `expected`
-    are what they say; without `expected`, all other fields together are what is expected. The evaluators of a
-    pydantic_evals data set are not read.
+    A row has an `input`, or the fields of the input model beside each other, and may have `id`, `metadata`, `split` and
+    `expected`. Without `expected`, all other fields together are expected. The evaluators of a pydantic_evals data set
+    are ignored.
 
     Args:
-        path: The file; its name says the format.
-        takes: The type of the inputs (`graph.__node__.input_type`); without it they stay plain data.
+        path: The file; its suffix is the format.
+        graph: The graph (or stage, or step) that takes the inputs; without it they stay plain data.
         split: Only rows with this `split` (`train`, `test`).
 
     Raises:
-        InputError: the file cannot be read, or a row does not fit; it names the file and the line.
+        InputError: the file cannot be read, or a row does not fit; the message has the file and the line.
     """
-    rows = (example for _, example in read_examples(path, takes))
+    rows = (example for _, example in read_examples(path, None if graph is None else graph.__node__.input_type))
     return [example for example in rows if split is None or example.metadata.get("split") == split]
 
 
-def read_examples(path: str | os.PathLike[str], takes: Schema | None) -> Iterator[tuple[int, Example[Any]]]:
-    """The same one by one, each with the line that it begins on.
+def read_examples(path: str | os.PathLike[str], input_type: Schema | None) -> Iterator[tuple[int, Example[Any]]]:
+    """The examples of a file one by one, each with the line where it begins.
 
     Raises:
         InputError: as `load_examples`.
@@ -93,9 +109,16 @@ def read_examples(path: str | os.PathLike[str], takes: Schema | None) -> Iterato
         line = error.object.count(b"\n", 0, error.start) + 1
         msg = f"{name}, line {line}: the examples cannot be read: {error}"
         raise InputError(msg) from error
-    for line, row in read_rows(text, suffix, name):
+    read = _READERS.get(suffix)
+    if read is None:
+        msg = f"{name}: examples are read from {', '.join(sorted(_READERS))} files, not from `{suffix}`"
+        raise InputError(msg)
+    for line, row in read(text, name):
+        if not is_dict(row):
+            msg = f"{name}, line {line}: this is no example: a row is a mapping, not {type(row).__name__}"
+            raise InputError(msg)
         try:
-            yield line, _example(_uncased(row), takes, flat=suffix == ".csv")
+            yield line, _example(_from_case(row), input_type, flat=suffix == ".csv")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             msg = f"{name}, line {line}: this is no example: {_reason(error)}"
             raise InputError(msg) from error
@@ -107,8 +130,8 @@ def _reason(error: Exception) -> str:
     return first_problem(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
 
 
-def _uncased(row: dict[str, Any]) -> dict[str, Any]:
-    """A case of a pydantic_evals data set as a row; every other row as it is."""
+def _from_case(row: dict[str, Any]) -> dict[str, Any]:
+    """A case of a pydantic_evals data set as a row; every other row unchanged."""
     if "inputs" not in row or "input" in row or not row.keys() <= _CASE.keys() | {"evaluators"}:
         return row
     found = {_CASE[name]: value for name, value in row.items() if name in _CASE and value is not None}
@@ -116,63 +139,133 @@ def _uncased(row: dict[str, Any]) -> dict[str, Any]:
     return {**found, "metadata": metadata if isinstance(metadata, dict) else {"metadata": metadata}}
 
 
-def _example(row: dict[str, Any], takes: Schema | None, *, flat: bool) -> Example[Any]:
-    given, own = _input(row, takes, flat=flat)
+def _example(row: dict[str, Any], input_type: Schema | None, *, flat: bool) -> Example[Any]:
+    given, own = _input(row, input_type, flat=flat)
     rest = {name: _cell(value, flat=flat) for name, value in row.items() if name not in own | _ABOUT}
     expected = _cell(row["expected"], flat=flat) if "expected" in row else (rest or None)
-    told: Any = _cell(row.get("metadata"), flat=flat) or {}
-    if not isinstance(told, dict):
+    metadata: object = _cell(row.get("metadata"), flat=flat) or {}
+    if not is_dict(metadata):
         msg = "its metadata is no mapping"
         raise TypeError(msg)
-    metadata = cast("dict[str, Any]", told) | (rest if "expected" in row else {})
+    metadata = metadata | (rest if "expected" in row else {})
     if "split" in row:
         metadata["split"] = row["split"]
     name = row.get("id")
     return Example(given, expected, "" if name is None else str(name), metadata)
 
 
-def _input(row: dict[str, Any], takes: Schema | None, *, flat: bool) -> tuple[Any, set[str]]:
-    """A row's input, and the names that it stands under."""
-    keys = _fields_of(takes)
+def _input(row: dict[str, Any], input_type: Schema | None, *, flat: bool) -> tuple[Any, set[str]]:
+    """A row's input, and the names of its fields in the row."""
+    model = None if input_type is None else input_type.type
+    keys = field_keys(model) if isinstance(model, type) and issubclass(model, BaseModel) else {}
     if not keys or "input" in row:
         try:
-            return _loaded(takes, row["input"], flat=flat), {"input"}
+            return _loaded(input_type, row["input"], flat=flat), {"input"}
         except ValidationError:
             if "input" not in keys:  # else it may be a field of that name
                 raise
     named = {key: row[name] if name in row else row[key] for name, key in keys.items() if {name, key} & row.keys()}
-    return _loaded(takes, named, flat=flat), {*keys, *keys.values()}
+    return _loaded(input_type, named, flat=flat), {*keys, *keys.values()}
 
 
-def _fields_of(takes: Schema | None) -> dict[str, str]:
-    """Field of the input model -> the name that its JSON has for it; nothing when the input is no model."""
-    model = None if takes is None else takes.type
-    return field_keys(model) if isinstance(model, type) and issubclass(model, BaseModel) else {}
-
-
-def _loaded(takes: Schema | None, value: Any, *, flat: bool) -> Any:
-    if takes is None:
+def _loaded(input_type: Schema | None, value: Any, *, flat: bool) -> Any:
+    if input_type is None:
         return value
-    opened = _opened(value, flat=flat)
+    cells = {name: _cell(cell, flat=flat) for name, cell in value.items()} if flat and is_mapping(value) else None
+    opened = _cell(value, flat=flat) if cells is None else cells
     try:
-        return takes.load(opened)
+        return input_type.load(opened)
     except ValidationError:
         if opened == value:
             raise
-        return takes.load(value)  # a text may look like JSON
-
-
-def _opened(value: Any, *, flat: bool) -> Any:
-    if flat and isinstance(value, Mapping):
-        return {name: _cell(cell, flat=True) for name, cell in cast("Mapping[str, Any]", value).items()}
-    return _cell(value, flat=flat)
+        return input_type.load(value)  # a text that only looks like JSON
 
 
 def _cell(value: Any, *, flat: bool) -> Any:
-    """A cell of a table may hold a list or a mapping, written as JSON."""
+    """A cell of a table may hold a list or a mapping as JSON."""
     if flat and isinstance(value, str) and value[:1] in {"{", "["}:
         try:
             return json.loads(value)
         except ValueError:
             return value
     return value
+
+
+def _jsonl(text: str, name: str) -> Iterator[tuple[int, object]]:
+    for line, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            try:
+                yield line, json.loads(content)
+            except (ValueError, RecursionError) as error:
+                msg = f"{name}, line {line}: this is no JSON: {error}"
+                raise InputError(msg) from error
+
+
+def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
+    """The items of a JSON list (or of the list `cases` of an object), each with its line."""
+    try:
+        whole: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{name}, line {getattr(error, 'lineno', 1)}: this is no JSON: {getattr(error, 'msg', error)}"
+        raise InputError(msg) from error
+    start = _after_gap(text, 0)
+    if isinstance(whole, dict):
+        entries = list(_parts(text, start))
+        values = {key: position for (_, key), (position, _) in zip(entries[::2], entries[1::2], strict=True)}
+        start = values.get("cases", start)
+    if text[start] != "[":
+        line = 1 + text.count("\n", 0, start)
+        msg = f"{name}, line {line}: a JSON file of examples is a list, or an object with a list of `cases`"
+        raise InputError(msg)
+    for position, item in _parts(text, start):
+        yield 1 + text.count("\n", 0, position), item
+
+
+def _parts(text: str, start: int) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON list, or keys and values of an object in turn, each with its position in the valid *text*."""
+    position = _after_gap(text, start + 1)
+    while text[position] not in "]}":
+        part, end = _DECODER.raw_decode(text, position)
+        yield position, part
+        position = _after_gap(text, end)
+
+
+def _after_gap(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n,:":
+        position += 1
+    return position
+
+
+def _yaml(text: str, name: str) -> Iterator[tuple[int, object]]:
+    from stagegraph.data.prompts_yaml import parse_yaml_rows  # noqa: PLC0415 - PyYAML is loaded for a YAML file only
+
+    try:
+        yield from parse_yaml_rows(text)
+    except ValueError as error:
+        msg = f"{name}: these are no YAML examples: {error}"
+        raise InputError(msg) from error
+
+
+def _csv(text: str, name: str) -> Iterator[tuple[int, object]]:
+    """Rows under a header; an empty cell is a missing value."""
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        header = next(reader, list[str]())
+        if len(set(header)) < len(header) or not all(header):
+            msg = f"{name}, line 1: each column has a name of its own"
+            raise InputError(msg)
+        before = reader.line_num
+        for cells in reader:
+            line, before = before + 1, reader.line_num
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                msg = f"{name}, line {line}: {len(cells)} cells under {len(header)} columns"
+                raise InputError(msg)
+            yield line, {column: cell for column, cell in zip(header, cells, strict=True) if cell}
+    except csv.Error as error:
+        msg = f"{name}, line {reader.line_num}: this is no CSV: {error}"
+        raise InputError(msg) from error
+
+
+_READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".yaml": _yaml, ".yml": _yaml, ".csv": _csv}

@@ -6,9 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.call import Call
-from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Tree
-from stagegraph.schema.names import bare, named_models
+from stagegraph.schema.types import bare, named_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["declared_chart", "run_chart"]
 
 _WIDEST = 150
-"""With more calls than this nobody reads single calls; the drawing then counts them by path."""
+"""A run with more calls is drawn by path, with counts."""
 _STYLES = (
     "classDef stage fill:#e8f0fe,stroke:#3367d6,color:#111",
     "classDef step fill:#f1f3f4,stroke:#5f6368,color:#111",
@@ -39,7 +38,7 @@ class _Chart:
         self.lines.append("    " * (depth + 1) + line)
 
     def node(self, depth: int, name: str, label: str, kind: str) -> None:
-        # Stages are rounded, steps are plain boxes: readable without colours as well.
+        # Stages are rounded and steps are plain boxes, so that they differ without colours too.
         left, right = ('("', '")') if kind == "stage" else ('["', '"]')
         self.add(depth, f"{self.id(name)}{left}{label}{right}")
 
@@ -53,27 +52,27 @@ class _Chart:
 
 
 def _escaped(text: str) -> str:
-    """A label that a model may have written, as text that Mermaid cannot take for anything else."""
+    """A label, which a model may have written, without characters that mean something in Mermaid."""
     return "".join(c if c.isalnum() or c in " ._-[]()~:,>+" else f"#{ord(c)};" for c in text)
 
 
 def declared_chart(root: Node[Any, Any]) -> str:
-    """What is declared; dotted arrows where one node's output type is or holds another's input type."""
+    """The declared nodes; a dotted arrow where the output type of one is, or contains, the input type of another."""
     tree = root.__node__.tree
     chart = _Chart()
     classes: dict[str, list[str]] = {}
     _declare(chart, tree, "", 0, classes)
-    leaves = [(path, node) for path, node in tree.nodes.items() if not isinstance(node, BaseGraph)]
+    leaves = [(path, node.__node__) for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
     for path, maker in leaves:
-        made = named_models(maker.__node__.output_type.type)
+        made = named_models(maker.output_type.type)
         for other, taker in leaves:
-            if path != other and made & _taken(taker.__node__.input_type.type):
+            if path != other and made & _taken(taker.input_type.type):
                 chart.add(0, f"{chart.id(path)} -.-> {chart.id(other)}")
     return chart.text(classes)
 
 
 def _taken(type_: Any) -> set[type]:
-    """A type and the models that stand directly in its fields: what its values are put together from."""
+    """A type and the models of its fields."""
     whole = bare(type_)
     fields: dict[str, Any] = getattr(whole, "model_fields", None) or {}
     models = {model for field in fields.values() for model in named_models(field.annotation)}
@@ -81,26 +80,26 @@ def _taken(type_: Any) -> set[type]:
 
 
 def _declare(chart: _Chart, tree: Tree, path: str, depth: int, classes: dict[str, list[str]]) -> None:
-    node = tree.nodes.get(path, tree.root)
-    if not isinstance(node, BaseGraph):
-        chart.node(depth, path or node.__node__.name, f"{_escaped(node.__node__.name)}", node.__node__.kind)
-        classes.setdefault(node.__node__.kind, []).append(path or node.__node__.name)
+    node = tree.nodes.get(path, tree.root).__node__
+    if node.kind != "graph":
+        chart.node(depth, path or node.name, _escaped(node.name), node.kind)
+        classes.setdefault(node.kind, []).append(path or node.name)
         return
-    title = f"{path} ({node.__node__.name})" if path else node.__node__.name
+    title = f"{path} ({node.name})" if path else node.name
     chart.add(depth, f'subgraph {chart.id(f"graph {path}")} ["{_escaped(title)}"]')
     for name, below in tree.names[path].values():
-        child = tree.nodes[below]
-        if isinstance(child, BaseGraph):
+        child = tree.nodes[below].__node__
+        if child.kind == "graph":
             _declare(chart, tree, below, depth + 1, classes)
         else:
-            label = f"{_escaped(name)}<br/>{_escaped(child.__node__.input_type.name)} to {_escaped(child.__node__.output_type.name)}"
-            chart.node(depth + 1, below, label, child.__node__.kind)
-            classes.setdefault(child.__node__.kind, []).append(below)
+            label = f"{_escaped(name)}<br/>{_escaped(child.input_type.name)} to {_escaped(child.output_type.name)}"
+            chart.node(depth + 1, below, label, child.kind)
+            classes.setdefault(child.kind, []).append(below)
     chart.add(depth, "end")
 
 
 def run_chart(graph: str, root: Call, edges: Sequence[tuple[str, str]]) -> str:
-    """What happened: every call with its time, arrows where values went; by path with counts when there are many."""
+    """A run: every call with its time, and an arrow for each edge; by path, with counts, when there are many calls."""
     calls = list(root.walk())
     chart = _Chart()
     if len(calls) > _WIDEST:

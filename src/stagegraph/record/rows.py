@@ -1,13 +1,116 @@
-"""What a journal stores, and the protocol that every journal keeps. Values are JSON text, never pickles."""
+"""What a journal stores, and the protocol that every journal keeps. Values are JSON text, never pickles.
+
+The rows are the one list of a run's and a call's fields: `Run`, `Call`, the JSON of a run, answers of a service and
+pages are made from them.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import Kind, Status
+from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.schema import plain
+from stagegraph.schema.types import is_dict, is_list, is_mapping
 
-__all__ = ["CallRow", "CancelRow", "FeedbackRow", "Journal", "OpRow", "Recorded", "Row", "RunFilter", "RunRow"]
+__all__ = [
+    "CallRow",
+    "CancelRow",
+    "FeedbackRow",
+    "Journal",
+    "Labels",
+    "OpRow",
+    "Recorded",
+    "Row",
+    "RunFilter",
+    "RunRecord",
+    "RunRow",
+]
+
+
+def _text(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False)
+
+
+Json = Annotated[str, BeforeValidator(_text), PlainSerializer(json.loads)]
+"""A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
+OptionalJson = Annotated[
+    str | None,
+    BeforeValidator(lambda data: None if data is None else _text(data)),
+    PlainSerializer(lambda text: None if text is None else json.loads(text)),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What is known of a run besides its values: what the caller said about it, and what resuming it needs."""
+
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    tags: tuple[str, ...] = ()
+    session_id: str | None = None
+    user_id: str | None = None
+    resumed: tuple[float, ...] = ()
+    """When the run was resumed, each time in seconds since 1970."""
+    crashes: int = 0
+    """How often the run's process died during the run."""
+    models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Stage path -> the model that this run alone was given."""
+    override: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """Call key -> the output that the call gets in this run, as JSON data."""
+    origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+    """Stage path -> name and version of its deployed prompt."""
+    redacted: tuple[str, ...] = ()
+    """The columns that `redact=` changed, and without which the run cannot be resumed."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Labels:
+        """The labels of a row.
+
+        Raises:
+            ValueError: the text does not hold labels.
+        """
+        data: object = json.loads(text)
+        if not is_dict(data) or not is_dict(data.get("metadata", {})) or not is_list(data.get("tags", [])):
+            msg = "the labels of a run are an object with `metadata` and a list of `tags`"
+            raise ValueError(msg)
+        known: dict[str, Any] = {name: data[name] for name in _LABELS if name in data}
+        for name, value in known.items():
+            known[name] = tuple(value) if is_list(value) else value
+        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
+        return cls(**known)
+
+    def to_json(self) -> str:
+        """The text of a row's column; an object without JSON in the metadata is written as `str` shows it.
+
+        Raises:
+            DeclarationError: the metadata cannot be written as JSON.
+        """
+        kept = {name: getattr(self, name) for name in _LABELS}
+        data = {
+            name: dict(value) if is_mapping(value) else value
+            for name, value in kept.items()
+            if value or name in _ALWAYS_WRITTEN
+        }
+        try:
+            return json.dumps(data, ensure_ascii=False, default=str)
+        except (TypeError, ValueError):  # a key that is not a text, or an object that contains itself
+            pass
+        try:
+            return json.dumps(to_jsonable_python(data, fallback=str), ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
+            raise DeclarationError(msg) from error
+
+
+_LABELS = Labels.__slots__
+_ALWAYS_WRITTEN = frozenset({"metadata", "tags", "session_id", "user_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,31 +123,43 @@ class RunRow:
     started: float
     """Seconds since 1970, UTC."""
     duration: float = 0.0
-    input: str
-    """JSON."""
-    output: str | None = None
+    input: Json
+    output: OptionalJson = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
-    prompts: str | None = None
-    """JSON of the prompts that this run alone was given, for resuming it with the same."""
+    prompts: OptionalJson = None
+    """The prompts that this run alone was given, for resuming it with the same ones."""
     model: str | None = None
     """The name of the model that this run alone was given."""
-    labels: str = "{}"
-    """JSON: metadata, tags, session_id, user_id."""
+    labels: Json = "{}"
+    """`Labels`."""
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost: str | None = None
     owner: str | None = None
-    """The process that runs it now; `None` when nobody does."""
+    """The process that runs it now, if any."""
+
+    def read_labels(self) -> Labels:
+        """The labels.
+
+        Raises:
+            ValueError: the column does not hold labels.
+        """
+        return Labels.from_json(self.labels)
+
+    @property
+    def segment(self) -> int:
+        """How often the run was resumed: 0 until the first time."""
+        return len(self.read_labels().resumed)
 
 
 @dataclass(slots=True, kw_only=True)
 class CallRow:
     """One call of a run. It is written when the call begins and again when it ends.
 
-    Never changed once it is made; not frozen, because a frozen one takes three times as long to make.
+    A row is not changed after it was written; it is not frozen, since making a frozen one takes three times as long.
     """
 
     run_id: str
@@ -52,44 +167,48 @@ class CallRow:
     path: str
     kind: Kind
     parent: str | None
-    """The key of the call it was made in; `None` for the root."""
+    """The key of the call that made it; `None` for the root."""
     position: int
     """Its place among the run's calls, in the order in which they began."""
     status: Status
     identity: str = ""
-    """What determines its output, as a hash; empty when that cannot be written down."""
-    parts: str = "{}"
-    """JSON: the hash of each part of the identity, to say what changed."""
-    input: str
-    output: str | None = None
+    """A hash of what determines its output; empty when that has no JSON."""
+    parts: Json = "{}"
+    """The hash of each part of the identity, to say what changed."""
+    input: Json
+    output: OptionalJson = None
     error_type: str | None = None
     error: str | None = None
-    usage: str = "{}"
+    origin: str | None = None
+    """The key of the call in which the exception was first seen."""
+    transient: bool = False
+    """Whether a provider or the network caused the failure, so that trying again may help."""
+    usage: Json = "{}"
     cost: str | None = None
-    """Dollars; `None` when a request was made whose price is not known."""
+    """US dollars; `None` when the price of a request is not known."""
     started: float
     duration: float = 0.0
     attempts: int = 1
-    messages: str = "[]"
-    prompt: str | None = None
-    """JSON of the prompt that was in force."""
+    messages: Json = "[]"
+    prompt: OptionalJson = None
+    """The prompt of the stage in this run."""
     replayed: bool = False
-    pending: str | None = None
-    """JSON: what a suspended agent asks."""
+    pending: OptionalJson = None
+    """The open questions of a suspended agent: a list of `Pending`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpRow:
-    """One model request or tool call inside a stage call; it belongs to the call's place and content together."""
+    """One model request or tool call inside a stage call; it belongs to the call's key and identity together."""
 
     run_id: str
     key: str
     identity: str
     op: str
-    """What it is, unique within the call: a `request:`, a `tool:` call, a `question:`, an `answer:` to one."""
+    """Its name, unique within the call: `request:...`, `tool:...`, `question:...` or `answer:...`."""
     digest: str
-    """What it was asked, as a hash."""
-    payload: str
+    """A hash of what it was given."""
+    payload: Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +219,24 @@ class FeedbackRow:
     run_id: str
     key: str | None
     name: str
-    value: str
-    """JSON: a number, a boolean or a text."""
+    value: Json
+    """A number, a boolean or a text."""
     comment: str | None
     time: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRow:
-    """A wish that a run ends, for the process that holds it."""
+    """A request to cancel a run, for the process that runs it."""
 
     run_id: str
     segment: int
-    """How often the run had been resumed: a wish does not outlive what it was about."""
+    """How often the run had been resumed: the request ends with this segment."""
 
 
 @dataclass(slots=True)
 class Recorded:
-    """One recorded call with what its agent had already been told."""
+    """One recorded call with the recorded requests and tool calls of its agent."""
 
     row: CallRow
     ops: dict[str, OpRow] = field(default_factory=dict[str, OpRow])
@@ -132,7 +251,7 @@ Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
-    """Which runs to list; every field that is set must fit."""
+    """Which runs to list; every field that is set must match."""
 
     graph: str | None = None
     status: Status | None = None
@@ -145,25 +264,74 @@ class RunFilter:
     max_score: float | None = None
     limit: int = 50
 
+    def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
+        """Whether a run is to be listed; *feedback* are its scores, which are read only where they decide."""
+        if (
+            self.graph not in {None, row.graph}
+            or self.status not in {None, row.status}
+            or (self.since is not None and row.started < self.since)
+            or (self.until is not None and row.started > self.until)
+        ):
+            return False
+        if self.feedback is None and self.min_score is None and self.max_score is None:
+            return True
+        return any(self._in_range(json.loads(one.value)) for one in feedback if self.feedback in {None, one.name})
+
+    def _in_range(self, value: object) -> bool:
+        if self.min_score is None and self.max_score is None:
+            return True
+        return (
+            isinstance(value, (int, float))
+            and (self.min_score is None or value >= self.min_score)
+            and (self.max_score is None or value <= self.max_score)
+        )
+
+
+FORMAT = 2
+"""The JSON form of a run; 1 was a tree of calls."""
+
+
+class RunRecord(BaseModel):
+    """The JSON form of a run: its rows, and two facts that a journal does not store."""
+
+    model_config = ConfigDict(defer_build=True)
+
+    format: int = FORMAT
+    run: RunRow
+    calls: list[CallRow]
+    feedback: list[FeedbackRow] = []
+    rerun: dict[str, str] = {}
+    """`Run.rerun`."""
+    edges: list[tuple[str, str]] | None = None
+    """`Run.edges()`; without them the data flow is found by the contents of values."""
+
+    def to_json(self) -> str:
+        """The record as JSON text."""
+        data = self.model_dump()
+        try:
+            return json.dumps(data, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # a number in the metadata or in a message that has no JSON
+            return json.dumps(plain(data), ensure_ascii=False)
+
 
 class Journal(Protocol):
-    """Where runs are stored. One journal serves many runs of a process, and several processes may share one.
+    """Where runs are stored. One journal serves many runs of a process; several processes may share one.
 
     Every method may raise `JournalError`.
     """
 
     async def put(self, *rows: Row) -> None:
-        """Store rows; when it returns they survive the process."""
+        """Store rows; they survive the process once this returns."""
         ...
 
     def put_soon(self, *rows: Row) -> None:
-        """Store rows in order with the others, at the latest with the next `put`."""
+        """Store rows after those of earlier calls, at the latest with the next `put`."""
         ...
 
     async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
-        """Begin (*fresh*) or take up a run for `row.owner`; at most one living process may hold it.
+        """Begin (*fresh*) or resume a run for `row.owner`; at most one living process may own it.
 
-        Of a process on another host nobody can tell, so it counts as living, unless the caller knows that it is gone
+        A process on another host cannot be checked: it counts as living, unless the caller knows that it is gone
         (*take_over*).
         """
         ...
@@ -185,15 +353,15 @@ class Journal(Protocol):
         ...
 
     async def cancels(self) -> list[CancelRow]:
-        """What is wished of runs that are going on."""
+        """The requests to cancel runs that have an owner."""
         ...
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        """Forget runs that ended more than *older_than* seconds ago, and all ended ones but the newest *keep*.
+        """Delete runs that ended more than *older_than* seconds ago, and all ended runs but the newest *keep*.
 
-        A run that a living process holds stays; of a process on another host nobody can tell, so it counts as living.
-        A run that waits to go on (suspended, or interrupted by the end of its process) is neither counted nor forgotten
-        by *keep*; by *older_than* it is, when it was suspended, or began, that long ago.
+        A run that a living process owns stays; a process on another host counts as living. *keep* does not count runs
+        that can be resumed (suspended, or interrupted by the end of their process); *older_than* deletes them by the
+        time when they were suspended, or began.
         """
         ...
 

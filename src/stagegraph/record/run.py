@@ -1,31 +1,35 @@
-"""One finished (or failed) execution, for reading: its tree of calls, its data flow, its JSON."""
+"""One finished (or failed) execution, for reading: its tree of calls, its data flow, its JSON, and its errors."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, overload
 
+from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from stagegraph.data.call import Call, CallError, Pending, Status, key_order
+from stagegraph.data.call import Call, CallError, Pending, Status, key_order, load_pending
 from stagegraph.data.score import Feedback
 from stagegraph.nodes.node import Tree
-from stagegraph.schema.errors import StagegraphError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import StagegraphError, closest, first_problem
+from stagegraph.schema.serialize import escaped
 
-from .edges import follow_values
+from .calls import call_rows, error_of, feedback_of, root_call
+from .edges import follow_contents, follow_values
 from .mermaid import run_chart
+from .rows import FORMAT, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
 
     from stagegraph.nodes.node import Node
 
-__all__ = ["InputError", "LimitError", "ReplayError", "Run", "RunError"]
+__all__ = ["InputError", "LimitError", "ReplayError", "Run", "RunError", "run_of", "stored_run"]
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -43,7 +47,7 @@ class Run(Generic[In, Out]):
     status: Status
     input: In
     output: Out
-    """What the run gave; `None` when it did not succeed."""
+    """`None` when the run did not succeed."""
     error: CallError | None
     started: datetime
     """Time zone aware, UTC."""
@@ -54,19 +58,19 @@ class Run(Generic[In, Out]):
     session_id: str | None = None
     user_id: str | None = None
     pending: tuple[Pending, ...] = ()
-    """What a suspended run asks; `Runner.resume(run.id, answers=...)` goes on."""
+    """The open questions of a suspended run; `Runner.resume(run.id, answers=...)` answers them."""
     feedback: tuple[Feedback, ...] = ()
-    """Scores that were recorded for the run, the oldest first; for runs that were read back from a journal."""
+    """Recorded scores, the oldest first; only for runs that were read from a journal."""
     rerun: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Key -> what changed, of the calls that were recorded before and had to run again."""
+    """Key -> what changed, for each recorded call that had to run again."""
     prompts_digest: str = ""
-    """`Prompts.digest` of what was deployed for this run."""
+    """`Prompts.digest` of the prompts of this run."""
     tree: Tree = field(repr=False)
-    """What the graph declared when it ran."""
+    """The nodes that the graph declared when it ran."""
     read_root: Callable[[], Call[In, Out]] = field(repr=False)
     read_edges: Callable[[], list[tuple[str, str]]] | None = field(default=None, repr=False)
     read_spent: Callable[[], tuple[RunUsage, Decimal | None]] | None = field(default=None, repr=False)
-    """Gives usage and cost where they are known without the tree of calls."""
+    """Returns usage and cost where they are known without the tree of calls."""
 
     @cached_property
     def root(self) -> Call[In, Out]:
@@ -122,12 +126,11 @@ class Run(Generic[In, Out]):
 
     def failures(self) -> list[Call]:
         """The calls that failed by themselves, in key order; a graph that failed with one of its calls is left out."""
-        failed = [call for call in self.root.walk() if call.status == "failed"]
-        own = [call for call in failed if not any(_explains(call, child) for child in call.children)]
-        return sorted(own, key=lambda call: key_order(call.key))
+        failed = [call for call in self.root.walk() if call.status == "failed" and _failed_by_itself(call)]
+        return sorted(failed, key=lambda call: key_order(call.key))
 
     def edges(self) -> list[tuple[str, str]]:
-        """Which call's output went into which call, as pairs of keys, found by following the values themselves."""
+        """The data flow: pairs of keys, from the call that returned a value to the call that was given it."""
         return list(self._edges)
 
     @cached_property
@@ -135,40 +138,93 @@ class Run(Generic[In, Out]):
         return follow_values(self.root) if self.read_edges is None else self.read_edges()
 
     def mermaid(self) -> str:
-        """What happened, as a Mermaid flowchart; a very wide run is drawn by path with counts."""
+        """The run as a Mermaid flowchart; a very wide run is drawn by path, with counts."""
         return run_chart(self.graph, self.root, self.edges())
 
     def to_json(self) -> str:
-        """The whole record; `from_json` reads it back, typed by the graph's own models.
+        """The run's rows as a journal has them, in one object; `from_json` reads it back, typed by the graph's models.
 
         Raises:
-            RunError: a value cannot be written as JSON; it names the call.
+            RunError: a value has no JSON; the message names the call.
         """
-        from . import run_json  # noqa: PLC0415
-
-        return run_json.dump(cast("Run[Any, Any]", self))
+        try:
+            calls = call_rows(self.root, self.tree, self.id, self.pending)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        labels = Labels(
+            metadata=self.metadata, tags=self.tags, session_id=self.session_id, user_id=self.user_id
+        ).to_json()
+        root = next(row for row in calls if row.parent is None)
+        run = RunRow(
+            run_id=self.id,
+            graph=self.graph,
+            status=self.status,
+            started=self.started.timestamp(),
+            duration=self.duration,
+            input=root.input,
+            output=root.output,
+            error_type=None if self.error is None else self.error.type,
+            error=None if self.error is None else escaped(self.error.message),
+            prompts_digest=self.prompts_digest,
+            labels=labels,
+            requests=self.usage.requests,
+            input_tokens=self.usage.input_tokens,
+            output_tokens=self.usage.output_tokens,
+            cost=None if self.cost is None else str(self.cost),
+        )
+        feedback = [
+            FeedbackRow(
+                id=str(number),
+                run_id=self.id,
+                key=one.key,
+                name=one.name,
+                value=json.dumps(one.value),
+                comment=one.comment,
+                time=one.time.timestamp(),
+            )
+            for number, one in enumerate(self.feedback)
+        ]
+        rerun, edges = dict(self.rerun), self.edges()
+        return RunRecord(run=run, calls=calls, feedback=feedback, rerun=rerun, edges=edges).to_json()
 
     @classmethod
     def from_json(cls, text: str | bytes, graph: Node[I, O] | type[Node[I, O]]) -> Run[I, O]:
-        """Read a record back, each value as the type that *graph* declares for it.
+        """Read a record, each value as the type that *graph* declares for it.
 
         Raises:
-            ReplayError: the text is no record, or does not fit *graph*; it names the call.
+            ReplayError: the text is not a record, or does not fit *graph*; the message names the call.
         """
-        from . import run_json  # noqa: PLC0415
-
-        node = cast("Node[Any, Any]", graph() if isinstance(graph, type) else graph)
-        return cast("Run[I, O]", run_json.load(text, node, Run[Any, Any]))
+        node = graph() if isinstance(graph, type) else graph
+        try:
+            data = json.loads(text)
+            if data["format"] == 1:
+                data = _from_format_1(data, node.__node__.tree)
+            elif data["format"] != FORMAT:
+                msg = (
+                    f"the record is in format {data['format']!r}, and this version of stagegraph reads format {FORMAT}"
+                )
+                raise ReplayError(msg)
+            record = RunRecord.model_validate(data)
+            labels = record.run.read_labels()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            msg = f"this is no record of a run that can be read: {reason}"
+            raise ReplayError(msg) from error
+        try:
+            return _run(record, labels, node, strict=True)
+        except (ValueError, ArithmeticError, OSError) as error:  # the latter two: no number, no moment
+            msg = f"the record does not fit {node.__node__.name}: {error}"
+            raise ReplayError(msg) from error
 
     def __copy__(self) -> Self:
-        return self  # nothing of it changes any more
+        return self  # it is immutable
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
     def __reduce__(self) -> NoReturn:
         msg = (
-            "a Run cannot be pickled, since it holds the graph that ran: "
+            "a Run cannot be pickled, since it contains the graph that ran: "
             "send `run.to_json()`, and read it with `Run.from_json(text, graph)`"
         )
         raise TypeError(msg)
@@ -177,16 +233,12 @@ class Run(Generic[In, Out]):
         return f"<Run {self.id} of {self.graph}: {self.status}>"
 
 
-def _explains(call: Call, child: Call) -> bool:
-    """Whether a call failed because this child did: the child's error passed through it."""
-    if child.status != "failed" or call.error is None or child.error is None:
-        return False
-    message = child.error.message
-    return (
-        child.error == call.error
-        or bool(message and message in call.error.message)
-        or "ExceptionGroup" in call.error.type
-    )
+def _failed_by_itself(call: Call) -> bool:
+    """Whether the exception was first seen in this call; where a record does not say, whether no call in it failed."""
+    origin = call.error.origin if call.error is not None else None
+    if origin is not None:
+        return origin == call.key
+    return not any(child.status == "failed" for child in call.children)
 
 
 class RunError(StagegraphError):
@@ -196,7 +248,7 @@ class RunError(StagegraphError):
         super().__init__(message)
         self._run = run
         self._elsewhere = False
-        """Whether the record is in another process, from which the error came without it."""
+        """Whether the record is in another process, which sent the error without it."""
 
     @property
     def run(self) -> Run[Any, Any]:
@@ -226,23 +278,23 @@ class RunError(StagegraphError):
 
     @property
     def attached(self) -> bool:
-        """Whether there is a record."""
+        """Whether the error has a record."""
         return self._run is not None
 
     def attach(self, run: Run[Any, Any]) -> None:
-        """Give the error its record; the runner does."""
+        """Add the record; called by the runner."""
         self._run = run
 
     @property
     def failures(self) -> list[Call[Any, Any]]:
-        """Each failed call, in key order; the innermost ones, since their parents only failed with them."""
+        """`Run.failures` of the record: the innermost failed calls, in key order."""
         return [] if self._run is None else self._run.failures()
 
     @classmethod
     def from_cancellation(cls, error: BaseException) -> RunError | None:
-        """The partial record of a run that was cancelled from outside, from the `CancelledError` that it raised.
+        """The partial record of a run that was cancelled from outside, found on its `CancelledError`.
 
-        Cancellation itself keeps propagating, as structured concurrency wants; raise the `CancelledError` again.
+        Raise the `CancelledError` again afterwards, as structured concurrency requires.
         """
         seen: set[int] = set()
         current: BaseException | None = error
@@ -260,11 +312,76 @@ class InputError(RunError):
 
 
 class LimitError(RunError):
-    """A limit of the run was reached; what was recorded remains."""
+    """A limit of the run was reached; its record is kept."""
 
     timed_out = False
-    """Whether it was the limit of time."""
+    """Whether it was the limit of seconds."""
 
 
 class ReplayError(RunError):
-    """A recorded run does not fit the program that should replay it."""
+    """A recorded run does not fit the graph that should replay or read it."""
+
+
+async def stored_run(journal: Journal, row: RunRow, graph: Node[I, O]) -> Run[I, O]:
+    """A run from a journal; a value that no longer fits its type is given as plain data."""
+    return run_of(row, await journal.calls(row.run_id), await journal.feedback(row.run_id), graph)
+
+
+def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: Node[I, O]) -> Run[I, O]:
+    """The same from rows."""
+    return _run(RunRecord(run=row, calls=calls, feedback=scores), row.read_labels(), graph)
+
+
+def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
+    row, tree, edges = record.run, graph.__node__.tree, record.edges
+    root = root_call(row, record.calls, tree, strict=strict)
+    return Run(
+        id=row.run_id,
+        graph=row.graph,
+        status=row.status,
+        input=root.input,
+        output=root.output,
+        error=error_of(row),
+        started=datetime.fromtimestamp(row.started, UTC),
+        duration=row.duration,
+        metadata=labels.metadata,
+        tags=labels.tags,
+        session_id=labels.session_id,
+        user_id=labels.user_id,
+        pending=tuple(one for call in record.calls if call.pending is not None for one in load_pending(call.pending)),
+        feedback=tuple(map(feedback_of, record.feedback)),
+        rerun=record.rerun,
+        prompts_digest=row.prompts_digest,
+        tree=tree,
+        read_root=lambda: root,
+        read_edges=lambda: follow_contents(root) if edges is None else edges,
+    )
+
+
+def _from_format_1(data: dict[str, Any], tree: Tree) -> dict[str, Any]:
+    """A record of format 1, where each call had its children inside, in the current format."""
+
+    def row(old: dict[str, Any], **more: object) -> dict[str, Any]:
+        error: dict[str, Any] = old["error"] or {}
+        facts = {"run_id": data["id"], "error_type": error.get("type"), "error": error.get("message")}
+        return {**old, **facts, "started": _seconds(old["started"]), **more}
+
+    calls: list[dict[str, Any]] = []
+    waiting: list[tuple[dict[str, Any], str | None]] = [(data["root"], None)]
+    while waiting:
+        call, parent = waiting.pop()
+        kind = tree.nodes.get(call["path"], tree.root).__node__.kind
+        pending = [one for one in data["pending"] if one["key"] == call["key"]] or None
+        calls.append(row(call, parent=parent, position=len(calls), kind=kind, pending=pending))
+        waiting += [(child, call["key"]) for child in reversed(call["children"])]
+    labels = {name: data[name] for name in ("metadata", "tags", "session_id", "user_id")}
+    run = row(data, labels=labels, input=calls[0]["input"], output=calls[0]["output"])
+    feedback = [
+        {**one, "id": str(number), "run_id": data["id"], "time": _seconds(one["time"])}
+        for number, one in enumerate(data["feedback"])
+    ]
+    return {**data, "format": FORMAT, "run": run, "calls": calls, "feedback": feedback}
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

@@ -1,223 +1,233 @@
-"""Where running code stands in a run: the two kinds of frame behind the context variable, and the call itself."""
+"""Open calls: what runs inside a call of a run, and how the nodes of a graph are called there."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+from collections.abc import Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.agent.faults import is_passing
-from stagegraph.data.call import CallError, CallInfo
+from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
-from stagegraph.nodes.branches import is_cancelled
-from stagegraph.nodes.current import Suspended, current
-from stagegraph.nodes.graph import BaseGraph
-from stagegraph.nodes.node import Node
-from stagegraph.record.run import ReplayError
-from stagegraph.schema.errors import DeclarationError, JournalError, StageError, leaves
-from stagegraph.schema.names import type_name
+from stagegraph.nodes.current import current
+from stagegraph.schema.errors import DeclarationError, StageError
+from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from contextvars import Token
 
+    from stagegraph.nodes.current import OpenCall
+    from stagegraph.nodes.graph import BaseGraph
+    from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
 
-    from .execution import Execution
-    from .state import Entry
+    from .executor import Executor
+    from .state import CallState
 
-__all__ = ["GraphFrame", "LeafFrame", "root_frame"]
+__all__ = ["OpenGraph", "OpenLeaf", "outermost"]
 
-_NOT_OURS = (
-    "it awaited something that somebody had cancelled, though nobody cancelled the call itself; "
-    "catch `asyncio.CancelledError` where that is awaited"
-)
+_MAX_VALUE = 200
 
 
-def root_frame(execution: Execution) -> GraphFrame:
-    """The frame in which the node that is run finds itself declared."""
-    root = execution.tree.root
-    return GraphFrame(execution, None, {id(root): (execution.root_name, execution.root_name)}, "")
+def outermost(executor: Executor) -> OpenGraph:
+    """Where the node that is run finds itself declared, under its own name."""
+    root = executor.state.root
+    return OpenGraph(executor, None, {id(root.node): (root.path, root.path)}, "")
 
 
-class LeafFrame:
-    """Where a step or a stage runs: it knows its call, and calls no nodes."""
+class OpenLeaf:
+    """An open call of a step or a stage (`nodes.current.OpenCall`); it can call no nodes."""
 
-    __slots__ = ("entry", "execution")
+    __slots__ = ("_token", "call", "executor")
 
-    def __init__(self, execution: Execution, entry: Entry) -> None:
-        self.execution = execution
-        self.entry = entry
+    def __init__(self, executor: Executor, call: CallState) -> None:
+        self.executor = executor
+        self.call = call
+
+    def __enter__(self) -> None:
+        self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        current.reset(self._token)
+        self.executor.close(self.call, error)
 
     @property
     def info(self) -> CallInfo:
-        terms = self.execution.terms
-        return CallInfo(self.entry.path, self.entry.key, terms.run_id, terms.deps)
+        spec = self.executor.spec
+        return CallInfo(self.call.path, self.call.key, spec.run_id, spec.deps)
 
     @property
     def fan_out_limit(self) -> int:
-        return self.execution.terms.fan_out_limit
+        return self.executor.resources.fan_out_limit
 
-    def branch(self, label: str, index: int, size: int | None) -> LeafFrame:
+    def branch(self, label: str, index: int, size: int | None) -> OpenLeaf:
         return self
 
     def branch_key(self, target: object, label: str) -> str:
-        return f"{self.entry.key}[{label}]"
+        return f"{self.call.key}[{label}]"
 
     def fanned_out(self, target: object, size: int) -> None:
-        """A fan-out inside a leaf is its own business."""
+        """A fan-out inside a leaf is no event of the run."""
 
-    async def call(self, node: Node[Any, Any], value: object) -> Any:
-        entry = self.entry
-        msg = (
-            f"{entry.node.__node__.kind} `{entry.key}` called {node.__node__.kind} `{node.__node__.name}`: only the flow of a graph calls nodes; "
-            "make it a Graph, or call the node in the flow and pass its output in"
+    async def run_stage(self, stage: Stage[Any, Any], value: Any) -> Any:
+        raise self._refusal(stage)
+
+    async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
+        raise self._refusal(step)
+
+    async def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Any:
+        raise self._refusal(graph)
+
+    def _refusal(self, node: Node[Any, Any]) -> DeclarationError:
+        kind = self.call.node.__node__.kind
+        return DeclarationError(
+            f"{kind} `{self.call.key}` called {node.__node__.kind} `{node.__node__.name}`: only the flow of a graph "
+            "calls nodes; make it a Graph, or call the node in the flow and pass its output in"
         )
-        raise DeclarationError(msg)
 
 
-class GraphFrame:
-    """Where the flow of a graph runs, or one branch of a fan-out in it; see `frame.Frame`."""
+class OpenGraph:
+    """An open call of a graph, or one branch of a fan-out in it (`nodes.current.OpenCall`): calls the graph's nodes."""
 
-    __slots__ = ("called", "entry", "execution", "fan", "names", "prefix", "scope")
+    __slots__ = ("_called", "_fan", "_names", "_prefix", "_scope", "_token", "call", "executor")
 
     def __init__(  # noqa: PLR0917 - made for every branch
         self,
-        execution: Execution,
-        entry: Entry | None,
+        executor: Executor,
+        call: CallState | None,
         names: Mapping[int, tuple[str, str]],
         prefix: str,
         scope: str = "",
         fan: tuple[int, int | None] | None = None,
     ) -> None:
-        self.execution = execution
-        self.entry = entry
-        self.names = names
-        self.prefix = prefix
-        self.scope = scope
-        self.fan = fan
-        self.called: str | None = None
-        """The key of the call that was made here last."""
+        self.executor = executor
+        self.call = call
+        self._names = names
+        self._prefix = prefix
+        self._scope = scope
+        self._fan = fan
+        self._called: str | None = None
+        """The key of the last call that was made here."""
+
+    def __enter__(self) -> None:
+        self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        current.reset(self._token)
+        if self.call is not None:
+            self.executor.close(self.call, error)
 
     @property
     def info(self) -> CallInfo:
-        entry, terms = self.entry, self.execution.terms
-        path, key = (entry.path, entry.key) if entry is not None else ("", "")
-        return CallInfo(path, key + self.scope, terms.run_id, terms.deps)
+        call, spec = self.call, self.executor.spec
+        path, key = (call.path, call.key) if call is not None else ("", "")
+        return CallInfo(path, key + self._scope, spec.run_id, spec.deps)
 
     @property
     def fan_out_limit(self) -> int:
-        return self.execution.terms.fan_out_limit
+        return self.executor.resources.fan_out_limit
 
-    def branch(self, label: str, index: int, size: int | None) -> GraphFrame:
-        fan = None if self.execution.trace is None else (index, size)
-        return GraphFrame(self.execution, self.entry, self.names, self.prefix, f"{self.scope}[{label}]", fan)
+    def branch(self, label: str, index: int, size: int | None) -> OpenGraph:
+        fan = None if self.executor.trace is None else (index, size)
+        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self._scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
-        known = id(target) in self.names
-        return self.called if known and self.called else self._target_key(target)
+        known = id(target) in self._names
+        return self._called if known and self._called else self._target_key(target)
 
     def fanned_out(self, target: object, size: int) -> None:
-        if (log := self.execution.log) is not None:
+        if (log := self.executor.log) is not None:
             log.put(FanOutStarted, key=self._target_key(target), size=size)
 
     def _target_key(self, target: object) -> str:
-        known = self.names.get(id(target))
+        known = self._names.get(id(target))
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
-        return f"{self.prefix}{name}{self.scope}"
+        return f"{self._prefix}{name}{self._scope}"
 
-    async def call(self, node: Node[Any, Any], value: object) -> Any:
-        known = self.names.get(id(node))
+    async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
+        executor = self.executor
+        call = self._open(step, value)
+        with OpenLeaf(executor, call):
+            _check_input(call)
+            if (recorder := executor.recorder) is None:
+                output = await step.fn(value)
+                _succeed(call, output)
+            else:
+                output = await executor.step_output(step, call, recorder)
+                _succeed(call, output)
+                await recorder.finished(call)
+            return output
+
+    async def run_stage(self, stage: Stage[Any, Any], value: Any) -> Any:
+        executor = self.executor
+        call = self._open(stage, value)
+        with OpenLeaf(executor, call):
+            _check_input(call)
+            output = await executor.stage_output(stage, call)
+            _succeed(call, output)
+            if executor.recorder is not None:
+                await executor.recorder.finished(call)
+            return output
+
+    async def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Any:
+        executor = self.executor
+        call = self._open(graph, value)
+        prefix = f"{call.key}." if call.key else ""
+        with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
+            _check_input(call)
+            output = await graph.flow(value)
+            _succeed(call, output)
+            return output
+
+    def _open(self, node: Node[Any, Any], value: object) -> CallState:
+        known = self._names.get(id(node))
         if known is None:
             raise self._undeclared(node)
         name, path = known
-        execution = self.execution
-        entry = execution.open(node, path, f"{self.prefix}{name}{self.scope}", self.entry, value)
-        self.called = entry.key
-        if self.fan is not None:
-            entry.fan = self.fan
-        kind = node.__node__.kind
-        frame = LeafFrame(execution, entry) if kind != "graph" else self._inside(entry)
-        token = current.set(frame)
-        try:
-            if not node.__node__.input_type.is_instance(value):
-                raise _mismatch(entry, "was given", value, "takes", node.__node__.input_type.name)
-            if kind == "step":
-                step = cast("Step[Any, Any]", node)
-                output = await (step.fn(value) if execution.recorder is None else execution.run_step(step, entry))
-            elif kind == "graph":
-                output = await cast("BaseGraph[Any, Any]", node).flow(value)
-            else:
-                output = await execution.run_stage(cast("Stage[Any, Any]", node), entry)
-            if not node.__node__.output_type.is_instance(output):
-                raise _mismatch(entry, "returned", output, "gives", node.__node__.output_type.name)
-            entry.output = output
-            entry.status = "succeeded"
-            if execution.recorder is not None and kind != "graph":
-                entry.ended = perf_counter()
-                await execution.recorder.finished(entry)
-            return output
-        except Suspended:
-            entry.status = "suspended"
-            raise
-        except Exception as error:
-            # What a limit stopped has not failed by itself: it goes on where it stood when the run is resumed.
-            entry.status = "failed" if execution.limit is None else "cancelled"
-            entry.error = _told(error)
-            if kind != "graph" and isinstance(error, (JournalError, ReplayError)):
-                execution.break_off(error)
-            raise
-        except BaseException as error:
-            entry.status = "cancelled"
-            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
-                raise _lost(entry) from error
-            raise
-        finally:
-            current.reset(token)
-            execution.close(entry)
-
-    def _inside(self, entry: Entry) -> GraphFrame:
-        names = self.execution.tree.names[entry.path]
-        return GraphFrame(self.execution, entry, names, f"{entry.key}." if entry.key else "", fan=entry.fan)
+        call = self.executor.open(node, path, f"{self._prefix}{name}{self._scope}", self.call, value)
+        call.fan = self._fan
+        self._called = call.key
+        return call
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
-        tree = self.execution.tree
-        here = self.entry.node if self.entry is not None else tree.root
+        tree = self.executor.state.tree
+        kind, name = node.__node__.kind, node.__node__.name
+        here = (self.call.node if self.call is not None else tree.root).__node__.name
         place = f"at `{self.info.key}`, " if self.info.key else ""
         elsewhere = [path for path, known in tree.nodes.items() if known is node]
         where = f"; it is declared as `{elsewhere[0]}`, in another graph" if elsewhere else ""
         return DeclarationError(
-            f"{place}the flow of {here.__node__.name} called {node.__node__.kind} `{node.__node__.name}`, "
-            f"which {here.__node__.name} does not declare{where}: write `{node.__node__.name} = ...` in the class body of {here.__node__.name} "
-            f"and call `self.{node.__node__.name}(...)`"
+            f"{place}the flow of {here} called {kind} `{name}`, which {here} does not declare{where}: "
+            f"write `{name} = ...` in the class body of {here} and call `self.{name}(...)`"
         )
 
 
-def _told(error: Exception) -> CallError:
-    """An error as the record keeps it; of a group, what is in it."""
-    passing = is_passing(error)
-    inner = [CallError(type(leaf).__name__, str(leaf), passing) for leaf in leaves(error)]
-    return inner[0] if len(inner) == 1 else CallError(type(error).__name__, "; ".join(map(str, inner)), passing)
+def _check_input(call: CallState) -> None:
+    schema = call.node.__node__.input_type
+    if not schema.is_instance(call.input):
+        raise _mismatch(call, "was given", call.input, "takes", schema.name)
 
 
-def _lost(entry: Entry) -> StageError:
-    """The failure of a call that ended by somebody else's cancellation: passed on, it would end who awaits the run."""
-    entry.status, entry.error = "failed", CallError("CancelledError", _NOT_OURS)
-    name = f"`{entry.key}`" if entry.key else entry.node.__node__.name
-    return StageError(f"{entry.node.__node__.kind} {name} failed: {_NOT_OURS}", key=entry.key, path=entry.path)
+def _succeed(call: CallState, output: object) -> None:
+    schema = call.node.__node__.output_type
+    if not schema.is_instance(output):
+        raise _mismatch(call, "returned", output, "gives", schema.name)
+    call.output = output
+    call.status = "succeeded"
+    call.ended = perf_counter()
 
 
-def _mismatch(entry: Entry, verb: str, value: object, declared: str, type_text: str) -> StageError:
-    what = entry.node.__node__.kind
-    name = f"{what} {entry.node.__node__.name}" + (f" (`{entry.key}`)" if entry.key else "")
-    if what == "stage":  # one object may have other names in other graphs
-        name = f"stage `{entry.key}`"
-    hint = "check its `flow`" if what == "graph" and verb == "returned" else "check what is passed on"
+def _mismatch(call: CallState, verb: str, value: object, declared: str, type_text: str) -> StageError:
+    kind, name = call.node.__node__.kind, call.node.__node__.name
+    name = f"{kind} {name}" + (f" (`{call.key}`)" if call.key else "")
+    if kind == "stage":  # one stage may have other names in other graphs
+        name = f"stage `{call.key}`"
+    hint = "check its `flow`" if kind == "graph" and verb == "returned" else "check what is passed on"
     if inspect.iscoroutine(value):
-        value.close()  # the message says what Python would warn of
+        value.close()  # Python would warn that it was never awaited; the message says the same
         hint = "write `await` before the call"
-    got = f"{type_name(type(value))} {value!r}"
-    shown = got if len(got) <= 200 else got[:200] + " ..."  # noqa: PLR2004
+    got = f"{type_name(cast('type[object]', type(value)))} {value!r}"
+    shown = got if len(got) <= _MAX_VALUE else got[:_MAX_VALUE] + " ..."
     msg = f"{name} {verb} {shown}, but it {declared} {type_text}: {hint}"
-    return StageError(msg, key=entry.key, path=entry.path)
+    return StageError(msg, key=call.key, path=call.path)

@@ -1,4 +1,4 @@
-"""The events of one run: kept in a bounded buffer, read by any number of readers at their own speed."""
+"""The events of one run, in a bounded buffer that any number of readers read at their own speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCH = 256
 
 
 class EventLog:
-    """Writing never waits: a reader that falls behind by more than the buffer is told how many events it missed."""
+    """Writing never waits; a reader that falls behind by more than the buffer gets an `EventsDropped` with a count."""
 
     def __init__(self, run_id: str, size: int) -> None:
         self.run_id = run_id
@@ -32,7 +32,7 @@ class EventLog:
         self._changed: anyio.Event | None = None
 
     def put(self, event_type: type[Any], /, *, at: datetime | None = None, **fields: object) -> None:
-        """Write one event of this kind, of now or of then; none follows the end, whatever got away and still runs."""
+        """Append one event, with the time *at* or now; after the end, events of tasks that still run are ignored."""
         if self.closed:
             return
         event = event_type(run_id=self.run_id, seq=self._next, time=at or datetime.now(UTC), **fields)
@@ -41,7 +41,7 @@ class EventLog:
         self._wake()
 
     def close(self) -> None:
-        """No event follows; readers end after what is there."""
+        """No event follows; readers end after the last one."""
         self.closed = True
         self._wake()
 
@@ -51,13 +51,13 @@ class EventLog:
             self._changed = None
 
     async def read(self, after: int = -1) -> AsyncIterator[Event]:
-        """Every event with a number above *after*, those to come as well, until the run ends."""
+        """Every event with a number above *after*, also future ones, until the run ends."""
         async for batch in self.batches(after):
             for event in batch:
                 yield event
 
     async def batches(self, after: int = -1, *, every: float | None = None) -> AsyncIterator[list[Event]]:
-        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
+        """Events in batches; an empty list after *every* so many seconds without an event."""
         wanted = max(after, -1) + 1
         while True:
             batch = self._from(wanted)
@@ -77,7 +77,7 @@ class EventLog:
         return [missed]
 
     async def _change(self, seconds: float | None) -> bool:
-        """Wait until something happens, for so long at most; whether it did."""
+        """Wait for an event, or for so many seconds; whether there was one."""
         if self._changed is None:
             self._changed = anyio.Event()
         with anyio.move_on_after(seconds):

@@ -1,4 +1,4 @@
-"""Scores that come later, from people and programs that use what a run gave."""
+"""Scores that users and programs give to the output of a run later."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from stagegraph.data.score import Feedback, Scored
 from stagegraph.record.rows import FeedbackRow, Journal
-from stagegraph.schema.errors import DeclarationError, JournalError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import DeclarationError, JournalError, closest
 from stagegraph.schema.serialize import hashed
 
 from .observer import by_environment
@@ -34,14 +33,14 @@ async def feedback(
     """Score a run, or one call of it; the same name on the same call replaces the score that was there.
 
     Args:
-        run_id: A run in the runner's journal; it may still be going on.
+        run_id: A run in the runner's journal; it may still be running.
         name: What is scored: `helpful`, `accuracy`.
         value: A number, a yes or no, a category or a text.
         key: The call the score is for: `build[2].code`.
         comment: Why.
-        runner: Whose journal keeps it, and whose tracing shows it; without one, it goes to Langfuse alone.
+        runner: Its journal stores the score, its tracing sends it; without a runner, the score only goes to Langfuse.
 
-    It is stored first and sent then; sending neither waits nor fails.
+    The score is stored first and sent afterwards; sending neither waits nor fails.
 
     Raises:
         DeclarationError: there is neither a journal nor tracing, or an argument is none of these.
@@ -67,7 +66,7 @@ async def feedback(
 
 
 def _check(name: object, value: object, key: object, comment: object) -> None:
-    """Refuse what no journal and no server can keep, before anything is written."""
+    """Refuse values that no journal or server can store, before anything is written."""
     if not isinstance(name, str) or not name.strip():
         msg = f"feedback needs a name, such as `helpful`, not {name!r}"
         raise DeclarationError(msg)
@@ -91,12 +90,12 @@ def _is_finite(value: object) -> bool:
 async def _store(  # noqa: PLR0917
     journal: Journal, run_id: str, name: str, value: Scored, key: str | None, comment: str | None, now: float
 ) -> tuple[int, float]:
-    """Keep a score; gives in which segment of its run the call was made last, and when the run began."""
+    """Store a score; returns the segment of the run in which the call was made last, and when the run began."""
     run = await journal.run(run_id)
     if run is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
-    resumed: list[float] = json.loads(run.labels).get("resumed", [])
+    resumed = run.read_labels().resumed
     segment = len(resumed)
     if key is not None:
         rows = {row.key: row for row in await journal.calls(run_id)}

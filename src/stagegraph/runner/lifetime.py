@@ -1,4 +1,4 @@
-"""A runner from its start to its shutdown: what a crash left is finished, what goes on is waited for."""
+"""A runner from its start to its shutdown: it finishes interrupted runs, and waits for running ones at the end."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .live import LiveRun
-    from .run import Running
+    from .run import ActiveRun
 
 __all__ = ["Lifetime"]
 
 _log = logging.getLogger("stagegraph")
 
 _LOOK_EVERY = 1.0
-"""Seconds between two looks at what other processes wish of the runs here; only while there are any."""
+"""Seconds between two checks for runs that other processes want to cancel; only while runs are running here."""
 
 
 class Lifetime:
-    """The runs of one runner that are going on, and whether more may come.
+    """The running runs of one runner, and whether new ones may begin.
 
     Args:
-        drain_seconds: How long the end waits for them.
-        attempts: How often a run that its process did not survive is taken up; 0 takes up none.
+        drain_seconds: How long a shutdown waits for them.
+        attempts: How often a run whose process crashed is resumed; 0 resumes none.
     """
 
     def __init__(self, drain_seconds: float, *, attempts: int) -> None:
@@ -47,11 +47,11 @@ class Lifetime:
         self._drain_seconds = drain_seconds
         self._attempts = attempts
         self._by_id: dict[str, LiveRun[Any, Any]] = {}
-        """Those that go on by themselves."""
-        self._awaited: dict[Running, anyio.CancelScope] = {}
-        """Those that somebody waits for where they run: `await runner.run(...)` in a request, while a service lives."""
+        """Runs in tasks of their own."""
+        self._awaited: dict[ActiveRun, anyio.CancelScope] = {}
+        """Runs in the task of their caller: `await runner.run(...)` in a request of a service."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Where the service lives."""
+        """The event loop of the service."""
         self._left: anyio.Event | None = None
 
     def check(self, run_id: str | None) -> None:
@@ -59,7 +59,7 @@ class Lifetime:
 
         Raises:
             BusyError: the service is shutting down.
-            JournalError: this very run is going on.
+            JournalError: this very run is running.
         """
         if not self.taking:
             msg = "this runner is shutting down and takes no more runs: ask another one, or again when it is back"
@@ -78,28 +78,28 @@ class Lifetime:
         self._by_id[live.run_id] = live
         live.task.add_done_callback(ended)
 
-    async def within(self, running: Running) -> Run[Any, Any]:
-        """A run to its end, in the task that asks for it.
+    async def within(self, active: ActiveRun) -> Run[Any, Any]:
+        """Complete a run in the task of its caller.
 
         Raises:
-            RunError: as ever; or the service ended first, or somebody cancelled the run from another process.
+            RunError: the run failed, the service ended first, or another process cancelled the run.
         """
         if self._loop is not asyncio.get_running_loop():
-            return await running.complete()
+            return await active.complete()
         with anyio.CancelScope() as scope:
-            self._awaited[running] = scope
+            self._awaited[active] = scope
             try:
-                return await running.complete()
+                return await active.complete()
             finally:
-                del self._awaited[running]
+                del self._awaited[active]
                 self._note()
-        run = running.record()
+        run = active.record()
         why = "" if self.taking else ": this runner is shutting down"
         msg = f"the run of {run.graph} was cancelled{why}"
         raise RunError(msg, run=run)
 
     def _note(self) -> None:
-        """Tell who waits that one has ended."""
+        """Wake the shutdown, which waits until no run is left."""
         if self._left is not None:
             self._left.set()
 
@@ -112,7 +112,7 @@ class Lifetime:
             live.task.cancel()
 
     async def wait(self) -> None:
-        """Until none is left, also of those that are started meanwhile; a wait that is cancelled cancels them."""
+        """Wait until no run is left, also of those that begin meanwhile; cancelling the wait cancels the runs."""
         try:
             while self._by_id:
                 await asyncio.wait([live.task for live in self._by_id.values()])
@@ -124,7 +124,7 @@ class Lifetime:
 
     @asynccontextmanager
     async def span(self, runner: TakesUp) -> AsyncGenerator[None]:
-        """Around everything that a service does."""
+        """Around the whole life of a service."""
         self.taking = True
         draining: list[asyncio.Task[None]] = []
 
@@ -150,7 +150,7 @@ class Lifetime:
                 await runner.journal.put()
 
     async def _drain(self) -> None:
-        """Wait for what goes on, then end it; with a journal it stays where it can be taken up."""
+        """Wait for the running runs, then cancel them; recorded ones can be resumed."""
         with anyio.move_on_after(self._drain_seconds):
             await self._ended()
         self.cancel()
@@ -164,7 +164,7 @@ class Lifetime:
             await self._left.wait()
 
     async def _obey(self, journal: Journal | None) -> None:
-        """End the runs here that somebody at another process wants to end."""
+        """Cancel the runs here that another process wants to cancel."""
         while journal is not None:
             await anyio.sleep(_LOOK_EVERY)
             if not (self._by_id or self._awaited):
@@ -172,23 +172,23 @@ class Lifetime:
             try:
                 wishes = {(row.run_id, row.segment) for row in await journal.cancels()}
             except JournalError as error:
-                _log.warning("nobody can cancel runs from other processes just now: %s", error)
+                _log.warning("runs cannot be cancelled from other processes just now: %s", error)
                 continue
             for live in list(self._by_id.values()):
                 if (live.run_id, live.segment) in wishes:
                     live.stop()
-            for running, scope in self._awaited.items():
-                if (running.terms.run_id, running.segment) in wishes:
-                    running.leaves = lambda: False
+            for active, scope in self._awaited.items():
+                if (active.spec.run_id, active.state.segment) in wishes:
+                    active.state.cancel_requested = True
                     scope.cancel()
 
 
 @contextmanager
 def _on_signal(drain: Callable[[], None]) -> Generator[None]:
-    """Begin to drain as soon as the process is told to end.
+    """Begin to drain as soon as the process gets the signal to end.
 
-    A server first waits for its open connections, which wait for runs: the drain has to begin before, or its deadline
-    would not count. The server's own reaction to the signal follows as ever.
+    A server first waits for its open connections, which wait for runs. The drain has to begin before that, or its
+    deadline would not count. The server's own signal handler runs as well.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,31 +1,39 @@
-"""What a run may spend, and the ledger that reserves it before a request is made."""
+"""What a run may spend: its limits, the ledger that reserves it, and the limiter that each model request passes."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import anyio
+from pydantic_ai.usage import RunUsage
+
+from stagegraph.agent.call import LimitReached
 
 if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.usage import RequestUsage
 
-__all__ = ["Ledger", "LimitReached", "Limits", "Reservation"]
+    from .state import CallState
+
+__all__ = ["Ledger", "Limits", "RequestLimiter", "RequestSlots", "Reservation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one run may spend; reaching one ends the run with `LimitError`, and what was recorded remains.
+    """What one run may spend; reaching a limit ends the run with `LimitError`, and recorded calls stay recorded.
 
     A request is counted before it is made, so a wide fan-out cannot overshoot. Tokens and dollars of a request are
-    not known before: as much as the dearest request of the same stage so far is set aside, the first goes alone, and no
-    more are on their way at once than were answered before. Requests that are on their way when a limit is reached are
-    answered first, so nothing that is paid for is lost. What an agent's tools spend through agents of their own counts
-    when it is seen in the agent's usage (`usage=ctx.usage`), at its next request and at its end.
+    not known before: the ledger reserves as much as the most expensive request of the same stage so far. The first
+    request of a stage runs alone, and no more run at once than were answered before. Requests in flight when a limit is
+    reached are answered first, so nothing that is paid for is lost. Usage of agents that an agent's tools run counts
+    when the agent's own usage contains it (`usage=ctx.usage`), at its next request and at its end.
     """
 
     requests: int | None = None
@@ -33,7 +41,7 @@ class Limits:
     tokens: int | None = None
     """Input and output tokens together."""
     usd: float | Decimal | None = None
-    """US dollars. A model without a known price ends the run, since nobody could keep the limit."""
+    """US dollars. A model without a known price ends the run, since the limit could not be kept."""
     seconds: float | None = None
     """Wall time of the whole run."""
 
@@ -46,10 +54,6 @@ class Limits:
             if value is not None and not value >= 0:
                 msg = f"Limits({name}={value!r}): a limit is 0 or more"
                 raise ValueError(msg)
-
-
-class LimitReached(Exception):  # noqa: N818 - never leaves the runner, which turns it into a LimitError
-    """A request would go over a limit."""
 
 
 @dataclass(slots=True)
@@ -67,6 +71,12 @@ _ZERO = Decimal(0)
 class Ledger:
     """Counts what a run has spent and what its requests in flight may still spend."""
 
+    @classmethod
+    def of(cls, limits: Limits) -> Ledger | None:
+        """The ledger of a run; `None` when nothing needs to be counted."""
+        counted = (limits.requests, limits.tokens, limits.usd) != (None, None, None)
+        return cls(limits) if counted else None
+
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._usd_limit = None if limits.usd is None else Decimal(str(limits.usd))
@@ -82,7 +92,7 @@ class Ledger:
         self._changed = anyio.Event()
 
     def call_began(self) -> None:
-        """A stage call is at work from now on."""
+        """A stage call has begun."""
         self._calls += 1
 
     def call_ended(self) -> None:
@@ -91,7 +101,7 @@ class Ledger:
 
     @contextmanager
     def idle(self) -> Generator[None]:
-        """A stage call waits and nothing that was paid for is on its way to it."""
+        """Around the time that a stage call waits and has no request in flight."""
         self._idle += 1
         self._wake()
         try:
@@ -100,13 +110,13 @@ class Ledger:
             self._idle -= 1
 
     async def reserve(self, path: str) -> Reservation:
-        """Set aside what the next request of a stage may spend.
+        """Reserve what the next request of a stage may spend.
 
-        One that does not fit waits for the calls that are at work: their answers are paid for, and may show that there
-        is room. When all of them have ended or come to this point as well, the limit is reached.
+        A request that does not fit waits for other calls: their usage may turn out lower than reserved. When all of
+        them have ended or wait as well, the limit is reached.
 
         Raises:
-            LimitReached: it does not fit.
+            LimitReached: the request does not fit.
         """
         refusal = self._refusal(path)
         if refusal is not None:
@@ -122,7 +132,7 @@ class Ledger:
         return reservation
 
     def settle(self, reservation: Reservation, usage: RequestUsage | None) -> None:
-        """Replace a reservation by what was really spent; `None` when the request brought no answer.
+        """Replace a reservation by what was spent; `None` when the request was not answered.
 
         Raises:
             LimitReached: a dollar limit is set and this request has no known price.
@@ -145,13 +155,13 @@ class Ledger:
             raise LimitReached(self._unpriced)
 
     def charge(self, requests: int, tokens: int, usd: Decimal) -> None:
-        """Count what was spent by agents that no reservation was made for."""
+        """Count usage that nothing was reserved for: that of agents inside tools."""
         self._requests += requests
         self._tokens += tokens
         self._usd += usd
 
     def overspent(self) -> str | None:
-        """What went over its limit, if anything did: nobody could know before what the last answers took."""
+        """Which limit was exceeded, if any: the usage of the last answers was not known before."""
         counts = (
             ("model requests", self.limits.requests, self._requests),
             ("tokens", self.limits.tokens, self._tokens),
@@ -170,7 +180,7 @@ class Ledger:
         return self._dearest.get(path, (0, _ZERO))
 
     def _refusal(self, path: str) -> str | None:
-        """Why a request may not be made now."""
+        """Why a request must not be made now; `None` when it may."""
         limit = self.limits.requests
         if limit is not None and self._requests >= limit:
             return f"{self._requests} model requests were made, and the limit is {limit}"
@@ -197,3 +207,101 @@ class Ledger:
             if spent + held + wanted > limit:
                 return "requests in flight may need the rest"
         return None
+
+
+class RequestLimiter:
+    """Limits and counts the model requests of one stage call."""
+
+    __slots__ = ("_counted", "_ledger", "_slots", "_usage", "call")
+
+    def __init__(self, call: CallState, ledger: Ledger | None, slots: anyio.Semaphore | None) -> None:
+        self.call = call
+        self._ledger = ledger
+        self._slots = slots
+        self._usage = RunUsage()
+        """Of the current attempt, with the usage of agents inside its tools."""
+        self._counted = RunUsage()
+        """The part of it that the ledger has counted, or that was recalled."""
+
+    def attempt_began(self, usage: RunUsage) -> None:
+        self._usage, self._counted = usage, RunUsage()
+
+    def attempt_ended(self) -> None:
+        if self._ledger is not None:
+            self._charge(self._ledger)
+
+    async def request(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        ledger = self._ledger
+        if ledger is None:
+            return await self._in_slot(ask, waiting)
+        self._charge(ledger)
+        with waiting():  # before the slot: a run that waits for its own limit must not hold back other runs
+            reservation = await ledger.reserve(self.call.path)
+        spent: RequestUsage | None = None
+        try:
+            response = await self._in_slot(ask, waiting)
+            spent = response.usage
+            self._count(spent)
+        finally:
+            ledger.settle(reservation, spent)
+        return response
+
+    async def _in_slot(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        slots = self._slots
+        if slots is None:
+            response = await ask()
+        else:
+            with waiting():
+                await slots.acquire()
+            try:
+                response = await ask()
+            finally:
+                slots.release()
+        self.call.use.unpriced |= response.usage.cost is None
+        return response
+
+    def request_recalled(self, usage: RequestUsage) -> None:
+        self.call.use.unpriced |= usage.cost is None
+        self._count(usage)
+
+    async def sleep(self, seconds: float) -> None:
+        if self._ledger is None:
+            await anyio.sleep(seconds)
+            return
+        with self._ledger.idle():
+            await anyio.sleep(seconds)
+
+    def _count(self, usage: RequestUsage) -> None:
+        self._counted.incr(usage)
+        self._counted.requests += 1
+
+    def _charge(self, ledger: Ledger) -> None:
+        """Count what agents inside the tools have spent since the last time."""
+        usage, counted = self._usage, self._counted
+        ledger.charge(
+            max(0, usage.requests - counted.requests),
+            max(0, usage.total_tokens - counted.total_tokens),
+            max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
+        )
+        self._counted = copy(usage)
+
+
+class RequestSlots:
+    """The model requests of all runs of a runner that may be in flight at once."""
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+        self._made: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+
+    def here(self) -> anyio.Semaphore | None:
+        """The slots of the running event loop, since a semaphore belongs to one loop."""
+        if self._count is None:
+            return None
+        loop = asyncio.get_running_loop()
+        if self._made is None or self._made[0] is not loop:
+            self._made = (loop, anyio.Semaphore(self._count))
+        return self._made[1]

@@ -1,4 +1,4 @@
-"""A run that was started and goes on by itself: watch it, wait for it, cancel it."""
+"""A run in a task of its own: follow its events, wait for it, cancel it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .event_log import EventLog
-    from .run import Running
+    from .run import ActiveRun
 
 __all__ = ["LiveRun"]
 
@@ -26,8 +26,8 @@ Out = TypeVar("Out")
 class LiveRun(Generic[In, Out]):
     """A run in a task of its own, made by `Runner.start`."""
 
-    def __init__(self, running: Running, log: EventLog) -> None:
-        self._running = running
+    def __init__(self, active: ActiveRun, log: EventLog) -> None:
+        self._active = active
         self._log = log
         self._result: Run[Any, Any] | None = None
         self._error: BaseException | None = None
@@ -37,25 +37,25 @@ class LiveRun(Generic[In, Out]):
 
     @property
     def run_id(self) -> str:
-        return self._running.terms.run_id
+        return self._active.spec.run_id
 
     @property
     def graph(self) -> str:
-        """The name of what runs."""
-        return self._running.tree.root.__node__.name
+        """The name of the graph, stage or step."""
+        return self._active.state.name
 
     @property
     def user_id(self) -> str | None:
-        return self._running.labels.user_id
+        return self._active.spec.user_id
 
     @property
     def session_id(self) -> str | None:
-        return self._running.labels.session_id
+        return self._active.spec.session_id
 
     @property
     def run(self) -> Run[In, Out]:
         """The record as it stands now, also while the run goes on."""
-        return cast("Run[In, Out]", self._running.record())
+        return cast("Run[In, Out]", self._active.record())
 
     @property
     def done(self) -> bool:
@@ -63,29 +63,29 @@ class LiveRun(Generic[In, Out]):
         return self.task.done()
 
     def events(self, *, after: int = -1) -> AsyncIterator[Event]:
-        """What happens, from the beginning (or after event number *after*) until the run ends.
+        """Events from the beginning (or after event number *after*) until the run ends.
 
         Any number of readers may read at their own speed; none of them slows the run. A reader that is too far behind
-        gets an `EventsDropped` in place of what it missed.
+        gets an `EventsDropped` in place of the events it missed.
         """
         return self._log.read(after)
 
     def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
-        """The same, as many at a time as are there; an empty list when *every* so many seconds nothing happened."""
+        """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
 
     @property
     def segment(self) -> int:
-        """How often the run was resumed; events are numbered from 0 each time."""
-        return self._running.segment
+        """How often the run was resumed; each time, events are numbered from 0."""
+        return self._active.state.segment
 
     async def recorded(self) -> None:
-        """Wait until the run is in the runner's journal, where a crash cannot lose it; without one, until it began.
+        """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.
 
         Raises:
             JournalError: the journal does not let it begin.
         """
-        await self._running.written()
+        await self._active.written()
         if isinstance(self._error, JournalError):
             raise self._error
 
@@ -107,24 +107,24 @@ class LiveRun(Generic[In, Out]):
 
     def stop(self) -> None:
         """The same without waiting."""
-        self._running.leaves = lambda: False
+        self._active.state.cancel_requested = True
         self.task.cancel()
 
     async def _complete(self) -> None:
         try:
-            self._result = await self._running.complete()
+            self._result = await self._active.complete()
         except asyncio.CancelledError:
             self._error = self._cancelled()
-        except Exception as error:  # noqa: BLE001 - kept for whoever asks for the result
+        except Exception as error:  # noqa: BLE001 - raised by `result`
             self._error = error
 
     def _cancelled(self) -> RunError:
-        run = self._running.record()
+        run = self._active.record()
         return RunError(f"the run of {run.graph} was cancelled", run=run)
 
     def _see_off(self, task: asyncio.Task[None]) -> None:
-        """Tell the watchers of a run that never began: it was cancelled first, or its journal refused it."""
+        """End the events of a run that never began: it was cancelled first, or its journal refused it."""
         if not self._log.closed:
-            self._running.give_up(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
+            self._active.never_began(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
         if task.cancelled():
             self._error = self._cancelled()

@@ -1,11 +1,14 @@
-"""What the executor tells those who watch runs from outside, and when; who they are, it does not know."""
+"""What tracing implements in order to observe runs; the runner knows no more of it than these protocols."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -18,9 +21,14 @@ if TYPE_CHECKING:
     from stagegraph.data.score import Feedback
     from stagegraph.nodes.stage import Stage
 
-    from .state import Clock, Entry
+    from .state import CallState, Clock
 
-__all__ = ["Trace", "TraceStart", "Tracing", "by_environment"]
+__all__ = ["ENTRY_POINTS", "Trace", "TraceStart", "Tracing", "by_environment"]
+
+log = logging.getLogger("stagegraph.tracing")
+
+ENTRY_POINTS = "stagegraph.tracing"
+"""A package that shows runs somewhere has an entry point in this group: a function that gives its `Tracing`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +38,7 @@ class TraceStart:
     run_id: str
     graph: str
     root_key: str
-    """The key of the whole run: nothing for a graph, the name of a stage or step that is run by itself."""
+    """The key of the root call: empty for a graph, the name of a stage or step that is run by itself."""
     segment: int
     """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
     prompts: Prompts
@@ -42,38 +50,38 @@ class TraceStart:
 
 
 class Trace(Protocol):
-    """One run as it is watched. Nothing here may raise or wait: a run does not depend on who looks at it."""
+    """The trace of one run. No method may raise or wait: a run does not depend on its tracing."""
 
-    def agent(self, entry: Entry, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
-        """What to add to the agent of a stage call, so that its requests and tools are seen."""
+    def agent(self, call: CallState, stage: Stage[Any, Any], /) -> Sequence[AbstractCapability[Any]]:
+        """Capabilities for the agent of a stage call, which observe its requests and tools."""
         ...
 
     def replaying(self) -> AbstractContextManager[None]:
-        """Around an agent that recalls recorded requests: what is not made again is not shown again."""
+        """Around an agent that recalls recorded requests: a request that is not made again is not traced again."""
         ...
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, call: CallState, /) -> None:
         """A call below the root has ended."""
         ...
 
-    def finished(self, root: Entry, status: Status, error: CallError | None) -> None:
+    def finished(self, root: CallState, status: Status, error: CallError | None, /) -> None:
         """The run has ended."""
         ...
 
 
 class Tracing(Protocol):
-    """Where runs are shown: what `Runner(tracing=)` takes."""
+    """A tracing backend: the type of `Runner(tracing=)`."""
 
     def open(self, start: TraceStart) -> Trace | None:
-        """Begin to watch a run; `None` leaves it alone."""
+        """Begin the trace of a run; `None` if the run is not traced."""
         ...
 
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
-        """Send a score for a run that began then, or for a call of its *segment*; it neither waits nor fails."""
+        """Send a score for a run that began at *begun*, or for a call of its *segment*; neither waits nor fails."""
         ...
 
     async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what waits, for so long at most; whether everything went."""
+        """Send what is queued, within so many seconds; whether everything was sent."""
         ...
 
 
@@ -84,6 +92,15 @@ def by_environment() -> Tracing | None:
         return None
     if variables.get("LANGFUSE_TRACING_ENABLED", "true").lower() == "false":
         return None
-    from stagegraph.tracing.langfuse import shared  # noqa: PLC0415 - a program without keys loads nothing of it
+    shared = _installed("langfuse")
+    return None if shared is None else shared()
 
-    return shared()
+
+@cache
+def _installed(name: str) -> Callable[[], Tracing] | None:
+    """What gives the tracing of that name; looked up once, and only by programs that have keys."""
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        found: Callable[[], Tracing] = entry.load()
+        return found
+    log.warning("the keys of %s are set, but no package has an entry point for it in %r", name, ENTRY_POINTS)
+    return None

@@ -1,30 +1,37 @@
-"""What a caller may say about one run."""
+"""What is asked of a run: the options of a caller, and the specification that is made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
-from stagegraph.data.prompts import Prompts
-from stagegraph.record.run import Run
-from stagegraph.schema.names import closest
+from stagegraph.data.prompt import unknown_stages
+from stagegraph.data.prompts import Checkable, Prompts, PromptSource
+from stagegraph.nodes.stage import stages_of
+from stagegraph.record.run import ReplayError, Run
+from stagegraph.schema.errors import DeclarationError, closest
 
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from pydantic_ai import RunContext
+    from stagegraph.nodes.node import Node, Tree
+    from stagegraph.record.rows import RunRow
 
-    from stagegraph.nodes.node import Node
+__all__ = ["ResumeOptions", "RunOptions", "RunSpec", "check_options", "check_values"]
 
-__all__ = ["AgentOptions", "Labels", "ResumeOptions", "RunOptions", "check_options", "check_values"]
+
+_BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
+"""The parts of a call's key that its path does not have."""
 
 
 class RunOptions(TypedDict, total=False):
-    """What a caller may say about one run besides its input, model, deps and prompts."""
+    """What a caller may ask of one run besides its input, model, deps and prompts."""
 
     run_id: str | None
     """Chosen by the caller; a fresh one without it."""
@@ -43,57 +50,118 @@ class RunOptions(TypedDict, total=False):
 
 
 class ResumeOptions(TypedDict, total=False):
-    """What a caller may say about a recorded run that goes on."""
+    """What a caller may ask of a recorded run that is resumed."""
 
     graph: Node[Any, Any] | None
-    """What ran; needed when the runner has not run it yet."""
+    """The graph of the run; needed when the runner has not run it yet."""
     answers: Mapping[str, object] | None
-    """What a suspended run asks (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False`,
+    """Answers for a suspended run (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False` or
     `ToolDenied(...)` for an approval, the result for an external tool."""
     strict: bool
     """Raise `ReplayError` instead of running a changed call again."""
     model: Model | str | None
     deps: object
-    prompts: Prompts | None
+    prompts: Prompts | PromptSource | None
     """Instead of those that the run began with."""
     limits: Limits | None
-    """Instead of the runner's, for what is still to be done."""
+    """Instead of the runner's, for the rest of the run."""
     models: Mapping[str, Model | str] | None
-    """Stage path -> model; the names that the run began with count without it."""
+    """Stage path -> model; without it, the names that the run began with."""
     take_over: bool
-    """Go on even though a process on another host holds the run: you know that it is gone for good, as when a container
-    was replaced. A process of this host is looked for, and never taken over from while it lives."""
+    """Resume even if a process on another host holds the run, which you know to be gone, as when a container was
+    replaced. A process on this host is checked, and its runs are never taken over while it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """What the caller said about a run for those who look at it later."""
+class RunSpec:
+    """What one run is asked to do: by a caller, or by a journal that holds the beginning of the run."""
 
+    run_id: str
+    own_id: bool
+    """Whether the caller or a journal gave the id, so that another process may hold a run of that id."""
+    node: Node[Any, Any]
+    input: object
+    """A value of the input type, or data that validates to one."""
+    model: Model | str | None = None
+    models: Mapping[str, Model | str] = field(default_factory=dict[str, "Model | str"])
+    deps: object = None
+    prompts: Prompts | PromptSource | None = None
+    """Instead of the runner's."""
+    limits: Limits | None = None
+    """Instead of the runner's."""
     session_id: str | None = None
     user_id: str | None = None
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, object] = field(default_factory=dict[str, object])
+    deltas: bool = False
+    replay: str | None = None
+    """The id of another run whose outputs may be used."""
+    override: Mapping[str, object] = field(default_factory=dict[str, object])
+    answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    """Call key -> tool call id -> answer."""
+    resumed: RunRow | None = None
+    """The row of the recorded run that goes on."""
+    strict: bool = False
+    take_over: bool = False
+
+    @classmethod
+    def of(  # noqa: PLR0917
+        cls,
+        node: Node[Any, Any],
+        value: object,
+        options: RunOptions,
+        model: Model | str | None,
+        deps: object,
+        prompts: Prompts | PromptSource | None,
+        *,
+        deltas: bool = False,
+    ) -> RunSpec:
+        """What a caller asks for."""
+        run_id, replay = options.get("run_id"), options.get("replay")
+        return cls(
+            run_id=run_id or uuid.uuid4().hex,
+            own_id=run_id is not None,
+            node=node,
+            input=value,
+            model=model,
+            models=options.get("models") or {},
+            deps=deps,
+            prompts=prompts,
+            limits=options.get("limits"),
+            session_id=options.get("session_id"),
+            user_id=options.get("user_id"),
+            tags=tuple(options.get("tags", ())),
+            metadata=MappingProxyType(dict(options.get("metadata") or {})),
+            deltas=deltas,
+            replay=replay.id if isinstance(replay, Run) else replay,
+            override=options.get("override") or {},
+        )
+
+    def check(self, tree: Tree) -> None:
+        """Refuse models and outputs for nodes that the graph does not have, before anything is paid for.
+
+        Raises:
+            DeclarationError: a model is given for a path where there is no stage.
+            ReplayError: an output is given for a call that no run of the graph can make.
+        """
+        for key in self.override:
+            path = _BRANCH_OR_REPEAT.sub("", key)
+            node = tree.nodes.get(path)
+            if node is None or node.__node__.kind == "graph":
+                leaves = [path for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
+                msg = f"`override` names `{key}`, and {tree.root.__node__.name} has no such stage or step"
+                raise ReplayError(msg + closest(path, leaves))
+        if unknown := unknown_stages(self.models, stages_of(tree.root)):
+            msg = f"the models do not fit {tree.root.__node__.name}: {'; '.join(unknown)}"
+            raise DeclarationError(msg)
 
 
-class AgentOptions(TypedDict, total=False):
-    """How a graph appears as an agent: what `Graph.as_agent` takes."""
-
-    name: str
-    """Of the agent; else the class name in snake case."""
-    user: Callable[[RunContext[Any]], str | None]
-    """Gives the id of who talks to the agent, out of the agent run's deps or metadata. It is kept with each run, and
-    nobody else's answers reach a run that asks."""
-    errors: bool
-    """Whether a streamed run fails with all that the error said, which front ends show to people. Without it, the error
-    says where the run failed, and the original is its `__cause__`."""
-
-
-_MAPPING = (dict, Mapping)  # which is quicker than asking for a `Mapping` alone
+_MAPPING = (dict, Mapping)  # quicker than `Mapping` alone
 _A_MODEL = "a model or its name, such as 'openai:gpt-5-mini'"
 _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model": ((str, Model), _A_MODEL),
     "models": (_MAPPING, "a dict of stage paths and models, such as {'plan': 'openai:gpt-5-mini'}"),
-    "prompts": (Prompts, "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
+    "prompts": ((Prompts, PromptSource), "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
     "limits": (Limits, "Limits(requests=100)"),
     "metadata": (_MAPPING, "a dict, such as {'customer': 7}"),
     "tags": ((tuple, list, set, frozenset), "a tuple of texts, such as ('nightly',)"),
@@ -103,14 +171,14 @@ _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "max_queued": (int, "a whole number"),
     "drain_seconds": ((int, float), "seconds as a number"),
 }
-"""Name of an option -> what it may be, and how that is written."""
+"""Name of an option -> its types, and an example of a value."""
 
 
 def check_values(given: Mapping[str, object], call: str) -> None:
-    """Refuse what is of another type than an option takes, before it fails somewhere inside.
+    """Refuse values of a wrong type, before they fail somewhere inside.
 
     Raises:
-        TypeError: it says what to write.
+        TypeError: with what to write instead.
     """
     for name, value in given.items():
         if value is None or name not in _VALUES:
@@ -129,10 +197,10 @@ def check_values(given: Mapping[str, object], call: str) -> None:
 
 
 def check_options(given: Mapping[str, object], known: type, call: str, **named: object) -> None:
-    """Refuse a keyword that means nothing: a limit that was misspelt would limit nothing; and values that cannot be.
+    """Refuse unknown keywords, since a misspelt limit would limit nothing, and values of a wrong type.
 
     Raises:
-        TypeError: as for any function; it names what may have been meant.
+        TypeError: as for any function; it names the keyword that may have been meant.
     """
     names = known.__annotations__
     for name in given:
@@ -141,3 +209,14 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
             raise TypeError(msg)
     check_values(given, call)
     check_values(named, call)
+
+
+def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) -> None:
+    """Check that prompts, or a source of them, fit the stages of a run; a stage that runs by itself has no path.
+
+    Raises:
+        PromptError: they do not.
+    """
+    declared = tree.root.__node__
+    if isinstance(prompts, Checkable) and (spec.prompts is not None or declared.kind == "graph"):
+        prompts.check_known(declared.stages, declared.name)

@@ -1,8 +1,7 @@
-"""How many runs and model requests go on at once, how many runs may wait, and what everybody else is told."""
+"""The queue of one runner: how many runs go on at once, how many may wait, and when the others are refused."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 
@@ -10,17 +9,17 @@ import anyio
 
 from stagegraph.schema.errors import BusyError, DeclarationError
 
-__all__ = ["Admission", "Seat", "Slots"]
+__all__ = ["Queue", "Seat"]
 
 _FIRST_GUESS = 1.0
-"""Seconds that a run is taken to last before the first has ended."""
+"""Assumed seconds of a run before the first one has ended."""
 _LONGEST_WAIT = 60.0
 _WEIGHT = 0.2
-"""Of the newest run in the average of how long runs last."""
+"""Of the newest run in the moving average of durations."""
 
 
-class Admission:
-    """The seats of one runner, handed out first come, first served; without *max_runs* there is one for everybody."""
+class Queue:
+    """The seats of one runner, first come, first served; without *max_runs* their number is not limited."""
 
     def __init__(self, max_runs: int | None, max_queued: int | None) -> None:
         if max_queued is not None and (max_runs is None or max_queued < 0):
@@ -29,93 +28,76 @@ class Admission:
             raise DeclarationError(msg)
         self._max_runs = max_runs
         self._max_queued = max_queued or 0
-        self._queue: deque[Seat] = deque()
-        self._lasting = _FIRST_GUESS
+        self._waiting: deque[Seat] = deque()
+        self._mean_seconds = _FIRST_GUESS
         self.running = 0
         """How many runs hold a seat."""
 
     @property
     def queued(self) -> int:
         """How many runs wait for a seat."""
-        return len(self._queue)
+        return len(self._waiting)
 
     def admit(self, *, patient: bool = False) -> Seat:
-        """A seat, free or to come; never a wait here. One who is *patient* may wait however many do.
+        """A seat, free or still waited for; does not wait itself. A *patient* run waits however long the queue is.
 
         Raises:
-            BusyError: all seats are taken, and as many runs wait as may.
+            BusyError: all seats are taken, and the queue is full.
         """
         if self._max_runs is None or self.running < self._max_runs:
             self.running += 1
             return Seat(self, free=True)
-        if not patient and len(self._queue) >= self._max_queued:
-            waiting = f" and {len(self._queue)} wait" if self._queue else ""
+        if not patient and len(self._waiting) >= self._max_queued:
+            waiting = f" and {len(self._waiting)} wait" if self._waiting else ""
             msg = f"{self.running} runs are going on{waiting}, and no more may: try again later, or raise `max_runs`"
             raise BusyError(msg, retry_after=self._wait())
         seat = Seat(self, free=False)
-        self._queue.append(seat)
+        self._waiting.append(seat)
         return seat
 
     def _wait(self) -> float:
-        """Seconds until a seat is likely to be free for one more."""
-        likely = self._lasting * (len(self._queue) + 1) / (self._max_runs or 1)
+        """Estimated seconds until one more run gets a seat."""
+        likely = self._mean_seconds * (len(self._waiting) + 1) / (self._max_runs or 1)
         return min(max(likely, 1.0), _LONGEST_WAIT)
 
     def left(self, seat: Seat) -> None:
-        """Give a seat to the next in line."""
+        """Give a seat to the next run in the queue."""
         if seat.since is None:
-            self._queue.remove(seat)
+            self._waiting.remove(seat)
             return
-        self._lasting += _WEIGHT * (time.monotonic() - seat.since - self._lasting)
-        if self._queue:
-            self._queue.popleft().free()
+        self._mean_seconds += _WEIGHT * (time.monotonic() - seat.since - self._mean_seconds)
+        if self._waiting:
+            self._waiting.popleft().free()
         else:
             self.running -= 1
 
 
 class Seat:
-    """One run's place among those that go on, or in the line for it."""
+    """One run's place among the running runs, or in the queue."""
 
-    __slots__ = ("_admission", "_free", "_left", "since")
+    __slots__ = ("_free", "_left", "_queue", "since")
 
-    def __init__(self, admission: Admission, *, free: bool) -> None:
-        self._admission = admission
+    def __init__(self, queue: Queue, *, free: bool) -> None:
+        self._queue = queue
         self._free: anyio.Event | None = None
         self._left = False
         self.since: float | None = time.monotonic() if free else None
         """When it was taken; `None` while it is waited for."""
 
     def free(self) -> None:
-        """It is this one's turn."""
+        """The seat is this run's now."""
         self.since = time.monotonic()
         if self._free is not None:
             self._free.set()
 
     async def taken(self) -> None:
-        """Wait for this one's turn."""
+        """Wait until the seat is this run's."""
         if self.since is None:
             self._free = anyio.Event()
             await self._free.wait()
 
     def leave(self) -> None:
-        """Let the next one in; once."""
+        """Give the seat to the next run; once."""
         if not self._left:
             self._left = True
-            self._admission.left(self)
-
-
-class Slots:
-    """How many model requests may be in flight, of all runs of a runner together."""
-
-    def __init__(self, most: int | None) -> None:
-        self._most = most
-        self._made: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
-
-    def here(self) -> anyio.Semaphore | None:
-        """The slots of the running event loop, to which a semaphore belongs."""
-        if self._most is None:
-            return None
-        loop = asyncio.get_running_loop()
-        if self._made is None or self._made[0] is not loop:
-            self._made = (loop, anyio.Semaphore(self._most))
-        return self._made[1]
+            self._queue.left(self)

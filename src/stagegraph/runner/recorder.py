@@ -1,201 +1,277 @@
-"""Between a run and its journal: what is written of each call, and what is recalled instead of being computed."""
+"""One run and its journal: the run's row, a row of each call, and recorded outputs that are not computed again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from stagegraph.agent.durable import OpMemory, json_of
+from stagegraph.agent.durable import DurableOperations
+from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
-from stagegraph.record.rows import CallRow, Journal, Recorded
+from stagegraph.journal.owner import this_process
+from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
 from stagegraph.record.run import ReplayError
-from stagegraph.schema.names import closest
-from stagegraph.schema.schema import as_json, recorded
+from stagegraph.schema.errors import JournalError, closest
+from stagegraph.schema.serialize import json_of
 
-from .identity import Fixed
-from .replay import Bag
-from .state import Clock, Entry, Memo
+from .identity import ReplayCache
+from .recovery import counted
+from .state import total
 
 if TYPE_CHECKING:
-    from stagegraph.data.prompts import Prompt
+    from stagegraph.data.prompt import Prompt
+    from stagegraph.data.prompts import PromptSource
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
 
-__all__ = ["MISSING", "Recall", "Recorder"]
+    from .identity import NodeKey
+    from .options import RunSpec
+    from .state import CacheKey, CallState, RunState
+
+__all__ = ["MISSING", "Recorder", "new_row", "with_deployed"]
 
 MISSING: Any = object()
 
+_LARGEST = 2**63 - 1
+"""The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recall:
-    """Where a run may find outputs that it need not compute."""
 
-    bag: Bag = field(default_factory=Bag)
-    continues: bool = False
-    """Whether this goes on with the recorded run itself; another run that replays it has spent nothing."""
-    strict: bool = False
-    overrides: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Key -> output that the call gets whatever it would compute."""
+def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource) -> RunRow:
+    """The row of a run that begins.
+
+    Raises:
+        DeclarationError: the metadata cannot be recorded.
+    """
+    own = spec.prompts if isinstance(spec.prompts, Prompts) else None
+    models = {path: model for path, model in spec.models.items() if isinstance(model, str)}
+    labels = Labels(
+        metadata=spec.metadata,
+        tags=spec.tags,
+        session_id=spec.session_id,
+        user_id=spec.user_id,
+        models=models,
+        override=to_jsonable_python(dict(spec.override), fallback=str),
+    )
+    return RunRow(
+        run_id=spec.run_id,
+        graph=node.__node__.name,
+        status="running",
+        started=time.time(),
+        input=node.__node__.input_type.as_json(spec.input),
+        prompts_digest=prompts.digest if isinstance(prompts, Prompts) else "",
+        prompts=own.to_json() if own is not None else None,
+        model=spec.model if isinstance(spec.model, str) else None,
+        labels=labels.to_json(),
+    )
+
+
+def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
+    """The row with prompts that came from a server, so that the run continues with the same when it is resumed."""
+    origins = {path: (origin.name, origin.version) for path, origin in prompts.origins.items()}
+    labels = replace(row.read_labels(), origins=origins).to_json()
+    return replace(row, prompts=prompts.to_json(), prompts_digest=prompts.digest, labels=labels)
 
 
 class Recorder:
-    """Writes one run and recalls what was recorded before."""
+    """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, run_id: str, clock: Clock, recall: Recall) -> None:
-        self.journal = journal
-        self.recall_from = recall
-        self.rerun: dict[str, str] = {}
-        """Key -> what changed, of the calls that were recorded and had to run again."""
-        self.overridden: set[str] = set()
-        self._run_id = run_id
-        self._clock = clock
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
+        self._journal = journal
+        self._row = row
+        self._continues = spec.resumed is not None
+        """Whether the recorded run itself goes on; another run that replays it has spent nothing."""
+        self._strict = spec.strict
+        self._override = spec.override
+        self._state = state
+        self._cache = cache
+        self._overridden: set[str] = set()
         self._prompts: dict[str, str] = {}
-        """Path -> the JSON of the prompt that is in force."""
+        """Path -> JSON of the prompt in force."""
 
-    def begin(self, entry: Entry) -> None:
-        """A graph was called: its row lets others see a run that is still going on."""
-        self.journal.put_soon(self._row(entry))
-
-    def recalled(self, entry: Entry, fixed: Fixed, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
-        """The output that a leaf call need not compute, or `MISSING`; and what its agent had already been told.
+    @classmethod
+    async def open(cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> Recorder:
+        """Take the run for this process, and read the run that it resumes or replays.
 
         Raises:
-            ReplayError: in strict mode, when the call differs from the one that was recorded at its place.
+            JournalError: the id is taken, another living process holds the run, or there is no run to replay.
         """
-        recall, key = self.recall_from, entry.key
-        if key in recall.overrides:
-            entry.replayed = True
-            self.overridden.add(key)
-            return entry.node.__node__.output_type.validate(recall.overrides[key]), None
+        mine = counted(row) if spec.resumed is not None else row
+        mine = replace(mine, status="running", owner=this_process(), error=None, error_type=None)
+        if spec.own_id:
+            await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
+        else:
+            journal.put_soon(mine)
+        if spec.resumed is not None:
+            cache = ReplayCache(await journal.calls(spec.run_id), await journal.ops(spec.run_id))
+        elif spec.replay is not None:
+            if await journal.run(spec.replay) is None:
+                msg = f"there is no run {spec.replay!r} in this journal to replay"
+                raise JournalError(msg)
+            cache = ReplayCache(await journal.calls(spec.replay))
+        else:
+            cache = ReplayCache()
+        return cls(journal, mine, spec, state, cache)
+
+    async def close(self, run: Run[Any, Any], *, left: bool) -> None:
+        """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
+        usage, cost = total(self._state.calls.values())
+        output_type = run.tree.root.__node__.output_type
+        await self._journal.put(
+            replace(
+                self._row,
+                status="running" if left else run.status,
+                duration=time.time() - self._row.started,
+                output=output_type.as_json(run.output) if run.status == "succeeded" else None,
+                error_type=run.error.type if run.error is not None else None,
+                error=run.error.message if run.error is not None else None,
+                requests=min(usage.requests, _LARGEST),
+                input_tokens=min(usage.input_tokens, _LARGEST),
+                output_tokens=min(usage.output_tokens, _LARGEST),
+                cost=None if cost is None else str(cost),
+                owner=None,
+            )
+        )
+
+    def begin(self, call: CallState) -> None:
+        """Record that a graph was called, so that others see a run that is still running."""
+        self._journal.put_soon(self._call_row(call))
+
+    def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
+        """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
+
+        Raises:
+            ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
+        """
+        key = call.key
+        if key in self._override:
+            call.replayed = True
+            self._overridden.add(key)
+            return call.node.__node__.output_type.validate(self._override[key]), None
         try:
-            given = entry.node.__node__.input_type.to_json(entry.input)
+            given = call.node.__node__.input_type.to_json(call.input)
         except (PydanticSerializationError, ValueError):
-            return MISSING, None  # what cannot be written down cannot be recognised either
-        identity = fixed.identity(given)
-        entry.memo = Memo(identity, given.decode(), fixed)
-        if prompt is not None and entry.path not in self._prompts:
-            self._prompts[entry.path] = json.dumps(prompt.data(), ensure_ascii=False)
-        found = recall.bag.claim(key, identity) if recall.bag else None
+            return MISSING, None  # an input that JSON cannot hold identifies nothing
+        cache_key = call.cache_key = node_key.of_call(given)
+        if prompt is not None and call.path not in self._prompts:
+            self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        found = self._cache.claim(key, cache_key.identity) if self._cache else None
         if found is None:
-            self._note_change(key, entry.memo)
+            self._note_change(key, cache_key)
         elif found.finished:
-            output = self._output(entry, found)
+            output = self._output(call, found.row)
             if output is not MISSING:
                 return output, None
         else:
             self._note_loss(key)
         return MISSING, found
 
-    def _output(self, entry: Entry, found: Recorded) -> Any:
-        row = found.row
+    def _output(self, call: CallState, row: CallRow) -> Any:
         try:
-            output = entry.node.__node__.output_type.recall(json.loads(row.output or "null"))
+            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"))
         except (ValidationError, ValueError):
-            self.rerun[entry.key] = "the output cannot be read back"
+            self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
-        entry.replayed = True
-        if entry.node.__node__.kind == "stage":
+        call.replayed = True
+        if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
-            entry.use = ModelUse(attempts=row.attempts, messages=messages)
-            if self.recall_from.continues:
-                entry.use.usage = USAGE.validate_json(row.usage)
-                entry.use.unpriced = row.cost is None
+            call.use = ModelUse(attempts=row.attempts, messages=messages)
+            if self._continues:
+                call.use.usage = USAGE.validate_json(row.usage)
+                call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, key: str, memo: Memo) -> None:
-        recall = self.recall_from
-        changed = recall.bag.changed(key, memo.input, memo.fixed.parts)
+    def _note_change(self, key: str, cache_key: CacheKey) -> None:
+        changed = self._cache.changed(key, cache_key.input, cache_key.parts)
         if changed is None:
             return
         if changed == "nothing":
             self._note_loss(key)
             return
-        self.rerun[key] = changed
-        if recall.strict:
+        self._state.rerun[key] = changed
+        if self._strict:
             msg = (
                 f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
             )
             raise ReplayError(msg)
 
     def _note_loss(self, key: str) -> None:
-        """A call that succeeded has no identity when what its record says is not all that it gave."""
-        before = self.recall_from.bag.at(key)
+        """A call that succeeded has no identity when its record does not hold all of its output."""
+        before = self._cache.at(key)
         if before is not None and before.status == "succeeded" and not before.identity:
-            self.rerun[key] = "the output cannot be written down whole"
+            self._state.rerun[key] = "the output cannot be written down whole"
 
     def unused_override(self) -> ReplayError | None:
-        """A given output that no call asked for: most likely its key is mistyped."""
-        unused = sorted(set(self.recall_from.overrides) - self.overridden)
+        """The error for an overridden output that no call asked for: most likely its key is mistyped."""
+        unused = sorted(set(self._override) - self._overridden)
         if not unused:
             return None
-        return ReplayError(
-            f"`override` names `{unused[0]}`, and no stage or step ran there{closest(unused[0], list(self.overridden))}"
-        )
+        near = closest(unused[0], list(self._overridden))
+        return ReplayError(f"`override` names `{unused[0]}`, and no stage or step ran there{near}")
 
-    def memory(self, entry: Entry, found: Recorded | None) -> OpMemory:
-        """Where the requests and tool calls of one stage call are kept; its row is written before the first of them."""
-        if (found is None or found.row.status != "suspended") and self._may_write(entry):
-            self.journal.put_soon(self._row(entry))  # but what was asked must not be lost before it is answered
-        ops = {} if found is None else found.ops
-        identity = entry.memo.identity if entry.memo is not None else ""
-        return OpMemory(self.journal, self._run_id, entry, identity, ops)
+    def durable(self, call: CallState, found: Recorded | None) -> DurableOperations:
+        """The requests and tool calls of one stage call; its row is written before the first of them."""
+        if (found is None or found.row.status != "suspended") and self._may_write(call):
+            self._journal.put_soon(self._call_row(call))  # the row of a suspended call holds what is deferred
+        identity = call.cache_key.identity if call.cache_key is not None else ""
+        return DurableOperations(self._journal, self._row.run_id, call.key, identity, found)
 
-    async def finished(self, entry: Entry) -> None:
+    async def finished(self, call: CallState) -> None:
         """A leaf call has its output: it counts when the journal has it."""
-        row = self._row(entry)
-        entry.memo = None
-        if entry.replayed:
-            self.journal.put_soon(row)
+        row = self._call_row(call)
+        call.cache_key = None
+        if call.replayed:
+            self._journal.put_soon(row)
         else:
-            await self.journal.put(row)
+            await self._journal.put(row)
 
-    def ended(self, entry: Entry) -> None:
+    def ended(self, call: CallState) -> None:
         """A graph has ended, or a leaf call without an output."""
-        if entry.node.__node__.kind == "graph" or (entry.status != "succeeded" and self._may_write(entry)):
-            self.journal.put_soon(self._row(entry))
-        entry.memo = None
+        if call.node.__node__.kind == "graph" or (call.status != "succeeded" and self._may_write(call)):
+            self._journal.put_soon(self._call_row(call))
+        call.cache_key = None
 
-    def _may_write(self, entry: Entry) -> bool:
-        """An unfinished call does not take the place of a finished one that was recorded there before."""
-        identity = entry.memo.identity if entry.memo is not None else ""
-        return not self.recall_from.continues or not self.recall_from.bag.holds(entry.key, identity)
+    def _may_write(self, call: CallState) -> bool:
+        """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
+        identity = call.cache_key.identity if call.cache_key is not None else ""
+        return not self._continues or not self._cache.holds(call.key, identity)
 
-    def _row(self, entry: Entry) -> CallRow:
-        node, error, memo = entry.node, entry.error, entry.memo
+    def _call_row(self, call: CallState) -> CallRow:
+        node, error, cache_key = call.node.__node__, call.error, call.cache_key
         output, whole = None, True
-        if entry.status == "succeeded":
-            output, whole = recorded(
-                node.__node__.output_type, entry.output, checked=memo is not None and not entry.replayed
-            )
+        if call.status == "succeeded":
+            output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
         row = CallRow(
-            run_id=self._run_id,
-            key=entry.key,
-            path=entry.path,
-            kind=node.__node__.kind,
-            parent=entry.parent.key if entry.parent is not None else None,
-            position=entry.position,
-            status=entry.status,
-            identity=memo.identity if memo is not None and whole else "",  # nobody may take it for what it was
-            parts=memo.fixed.json if memo is not None else "{}",
-            input=memo.input if memo is not None else as_json(node.__node__.input_type, entry.input),
+            run_id=self._row.run_id,
+            key=call.key,
+            path=call.path,
+            kind=node.kind,
+            parent=call.parent.key if call.parent is not None else None,
+            position=call.position,
+            status=call.status,
+            identity=cache_key.identity if cache_key is not None and whole else "",  # else it is never reused
+            parts=cache_key.parts_json if cache_key is not None else "{}",
+            input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
             output=output,
-            error_type=error.type if error is not None else None,
-            error=error.message if error is not None else None,
-            started=self._clock.offset + entry.began,
-            duration=entry.duration,
-            replayed=entry.replayed,
+            started=self._state.clock.seconds(call.began),
+            duration=call.duration,
+            replayed=call.replayed,
             cost="0",
         )
-        if node.__node__.kind == "stage":
-            use = entry.use
+        if error is not None:
+            row.error_type, row.error = error.type, error.message
+            row.origin, row.transient = error.origin, error.transient
+        if node.kind == "stage":
+            use = call.use
             row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
             row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
-            row.prompt = self._prompts.get(entry.path)
+            row.prompt = self._prompts.get(call.path)
             row.pending = use.pending
         return row

@@ -1,4 +1,4 @@
-"""Runs whose process is gone: which they are, how often that may happen, and how they are finished or given up."""
+"""Recorded runs that go on: what is left of a run that is resumed, and interrupted runs, whose process has ended."""
 
 from __future__ import annotations
 
@@ -6,31 +6,50 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from stagegraph.agent.deferred import unanswered_in
 from stagegraph.data.call import Status
+from stagegraph.data.prompt import Origin
+from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.owner import is_alive, this_process
-from stagegraph.record.rows import Journal, RunFilter, RunRow
+from stagegraph.record.deferred import by_call, check
+from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
+from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import JournalError, StagegraphError
 
-__all__ = ["GIVEN_UP", "DepsOf", "TakesUp", "counted", "finish_interrupted", "give_up", "is_interrupted", "segment_of"]
+from .options import ResumeOptions, RunSpec
+
+if TYPE_CHECKING:
+    from stagegraph.nodes.node import Node
+
+__all__ = [
+    "GIVEN_UP",
+    "DepsOf",
+    "TakesUp",
+    "counted",
+    "finish_interrupted",
+    "give_up",
+    "is_interrupted",
+    "resumed_spec",
+]
 
 _log = logging.getLogger("stagegraph")
 
 GIVEN_UP = "GivenUp"
-"""The error type of a run that is not taken up any more."""
+"""The error type of a run that is not resumed any more."""
 _AT_ONCE = 8
-"""How many interrupted runs are taken up at the same time."""
+"""How many interrupted runs are resumed at the same time."""
 _MANY = 1_000_000
 
 DepsOf = Callable[[RunRow], Awaitable[object]]
-"""From what is recorded of an interrupted run to the deps that it goes on with."""
+"""From the row of an interrupted run to the deps with which it is resumed."""
 
 
 class TakesUp(Protocol):
-    """A runner, as far as this file knows it."""
+    """The part of a runner that resumes interrupted runs."""
 
     journal: Journal | None
 
@@ -40,29 +59,23 @@ class TakesUp(Protocol):
 
 
 def is_interrupted(row: RunRow) -> bool:
-    """Whether a run should go on and nobody runs it: its process is gone."""
+    """Whether a run is recorded as running, but its process has ended."""
     return row.status == "running" and (row.owner is None or not is_alive(row.owner))
 
 
-def segment_of(row: RunRow) -> int:
-    """How often a run was resumed."""
-    return len(json.loads(row.labels).get("resumed", ()))
-
-
 def counted(row: RunRow) -> RunRow:
-    """The row of a run that is taken up now, with how often it was, and how often its process died in the middle."""
-    labels = json.loads(row.labels)
-    labels["resumed"] = [*labels.get("resumed", ()), time.time()]
-    if row.status == "running" and row.owner is not None:  # who shuts down in order lets go of its runs
-        labels["crashes"] = labels.get("crashes", 0) + 1
-    return replace(row, labels=json.dumps(labels, ensure_ascii=False))
+    """The row of a run that is resumed now, with a count of its resumes and of the crashes of its process."""
+    labels = row.read_labels()
+    crashed = row.status == "running" and row.owner is not None  # an orderly shutdown releases its runs
+    counts = replace(labels, resumed=(*labels.resumed, time.time()), crashes=labels.crashes + crashed)
+    return replace(row, labels=counts.to_json())
 
 
 async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None = None) -> RunRow:
-    """End a run that nobody runs.
+    """End an interrupted run.
 
     Raises:
-        JournalError: somebody has taken it up meanwhile.
+        JournalError: another process has resumed it meanwhile.
     """
     mine = counted(row)
     await journal.claim(replace(mine, status="running", owner=this_process()), fresh=False)
@@ -79,9 +92,9 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
 
 
 async def finish_interrupted(runner: TakesUp, attempts: int) -> None:
-    """Finish the runs that a crash or a shutdown interrupted, some at a time; another process may be at it as well.
+    """Finish the runs that a crash or a shutdown interrupted, some at a time; other processes may do the same.
 
-    A run whose process has died more often than *attempts* times is given up: it may be what kills it.
+    A run whose process has crashed more than *attempts* times is given up, since the run may be the reason.
     """
     journal = runner.journal
     if journal is None or attempts == 0:
@@ -96,7 +109,7 @@ async def finish_interrupted(runner: TakesUp, attempts: int) -> None:
 async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], attempts: int) -> None:
     for row in rows:
         try:
-            crashes = json.loads(counted(row).labels).get("crashes", 0)
+            crashes = counted(row).read_labels().crashes
             if crashes > attempts:
                 await _leave(journal, row, crashes)
             elif (finishing := runner.take_up(row)) is not None:
@@ -123,3 +136,91 @@ async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:
     )
     await give_up(journal, row, "failed", why)
     _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
+
+
+async def resumed_spec(
+    journal: Journal, run_id: str, known: Mapping[str, Node[Any, Any]], options: ResumeOptions
+) -> RunSpec | Run[Any, Any]:
+    """What is left of a recorded run; a finished run is returned itself.
+
+    Raises:
+        JournalError: there is no such run.
+        ReplayError: its graph is unknown, an answer fits no deferred call, or what it needs was redacted.
+    """
+    row = await journal.run(run_id)
+    if row is None:
+        msg = f"there is no run {run_id!r} in this journal"
+        raise JournalError(msg)
+    node = options.get("graph") or known.get(row.graph)
+    if node is None:
+        msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
+        raise ReplayError(msg)
+    recorded = await stored_run(journal, row, node)
+    if row.status == "succeeded":
+        return recorded
+    labels, strict = row.read_labels(), options.get("strict", False)
+    _check_same(recorded, node, strict=strict)
+    prompts, answers = options.get("prompts"), options.get("answers") or {}
+    _check_whole(row, prompts)
+    waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
+    answered = by_call(waiting, answers)
+    check(waiting, answered)
+    return RunSpec(
+        run_id=run_id,
+        own_id=True,
+        node=node,
+        input=json.loads(row.input),
+        model=options.get("model") or row.model,
+        models={**labels.models, **(options.get("models") or {})},
+        deps=options.get("deps"),
+        prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
+        limits=options.get("limits"),
+        session_id=labels.session_id,
+        user_id=labels.user_id,
+        tags=labels.tags,
+        metadata=labels.metadata,
+        override=labels.override,
+        answers=answered,
+        resumed=row,
+        strict=strict,
+        take_over=options.get("take_over", False),
+    )
+
+
+def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) -> None:
+    """Make sure that a graph, which may have changed and have another name, is the one that was run.
+
+    Raises:
+        ReplayError: none of the recorded calls is part of it; in strict mode, one of them is not.
+    """
+    known = node.__node__.tree.nodes
+    leaves = {call.path for call in recorded.root.walk() if call.kind != "graph"}
+    gone = sorted(leaves - known.keys())
+    if gone and (strict or len(gone) == len(leaves)):
+        msg = f"run {recorded.id!r} of {recorded.graph} called `{gone[0]}`, which is not part of {node.__node__.name}"
+        raise ReplayError(msg)
+
+
+def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
+    """Refuse to resume a run with a redacted input or with redacted prompts."""
+    gone = row.read_labels().redacted
+    if "input" in gone:
+        msg = (
+            f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
+            f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
+        )
+        raise ReplayError(msg)
+    if "prompts" in gone and prompts is None:
+        msg = (
+            f"`redact=` changed the prompts of run {row.run_id!r} when they were recorded: "
+            "say with which it is to go on, as in `resume(..., prompts=...)`"
+        )
+        raise ReplayError(msg)
+
+
+def _recorded_prompts(row: RunRow, labels: Labels) -> Prompts | None:
+    """The prompts that the run alone was given, or that came from a server."""
+    if row.prompts is None:
+        return None
+    origins = {path: Origin(*origin) for path, origin in labels.origins.items()}
+    return Prompts.from_json(row.prompts, origins)

@@ -1,4 +1,4 @@
-"""The graphs that a runner knows by name: the name is all that is recorded of which graph a run is of."""
+"""The graphs that a runner knows by name: a recorded run has no more than the name of its graph."""
 
 from __future__ import annotations
 
@@ -10,48 +10,49 @@ from stagegraph.schema.errors import DeclarationError
 
 from .recovery import DepsOf
 
-__all__ = ["KnownGraphs"]
+__all__ = ["Registry"]
 
 
-class KnownGraphs:
-    """Graphs by name, and which of them have their interrupted runs finished, with which deps."""
+class Registry:
+    """Graphs by name, and how the interrupted runs of each are finished."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, Node[Any, Any]] = {}
-        """Those that ran here or were added, so that `resume` finds them."""
+        """The graphs that ran here or were added; `resume` looks them up."""
         self._added: dict[str, tuple[Node[Any, Any], DepsOf | Literal["never"] | None]] = {}
 
     def add(self, graph: Node[Any, Any], deps_of: DepsOf | Literal["never"] | None) -> None:
-        """Have a graph's interrupted runs finished; `"never"` leaves them alone.
+        """Finish the interrupted runs of a graph; `"never"` leaves them alone.
 
         Raises:
             DeclarationError: another graph of that name was added, or the same one with other deps.
         """
-        before, deps_before = self._added.get(graph.__node__.name, (graph, None))
+        name = graph.__node__.name
+        before, deps_before = self._added.get(name, (graph, None))
         if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
             msg = (
-                f"two different graphs named {graph.__node__.name!r} on one runner: runs are recorded by that name, so they "
+                f"two different graphs named {name!r} on one runner: runs are recorded by that name, so they "
                 "would be taken for each other's; give one of the classes another name, or a runner and a journal of "
                 "its own"
             )
             raise DeclarationError(msg)
         if deps_of is not None and deps_before is not None and deps_of != deps_before:
             msg = (
-                f"{graph.__node__.name!r} was added twice to one runner, with different deps for interrupted runs, which are "
+                f"{name!r} was added twice to one runner, with different deps for interrupted runs, which are "
                 "recorded by that name alone: say the same both times, or give the second one another name"
             )
             raise DeclarationError(msg)
-        self.by_name[graph.__node__.name] = before
-        self._added[graph.__node__.name] = (before, deps_before if deps_of is None else deps_of)
+        self.by_name[name] = before
+        self._added[name] = (before, deps_before if deps_of is None else deps_of)
 
     def to_finish(self, name: str) -> tuple[Node[Any, Any], DepsOf | None] | None:
-        """The graph whose interrupted runs are finished here, and what makes their deps."""
+        """The graph whose interrupted runs are finished here, and the function that makes their deps."""
         graph, deps_of = self._added.get(name, (None, None))
         return None if graph is None or deps_of == "never" else (graph, deps_of)
 
 
 def _state(node: Node[Any, Any]) -> dict[str, object]:
-    """What one object of a class has for itself, without what it has only worked out."""
+    """The attributes of an object, without its cached properties."""
     return {
         name: value
         for name, value in vars(node).items()

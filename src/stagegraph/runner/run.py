@@ -1,168 +1,200 @@
-"""One run from its input to its record: validation, the outer cancel scope, and how it may end."""
+"""One run from its input to its record: how it begins, how it may end, and the error that it ends with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.call import Call, CallError, Pending, Status
+from stagegraph.data.call import Call, CallError, Pending, Status, load_pending
 from stagegraph.data.events import RunFinished, RunStarted
+from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
-from stagegraph.record import deferred as asking
-from stagegraph.record.run import InputError, Run, RunError
-from stagegraph.schema.errors import JournalError, problems_of
+from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
+from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
-from .calls import root_frame
-from .execution import Execution, Terms
-from .failure import failure_in, limit_error, only_leaf, run_error
+from .calls import outermost
+from .executor import Executor, Resources, origin_of
 from .observer import TraceStart
-from .state import Clock, Entry, freeze, total
+from .options import check_prompts
+from .recorder import Recorder, with_deployed
+from .state import call_tree, total
 
 if TYPE_CHECKING:
-    from stagegraph.nodes.node import Tree
+    from stagegraph.record.rows import RunRow
 
-    from .limits import Limits
-    from .options import Labels
-    from .page import RunPage
+    from .event_log import EventLog
+    from .observer import Trace
+    from .options import RunSpec
     from .queue import Seat
+    from .state import RunState
 
-__all__ = ["Running"]
-
-
-_LAST_WORDS = 5.0
-"""Seconds that a cancelled run may take to write down how it ended."""
+__all__ = ["ActiveRun"]
 
 
-class Running:
+_LAST_SECONDS = 5.0
+"""Seconds that a cancelled run may take to record how it ended."""
+
+
+class ActiveRun:
     """One run: awaited once, readable at any time."""
 
     def __init__(  # noqa: PLR0917
         self,
-        tree: Tree,
-        raw: object,
-        terms: Terms,
-        limits: Limits,
-        labels: Labels,
-        page: RunPage | None = None,
+        spec: RunSpec,
+        state: RunState,
+        resources: Resources,
+        row: RunRow | None,
+        seat: Seat,
+        log: EventLog | None,
     ) -> None:
-        self.tree = tree
-        self.terms = terms
-        self.limits = limits
-        self.labels = labels
-        self.execution = Execution(tree, terms)
-        self.clock = Clock.now()
-        self.seat: Seat | None = None
+        self.spec = spec
+        self.state = state
+        self.log = log
+        self._resources = resources
+        self._row = row
+        """The run's row in the journal, if it is recorded."""
+        self._seat = seat
         self._recorded = anyio.Event()
-        self.leaves: Callable[[], bool] = lambda: False
-        """Whether a cancellation now is a shutdown, which leaves the run to whoever takes it up."""
-        self._raw = raw
-        self._page = page
-        self._end: tuple[Status, CallError | None] | None = None
-        name = self.execution.root_name
-        self._waiting = Entry(tree.root, name, name, None, raw, 0)
-        """The root call until it begins."""
-
-    @property
-    def segment(self) -> int:
-        """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
-        return self._page.segment if self._page is not None else 0
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.
 
         Raises:
-            RunError: it ended without an output; its subclasses say which way.
+            RunError: the run ended without an output; subclasses say why.
             JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
         try:
-            return await self._seated()
+            row = await self._deploy()
+            journal = self._resources.journal
+            recorder = None
+            if row is not None and journal is not None:
+                recorder = await Recorder.open(journal, row, self.spec, self.state)
+            self._recorded.set()
+            return await self._seated(recorder)
         finally:
-            self.leave()
+            self._leave()
 
     async def written(self) -> None:
         """Wait until the run is in its journal, or never will be."""
         await self._recorded.wait()
-        if self._page is not None:
-            await self._page.journal.put()
+        if self._resources.journal is not None:
+            await self._resources.journal.put()
 
-    def leave(self) -> None:
-        """Nothing more is going on: let the next run in."""
-        self._recorded.set()
-        if self.seat is not None:
-            self.seat.leave()
+    def never_began(self, error: CallError | None) -> None:
+        """End a run that was cancelled, or failed with *error*, before it began."""
+        self.state.end = ("failed" if error is not None else "cancelled", error)
+        self._announce(self.record())
+        self._leave()
 
-    async def _seated(self) -> Run[Any, Any]:
-        log, page = self.terms.log, self._page
-        await self._deploy()
-        if page is not None:
-            self.execution.recorder = await page.open(self.clock)
+    def _leave(self) -> None:
         self._recorded.set()
+        self._seat.leave()
+
+    async def _deploy(self) -> RunRow | None:
+        """Ask a source of prompts once: what it has deployed may change while the run goes on."""
+        source, tree = self._resources.prompts, self.state.tree
+        if isinstance(source, Prompts):
+            return self._row
+        deployed = await source.current(self.spec)
+        check_prompts(deployed, self.spec, tree)
+        self.state.prompts = deployed
+        return None if self._row is None else with_deployed(self._row, deployed)
+
+    async def _seated(self, recorder: Recorder | None) -> Run[Any, Any]:
+        trace: Trace | None = None
         try:
-            if self.seat is not None:
-                await self.seat.taken()
-            if self.terms.tracing is not None:
-                self.execution.trace = self.terms.tracing.open(self._trace_start())
-            if log is not None:
-                log.put(RunStarted, graph=self.tree.root.__node__.name)
-            cause = await self._flow()
+            await self._seat.taken()
+            if self._resources.tracing is not None:
+                trace = self._resources.tracing.open(self._trace_start())
+            if self.log is not None:
+                self.log.put(RunStarted, graph=self.state.name)
+            executor = Executor(self.spec, self.state, self._resources, recorder, trace, self.log)
+            cause = await self._flow(executor)
         except Suspended:
-            return await self._ended("suspended")
+            return await self._ended(recorder, trace, "suspended")
         except BaseException as error:
-            with anyio.move_on_after(_LAST_WORDS, shield=True):
-                vars(error)["stagegraph_run"] = await self._ended("cancelled")
+            with anyio.move_on_after(_LAST_SECONDS, shield=True):
+                vars(error)["stagegraph_run"] = await self._ended(recorder, trace, "cancelled")
             raise
         if cause is None:
-            return await self._ended("succeeded")
-        error = run_error(cause, self.tree.root.__node__.name, self.record)
-        error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
+            return await self._ended(recorder, trace, "succeeded")
+        origin = origin_of(cause, self.spec.run_id, self.state.segment)
+        error = _run_error(cause, origin, self.record())
+        error.attach(await self._ended(recorder, trace, "failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
-    async def _deploy(self) -> None:
-        """Settle which prompts this run uses, once: those that live elsewhere may change while it runs."""
-        prompts = await self.terms.prompts.resolved()
-        if prompts is not self.terms.prompts:
-            self.terms = self.execution.terms = replace(self.terms, prompts=prompts)
-            if self._page is not None:
-                self._page.deploy(prompts)
-
     def _trace_start(self) -> TraceStart:
-        labels, terms = self.labels, self.terms
+        spec, state = self.spec, self.state
         return TraceStart(
-            run_id=terms.run_id,
-            graph=self.tree.root.__node__.name,
-            root_key=self.execution.root_name,
-            segment=self.segment,
-            prompts=terms.prompts,
-            clock=self.clock,
-            session_id=labels.session_id,
-            user_id=labels.user_id,
-            tags=labels.tags,
-            metadata=labels.metadata,
+            run_id=spec.run_id,
+            graph=state.name,
+            root_key=state.root.key,
+            segment=state.segment,
+            prompts=state.prompts,
+            clock=state.clock,
+            session_id=spec.session_id,
+            user_id=spec.user_id,
+            tags=spec.tags,
+            metadata=spec.metadata,
         )
 
-    def give_up(self, error: CallError | None) -> None:
-        """End a run that never began: by this error, or else by a cancellation."""
-        self._end = ("failed" if error is not None else "cancelled", error)
-        self._announce(self.record())
-        self.leave()
+    async def _flow(self, executor: Executor) -> Exception | None:
+        """Call what is run; returns the failure, if there was one."""
+        state, root = self.state, self.state.tree.root
+        failure: Exception | None = None
+        try:
+            value = root.__node__.input_type.validate(self.spec.input)
+        except ValidationError as error:
+            executor.reject(self.spec.input, error)
+            what = f"the input does not fit {root.__node__.input_type.name}, which {state.name} takes"
+            failure = InputError(f"{what}: {problems_of(error)}")
+            failure.__cause__ = error
+            return failure
+        seconds = self._resources.limits.seconds
+        with executor.scope as scope:
+            if seconds is not None:
+                scope.deadline = anyio.current_time() + seconds
+            try:
+                with outermost(executor):
+                    await root(value)
+            except Exception as error:  # noqa: BLE001 - how the run ends is decided below
+                failure = _single(error)
+            except BaseExceptionGroup as group:
+                failure = _failure_in(group)
+        if failure is None and executor.recorder is not None:
+            failure = executor.recorder.unused_override()
+        if state.broken is not None:
+            return state.broken
+        timed_out = state.limit is None and scope.cancel_called  # whatever the flow did when it was cancelled
+        if timed_out:
+            state.limit = f"it took longer than {seconds} s"
+        elif state.limit is None and executor.ledger is not None:
+            state.limit = executor.ledger.overspent()
+        if state.limit is None:
+            return failure
+        reached = LimitError(f"the run of {state.name} reached a limit: {state.limit}; raise `Limits`, or ask for less")
+        reached.timed_out = timed_out
+        reached.__cause__ = failure or state.stopped
+        return reached
 
-    async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
-        """Fix how the run ended, in the record, the events and the journal."""
-        self.execution.over = True
-        self._end = (status, error)
-        if self.execution.trace is not None:
-            root = self._root_entry()
-            self.execution.trace.finished(root, status, error)
+    async def _ended(
+        self, recorder: Recorder | None, trace: Trace | None, status: Status, error: CallError | None = None
+    ) -> Run[Any, Any]:
+        """Settle how the run ended, in the record, the events, the trace and the journal."""
+        state = self.state
+        state.over = True
+        state.end = (status, error)
+        if trace is not None:
+            trace.finished(state.root, status, error)
         run = self.record()
         try:
-            if self._page is not None:
-                left = status == "cancelled" and self.leaves()
-                await self._page.close(run, self.execution.entries.values(), left=left)
+            if recorder is not None:
+                left = status == "cancelled" and self._resources.draining() and not state.cancel_requested
+                await recorder.close(run, left=left)
         except JournalError as failure:
             if status == "succeeded":
                 msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
@@ -171,92 +203,106 @@ class Running:
             self._announce(run)
         return run
 
-    async def _flow(self) -> Exception | None:
-        """Run the root call; gives the failure, if there was one."""
-        execution, root = self.execution, self.tree.root
-        failure: Exception | None = None
-        try:
-            value = root.__node__.input_type.validate(self._raw)
-        except ValidationError as error:
-            self._reject(error)
-            msg = f"the input does not fit {root.__node__.input_type.name}, which {root.__node__.name} takes: {problems_of(error)}"
-            failure = InputError(msg)
-            failure.__cause__ = error
-            return failure
-        with execution.scope as scope:
-            if self.limits.seconds is not None:
-                scope.deadline = anyio.current_time() + self.limits.seconds
-            try:
-                await root_frame(execution).call(root, value)
-            except Exception as error:  # noqa: BLE001 - what it was decides below how the run ends
-                failure = only_leaf(error)
-            except BaseExceptionGroup as group:
-                failure = failure_in(group)
-        if failure is None and execution.recorder is not None:
-            failure = execution.recorder.unused_override()
-        if execution.broken is not None:
-            return execution.broken
-        timed_out = execution.limit is None and scope.cancel_called  # whatever the flow made of being cancelled
-        if timed_out:
-            execution.limit = f"it took longer than {self.limits.seconds} s"
-        elif execution.limit is None and self.terms.ledger is not None:
-            execution.limit = self.terms.ledger.overspent()
-        if execution.limit is None:
-            return failure
-        return limit_error(root.__node__.name, execution.limit, failure or execution.stopped, timed_out=timed_out)
-
-    def _reject(self, error: ValidationError) -> None:
-        name = self.execution.root_name
-        entry = self.execution.open(self.tree.root, name, name, None, self._raw)
-        entry.status, entry.error = "failed", CallError(type(error).__name__, str(error))
-        self.execution.close(entry)
-
     def _announce(self, run: Run[Any, Any]) -> None:
-        log = self.terms.log
-        if log is None:
+        if self.log is None:
             return
         output = None
         if run.status == "succeeded":
             try:
-                output = self.tree.root.__node__.output_type.show(run.output)
+                output = self.state.tree.root.__node__.output_type.show(run.output)
             except (ValueError, TypeError):
-                output = None  # the event is a notice; the output itself is in the run
+                output = None  # the event only announces the end; the output itself is in the run
         error = run.error.message if run.error else None
-        log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
-        log.close()
-
-    def _root_entry(self) -> Entry:
-        return next(iter(self.execution.entries.values()), self._waiting)
+        self.log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
+        self.log.close()
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""
-        root = self._root_entry()
-        status, error = self._end or (root.status, root.error)
+        spec, state = self.spec, self.state
+        root, clock, calls = state.root, state.clock, state.calls
+        status, error = state.end or (root.status, root.error)
         frozen: Call | None = None
-        if self._end is None:
-            frozen = freeze(list(self.execution.entries.values()) or [root], self.clock)
-        entries, clock = self.execution.entries, self.clock
+        if state.end is None:
+            frozen = call_tree(list(calls.values()) or [root], clock)
         return Run(
-            id=self.terms.run_id,
-            graph=self.tree.root.__node__.name,
+            id=spec.run_id,
+            graph=state.name,
             status=status,
             input=root.input,
             output=root.output,
             error=error,
-            started=self.clock.calendar(root.began),
+            started=clock.calendar(root.began),
             duration=root.duration,
-            metadata=self.labels.metadata,
-            tags=self.labels.tags,
-            session_id=self.labels.session_id,
-            user_id=self.labels.user_id,
-            prompts_digest=self.terms.prompts.digest,
-            pending=self._pending(),
-            rerun=dict(self.execution.recorder.rerun) if self.execution.recorder is not None else {},
-            tree=self.tree,
-            read_root=lambda: frozen if frozen is not None else freeze(list(entries.values()) or [root], clock),
-            read_spent=(lambda: total(entries.values())) if frozen is None and len(entries) > 1 else None,
+            metadata=spec.metadata,
+            tags=spec.tags,
+            session_id=spec.session_id,
+            user_id=spec.user_id,
+            prompts_digest=state.prompts.digest,
+            pending=_pending(state),
+            rerun=dict(state.rerun),
+            tree=state.tree,
+            read_root=lambda: frozen if frozen is not None else call_tree(list(calls.values()) or [root], clock),
+            read_spent=(lambda: total(calls.values())) if frozen is None and len(calls) > 1 else None,
         )
 
-    def _pending(self) -> tuple[Pending, ...]:
-        waiting = [entry.use.pending for entry in self.execution.entries.values() if entry.status == "suspended"]
-        return tuple(one for text in filter(None, waiting) for one in asking.load(text))
+
+def _pending(state: RunState) -> tuple[Pending, ...]:
+    waiting = [call.use.pending for call in state.calls.values() if call.status == "suspended"]
+    return tuple(one for text in filter(None, waiting) for one in load_pending(text))
+
+
+def _single(error: Exception) -> Exception:
+    """The error itself, or the single error in the groups around it."""
+    found = leaves(error)
+    return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
+
+
+def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
+    """The failure in what a user's own task group raised.
+
+    Raises:
+        Suspended: there is no failure in it, and a call waits for an answer.
+        BaseExceptionGroup: there is a cancellation in it.
+    """
+    found = leaves(group)
+    if any(not isinstance(leaf, (Suspended, Exception)) for leaf in found):
+        raise group
+    for leaf in found:
+        if isinstance(leaf, Exception):
+            return leaf
+    raise Suspended from group
+
+
+def _run_error(cause: Exception, origin: str | None, run: Run[Any, Any]) -> RunError:
+    """The error of a run that failed because of *cause*, which was first seen in the call *origin*."""
+    if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
+        return cause
+    causes = leaves(cause)
+    text = "; ".join(_described(leaf) for leaf in causes[:3])
+    if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
+        text += " (is an `await` missing before a call?)"
+    place = f" at `{origin}`" if origin and f"`{origin}`" not in text else ""
+    others = sum(call.key != origin for call in run.failures())
+    calls = "call" if others == 1 else "calls"
+    more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
+    return RunError(f"{run.graph} failed{place}: {text}{more}")
+
+
+def _described(error: BaseException) -> str:
+    """An error in the message of a run; our own errors need no type name."""
+    if isinstance(error, ValidationError) and (fields := _not_awaited(error)):
+        return f"{error.title} was given a coroutine as {fields} (is an `await` missing before a call?)"
+    own = isinstance(error, StagegraphError) and str(error)
+    return str(error) if own else str(CallError(type(error).__name__, str(error)))
+
+
+def _not_awaited(error: ValidationError) -> str:
+    """The fields that were given a coroutine; it is closed, since Python would warn of what the message says."""
+    fields: list[str] = []
+    for problem in error.errors(include_url=False):
+        given = problem["input"]
+        if inspect.iscoroutine(given):
+            if inspect.getcoroutinestate(given) == inspect.CORO_CREATED:
+                given.close()
+            fields.append(f"`{'.'.join(map(str, problem['loc'])) or 'input'}`")
+    return ", ".join(dict.fromkeys(fields))

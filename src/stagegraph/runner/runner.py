@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from os import PathLike
@@ -13,29 +12,27 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 from typing_extensions import Unpack
 
 from stagegraph.agent.models import Models
-from stagegraph.data.fit import unknown_stages
-from stagegraph.data.prompts import Prompts
+from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.memory import MemoryJournal
 from stagegraph.nodes.branches import DEFAULT_LIMIT
-from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Node
-from stagegraph.nodes.stage import stages_of
 from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
 from .event_log import EventLog
-from .execution import Terms
+from .executor import Resources
 from .lifetime import Lifetime
-from .limits import Ledger, Limits
+from .limits import Limits, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
-from .options import ResumeOptions, RunOptions, check_options, check_values
-from .order import Order, order_to_resume
-from .queue import Admission, Slots
-from .recovery import DepsOf
-from .registry import KnownGraphs
-from .run import Running
+from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
+from .queue import Queue
+from .recorder import new_row
+from .recovery import DepsOf, resumed_spec
+from .registry import Registry
+from .run import ActiveRun
+from .state import RunState
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -57,7 +54,7 @@ class Runner:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
         models: Stage path -> model; goes before every other choice.
-        prompts: What is deployed; stages that are not in it keep the code's text.
+        prompts: What is deployed; stages that are not in it keep the code's text. A `PromptSource` is asked once a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
             nested fan-outs cannot block each other.
         limits: What each run may spend.
@@ -80,7 +77,7 @@ class Runner:
         model: Model | str | None = None,
         *,
         models: Mapping[str, Model | str] | None = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         max_concurrency: int | None = None,
         limits: Limits | None = None,
         journal: Journal | None = None,
@@ -105,17 +102,17 @@ class Runner:
             raise TypeError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
-        self.prompts = prompts or Prompts()
+        self.prompts: Prompts | PromptSource = prompts if prompts is not None else Prompts()
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
         self.tracing = by_environment() if tracing == "auto" else tracing
         if resume_interrupted:
             self._journal_for("Runner(resume_interrupted=True)")
-        self._known = KnownGraphs()
+        self._registry = Registry()
         self._models = Models()
-        self._slots = Slots(max_concurrency)
-        self._admission = Admission(max_runs, max_queued)
+        self._slots = RequestSlots(max_concurrency)
+        self._queue = Queue(max_runs, max_queued)
         self.resumes_interrupted = resume_interrupted
         """Whether `lifespan` begins with what was interrupted."""
         self._lifetime = Lifetime(drain_seconds, attempts=resume_attempts if resume_interrupted else 0)
@@ -127,7 +124,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In, Out]:
         """Run a graph, or a single stage or step, and wait for its end.
@@ -147,9 +144,8 @@ class Runner:
             PromptError: the prompts name stages that *node* does not have.
         """
         check_options(options, RunOptions, "run", model=model, prompts=prompts)
-        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options)
-        running = self._open(order, None)
-        return cast("Run[In, Out]", await self._lifetime.within(running))
+        spec = RunSpec.of(node, input, options, model, deps, prompts)
+        return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
 
     def start(
         self,
@@ -158,7 +154,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         deltas: bool = False,
         **options: Unpack[RunOptions],
     ) -> LiveRun[In, Out]:
@@ -175,14 +171,12 @@ class Runner:
             )
             raise NotRunningError(msg) from None
         check_options(options, RunOptions, "start", model=model, prompts=prompts)
-        order = Order(node=node, raw=input, model=model, deps=deps, prompts=prompts, options=options, deltas=deltas)
-        return cast("LiveRun[In, Out]", self._start(order))
+        spec = RunSpec.of(node, input, options, model, deps, prompts, deltas=deltas)
+        return cast("LiveRun[In, Out]", self._start(spec))
 
-    def _start(self, order: Order, *, patient: bool = False) -> LiveRun[Any, Any]:
-        log = EventLog("", _BUFFERED_EVENTS)
-        running = self._open(order, log, patient=patient)
-        log.run_id = running.terms.run_id
-        live: LiveRun[Any, Any] = LiveRun(running, log)
+    def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
+        log = EventLog(spec.run_id, _BUFFERED_EVENTS)
+        live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
         self._lifetime.add(live)
         return live
 
@@ -199,7 +193,7 @@ class Runner:
             DeclarationError: another graph of that name was added, or the same one with other deps: what is recorded of
                 a run says no more than the name.
         """
-        self._known.add(graph, deps_of)
+        self._registry.add(graph, deps_of)
 
     @property
     def ready(self) -> bool:
@@ -216,13 +210,13 @@ class Runner:
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
-        found = self._known.to_finish(row.graph)
+        found = self._registry.to_finish(row.graph)
         return None if found is None else self._finish(row, *found)
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
         deps = None if deps_of is None else await deps_of(row)
-        order = await self._order(row.run_id, {"graph": graph, "deps": deps})
-        return order if isinstance(order, Run) else await self._start(order, patient=True).result()
+        spec = await self._resumed(row.run_id, {"graph": graph, "deps": deps})
+        return spec if isinstance(spec, Run) else await self._start(spec, patient=True).result()
 
     async def resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> Run[Any, Any]:
         """Finish a run that a crash, a limit, an error or a question interrupted; a finished run is given back.
@@ -240,8 +234,8 @@ class Runner:
             RunError: the run ended without an output again.
         """
         check_options(options, ResumeOptions, "resume")
-        order = await self._order(run_id, options)
-        return order if isinstance(order, Run) else await self._lifetime.within(self._open(order, None))
+        spec = await self._resumed(run_id, options)
+        return spec if isinstance(spec, Run) else await self._lifetime.within(self._open(spec, None))
 
     async def start_resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> LiveRun[Any, Any]:
         """The same in a task of its own, with events.
@@ -251,14 +245,14 @@ class Runner:
             JournalError: there is no such run.
         """
         check_options(options, ResumeOptions, "start_resume")
-        order = await self._order(run_id, options)
-        if isinstance(order, Run):
+        spec = await self._resumed(run_id, options)
+        if isinstance(spec, Run):
             msg = f"run {run_id!r} is finished; there is nothing to resume"
             raise ReplayError(msg)
-        return self._start(order)
+        return self._start(spec)
 
-    async def _order(self, run_id: str, options: ResumeOptions) -> Order | Run[Any, Any]:
-        return await order_to_resume(self._journal_for("resume"), run_id, self._known.by_name, options)
+    async def _resumed(self, run_id: str, options: ResumeOptions) -> RunSpec | Run[Any, Any]:
+        return await resumed_spec(self._journal_for("resume"), run_id, self._registry.by_name, options)
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
@@ -266,52 +260,40 @@ class Runner:
             raise DeclarationError(msg)
         return self.journal
 
-    def _open(self, order: Order, log: EventLog | None, *, patient: bool = False) -> Running:
-        """Check what can be checked before anything runs; a *patient* run waits however long the line is."""
-        options = order.options
-        self._lifetime.check(options.get("run_id"))
-        node = _checked(order.node)
+    def _open(self, spec: RunSpec, log: EventLog | None, *, patient: bool = False) -> ActiveRun:
+        """Check what can be checked before anything runs; a *patient* run waits however long the queue is."""
+        self._lifetime.check(spec.run_id)
+        node = _checked(spec.node)
         tree = node.__node__.tree
-        deployed = order.prompts if order.prompts is not None else self.prompts
-        if order.prompts is not None or isinstance(node, BaseGraph):  # a stage by itself has no paths
-            deployed.check_known(stages_of(tree.root), node.__node__.name)
-        order.check_override(tree)
-        if unknown := unknown_stages(options.get("models") or {}, stages_of(tree.root)):
-            msg = f"the models do not fit {node.__node__.name}: {'; '.join(unknown)}"
-            raise DeclarationError(msg)
-        limits = options.get("limits") or self.limits
-        default = order.model if order.model is not None else self.model
-        self._known.by_name[node.__node__.name] = node
-        journal = self._journal_for("replay") if options.get("replay") else self.journal
-        if journal is None and options.get("override"):
-            journal = MemoryJournal()  # a what-if needs no records, so it has some that nobody sees
-        terms = Terms(
-            run_id=options.get("run_id") or uuid.uuid4().hex,
-            deps=order.deps,
-            prompts=deployed,
-            model_for=lambda path, stage: self._model_for(path, stage, default, options.get("models") or {}),
+        prompts = spec.prompts if spec.prompts is not None else self.prompts
+        check_prompts(prompts, spec, tree)
+        spec.check(tree)
+        self._registry.by_name[node.__node__.name] = node
+        journal = self._journal_for("replay") if spec.replay else self.journal
+        if journal is None and spec.override:
+            journal = MemoryJournal()  # overriding an output needs a journal, which ends with the run
+        resources = Resources(
+            prompts=prompts,
+            limits=spec.limits or self.limits,
+            model_for=lambda path, stage: self._model_for(path, stage, spec),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),
-            ledger=Ledger(limits) if (limits.requests, limits.tokens, limits.usd) != (None, None, None) else None,
-            log=log,
-            deltas=order.deltas,
+            journal=journal,
+            resumable=journal is self.journal,
             tracing=self.tracing,
-            answers=order.answers,
-            kept=journal is self.journal,
+            draining=lambda: not self._lifetime.taking,
         )
-        labels, page = order.labels, order.page
-        if page is None and journal is not None:
-            page = order.new_page(journal, tree, terms, labels)
-        running = Running(tree, order.raw, terms, limits, labels, page)
-        running.leaves = lambda: not self._lifetime.taking
-        running.seat = self._admission.admit(patient=patient)
-        return running
+        row = spec.resumed
+        segment = 0 if row is None else row.segment + 1
+        if row is None and journal is not None:
+            row = new_row(spec, node, prompts)
+        state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
+        return ActiveRun(spec, state, resources, row, self._queue.admit(patient=patient), log)
 
-    def _model_for(
-        self, path: str, stage: Stage[Any, Any], default: Model | str | None, own: Mapping[str, Model | str]
-    ) -> Model | None:
-        """By path, by stage, by agent, by run or runner: the more particular choice wins."""
-        for choice in (own.get(path), self._models_by_path.get(path), stage.model, stage.agent.model, default):
+    def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
+        """By path, by stage, by agent, by run or runner: the more specific choice wins."""
+        default = spec.model if spec.model is not None else self.model
+        for choice in (spec.models.get(path), self._models_by_path.get(path), stage.model, stage.agent.model, default):
             if choice is not None:
                 return self._models.get(choice)
         return None

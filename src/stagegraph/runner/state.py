@@ -1,10 +1,10 @@
-"""What a run writes down while it goes on: one small mutable entry a call, frozen into `Call`s when somebody looks."""
+"""How one run stands while it goes on, as plain data: its clock, its calls, and how it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from time import perf_counter, time
@@ -16,16 +16,16 @@ from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.usage import NO_MODEL, summed
 
 if TYPE_CHECKING:
-    from stagegraph.nodes.node import Node
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node, Tree
+    from stagegraph.schema.errors import StageError
 
-    from .identity import Fixed
-
-__all__ = ["Clock", "Entry", "Memo", "freeze", "total"]
+__all__ = ["CacheKey", "CallState", "Clock", "RunState", "call_tree", "total"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The monotonic clock's offset from the calendar, read once a run."""
+    """The offset of the monotonic clock from the calendar, read once a run."""
 
     offset: float
 
@@ -37,30 +37,32 @@ class Clock:
         """Seconds since 1970."""
         return self.offset + moment
 
-    def calendar(self, seconds: float) -> datetime:
-        return datetime.fromtimestamp(self.offset, UTC) + timedelta(seconds=seconds)
+    def calendar(self, moment: float) -> datetime:
+        return datetime.fromtimestamp(self.offset, UTC) + timedelta(seconds=moment)
 
 
-class Memo(NamedTuple):
-    """What a recorder works out once a call."""
+class CacheKey(NamedTuple):
+    """What identifies one leaf call in the replay cache; computed once a call."""
 
     identity: str
     input: str
     """JSON."""
-    fixed: Fixed
+    parts: Mapping[str, str]
+    """Name -> hash of each part of the identity besides the input; the same for all calls of one node."""
+    parts_json: str
 
 
-class Entry:
+class CallState:
     """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
 
     __slots__ = (
         "began",
+        "cache_key",
         "ended",
         "error",
         "fan",
         "input",
         "key",
-        "memo",
         "node",
         "output",
         "parent",
@@ -72,7 +74,7 @@ class Entry:
     )
 
     def __init__(  # noqa: PLR0917 - made for every call
-        self, node: Node[Any, Any], path: str, key: str, parent: Entry | None, value: object, position: int
+        self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object, position: int
     ) -> None:
         self.node = node
         self.path = path
@@ -85,9 +87,9 @@ class Entry:
         self.status: Status = "running"
         self.use = NO_MODEL
         self.replayed = False
-        self.memo: Memo | None = None
+        self.cache_key: CacheKey | None = None
         self.fan: tuple[int, int | None] | None = None
-        """Which item of a fan-out it was made for, from 0, and of how many; kept for a trace alone."""
+        """Index and size of the fan-out that it was made for; set only for a trace."""
         self.ended = 0.0
         self.began = perf_counter()
 
@@ -96,53 +98,108 @@ class Entry:
         return (self.ended or perf_counter()) - self.began
 
 
-def freeze(entries: Iterable[Entry], clock: Clock) -> Call:
-    """The tree of calls; entries stand in the order in which they began, so parents come before their children."""
-    ordered = list(entries)
-    children: dict[Entry, list[Call]] = {}
-    for entry in reversed(ordered):
-        inside = children.pop(entry, [])
+@dataclass(slots=True, eq=False)
+class RunState:
+    """How one run stands: the calls that were made, and how it ends."""
+
+    tree: Tree
+    root: CallState
+    """The call of what is run."""
+    segment: int
+    """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
+    prompts: Prompts
+    """What is deployed for this run; empty until the run begins, when they come from a server."""
+    clock: Clock = field(default_factory=Clock.now)
+    calls: dict[str, CallState] = field(default_factory=dict[str, CallState])
+    """Key -> call, in the order in which they began."""
+    repeats: dict[str, int] = field(default_factory=dict[str, int])
+    """Key -> how often it was called again."""
+    rerun: dict[str, str] = field(default_factory=dict[str, str])
+    """Key -> what changed, of the calls that were recorded and had to run again."""
+    limit: str | None = None
+    """Which limit ended the run, if one did."""
+    stopped: StageError | None = None
+    """The error of the call that reached the limit first."""
+    broken: Exception | None = None
+    """Why nothing can be recorded any more, or must not run again."""
+    over: bool = False
+    """Whether the flow has ended; a task that outlives it can call nothing."""
+    cancel_requested: bool = False
+    """Whether the caller cancelled the run; otherwise a cancellation during a shutdown leaves it to be resumed."""
+    end: tuple[Status, CallError | None] | None = None
+    """How the run ended."""
+
+    @classmethod
+    def of(cls, tree: Tree, value: object, prompts: Prompts, segment: int) -> RunState:
+        """The state of a run before its first call."""
+        declared = tree.root.__node__
+        name = "" if declared.kind == "graph" else declared.name
+        return cls(tree, CallState(tree.root, name, name, None, value, 0), segment, prompts)
+
+    @property
+    def name(self) -> str:
+        """The name of what is run."""
+        return self.tree.root.__node__.name
+
+    def add(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
+        """Begin a call; a key that was used already gets a number."""
+        calls = self.calls
+        if key in calls:
+            number = self.repeats[key] = self.repeats.get(key, 0) + 1
+            key = f"{key}#{number}"
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
+        if parent is None:
+            self.root = call
+        return call
+
+
+def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
+    """The tree of calls as it stands now; *calls* are in the order in which they began, so parents come first."""
+    ordered = list(calls)
+    children: dict[CallState, list[Call]] = {}
+    for state in reversed(ordered):
+        inside = children.pop(state, [])
         inside.reverse()
-        call = _frozen(entry, tuple(inside), clock)
-        if entry.parent is None:
+        call = _frozen(state, tuple(inside), clock)
+        if state.parent is None:
             return call
-        children.setdefault(entry.parent, []).append(call)
+        children.setdefault(state.parent, []).append(call)
     msg = "a record has a root"
     raise AssertionError(msg)
 
 
-def total(entries: Iterable[Entry]) -> tuple[RunUsage, Decimal | None]:
-    """The same from a run's entries."""
+def total(calls: Iterable[CallState]) -> tuple[RunUsage, Decimal | None]:
+    """Usage and cost of all calls together; the cost is `None` when that of one call is not known."""
     usage = RunUsage()
     known = True
-    for entry in entries:
-        if entry.use is not NO_MODEL:
-            usage.incr(entry.use.usage)
-            known = known and entry.use.cost is not None
+    for call in calls:
+        if call.use is not NO_MODEL:
+            usage.incr(call.use.usage)
+            known = known and call.use.cost is not None
     usage.cost = (usage.cost or Decimal(0)) if known else None
     return usage, usage.cost
 
 
-def _frozen(entry: Entry, children: tuple[Call, ...], clock: Clock) -> Call:
-    usage, cost = entry.use.usage, entry.use.cost
-    if entry.status == "running":
-        usage = copy(usage)  # it still counts
+def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
+    usage, cost = state.use.usage, state.use.cost
+    if state.status == "running":
+        usage = copy(usage)  # the agent still adds to it
     if children:
         usage, cost = summed(children)
     return Call(
-        path=entry.path,
-        key=entry.key,
-        kind=entry.node.__node__.kind,
-        status=entry.status,
-        input=entry.input,
-        output=entry.output,
-        error=entry.error,
+        path=state.path,
+        key=state.key,
+        kind=state.node.__node__.kind,
+        status=state.status,
+        input=state.input,
+        output=state.output,
+        error=state.error,
         usage=usage,
         cost=cost,
-        started=clock.calendar(entry.began),
-        duration=entry.duration,
-        attempts=entry.use.attempts,
-        messages=entry.use.messages,
+        started=clock.calendar(state.began),
+        duration=state.duration,
+        attempts=state.use.attempts,
+        messages=state.use.messages,
         children=children,
-        replayed=entry.replayed,
+        replayed=state.replayed,
     )

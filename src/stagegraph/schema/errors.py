@@ -1,10 +1,14 @@
-"""The errors that carry no data, and how the errors of others are taken apart and formatted."""
+"""The errors that carry no data, and how error messages are put together."""
 
 from __future__ import annotations
 
+import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
@@ -18,18 +22,11 @@ __all__ = [
     "StagegraphError",
     "TracingError",
     "TuningError",
+    "closest",
     "first_problem",
     "leaves",
     "problems_of",
 ]
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The single errors in a group of groups, as a user's own task group may raise it; else the error itself."""
-    if not isinstance(error, BaseExceptionGroup):
-        return [error]
-    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return [leaf for one in inner for leaf in leaves(one)]
 
 
 class StagegraphError(Exception):
@@ -41,7 +38,7 @@ class DeclarationError(StagegraphError):
 
 
 class NotRunningError(StagegraphError):
-    """A node was called where no run is going on."""
+    """A node was called outside a run."""
 
 
 class PromptError(StagegraphError):
@@ -49,31 +46,27 @@ class PromptError(StagegraphError):
 
 
 class JournalError(StagegraphError):
-    """A journal cannot be opened, read or written; what it had recorded before is as it was."""
+    """A journal cannot be opened, read or written; what it had recorded before is unchanged."""
 
 
 class BusyError(StagegraphError):
-    """A runner takes no more runs for now (`Runner(max_runs=)`), or is shutting down; the run did not begin."""
+    """A runner has reached `Runner(max_runs=)`, or is shutting down; the run did not begin."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Seconds after which it makes sense to try again."""
+        """Seconds to wait before trying again."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _busy_error, (str(self), self.retry_after)
-
-
-def _busy_error(message: str, retry_after: float) -> BusyError:
-    return BusyError(message, retry_after=retry_after)
+        return partial(BusyError, retry_after=self.retry_after), (str(self),)
 
 
 class TracingError(StagegraphError):
-    """A tracing server could not be read or written when that was asked for; a run never raises it."""
+    """A tracing server could not be read or written by an explicit request; a run never raises it."""
 
 
 class TuningError(StagegraphError):
-    """An optimization cannot start or go on."""
+    """An optimization cannot start or continue."""
 
 
 class StageError(StagegraphError):
@@ -87,27 +80,41 @@ class StageError(StagegraphError):
         """Where the node is declared, such as `build.code`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _stage_error, (str(self), self.key, self.path)
+        return partial(StageError, key=self.key, path=self.path), (str(self),)
 
 
-def _stage_error(message: str, key: str, path: str) -> StageError:
-    return StageError(message, key=key, path=path)
+def leaves(error: BaseException) -> list[BaseException]:
+    """The single errors in an exception group, at any depth; for any other error, the error itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return [leaf for one in inner for leaf in leaves(one)]
 
 
 def problems_of(error: ValidationError, *, whole: str = "input", most: int = 5) -> str:
-    """What Pydantic found wrong, each problem with its place; *whole* names the value itself."""
+    """Pydantic's problems, each with its place; *whole* is the place of the value itself."""
     found = error.errors(include_url=False, include_input=False)
-    texts = [f"{'.'.join(map(str, one['loc'])) or whole}: {_reason(one)}" for one in found[:most]]
+    texts = [f"{_place(one) or whole}: {_reason(one)}" for one in found[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(texts) + more
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first of them; without a place where the value itself is wrong."""
+    """Pydantic's first problem with its place; without a place where the value itself is wrong."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
+    place = _place(first)
     return f"{place}: {_reason(first)}" if place else _reason(first)
+
+
+def _place(problem: ErrorDetails) -> str:
+    return ".".join(map(str, problem["loc"]))
 
 
 def _reason(problem: ErrorDetails) -> str:
     return "Input should be a mapping" if problem["type"] == "model_type" else problem["msg"]
+
+
+def closest(name: str, options: Iterable[str]) -> str:
+    """`; did you mean `plan`?`, or an empty text where no option is close to *name*."""
+    near = difflib.get_close_matches(name, [option for option in options if option], n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""

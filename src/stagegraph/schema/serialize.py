@@ -1,17 +1,20 @@
-"""How values of a type are written as JSON: as Pydantic does it, and whole wherever JSON can say it."""
+"""How values of a type are written as JSON: as Pydantic does it, without losing numbers that are not finite."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any
 
-from pydantic import BaseModel
-from pydantic_core import CoreConfig, SchemaSerializer
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer
 
-__all__ = ["Traits", "alike", "encodable", "escaped", "hashed", "serializer_of", "traits_of"]
+from .types import is_dict, is_list, is_mapping, is_sequence
+
+__all__ = ["Traits", "alike", "encodable", "escaped", "hashed", "json_of", "serializer_of", "traits_of"]
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
@@ -21,17 +24,17 @@ _FIELDS = ("model-fields", "typed-dict", "dataclass-args")
 
 
 def encodable(text: str) -> str:
-    """A text that can be written to a file: half a surrogate pair, which a model may well send, is replaced."""
+    """A text that can be written to a file: half a surrogate pair, which models do send, is replaced."""
     return text.encode(errors="replace").decode()
 
 
 def escaped(text: str) -> str:
-    """The same with the half shown as its escape, for texts that people read."""
+    """The same, with the half written as its escape, for texts that people read."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def hashed(*texts: str) -> str:
-    """24 hexadecimal digits of several texts, equal in every process."""
+    """A hash of several texts as 24 hexadecimal digits, equal in every process."""
     digest = blake2b(digest_size=12)
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass"))
@@ -39,20 +42,32 @@ def hashed(*texts: str) -> str:
     return digest.hexdigest()
 
 
+def json_of(adapter: TypeAdapter[Any], value: object) -> str:
+    """A value as JSON text; half a surrogate pair, which models do send, is replaced.
+
+    Raises:
+        PydanticSerializationError: a part of the value has no JSON.
+    """
+    try:
+        return adapter.dump_json(value).decode()
+    except PydanticSerializationError:
+        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
+
+
 @dataclass(slots=True)
 class Traits:
-    """What a type says about the JSON of its values."""
+    """Facts about the JSON of a type's values."""
 
     hides: bool = False
-    """Whether something in it may be left out or masked on purpose: a secret, an excluded field."""
+    """Whether a part of it may be left out or masked on purpose: a secret, an excluded field."""
     clashes: bool = False
-    """Whether one field has for its alias what another one has for its name."""
+    """Whether the alias of one field is the name of another."""
     classes: set[type] = field(default_factory=set[type])
-    """The models and dataclasses in it: of an instance of a subclass, only what they declare is written."""
+    """The models and dataclasses in it: of an instance of a subclass, only their own fields are written."""
 
 
 def traits_of(core: Any) -> Traits:
-    """Read a core schema through."""
+    """The traits of a core schema."""
     found = Traits()
     for node in _nodes(core):
         kind = node.get("type")
@@ -63,52 +78,51 @@ def traits_of(core: Any) -> Traits:
             names = {name for name, _ in named}
             found.clashes |= any(names & set(_aliases(one)) - {name} for name, one in named)
             found.hides |= any(one.keys() & _LEFT_OUT for _, one in named)
-        elif kind == "union":  # an infinite number is written as text, and would be read as one
+        elif kind == "union":  # an infinite number is written as a text, and would be read as a text
             found.hides |= {"float", "str"} <= {_kind(choice) for choice in node["choices"]}
         found.hides |= _masks(node)
     return found
 
 
 def _nodes(core: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(core, Mapping):
-        node = cast("dict[str, Any]", core)
-        yield node
-        if _written_by_hand(node):
-            return  # what a serializer of the user's own makes of it, nobody else can know
-        for key, part in node.items():
+    if is_dict(core):
+        yield core
+        if _custom(core):
+            return  # what a custom serializer writes is not known
+        for key, part in core.items():
             if key not in _APART:
                 yield from _nodes(part)
-    elif isinstance(core, (list, tuple)):
-        for part in cast("list[Any]", core):
+    elif is_sequence(core):
+        for part in core:
             yield from _nodes(part)
 
 
-def _written_by_hand(node: Mapping[str, Any]) -> bool:
+def _custom(node: Mapping[str, Any]) -> bool:
     how = node.get("serialization")
-    return isinstance(how, dict) and cast("dict[str, Any]", how).get("type") == "function-plain"
+    return is_dict(how) and how.get("type") == "function-plain"
 
 
 def _masks(node: Mapping[str, Any]) -> bool:
-    if not _written_by_hand(node):
+    if not _custom(node):
         return False
     function = node["serialization"]["function"]
     return getattr(function, "__module__", "") == "pydantic.types" and "secret" in getattr(function, "__name__", "")
 
 
 def _kind(choice: Any) -> str:
-    schema = cast("tuple[Any, ...]", choice)[0] if isinstance(choice, tuple) else choice
-    return cast("dict[str, Any]", schema).get("type", "")
+    schema = choice[0] if is_sequence(choice) else choice
+    return schema.get("type", "")
 
 
 def _fields(node: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    fields = node["fields"]
-    if isinstance(fields, dict):
-        return cast("dict[str, dict[str, Any]]", fields).items()
-    return [(one["name"], one) for one in fields]
+    fields: object = node["fields"]
+    if is_dict(fields):
+        return fields.items()
+    return [(one["name"], one) for one in node["fields"]]
 
 
 def _aliases(one: Mapping[str, Any]) -> list[str]:
-    """The names under which a field is looked for, besides its own; what lies deeper in the data has none."""
+    """The other names under which validation looks for a field; a path into deeper data is not a name."""
     alias: Any = one.get("validation_alias")
     if isinstance(alias, str):
         return [alias]
@@ -117,31 +131,30 @@ def _aliases(one: Mapping[str, Any]) -> list[str]:
 
 
 def serializer_of(core: Any, config: CoreConfig, *, asked: bool = False) -> SchemaSerializer:
-    """A serializer that writes what is no finite number as text, as a validator reads it, unless a model says else.
+    """A serializer that writes numbers that are not finite as texts, which a validator reads; a model may configure it.
 
     Args:
         core: The core schema of the type.
-        config: For what brings no configuration of its own.
-        asked: Whether aliases are those that a model of the type is made from, not those that it is shown with.
+        config: For types without a configuration of their own.
+        asked: Whether fields get the names that validation looks for, instead of their serialization aliases.
     """
     rewritten = _rewritten(core, asked=asked)
     try:
-        return SchemaSerializer(rewritten, config, _use_prebuilt=False)  # each model's own would go first
-    except TypeError:  # a Pydantic without the argument has none that was built before
+        return SchemaSerializer(rewritten, config, _use_prebuilt=False)  # else the serializer of each model is used
+    except TypeError:  # a Pydantic without the argument uses no prebuilt serializers
         return SchemaSerializer(rewritten, config)
 
 
 def _rewritten(core: Any, *, asked: bool) -> Any:
-    if isinstance(core, list):
-        return [_rewritten(part, asked=asked) for part in cast("list[Any]", core)]
-    if isinstance(core, tuple):
-        return tuple(_rewritten(part, asked=asked) for part in cast("tuple[Any, ...]", core))
-    if not isinstance(core, Mapping):
+    if is_list(core):
+        return [_rewritten(part, asked=asked) for part in core]
+    if is_sequence(core):
+        return tuple(_rewritten(part, asked=asked) for part in core)
+    if not is_dict(core):
         return core
-    node = cast("dict[str, Any]", core)
-    copied = {key: part if key in _APART else _rewritten(part, asked=asked) for key, part in node.items()}
-    if isinstance(config := copied.get("config"), dict):
-        copied["config"] = {"ser_json_inf_nan": "strings", **cast("dict[str, Any]", config)}
+    copied = {key: part if key in _APART else _rewritten(part, asked=asked) for key, part in core.items()}
+    if is_dict(config := copied.get("config")):
+        copied["config"] = {"ser_json_inf_nan": "strings", **config}
     if asked and copied.get("type") in _FIELDS:
         for _, one in _fields(copied):
             aliases = _aliases(one)
@@ -152,7 +165,7 @@ def _rewritten(core: Any, *, asked: bool) -> Any:
 
 
 def alike(value: object, again: object, *, equal: bool) -> bool:
-    """Whether what was read back is what was written: equal, or else of the same classes all through."""
+    """Whether *again* is *value* read back: equal, or without *equal* of the same classes at any depth."""
     if equal:
         try:
             return bool(value == again)
@@ -172,17 +185,14 @@ def _same_classes(value: Any, again: Any) -> bool:
             return False
         fields = dataclasses.fields(value)
         return all(_same_classes(getattr(value, one.name, None), getattr(again, one.name, None)) for one in fields)
-    if isinstance(value, Mapping):
-        inside = cast("Mapping[Any, Any]", value)
-        return isinstance(again, Mapping) and all(map(_same_classes, inside.values(), again.values()))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    if isinstance(value, (list, tuple)):
-        return isinstance(again, (list, tuple)) and all(
-            map(_same_classes, cast("list[Any]", value), cast("list[Any]", again))
-        )
+    if is_mapping(value):
+        return is_mapping(again) and all(map(_same_classes, value.values(), again.values()))
+    if is_sequence(value):
+        return is_sequence(again) and all(map(_same_classes, value, again))
     return True
 
 
 def _class_of(value: object) -> type:
-    """The class, or the generic one that it is a form of: `Box(inside=1)` does for a `Box[int]`."""
+    """The class without its parameters: `Box(inside=1)` counts as a `Box[int]`."""
     origin = getattr(type(value), "__pydantic_generic_metadata__", {}).get("origin")
     return origin or type(value)

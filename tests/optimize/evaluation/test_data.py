@@ -24,7 +24,6 @@ from stagegraph import (
     split_examples,
 )
 from stagegraph.optimize import examples, from_pydantic_evals, stratified_split, to_pydantic_evals
-from stagegraph.schema.schema import Schema
 
 
 class Order(BaseModel):
@@ -62,8 +61,8 @@ def test_both_readers_are_one(name: str, tmp_path: Path) -> None:
     """`load_examples` reads every format as well, and can choose a split."""
     path = tmp_path / name
     path.write_text(FILES[name])
-    assert load_examples(path, Schema(Order)) == examples(path, of=Order)
-    assert [one.expected for one in load_examples(path, Schema(Order), split="test")] == [{"total": 4}]
+    assert load_examples(path, Stage(Order, Agent())) == examples(path, of=Order)
+    assert [one.expected for one in load_examples(path, Stage(Order, Agent()), split="test")] == [{"total": 4}]
 
 
 CASES = {

@@ -84,8 +84,8 @@ class GraphModule(dspy.Module):
             msg = f"{graph.__node__.name} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
         start = prompts if prompts is not None else program.runner.prompts
-        if not start.settled:
-            start = run_here(start.resolved(), "GraphModule(graph, prompts=await prompts.resolved())")
+        if not isinstance(start, Prompts):
+            start = run_here(start.current(None), "GraphModule(graph, prompts=await prompts.current(None))")
         start.check_known(program.stages, graph.__node__.name)
         seeds = Prompts.of(graph).replace(dict(start))
         self._attributes = _attributes(program.stages)

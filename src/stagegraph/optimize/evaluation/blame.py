@@ -10,8 +10,7 @@ from stagegraph.data.call import key_order
 from stagegraph.data.score import Note
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.edges import makers_of_output
-from stagegraph.schema.errors import TuningError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import TuningError, closest
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call

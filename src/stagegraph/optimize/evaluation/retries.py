@@ -9,7 +9,7 @@ from uuid import uuid4
 import anyio
 from pydantic_ai.exceptions import AgentRunError
 
-from stagegraph.agent.faults import fault_in, is_lasting, let_down, wait_asked_for
+from stagegraph.agent.failures import has_transient_failures, is_lasting, provider_error_in, retry_after
 from stagegraph.record.run import InputError, ReplayError, RunError
 from stagegraph.runner.options import RunOptions
 from stagegraph.schema.errors import TuningError
@@ -54,10 +54,10 @@ async def _repeated(attempt: Callable[[], Awaitable[T]], delays: Sequence[float]
                 return found
             pause = delay
         except Exception as error:
-            fault = fault_in(error)
+            fault = provider_error_in(error)
             if fault is None or delay is None or is_lasting(fault):
                 raise
-            pause = max(delay, wait_asked_for(fault))
+            pause = max(delay, retry_after(fault))
         await anyio.sleep(pause)
     raise AssertionError
 
@@ -72,7 +72,7 @@ async def ask_patiently(agent: Agent[object, T], question: str, delays: Sequence
     try:
         return await _repeated(lambda: agent.run(question, infer_name=False), delays, lambda _: False)
     except NO_ANSWER as error:
-        if fault_in(error) is None:
+        if provider_error_in(error) is None:
             raise
         msg = f"{who} could not be asked: {error}"
         raise TuningError(msg) from error
@@ -110,8 +110,8 @@ async def run_patiently(
         except (InputError, ReplayError):
             raise
         except RunError as error:
-            if fault_in(error) is None and error.attached:
+            if provider_error_in(error) is None and error.attached:
                 return error.run
             raise
 
-    return await _repeated(attempt, delays, lambda run: run.error is None and let_down(run))
+    return await _repeated(attempt, delays, lambda run: run.error is None and has_transient_failures(run))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from pydantic_ai.models import Model
 
 from stagegraph.agent.models import Models
+from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.evaluation.budget import Budget
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, check_counts
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
@@ -20,7 +21,6 @@ from .components import Tuned, checked_kinds
 if TYPE_CHECKING:
     import os
 
-    from stagegraph.data.prompts import Prompts
     from stagegraph.runner.runner import Runner
 
     from .proposers import Candidates, Proposer
@@ -112,7 +112,7 @@ class Options:
             self,
             components=checked_kinds(self.components),
             reflection_model=_model_of(self.reflection_model),
-            prompts=None if start is None else await start.resolved(),
+            prompts=start if start is None or isinstance(start, Prompts) else await start.current(None),
             callback=None if self.callback is None else _guarded(self.callback),
         )
 

@@ -15,8 +15,7 @@ from pydantic_ai import Agent
 from stagegraph.agent.models import Models
 from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
 from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
-from stagegraph.schema.errors import TuningError
-from stagegraph.schema.names import closest
+from stagegraph.schema.errors import TuningError, closest
 
 from .components import Kind, named_part
 

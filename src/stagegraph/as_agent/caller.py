@@ -1,0 +1,74 @@
+"""What a run of a graph gets from the agent run that calls it, and what it adds to that run's usage."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic_ai.models import Model
+from pydantic_ai.usage import RunUsage, UsageLimits
+
+from stagegraph.runner.limits import Limits
+
+if TYPE_CHECKING:
+    from pydantic_ai import RunContext
+
+    from stagegraph.runner.options import RunOptions
+
+__all__ = ["limits_left", "model_of", "options", "used_since"]
+
+Amount = TypeVar("Amount", int, Decimal)
+_DEFAULT_REQUESTS = UsageLimits().request_limit
+"""Pydantic AI's limit for agents that never end; it does not apply to a graph, which may need more requests."""
+
+
+def options(ctx: RunContext[Any], own: Limits, user: str | None = None) -> RunOptions:
+    """The user, the conversation as the run's session, and what the caller may still spend."""
+    found: RunOptions = {"limits": limits_left(ctx, own), "user_id": user}
+    if ctx.conversation_id is not None:
+        found["session_id"] = ctx.conversation_id
+    if ctx.metadata:
+        found["metadata"] = ctx.metadata
+    return found
+
+
+def limits_left(ctx: RunContext[Any], own: Limits) -> Limits:
+    """The lower ones of the runner's limits and of what is left of the caller's `UsageLimits`."""
+    allowed, spent = ctx.usage_limits, ctx.usage
+    if allowed is None:
+        return own
+    requests = allowed.request_limit if allowed.request_limit != _DEFAULT_REQUESTS else None
+    usd = None if own.usd is None else Decimal(str(own.usd))
+    return Limits(
+        requests=_lower(own.requests, requests, spent.requests),
+        tokens=_lower(own.tokens, allowed.total_tokens_limit, spent.total_tokens),
+        usd=_lower(usd, allowed.cost_limit, spent.cost or Decimal(0)),
+        seconds=own.seconds,
+    )
+
+
+def _lower(own: Amount | None, allowed: Amount | None, spent: Amount) -> Amount | None:
+    if allowed is None:
+        return own
+    left = max(allowed - spent, type(spent)(0))
+    return left if own is None else min(own, left)
+
+
+def model_of(ctx: RunContext[Any]) -> Model | None:
+    """The model of the calling agent; `None` for a realtime model, which answers no requests."""
+    return cast("Model", ctx.model) if isinstance(ctx.model, Model) else None
+
+
+def used_since(now: RunUsage, before: RunUsage | None) -> RunUsage:
+    """The part of a run's usage that came after *before*: recorded usage is not counted again."""
+    if before is None:
+        return now
+    spent = RunUsage()
+    for field in dataclasses.fields(RunUsage):
+        new, old = getattr(now, field.name), getattr(before, field.name)
+        if field.name == "details":
+            spent.details = {key: value - before.details.get(key, 0) for key, value in now.details.items()}
+        else:
+            setattr(spent, field.name, None if new is None else new - (old or 0))
+    return spent

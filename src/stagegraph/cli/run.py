@@ -1,0 +1,173 @@
+"""`stagegraph run` and `resume`: a run while its calls are shown, and then its output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from . import options as opt
+from .text import console, deferred, json_output, print_error, print_json
+
+if TYPE_CHECKING:
+    from stagegraph import LiveRun, Node, Run, Runner
+    from stagegraph.journal import Journal
+
+__all__ = ["make_runner", "resume", "run"]
+
+
+def run(
+    graph: opt.GraphArgument,
+    input: Annotated[str, typer.Argument(help="A file, `-` for standard input, JSON, YAML or text.")],  # noqa: A002
+    model: opt.ModelOption = None,
+    prompts: opt.PromptsOption = None,
+    models: opt.SetOption = None,
+    as_json: opt.OnlyJsonOption = False,
+    journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Keep the run in the journal.")] = True,
+) -> None:
+    """Run a graph, and show its calls while they go on."""
+    from .input import read_input
+    from .load import load_graph
+
+    async def work(node: Node[Any, Any], value: object, out: TextIO | None) -> None:
+        store = opt.open_journal(journal, create=True) if record else None
+        async with (
+            nullcontext() if store is None else aclosing(store),
+            make_runner(node, model, prompts, models, store) as runner,
+        ):
+            await _finish(runner.start(node, value, metadata={"graph": graph}), node, out)
+
+    with json_output(as_json) as out:
+        node = load_graph(graph)  # before there is an event loop: a file may use one of its own
+        asyncio.run(work(node, read_input(input, node.__node__.input_type), out))
+
+
+def resume(
+    run: opt.RunArgument,
+    graph: Annotated[str | None, typer.Argument(help="The graph; without it, what `stagegraph run` was given.")] = None,
+    answer: Annotated[
+        list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="The process on another host that held the run is gone for good.")
+    ] = False,
+    model: opt.ModelOption = None,
+    prompts: opt.PromptsOption = None,
+    models: opt.SetOption = None,
+    as_json: opt.OnlyJsonOption = False,
+    journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
+) -> None:
+    """Finish a run that a crash, a limit, an error or a question interrupted."""
+    from stagegraph import ReplayError
+
+    from .load import load_graph
+
+    answers = dict(_answer(pair) for pair in answer or [])
+
+    async def work(out: TextIO | None) -> None:
+        async with aclosing(opt.open_journal(journal)) as store:
+            row = await opt.find_run(store, run)
+            place = graph or row.read_labels().metadata.get("graph")
+            if not isinstance(place, str):
+                msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
+                raise ReplayError(msg)
+            node = load_graph(place)
+            async with make_runner(node, model, prompts, models, store) as runner:
+                live = await runner.start_resume(
+                    row.run_id, graph=node, answers=answers, strict=strict, model=model, take_over=take_over
+                )
+                await _finish(live, node, out)
+
+    with json_output(as_json) as out:
+        asyncio.run(work(out))
+
+
+def _answer(pair: str) -> tuple[str, object]:
+    name, equals, value = pair.rpartition("=")
+    if not equals:
+        msg = f"--answer {pair}: write ID=VALUE, with true, false or a JSON value"
+        raise typer.BadParameter(msg)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def make_runner(
+    node: Node[Any, Any],
+    model: str | None,
+    prompts: str | None,
+    models: list[str] | None = None,
+    journal: Journal | None = None,
+    **options: Any,
+) -> Runner:
+    """A runner from the options of a command; a mistake in them is an error before anything runs."""
+    from stagegraph import Prompts, Runner
+    from stagegraph.agent.models import Models
+    from stagegraph.nodes.stage import stages_of
+    from stagegraph.schema.errors import closest
+
+    stages = stages_of(node)
+    by_path: dict[str, str] = {}
+    for pair in models or []:
+        path, equals, name = pair.partition("=")
+        if not equals or not name.strip() or path not in stages:
+            known = ", ".join(stages) or "none"
+            meant = "" if path in stages else closest(path, list(stages))
+            msg = f"--set {pair}: write PATH=MODEL; the stages are: {known}{meant}"
+            raise typer.BadParameter(msg)
+        by_path[path] = name
+    known_models = Models()
+    for name in (model, *by_path.values()):
+        if name is not None:
+            known_models.get(name)
+    deployed = Prompts.load(prompts) if prompts is not None else None
+    if deployed is not None:
+        deployed.check_known(stages, node.__node__.name)
+    return Runner(model, models=by_path, prompts=deployed, journal=journal, **options)
+
+
+async def _finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | None) -> None:
+    """Show a live run to its end, then its output, as JSON on *out* if that is given.
+
+    Raises:
+        Exit: with 1, because the run has no output.
+    """
+    from stagegraph import RunError
+
+    from .tree import watch
+
+    try:
+        await watch(live, node.__node__.name)
+        result: Run[Any, Any] = await live.result()
+        error = None
+    except RunError as failed:
+        result, error = failed.run, failed
+    except asyncio.CancelledError:
+        await live.cancel()
+        raise
+    if out is not None:
+        print(json.dumps(_as_data(result, node), ensure_ascii=False), file=out)
+    elif result.status == "succeeded":
+        print_json(console(), node.__node__.output_type.show(result.output))
+    if error is not None:
+        print_error(str(error))
+        raise typer.Exit(1)
+    for pending in result.pending:
+        console(stderr=True).print(deferred(result.id, pending.id, pending.kind, pending.tool, pending.args))
+
+
+def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:
+    return {
+        "run_id": result.id,
+        "status": result.status,
+        "output": node.__node__.output_type.show(result.output) if result.status == "succeeded" else None,
+        "error": str(result.error) if result.error is not None else None,
+        "usage": {name: getattr(result.usage, name) for name in ("requests", "input_tokens", "output_tokens")},
+        "cost": None if result.cost is None else str(result.cost),
+    }

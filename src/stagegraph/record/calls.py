@@ -1,0 +1,218 @@
+"""Calls as rows, and rows as calls: where a field of a call is written, and where it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PydanticUserError, ValidationError
+from pydantic_ai.messages import ModelMessagesTypeAdapter
+
+from stagegraph.data.call import Call, CallError, Pending, dump_pending
+from stagegraph.data.score import Feedback
+from stagegraph.data.usage import USAGE, summed
+from stagegraph.schema.errors import first_problem
+from stagegraph.schema.schema import plain
+from stagegraph.schema.serialize import escaped, json_of
+
+from .rows import CallRow, FeedbackRow, RunRow
+
+if TYPE_CHECKING:
+    from stagegraph.nodes.node import Node, Tree
+    from stagegraph.schema.schema import Schema
+
+__all__ = ["call_row", "call_rows", "call_tree", "error_of", "feedback_of", "root_call"]
+
+_TYPES = {one.name: one.type for one in fields(CallRow)}
+_SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
+"""The fields that a call and its row declare with one type."""
+
+
+def call_row(
+    call: Call,
+    *,
+    run_id: str,
+    parent: str | None,
+    position: int,
+    input: str,  # noqa: A002 - the column's name
+    output: str | None,
+) -> CallRow:
+    """The row of a call, whose input and output are given as JSON."""
+    same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
+    row = CallRow(
+        run_id=run_id,
+        parent=parent,
+        position=position,
+        input=input,
+        output=output,
+        started=call.started.timestamp(),
+        cost="0",
+        **same,
+    )
+    if call.error is not None:
+        row.error_type, row.error = call.error.type, escaped(call.error.message)
+        row.origin, row.transient = call.error.origin, call.error.transient
+    if call.kind == "stage":
+        row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
+        row.cost = None if call.cost is None else str(call.cost)
+        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
+    return row
+
+
+def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = ()) -> list[CallRow]:
+    """The rows of a tree of calls, in the order in which the calls began.
+
+    Raises:
+        ValueError: a value has no JSON; the message names the call.
+    """
+    asked: dict[str, list[Pending]] = {}
+    for one in pending:
+        asked.setdefault(one.key, []).append(one)
+    parents = {id(child): call.key for call in root.walk() for child in call.children}
+    rows: list[CallRow] = []
+    for position, call in enumerate(sorted(root.walk(), key=lambda call: call.started)):
+        node = tree.nodes[call.path].__node__
+        try:
+            given = _json(node.input_type, call.input)
+            output = _json(node.output_type, call.output) if call.status == "succeeded" else None
+        except (ValueError, TypeError, PydanticUserError) as error:
+            reason = str(error).splitlines()[0]
+            msg = (
+                f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; give it a serializer "
+                "(bytes: give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`)"
+            )
+            raise ValueError(msg) from error
+        parent = parents.get(id(call))
+        row = call_row(call, run_id=run_id, parent=parent, position=position, input=given, output=output)
+        row.pending = dump_pending(asked[call.key]) if call.key in asked else None
+        rows.append(row)
+    return rows
+
+
+def _json(schema: Schema, value: object) -> str:
+    return schema.record(value).decode() if schema.is_instance(value) else json.dumps(plain(value))
+
+
+def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool = False) -> Call:
+    """The calls of a run as a tree, typed by *tree*; a run that was interrupted at once has a root without calls.
+
+    A value that does not fit its type is given as plain data, or refused if *strict*.
+
+    Raises:
+        ValueError: a row cannot be read, or (*strict*) does not fit *tree*; the message names the call.
+    """
+    found = call_tree(calls, tree, strict=strict)
+    if found is not None:
+        return found
+    node = tree.root.__node__
+    name = "" if node.kind == "graph" else node.name
+    begun = CallRow(
+        run_id=row.run_id,
+        key=name,
+        path=name,
+        kind=node.kind,
+        parent=None,
+        position=0,
+        status=row.status,
+        input=row.input,
+        error_type=row.error_type,
+        error=row.error,
+        cost="0",
+        started=row.started,
+        duration=row.duration,
+    )
+    return _Reader(tree, strict=strict).call(begun, {})
+
+
+def call_tree(rows: Iterable[CallRow], tree: Tree | None, *, strict: bool = False) -> Call | None:
+    """The same, without a tree as plain JSON data; `None` where no call was written."""
+    inside: dict[str | None, list[CallRow]] = {}
+    for row in sorted(rows, key=lambda row: row.position):
+        inside.setdefault(row.parent, []).append(row)
+    roots = inside.pop(None, [])
+    root = _Reader(tree, strict=strict).call(roots[0], inside) if roots else None
+    if strict and (inside or len(roots) != 1):
+        lost = sorted(row.key for rows in (roots[1:], *inside.values()) for row in rows)
+        msg = f"it has calls without a parent: {lost}" if lost else "it has no calls"
+        raise ValueError(msg)
+    return root
+
+
+class _Reader:
+    """Reads the calls of one run."""
+
+    def __init__(self, tree: Tree | None, *, strict: bool) -> None:
+        self._tree = tree
+        self._strict = strict
+
+    def call(self, row: CallRow, inside: dict[str | None, list[CallRow]]) -> Call:
+        """A call with those inside it, whose rows it takes out of *inside* (key of the parent -> rows)."""
+        children = tuple(self.call(child, inside) for child in inside.pop(row.key, ()))
+        types = self._node(row)
+        input_type, output_type = (
+            (None, None) if types is None else (types.__node__.input_type, types.__node__.output_type)
+        )
+        usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
+        if children:
+            usage, cost = summed(children)
+        try:
+            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
+        except ValidationError as error:
+            raise self._misfit(row, "messages", "cannot be read", error) from error
+        same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
+        return Call(
+            input=self._value(row, "input", input_type, row.input),
+            output=self._value(row, "output", output_type, row.output) if row.status == "succeeded" else None,
+            error=error_of(row),
+            usage=usage,
+            cost=cost,
+            started=datetime.fromtimestamp(row.started, UTC),
+            messages=messages,
+            children=children,
+            **same,
+        )
+
+    def _node(self, row: CallRow) -> Node[Any, Any] | None:
+        node = None if self._tree is None else self._tree.nodes.get(row.path)
+        if self._strict and node is None:
+            msg = f"it has a call `{row.key}` of `{row.path}`, which {self._name} does not declare"
+            raise ValueError(msg)
+        return node
+
+    def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None) -> Any:
+        data = json.loads(text or "null")
+        if schema is None:
+            return data
+        try:
+            return schema.recall(data)
+        except ValidationError as error:
+            # A failed call may have failed because of its input; a hidden part may be what the type requires.
+            if self._strict and row.status == "succeeded" and not schema.traits.hides:
+                raise self._misfit(row, what, f"is no {schema.name}", error) from error
+            return data
+
+    @property
+    def _name(self) -> str:
+        return "the graph" if self._tree is None else self._tree.root.__node__.name
+
+    def _misfit(self, row: CallRow, what: str, problem: str, error: ValidationError) -> ValueError:
+        return ValueError(f"{what} of `{row.key or self._name}` {problem}: {first_problem(error)}")
+
+
+def error_of(row: RunRow | CallRow) -> CallError | None:
+    """The error of a run or a call that failed."""
+    if row.error_type is None:
+        return None
+    if isinstance(row, RunRow):
+        return CallError(row.error_type, row.error or "")
+    return CallError(row.error_type, row.error or "", row.transient, row.origin)
+
+
+def feedback_of(row: FeedbackRow) -> Feedback:
+    """One recorded score."""
+    moment = datetime.fromtimestamp(row.time, UTC)
+    return Feedback(name=row.name, value=json.loads(row.value), key=row.key, comment=row.comment, time=moment)

@@ -1,0 +1,303 @@
+"""The executor of one run: what its calls share, and how each call begins, ends and fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from stagegraph.agent.answer import answer
+from stagegraph.agent.call import LimitReached
+from stagegraph.agent.failures import is_transient
+from stagegraph.data.call import CallError
+from stagegraph.data.events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
+from stagegraph.data.usage import ModelUse
+from stagegraph.nodes.branches import is_cancelled
+from stagegraph.nodes.current import Suspended
+from stagegraph.record.run import ReplayError
+from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
+
+from .identity import NodeKey, stage_parts, step_parts
+from .limits import Ledger, Limits, RequestLimiter
+from .recorder import MISSING
+
+if TYPE_CHECKING:
+    from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.models import Model
+
+    from stagegraph.data.prompt import Prompt
+    from stagegraph.data.prompts import Prompts, PromptSource
+    from stagegraph.nodes.node import Node
+    from stagegraph.nodes.stage import Stage
+    from stagegraph.nodes.step import Step
+    from stagegraph.record.rows import Journal
+
+    from .event_log import EventLog
+    from .observer import Trace, Tracing
+    from .options import RunSpec
+    from .recorder import Recorder
+    from .state import CallState, RunState
+
+__all__ = ["Executor", "Resources", "origin_of"]
+
+_ORIGIN = "stagegraph_origin"
+"""The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
+_NOT_CANCELLED = (
+    "it awaited something that was cancelled, although the call itself was not; "
+    "catch `asyncio.CancelledError` where that is awaited"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a runner provides for one run."""
+
+    prompts: Prompts | PromptSource
+    limits: Limits
+    model_for: Callable[[str, Stage[Any, Any]], Model[Any] | None]
+    fan_out_limit: int
+    slots: anyio.Semaphore | None
+    """The model requests of all runs that may be in flight at once."""
+    journal: Journal | None
+    resumable: bool
+    """Whether the journal outlives the run, so that requests inside an agent are recorded, too."""
+    tracing: Tracing | None
+    draining: Callable[[], bool]
+    """Whether the runner shuts down; a run that is cancelled then can be resumed."""
+
+
+class Executor:
+    """What the calls of one run share; it opens and closes each of them."""
+
+    __slots__ = (
+        "_node_keys",
+        "ledger",
+        "log",
+        "recorder",
+        "resources",
+        "scope",
+        "spec",
+        "state",
+        "trace",
+    )
+
+    def __init__(  # noqa: PLR0917
+        self,
+        spec: RunSpec,
+        state: RunState,
+        resources: Resources,
+        recorder: Recorder | None,
+        trace: Trace | None,
+        log: EventLog | None,
+    ) -> None:
+        self.spec = spec
+        self.state = state
+        self.resources = resources
+        self.recorder = recorder
+        self.trace = trace
+        self.log = log
+        self.ledger = Ledger.of(resources.limits)
+        self.scope = anyio.CancelScope()
+        """Around the whole flow."""
+        self._node_keys: dict[str, NodeKey] = {}
+
+    def open(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
+        """Begin a call.
+
+        Raises:
+            NotRunningError: the run has ended.
+        """
+        state, kind = self.state, node.__node__.kind
+        if state.over:
+            msg = (
+                f"{kind} `{node.__node__.name}` was called after its run had ended: await it in the flow, "
+                "by itself or with `gather`, `fan_out` or a task group"
+            )
+            raise NotRunningError(msg)
+        call = state.add(node, path, key, parent, value)
+        if self.log is not None:
+            self.log.put(CallStarted, key=call.key, path=path, kind=kind)
+        if self.recorder is not None and kind == "graph":
+            self.recorder.begin(call)
+        if self.ledger is not None and kind == "stage":
+            self.ledger.call_began()
+        return call
+
+    def close(self, call: CallState, error: BaseException | None) -> None:
+        """End a call, with the exception that it raised if there is one.
+
+        Raises:
+            StageError: the exception is a cancellation, but not of this call.
+        """
+        try:
+            if error is not None:
+                self._fail(call, error)
+        finally:
+            call.ended = call.ended or perf_counter()
+            if self.ledger is not None and call.node.__node__.kind == "stage":
+                self.ledger.call_ended()
+            if self.recorder is not None:
+                self.recorder.ended(call)
+            if self.trace is not None and call.parent is not None:
+                self.trace.ended(call)
+            if self.log is not None:
+                self._log_end(self.log, call)
+
+    def reject(self, value: object, error: Exception) -> None:
+        """Record that the input of the run is invalid."""
+        root = self.state.root
+        call = self.open(root.node, root.path, root.key, None, value)
+        self.close(call, error)
+
+    def _fail(self, call: CallState, error: BaseException) -> None:
+        if isinstance(error, Suspended):
+            call.status = "suspended"
+        elif isinstance(error, Exception):
+            # A call that a limit stopped has not failed by itself: it continues when the run is resumed.
+            call.status = "failed" if self.state.limit is None else "cancelled"
+            leaf = call.node.__node__.kind != "graph"
+            origin = None if leaf else self._origin_of(error)
+            call.error = self._seen(error, call.key if origin is None else origin)
+            if leaf and isinstance(error, (JournalError, ReplayError)):
+                self.state.broken = self.state.broken or error
+                self.scope.cancel()
+        else:
+            call.status = "cancelled"
+            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
+                raise self._not_cancelled(call) from error
+
+    def _not_cancelled(self, call: CallState) -> StageError:
+        """The error of a call that awaited something cancelled: a cancellation would end whatever awaits the run."""
+        kind, name = call.node.__node__.kind, f"`{call.key}`" if call.key else call.node.__node__.name
+        error = StageError(f"{kind} {name} failed: {_NOT_CANCELLED}", key=call.key, path=call.path)
+        self._seen(error, call.key)
+        call.status, call.error = "failed", CallError("CancelledError", _NOT_CANCELLED, origin=call.key)
+        return error
+
+    def _seen(self, error: Exception, origin: str) -> CallError:
+        """Write down on an exception where it was first seen, and return it as data: a group as its members."""
+        members = leaves(error)
+        for one in (error, *members):
+            if one is error or self._origin_of(one) is None:
+                vars(one)[_ORIGIN] = (self.spec.run_id, self.state.segment, origin)
+        transient = is_transient(error)
+        inner = [CallError(type(leaf).__name__, str(leaf), transient, origin) for leaf in members]
+        if len(inner) == 1:
+            return inner[0]
+        return CallError(type(error).__name__, "; ".join(map(str, inner)), transient, origin)
+
+    def _origin_of(self, error: BaseException) -> str | None:
+        return origin_of(error, self.spec.run_id, self.state.segment)
+
+    def _log_end(self, log: EventLog, call: CallState) -> None:
+        usage = call.use.usage
+        log.put(
+            CallFinished,
+            key=call.key,
+            path=call.path,
+            kind=call.node.__node__.kind,
+            status=call.status,
+            error=call.error.message if call.error else None,
+            duration=call.duration,
+            requests=usage.requests,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost=call.use.cost,
+        )
+
+    async def step_output(self, step: Step[Any, Any], call: CallState, recorder: Recorder) -> Any:
+        """The recorded output of a step, or that of running it."""
+        node_key = self._node_keys.get(call.path)
+        if node_key is None:
+            node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
+        output, _ = recorder.recalled(call, node_key, None)
+        return await step.fn(call.input) if output is MISSING else output
+
+    async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
+        """The recorded output of a stage, or that of running its agent.
+
+        Raises:
+            StageError: the agent failed, or a limit of the run does not allow its requests.
+        """
+        call.use = ModelUse()
+        try:
+            agent_call = StageCall(self, stage, call)
+            if self.recorder is None:
+                return await answer(stage, agent_call, None)
+            node_key = self._node_keys.get(call.path)
+            if node_key is None:
+                parts = stage_parts(stage, agent_call.prompt, agent_call.model)
+                node_key = self._node_keys[call.path] = NodeKey(call.path, parts)
+            output, found = self.recorder.recalled(call, node_key, agent_call.prompt)
+            if output is not MISSING:
+                return output
+            durable = self.recorder.durable(call, found) if self.resources.resumable else None
+            with nullcontext() if self.trace is None else self.trace.replaying():
+                return await answer(stage, agent_call, durable)
+        except DeclarationError as error:
+            msg = f"stage `{call.key}`: {error}"
+            raise StageError(msg, key=call.key, path=call.path) from error
+        except LimitReached as error:
+            msg = f"stage `{call.key}` was not allowed to ask its model: {error}"
+            stopped = StageError(msg, key=call.key, path=call.path)
+            if self.state.limit is None:  # the limit ends the run, whatever the flow catches
+                self.state.limit, self.state.stopped = str(error), stopped
+                self.scope.cancel()
+            raise stopped from error
+
+
+class StageCall(RequestLimiter):
+    """One call of a stage, as its agent sees it (`agent.call.AgentCall`)."""
+
+    def __init__(self, executor: Executor, stage: Stage[Any, Any], call: CallState) -> None:
+        super().__init__(call, executor.ledger, executor.resources.slots)
+        self.key = call.key
+        self.path = call.path
+        self.input = call.input
+        self.use = call.use
+        self.deps = executor.spec.deps
+        self.model: Model[Any] | None = executor.resources.model_for(call.path, stage)
+        self.prompt: Prompt | None = executor.state.prompts.get(call.path)
+        self.answers: Mapping[str, object] = executor.spec.answers.get(call.key, {})
+        observing: Sequence[AbstractCapability[Any]] = ()
+        self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing
+        self.streams = executor.spec.deltas and executor.log is not None
+        self._log = executor.log
+
+    def text_received(self, text: str) -> None:
+        if (log := self._log) is not None:
+            log.put(TextDelta, key=self.key, path=self.path, text=text)
+
+    def tool_called(self, tool: str) -> None:
+        if (log := self._log) is not None:
+            log.put(ToolCalled, key=self.key, path=self.path, tool=tool)
+
+    def retrying(self, attempt: int, error: Exception, wait: float) -> None:
+        if (log := self._log) is not None:
+            log.put(CallRetried, key=self.key, path=self.path, attempt=attempt, error=str(error), wait=wait)
+
+
+def origin_of(error: BaseException, run_id: str, segment: int) -> str | None:
+    """The key of the call of this run in which an exception, or what it was raised from, was first seen.
+
+    Follows `__cause__`. A group has the origin of its members, unless one of them was seen in no call.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        origin: tuple[str, int, str] | None = vars(cause).get(_ORIGIN)
+        if origin is not None and origin[:2] == (run_id, segment):
+            return origin[2]
+        members = leaves(cause)
+        if members[0] is not cause:
+            origins = [origin_of(leaf, run_id, segment) for leaf in members]
+            if None not in origins:
+                return origins[0]
+        cause = cause.__cause__
+    return None

@@ -1,0 +1,226 @@
+"""Declared types: the instance check of one, and its name in messages."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import types
+import typing
+from functools import cache
+from typing import Annotated, Any, ForwardRef, Literal, NewType, NotRequired, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from typing_extensions import TypeAliasType, TypeIs, get_type_hints, is_typeddict
+
+__all__ = [
+    "Check",
+    "bare",
+    "check",
+    "is_dict",
+    "is_list",
+    "is_mapping",
+    "is_sequence",
+    "is_set",
+    "named_models",
+    "type_name",
+]
+
+_ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
+_COLLECTIONS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Set)
+_MAPPINGS = (dict, collections.abc.Mapping)
+
+Check = collections.abc.Callable[[Any], bool]
+
+_is: collections.abc.Callable[[Any, Any], bool] = isinstance
+"""`isinstance` for values whose items stay `Any`: a type checker would narrow them to a container of unknown items."""
+
+
+def is_dict(value: object) -> TypeIs[dict[str, Any]]:
+    """Whether data from JSON or YAML is an object."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeIs[list[Any]]:
+    """Whether data is a list, with items of any type."""
+    return isinstance(value, list)
+
+
+def is_mapping(value: object) -> TypeIs[collections.abc.Mapping[Any, Any]]:
+    """Whether data is a mapping, with keys and values of any type."""
+    return isinstance(value, collections.abc.Mapping)
+
+
+def is_sequence(value: object) -> TypeIs[list[Any] | tuple[Any, ...]]:
+    """Whether data is a list or a tuple, with items of any type."""
+    return isinstance(value, (list, tuple))
+
+
+def is_set(value: object) -> TypeIs[set[Any] | frozenset[Any]]:
+    """Whether data is a set, with items of any type."""
+    return isinstance(value, (set, frozenset))
+
+
+def check(type_: Any) -> Check:
+    """A function that checks whether a value is an instance of a type; it neither copies nor coerces."""
+    origin: Any = get_origin(type_)
+    if origin is None:
+        return _check_plain(type_)
+    args = get_args(type_)
+    if origin is Annotated:
+        return check(args[0])
+    if origin in (Union, types.UnionType):
+        options = [check(arg) for arg in args]
+        return lambda value: any(option(value) for option in options)
+    if origin is Literal:
+        return lambda value: any(value == arg and type(value) is type(arg) for arg in args)
+    if origin is tuple:
+        return _check_tuple(args)
+    if origin in _COLLECTIONS and len(args) == 1:
+        item = check(args[0])
+        return lambda value: _is(value, origin) and all(map(item, value))
+    if origin in _MAPPINGS and len(args) == 2:  # noqa: PLR2004 - a key and a value
+        key, item = map(check, args)
+        return lambda value: _is(value, origin) and all(key(k) and item(v) for k, v in value.items())
+    return lambda value: isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _check_plain(type_: Any) -> Check:
+    if isinstance(type_, _ALIASES):
+        return _check_alias(type_)
+    if isinstance(type_, NewType):
+        return check(type_.__supertype__)
+    if isinstance(type_, TypeVar):
+        return check(type_.__bound__) if type_.__bound__ is not None else _anything
+    if type_ is None:
+        return lambda value: value is None
+    if type_ is float:  # PEP 484: an int is acceptable where a float is declared
+        return lambda value: isinstance(value, (float, int))
+    if is_typeddict(type_):
+        return _check_typeddict(type_)
+    return _check_class(type_)
+
+
+def _check_class(type_: Any) -> Check:
+    if type_ is Any or not isinstance(type_, type) or getattr(type_, "_is_protocol", False):
+        return _anything
+    if issubclass(type_, BaseModel) and type_.__pydantic_generic_metadata__["origin"] is not None:
+        return _check_generic(type_)
+    if _is_structured_dict(type_):
+        return lambda value: isinstance(value, dict)
+    return lambda value: isinstance(value, type_)
+
+
+def _anything(_value: object) -> bool:
+    return True
+
+
+def _is_structured_dict(type_: Any) -> bool:
+    """Whether it is a `StructuredDict(...)` of Pydantic AI: a class that stands for plain dicts with a JSON schema."""
+    return hasattr(type_, "__is_model_like__") and isinstance(type_, type) and issubclass(type_, dict)
+
+
+def _check_generic(type_: type[BaseModel]) -> Check:
+    """A `Box[int]`: also a plain `Box(...)` whose fields hold values of the declared types."""
+    origin: Any = type_.__pydantic_generic_metadata__["origin"]
+
+    @cache
+    def fields() -> dict[str, Check]:
+        return {name: check(field.annotation) for name, field in type_.model_fields.items()}
+
+    def accepts(value: object) -> bool:
+        if isinstance(value, type_):
+            return True
+        return type(value) is origin and all(fits(getattr(value, name)) for name, fits in fields().items())
+
+    return accepts
+
+
+def _check_alias(alias: Any) -> Check:
+    @cache
+    def made() -> Check:  # made at the first use, since an alias may contain itself
+        return check(alias.__value__)
+
+    def accepts(value: object) -> bool:
+        return made()(value)
+
+    return accepts
+
+
+def _check_typeddict(type_: Any) -> Check:
+    @cache
+    def entries() -> tuple[frozenset[str], dict[str, Check]]:
+        required: frozenset[str] = type_.__required_keys__
+        try:
+            marked, hints = get_type_hints(type_, include_extras=True), get_type_hints(type_)
+        except NameError:  # a type that is local to a function
+            return frozenset(), {}
+        optional = {name for name, hint in marked.items() if get_origin(hint) is NotRequired}
+        return required - optional, {name: check(hint) for name, hint in hints.items()}
+
+    def accepts(value: Any) -> bool:
+        required, checks = entries()
+        if not _is(value, dict) or not required <= value.keys():
+            return False
+        return all(fits(value[name]) for name, fits in checks.items() if name in value)
+
+    return accepts
+
+
+def _check_tuple(args: tuple[Any, ...]) -> Check:
+    if len(args) == 2 and args[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
+        every = check(args[0])
+        return lambda value: _is(value, tuple) and all(map(every, value))
+    items = [check(arg) for arg in args]
+    return lambda value: (
+        _is(value, tuple) and len(value) == len(items) and all(item(v) for item, v in zip(items, value, strict=True))
+    )
+
+
+def type_name(type_: Any) -> str:
+    """A type as it is written in code, without modules and without what `Annotated` adds."""
+    if type_ is None or type_ is type(None):
+        return "None"
+    if type_ is Ellipsis:
+        return "..."
+    origin, args = get_origin(type_), get_args(type_)
+    if origin is Annotated:
+        return type_name(args[0])
+    if origin in (Union, types.UnionType):
+        return " | ".join(dict.fromkeys(map(type_name, args)))
+    if args and isinstance(origin, type) and not any(isinstance(arg, list) for arg in args):
+        # `List` and `list` are one type with two names; a type of `collections.abc` has its own.
+        name = origin.__name__ if isinstance(type_, types.GenericAlias) else getattr(type_, "__name__", origin.__name__)
+        return f"{name}[{', '.join(map(type_name, args))}]"
+    if isinstance(type_, ForwardRef):
+        return type_.__forward_arg__
+    if _is_structured_dict(type_):
+        return "dict"
+    if isinstance(type_, (type, NewType, *_ALIASES)) and not args:
+        return type_.__name__
+    return str(type_).replace("typing.", "")
+
+
+def bare(type_: Any) -> Any:
+    """A type without what `Annotated` adds."""
+    while get_origin(type_) is Annotated:
+        type_ = get_args(type_)[0]
+    return type_
+
+
+def named_models(type_: Any) -> set[type]:
+    """The models and dataclasses that a type is or contains, at any depth."""
+    found: set[type] = set()
+    pending: list[Any] = [type_]
+    while pending:
+        current = pending.pop()
+        pending.extend(get_args(current))
+        if not isinstance(current, type) or get_args(current) or current in found:
+            continue
+        fields = getattr(current, "model_fields", None)
+        if fields is not None:
+            found.add(current)
+            pending.extend(field.annotation for field in fields.values())
+        elif dataclasses.is_dataclass(current):
+            found.add(current)
+            pending.extend(field.type for field in dataclasses.fields(current))
+    return found

@@ -1,0 +1,162 @@
+"""Access to the runs of one graph: where a run is found, and who may see it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from stagegraph.record.rows import CancelRow
+from stagegraph.record.run import stored_run
+from stagegraph.runner.recovery import give_up, is_interrupted
+
+from .journal_events import JournalEvents
+from .problems import Problem
+
+if TYPE_CHECKING:
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.rows import Journal, RunRow
+    from stagegraph.record.run import Run
+    from stagegraph.runner.live import LiveRun
+    from stagegraph.runner.runner import Runner
+
+__all__ = ["Access", "Policy", "RunRef", "only_its_user"]
+
+_log = logging.getLogger("stagegraph.service")
+
+_POLL_EVERY = 0.25
+"""Seconds between two reads of the journal while another process is asked to cancel a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """What a policy is given about a run."""
+
+    run_id: str
+    graph: str
+    user_id: str | None
+    session_id: str | None
+
+
+Policy = Callable[[str | None, RunRef], bool | Awaitable[bool]]
+"""Whether a user (`None` for an anonymous one) may see a run and act on it; only the value `True` allows it."""
+
+
+def only_its_user(user: str | None, run: RunRef) -> bool:
+    """Allow the user who started the run; a run without a user is for anonymous requests."""
+    return user == run.user_id
+
+
+class Access:
+    """The runs of one graph: running ones, some that ended recently, and those in the journal.
+
+    Args:
+        graph: What is served.
+        runner: What runs it.
+        policy: Who may see which run.
+        remember: How many ended runs keep their events.
+    """
+
+    def __init__(self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int) -> None:
+        self.graph = graph
+        self.runner = runner
+        self._policy = policy
+        self._remember = remember
+        self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
+        self._followed: OrderedDict[str, JournalEvents] = OrderedDict()
+
+    def keep(self, live: LiveRun[Any, Any]) -> None:
+        """Keep a run after its end, until *remember* other runs have ended."""
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._add(self._ended, live.run_id, live)
+
+        live.task.add_done_callback(ended)
+
+    async def live(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | None:
+        """A run of this process that is running, or that ended recently."""
+        live = self.runner.live(run_id) or self._ended.get(run_id)
+        if live is not None:
+            await self._check(
+                user, RunRef(run_id=run_id, graph=live.graph, user_id=live.user_id, session_id=live.session_id)
+            )
+        return live
+
+    async def row(self, run_id: str, user: str | None) -> RunRow:
+        """The row of a run in the journal.
+
+        Raises:
+            Problem: there is no such row, or this user may not see it.
+        """
+        row = None if self.runner.journal is None else await self.runner.journal.run(run_id)
+        if row is None:
+            raise _unknown(run_id)
+        labels = row.read_labels()
+        run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+        await self._check(user, run)
+        return row
+
+    async def stored(self, row: RunRow) -> Run[Any, Any]:
+        """The run as it is recorded."""
+        return await stored_run(self.journal, row, self.graph)
+
+    def events(self, run_id: str) -> JournalEvents:
+        """The events of a run of another process; all readers of one run share them, also those that reconnect."""
+        found = self._followed.get(run_id) or JournalEvents(self.journal, run_id)
+        self._add(self._followed, run_id, found)
+        return found
+
+    async def give_up(self, row: RunRow) -> RunRow:
+        """End a run that no process runs, as cancelled.
+
+        Raises:
+            JournalError: another process has taken it up meanwhile.
+        """
+        return await give_up(self.journal, row, "cancelled")
+
+    async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
+        """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""
+        await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
+        with anyio.move_on_after(seconds):
+            while row.status == "running" and not is_interrupted(row):
+                await anyio.sleep(_POLL_EVERY)
+                row = await self.journal.run(row.run_id) or row
+        return row
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the runner.
+
+        Raises:
+            Problem: the runner has none.
+        """
+        if self.runner.journal is None:
+            raise Problem(409, "no-journal", "this service records no runs: give its runner a journal")
+        return self.runner.journal
+
+    def _add(self, kept: OrderedDict[str, Any], run_id: str, value: object) -> None:
+        kept[run_id] = value
+        kept.move_to_end(run_id)
+        while len(kept) > self._remember:
+            kept.popitem(last=False)
+
+    async def _check(self, user: str | None, run: RunRef) -> None:
+        """Answer 404 for a run that the user may not see, so that ids cannot be probed."""
+        policy: Callable[..., Any] = self._policy  # its code may be untyped, so that what it returns is checked
+        allowed = run.graph == self.graph.__node__.name and policy(user, run)
+        if inspect.isawaitable(allowed):
+            allowed = await allowed
+        if not isinstance(allowed, bool):
+            _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
+        if allowed is not True:
+            raise _unknown(run.run_id)
+
+
+def _unknown(run_id: str) -> Problem:
+    return Problem(404, "unknown-run", f"there is no run {run_id} that you may see")

@@ -1,0 +1,113 @@
+"""What every request passes: limits of its body, and problem details for every error.
+
+FastAPI's own limit (`max_body_size`) answers with plain text instead of problem details where the length is declared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from stagegraph.schema.errors import StagegraphError
+
+from .problems import Problem, is_unparsed_body, problem_of
+
+__all__ = ["route_class"]
+
+
+def route_class(max_body: int) -> type[APIRoute]:
+    """A class of routes that read no body over *max_body* bytes, and answer errors with problem details.
+
+    An error of a hook is left to the app where the app has registered a handler for it.
+    """
+
+    class ProblemRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handler(request: Request) -> Response:
+                try:
+                    limited = _limited(request, max_body)
+                    content = await limited.body()
+                    if content and "content-type" not in request.headers:  # any web page may send such a request
+                        raise _not_json()
+                    _check_text(content)
+                    return await handle(limited)
+                except Exception as error:
+                    if _has_handler(error, request):
+                        raise
+                    return problem_of(error).response()
+
+            return handler
+
+    return ProblemRoute
+
+
+def _has_handler(error: Exception, request: Request) -> bool:
+    """Whether the app has registered a handler for an error that one of its hooks raised."""
+    if isinstance(error, (Problem, RequestValidationError, StagegraphError)) or is_unparsed_body(error):
+        return False
+    by_type, by_status = request.scope.get("starlette.exception_handlers", ({}, {}))
+    handlers = [by_type[kind] for kind in type(error).__mro__ if kind in by_type][:1]
+    if isinstance(error, HTTPException) and error.status_code in by_status:
+        handlers = [by_status[error.status_code]]
+    packages = {getattr(handler, "__module__", "").partition(".")[0] for handler in handlers}
+    return bool(packages - {"fastapi", "starlette"})
+
+
+def _not_json() -> Problem:
+    return Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
+
+
+def _limited(request: Request, limit: int) -> Request:
+    """The same request, which reads at most *limit* bytes.
+
+    Raises:
+        Problem: its headers declare a longer body, or another media type than JSON.
+    """
+    too_large = Problem(413, "too-large", f"the limit of a body is {limit} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if request.method == "POST" and media_type != "application/json" and not media_type.endswith("+json"):
+        raise _not_json()
+    read = 0
+
+    async def receive() -> Message:
+        nonlocal read
+        message = await request.receive()
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise too_large
+        return message
+
+    return Request(request.scope, receive)
+
+
+def _check_text(body: bytes) -> None:
+    """Refuse lone surrogates, which JSON can spell and Python reads even from bytes, but no text can contain.
+
+    Raises:
+        Problem: there is one, or the bytes are not UTF-8.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise Problem(422, "invalid", "the body is not readable JSON: it has to be UTF-8") from None
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Problem(422, "invalid", "the body contains half of a character (a lone surrogate)") from None
+    except (ValueError, RecursionError):
+        return  # invalid JSON, which FastAPI reports
