@@ -10,6 +10,7 @@ from stagegraph.data.call import key_order
 from stagegraph.data.score import Note
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.edges import makers_of_output
+from stagegraph.record.run import causes_of
 from stagegraph.schema.errors import TuningError, closest
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class _Upstream:
     @cached_property
     def _of_the_run(self) -> dict[str, float]:
         root = self._run.root
-        starts = makers_of_output(root) if root.ok else [call.key for call in self._run.failures()]
+        starts = makers_of_output(root) if root.ok else [call.key for call in causes_of(self._run)]
         stages = [key for key in _stages_in(root) if self.calls[key].status in _FINISHED]
         near = self._stages_before(starts, all_of_them=True) | set(starts)
         if not near & set(stages):

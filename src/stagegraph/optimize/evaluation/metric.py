@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 import anyio.to_thread
 
 from stagegraph.data.score import Note, Score
+from stagegraph.record.run import causes_of
 from stagegraph.schema.errors import TuningError
 
 from .blame import check_notes
@@ -119,7 +120,7 @@ def failed_score(run: Run[Any, Any]) -> Score:
     """The score of a run without an output: 0, with a note on each call that failed."""
     notes = [
         Note(call.key, f"It failed: {call.error}" if call.error else f"It ended as {call.status}.")
-        for call in run.failures()
+        for call in causes_of(run)
     ]
     return Score(0.0, notes=notes or [Note("", f"The run ended as {run.status}: {run.error or 'no output'}")])
 

@@ -80,7 +80,6 @@ WAYS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", WAYS)
 async def test_a_field_is_described_as_the_prompt_says_in_every_mode(name: str) -> None:
     """The model is sent the new text instead of the old one; without the prompt it is sent the code's, as before."""
@@ -135,8 +134,8 @@ class Ask(Graph[str, Answer]):
         return await self.ask(text)
 
 
-def test_check_names_tools_and_fields_that_are_not_there() -> None:
-    """Each with what is near and what there is."""
+async def test_check_names_tools_and_fields_that_are_not_there() -> None:
+    """Each with what is near and what there is, also before a run; where a function gives tools, all may be right."""
     with pytest.raises(PromptError) as caught:
         Prompts({"ask": Prompt(tools={"loock": "x"}, fields={"item.name": "x", "title": "y"})}).check(Ask())
     message = str(caught.value)
@@ -144,10 +143,8 @@ def test_check_names_tools_and_fields_that_are_not_there() -> None:
     assert "`ask` has no output field `item.name` (did you mean `items.name`?)" in message
     assert "there are: `title`, `items`, `items.name`" in message
     Prompts({"ask": Prompt(tools={"look": "x"}, fields={"items.name": "x"})}).check(Ask())
-
-
-def test_a_tool_that_only_a_run_can_know_is_no_mistake() -> None:
-    """Where a function gives tools at run time, every name may be right."""
+    with pytest.raises(PromptError, match=r"no output field `titel` \(did you mean `title`\?\)"):
+        await Runner().run(Ask(), "x", prompts=Prompts({"ask": Prompt(fields={"titel": "x"})}))
     given: FunctionToolset[Any] = FunctionToolset([look])
 
     class Later(Ask):
@@ -156,14 +153,6 @@ def test_a_tool_that_only_a_run_can_know_is_no_mistake() -> None:
     Prompts({"ask": Prompt(tools={"search": "x"})}).check(Later())
 
 
-@pytest.mark.anyio
-async def test_an_unknown_field_is_refused_before_anything_runs() -> None:
-    """A mistyped path would change nothing, and nobody would notice."""
-    with pytest.raises(PromptError, match=r"no output field `titel` \(did you mean `title`\?\)"):
-        await Runner().run(Ask(), "x", prompts=Prompts({"ask": Prompt(fields={"titel": "x"})}))
-
-
-@pytest.mark.anyio
 async def test_many_candidates_describe_one_agent_at_once() -> None:
     """Each run has its own text, and the agent's schema is as it was."""
     agent = Agent(output_type=NativeOutput(Answer))

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent, DeferredToolRequests, ImageUrl
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart, ToolCallPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from typing_extensions import TypedDict
 
-from scripted import Turnstile, echo, priced
+from scripted import Tidy, Turnstile, deletes, echo, priced
 from stagegraph import (
     Call,
     Graph,
@@ -141,7 +141,6 @@ async def _zoo() -> Run[list[int], Row]:
     )
 
 
-@pytest.mark.anyio
 async def test_everything_comes_back_in_its_type(zoo: Run[list[int], Row]) -> None:
     """The graph's own models, dataclasses, unions and bytes, not dicts and strings."""
     again = Run.from_json(zoo.to_json(), Zoo)
@@ -154,7 +153,6 @@ async def test_everything_comes_back_in_its_type(zoo: Run[list[int], Row]) -> No
     assert (again.id, again.metadata["n"], again.input) == ("z", [1, None], [3, 4])
 
 
-@pytest.mark.anyio
 async def test_the_text_is_json_that_others_can_read(zoo: Run[list[int], Row]) -> None:
     """One object with a format number and the run's rows; it loads as bytes or text, by the class or an instance."""
     data = json.loads(zoo.to_json())
@@ -180,7 +178,6 @@ class Talk(Graph[str, str]):
         return first + "".join(outcome.value for outcome in outcomes if outcome.ok)
 
 
-@pytest.mark.anyio
 async def test_messages_usage_and_prices_come_back() -> None:
     """What agents and models said, media and thoughts included; tokens, dollars, caught failures."""
 
@@ -232,7 +229,6 @@ class Wrong(Graph[str, str]):
         return await self.say(7)  # type: ignore[arg-type]
 
 
-@pytest.mark.anyio
 async def test_failed_runs_come_back() -> None:
     """A step that raised, an input of the wrong type inside, an input that was refused, a limit."""
     by_step = await failed(Fails(), "x", echo())
@@ -250,26 +246,7 @@ async def test_failed_runs_come_back() -> None:
     assert_same(limited, Run.from_json(limited.to_json(), Fails))
 
 
-@pytest.mark.anyio
-async def test_a_cancelled_run_comes_back() -> None:
-    """What was recorded until then, and that it was cancelled."""
-    gate = Turnstile()
-
-    class Waits(Graph[str, list[str]]):
-        say = Stage(str, Agent())
-
-        async def flow(self, text: str) -> list[str]:
-            return await fan_out(self.say, [text] * 3)
-
-    live = Runner(gate.model).start(Waits(), "x")
-    await gate.crowd(3)
-    await live.cancel()
-    assert live.run.status == "cancelled"
-    assert_same(live.run, Run.from_json(live.run.to_json(), Waits))
-
-
-@pytest.mark.anyio
-async def test_a_run_that_goes_on_can_be_written_down() -> None:
+async def test_a_run_that_goes_on_or_is_cancelled_can_be_written_down() -> None:
     """A partial record is a record."""
     gate = Turnstile()
     async with Runner(gate.model) as runner:
@@ -284,39 +261,34 @@ async def test_a_run_that_goes_on_can_be_written_down() -> None:
     assert (again.status, again.call("say").status, again.output) == ("running", "running", None)
     assert_same(partial, again)
 
+    class Waits(Graph[str, list[str]]):
+        say = Stage(str, Agent())
 
-@pytest.mark.anyio
+        async def flow(self, text: str) -> list[str]:
+            return await fan_out(self.say, [text] * 3)
+
+    gate = Turnstile()
+    live = Runner(gate.model).start(Waits(), "x")
+    await gate.crowd(3)
+    await live.cancel()
+    assert live.run.status == "cancelled"
+    assert_same(live.run, Run.from_json(live.run.to_json(), Waits))
+
+
 async def test_a_suspended_run_comes_back_with_its_questions() -> None:
     """What waits for an answer is part of the record, and so are scores and what had to run again."""
-    agent = Agent(output_type=[str, DeferredToolRequests])
-
-    @agent.tool_plain(requires_approval=True)
-    def delete(path: str) -> str:
-        return path
-
-    class Asks(Graph[str, str]):
-        ask = Stage(str, agent)
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
-    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        if len(messages) > 1:
-            return ModelResponse([TextPart("done")])
-        return ModelResponse([ToolCallPart("delete", {"path": "/x"}, tool_call_id="c1")])
-
-    runner = Runner(FunctionModel(answer), journal=MemoryJournal())
-    run = await runner.run(Asks(), "x")
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal())
+    run = await runner.run(Tidy(), "x")
     assert run.status == "suspended"
-    again = Run.from_json(run.to_json(), Asks)
+    again = Run.from_json(run.to_json(), Tidy)
     assert_same(run, again)
     (pending,) = again.pending
-    assert (pending.tool, pending.args, pending.id) == ("delete", {"path": "/x"}, "ask:c1")
+    assert (pending.tool, pending.args, pending.key) == ("delete", {"path": "old.log"}, "clean")
     finished = await runner.resume(run.id, answers={pending.id: True})
     await feedback(finished.id, "good", value=True, runner=runner)
-    await feedback(finished.id, "stars", 4, key="ask", comment="nice", runner=runner)
+    await feedback(finished.id, "stars", 4, key="clean", comment="nice", runner=runner)
     scored = await runner.resume(run.id)
-    reread = Run.from_json(scored.to_json(), Asks)
+    reread = Run.from_json(scored.to_json(), Tidy)
     assert_same(scored, reread)
     assert [(score.name, score.value) for score in reread.feedback] == [("good", True), ("stars", 4)]
     assert reread.feedback[0].value is True
@@ -466,7 +438,6 @@ def test_a_record_of_format_1_is_read() -> None:
         Run.from_json(json.dumps({**FORMAT_1, "root": 5}), Asked)
 
 
-@pytest.mark.anyio
 async def test_the_rows_of_a_journal_are_the_same_json() -> None:
     """A run has one JSON form, whether it comes from the process that ran it or from a journal."""
     journal = MemoryJournal()
@@ -498,7 +469,6 @@ def changed(run: Run[Any, Any], *place: Any, to: Any) -> str:
 ROOT, CALL = ("calls", 0), ("calls", 1)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("place", "to", "message"),
     [
@@ -522,7 +492,6 @@ async def test_a_record_that_does_not_fit_is_refused_at_its_call(
         Run.from_json(changed(zoo, *place, to=to), Zoo)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("place", "to"),
     [
@@ -620,7 +589,6 @@ async def half_fails(text: str) -> str:
     raise OSError(text + "\udcff")
 
 
-@pytest.mark.anyio
 async def test_what_cannot_be_json_is_named_by_its_call() -> None:
     """A value without JSON, or a text that is no Unicode: the call is named, in one line."""
     for node in (odd, half):
@@ -632,7 +600,6 @@ async def test_what_cannot_be_json_is_named_by_its_call() -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.anyio
 async def test_an_error_text_of_any_kind_is_written() -> None:
     """A file name that is no Unicode in an error does not cost the record."""
     run = await failed(half_fails, "x")

@@ -65,22 +65,15 @@ class Twice(Graph[Code, list[Report]]):
         return await fan_out(self.tests, [code, code])
 
 
-@pytest.mark.anyio
 async def test_a_single_step_can_be_run_by_itself():
     """A runner runs one step like a graph; its call is known by its name."""
     run = await Runner().run(run_tests, Code(text="x"))
     assert run.output == Report(passed=True, key="run_tests")
     assert [(call.key, call.path, call.kind) for call in run.calls()] == [("run_tests", "run_tests", "step")]
     assert run.graph == "run_tests"
+    assert (await Runner().run(run_tests, {"text": ""})).output.passed is False  # a dict becomes the input model
 
 
-@pytest.mark.anyio
-async def test_a_single_step_takes_data_at_the_outer_door():
-    """A dict becomes the step's input model, as it does for a graph."""
-    assert (await Runner().run(run_tests, {"text": ""})).output.passed is False
-
-
-@pytest.mark.anyio
 async def test_a_step_knows_its_call():
     """`current_call().key` is the place where the step runs, different in each branch."""
     run = await Runner().run(Twice(), Code(text="x"))
@@ -100,52 +93,50 @@ def test_a_step_outside_a_run_says_how_to_run_it():
     """Called where no run is going on, the error names the step and the two ways to call it."""
     with pytest.raises(NotRunningError, match=r"step `run_tests` was called outside a run.*run\(run_tests, value\)"):
         run_tests(Code(text="x"))
-
-
-def test_current_call_outside_a_run_is_an_error():
-    """There is no call where no run is going on."""
     with pytest.raises(NotRunningError, match=r"current_call\(\) was called outside a run"):
         current_call()
 
 
-@pytest.mark.anyio
 async def test_what_a_step_raises_is_named_and_chained():
     """The run's error has the step's key and message; the original exception is the cause."""
     with pytest.raises(RunError, match=r"broken failed at `broken`: OSError: disk full at x") as caught:
         await Runner().run(broken, "x")
     assert isinstance(caught.value.__cause__, OSError)
     assert [(call.key, str(call.error)) for call in caught.value.failures] == [("broken", "OSError: disk full at x")]
-
-
-@pytest.mark.anyio
-async def test_a_step_that_returns_the_wrong_type_is_named():
-    """The output is checked against the annotation."""
     with pytest.raises(RunError, match=r"step liar \(`liar`\) returned .*str.*int"):
         await Runner().run(liar, "x")
 
 
-@pytest.mark.anyio
 async def test_a_step_may_have_options_with_defaults():
     """Only the one value without a default is the input."""
     assert (await Runner().run(with_options, "ab")).output == "abab"
 
 
-def test_a_sync_function_is_no_step():
-    """A blocking function would stop all other branches, so it is refused with what to write."""
+def test_what_can_be_no_step_is_refused():
+    """A blocking function, a generator, a method and what has no name: each with what to write."""
     with pytest.raises(DeclarationError, match=r"needs an async function, and `.*blocks` is not one.*to_thread"):
 
         @step
         def blocks(text: str) -> str:
             return text
 
-
-def test_an_async_generator_is_no_step():
-    """A step gives one value."""
     with pytest.raises(DeclarationError, match="needs an async function"):
 
         @step
         async def many(text: str):
             yield text
+
+    with pytest.raises(DeclarationError, match="a method is no step, write it as a function outside the class"):
+
+        class Has(Graph[str, str]):
+            @step
+            async def part(self, text: str) -> str:
+                return text
+
+    with pytest.raises(
+        DeclarationError, match=r"needs a function with a name[\s\S]*write an `async def` that calls it"
+    ):
+        step(partial(with_options.fn, "mail"))
 
 
 def two(a: str, b: str) -> None: ...
@@ -169,27 +160,6 @@ def test_a_step_takes_exactly_one_value(like: object, shown: str):
     assert "put several values into one model" in str(caught.value)
 
 
-def test_a_method_is_no_step():
-    """`self` counts as a value; the error says where to put the function."""
-    with pytest.raises(DeclarationError, match="a method is no step, write it as a function outside the class"):
-
-        class Has(Graph[str, str]):
-            @step
-            async def part(self, text: str) -> str:
-                return text
-
-
-def test_a_partial_is_no_step():
-    """A step's name is its path, so what has none is refused with what to write."""
-
-    async def send(channel: str, text: str) -> str:
-        return f"{channel}: {text}"
-
-    with pytest.raises(DeclarationError, match="needs a function with a name") as caught:
-        step(partial(send, "mail"))
-    assert "write an `async def` that calls it" in str(caught.value)
-
-
 @step
 async def no_input_type(text) -> str:
     return text
@@ -200,7 +170,6 @@ async def no_output_type(text: str):
     return text
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("node", "what"), [(no_input_type, "text"), (no_output_type, "return")])
 async def test_a_step_without_types_is_refused(node: Step[object, object], what: str):
     """Steps declare what they take and give; the error names the missing one."""
@@ -208,7 +177,6 @@ async def test_a_step_without_types_is_refused(node: Step[object, object], what:
         await Runner().run(node, "x")
 
 
-@pytest.mark.anyio
 async def test_a_type_that_is_not_known_at_run_time_is_refused():
     """A type that exists only for the checker cannot be checked or stored; the error says what to do."""
 
@@ -224,22 +192,6 @@ async def test_a_type_that_is_not_known_at_run_time_is_refused():
 
 
 @step
-async def squares(count: int) -> list[int]:
-    async def square(number: int) -> int:
-        return number * number
-
-    return await fan_out(square, range(count))
-
-
-@pytest.mark.anyio
-async def test_a_step_may_fan_out_over_plain_functions():
-    """`fan_out` works inside a step; what runs there belongs to the step's own call."""
-    run = await Runner().run(squares, 4)
-    assert run.output == [0, 1, 4, 9]
-    assert [call.key for call in run.root.walk()] == ["squares"]
-
-
-@step
 async def who_am_i(count: int) -> list[str]:
     async def who(_number: int) -> str:
         return current_call().key
@@ -248,11 +200,11 @@ async def who_am_i(count: int) -> list[str]:
     return [f"{outcome.key}: {outcome.value}" for outcome in outcomes]
 
 
-@pytest.mark.anyio
 async def test_what_a_step_fans_out_is_still_the_step():
-    """`current_call()` in such a branch is the step's call; an outcome is named after it."""
+    """`fan_out` and its kin work inside a step; what runs there belongs to its call; an outcome is named after it."""
     run = await Runner().run(who_am_i, 2)
     assert run.output == ["who_am_i[0]: who_am_i", "who_am_i[1]: who_am_i"]
+    assert [call.key for call in run.root.walk()] == ["who_am_i"]
 
 
 @step
@@ -260,7 +212,6 @@ async def calls_a_node(code: Code) -> bool:
     return (await run_tests(code)).passed
 
 
-@pytest.mark.anyio
 async def test_a_step_cannot_call_a_node_and_says_why():
     """Only flows call nodes; a step that tries is told how to write it."""
     with pytest.raises(RunError, match=r"step `calls_a_node` called step `run_tests`.*make it a Graph"):
@@ -272,7 +223,6 @@ async def runs_a_graph(code: Code) -> int:
     return len((await Runner().run(Twice(), code)).output)
 
 
-@pytest.mark.anyio
 async def test_a_step_may_run_a_graph_of_its_own():
     """A run inside a step is a run for itself: it has its own record and leaves the outer call as it was."""
     run = await Runner().run(runs_a_graph, Code(text="x"))

@@ -19,8 +19,6 @@ from pydantic_ai.usage import RequestUsage
 from scripted import JumpingLoop, Turnstile, asked, echo, fails, others, priced
 from stagegraph import Graph, LimitError, Limits, RunError, Runner, Stage, fan_out, gather, settle, step
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def note(text: str) -> str:
@@ -240,7 +238,7 @@ async def test_a_limit_does_not_wait_for_a_provider_that_asked_for_patience():
 
 
 async def test_every_request_of_an_agents_loop_counts():
-    """A tool loop inside one call is stopped too, and the call's messages say how far it came."""
+    """A tool loop inside one call is stopped too, and its messages say how far it came; retries of a provider count."""
     agent = Agent(output_type=str, name="loop")
 
     @agent.tool_plain
@@ -255,10 +253,6 @@ async def test_every_request_of_an_agents_loop_counts():
     call = caught.value.run.call("loop")
     assert call.usage.requests == 3
     assert str(call.messages).count("go on") == 3
-
-
-async def test_requests_that_fail_count_as_requests():
-    """Retries of a broken provider are requests, too."""
     stage = Stage(str, Agent(output_type=str, name="w"), retries=10)
     busy = [ModelHTTPError(429, "m", headers={"retry-after": "0"}) for _ in range(10)]
     with pytest.raises(LimitError, match="3 model requests"):
@@ -266,16 +260,20 @@ async def test_requests_that_fail_count_as_requests():
 
 
 async def test_a_limit_says_what_was_reached_where_and_what_to_do():
-    """The message names the run, the amount, the limit and the remedy; the record holds what was done."""
+    """The `RunError` names the run, the amount, the limit and the remedy; what was cut off is cancelled, not failed."""
     model, _ = priced()
-    with pytest.raises(LimitError) as caught:
+    with pytest.raises(RunError) as caught:
         await run(5, model, Limits(usd=0.02))
+    assert isinstance(caught.value, LimitError)
+    assert "was not allowed to ask its model" in str(caught.value.__cause__)
     text = str(caught.value)
     assert "the run of Wide reached a limit" in text
     assert "0.02 of 0.02 US dollars are spent" in text
     assert "raise `Limits`" in text
     assert caught.value.run.error.type == "LimitError"
     assert caught.value.run.cost == Decimal("0.02")
+    assert caught.value.failures == []
+    assert {call.status for call in caught.value.run.calls(Wide.write)} == {"succeeded", "cancelled"}
 
 
 def test_the_seconds_of_a_run_are_limited():
@@ -297,18 +295,25 @@ def test_the_seconds_of_a_run_are_limited():
     JumpingLoop.run(main)
 
 
-def test_seconds_cannot_be_caught_by_the_flow():
-    """A flow that catches every exception still ends when its time is over."""
+class Stubborn(Graph[str, str]):
+    """Goes on whatever is raised."""
 
-    class Stubborn(Graph[str, str]):
-        write = Wide.write
+    write = Stage(str, Agent(output_type=str))
 
-        async def flow(self, text: str) -> str:
-            while True:
-                with contextlib.suppress(Exception):
-                    await settle(self.write, ["a", "b"])
+    async def flow(self, text: str) -> str:
+        while True:
+            with contextlib.suppress(Exception):
+                await settle(self.write, ["a", "b"])
+
+
+def test_a_flow_that_catches_a_limit_cannot_go_on():
+    """Whatever the flow does with the error, no further request is made and the run ends with the limit."""
 
     async def main() -> None:
+        model, prompts = priced()
+        with anyio.fail_after(30), pytest.raises(LimitError, match="2 model requests were made"):
+            await Runner(model=model).run(Stubborn(), "x", limits=Limits(requests=2))
+        assert len(prompts) == 2
         gate = Turnstile()
         live = Runner(model=gate.model).start(Stubborn(), "x", limits=Limits(seconds=60))
         await gate.crowd(2)
@@ -317,33 +322,6 @@ def test_seconds_cannot_be_caught_by_the_flow():
             await live.result()
 
     JumpingLoop.run(main)
-
-
-async def test_a_flow_that_catches_a_limit_cannot_go_on():
-    """Whatever the flow does with the error, no further request is made and the run ends with the limit."""
-    model, prompts = priced()
-
-    class Stubborn(Graph[str, str]):
-        write = Wide.write
-
-        async def flow(self, text: str) -> str:
-            for _ in range(100):
-                with contextlib.suppress(Exception):
-                    await self.write(text)
-            return text
-
-    with anyio.fail_after(30), pytest.raises(LimitError, match="2 model requests were made"):
-        await Runner(model=model).run(Stubborn(), "x", limits=Limits(requests=2))
-    assert len(prompts) == 2
-
-
-async def test_a_cut_off_call_is_no_failure():
-    """What a limit stopped is cancelled, so `failures` lists only calls that failed by themselves."""
-    model, _ = priced()
-    with pytest.raises(LimitError) as caught:
-        await run(5, model, Limits(requests=2))
-    assert caught.value.failures == []
-    assert {call.status for call in caught.value.run.calls(Wide.write)} == {"succeeded", "cancelled"}
 
 
 async def test_a_dollar_limit_needs_known_prices():
@@ -375,25 +353,16 @@ async def test_a_cancelled_request_gives_its_reservation_back():
         assert (await Runner(model=gate.model).run(Impatient(), "x", limits=Limits(tokens=10**6))).output == "quick"
 
 
-async def test_limits_of_a_run_replace_the_runners():
-    """`run(limits=)` is that run's own; other runs keep the runner's."""
+async def test_limits_belong_to_a_run():
+    """`run(limits=)` goes before the runner's; runs do not spend each other's; one request at a time overshoots no more."""
     model, _ = priced()
     runner = Runner(model=model, limits=Limits(requests=1))
     assert len((await runner.run(Wide(), 3, limits=Limits(requests=3))).output) == 3
     with pytest.raises(LimitError):
         await runner.run(Wide(), 3)
-
-
-async def test_runs_spend_their_own_limits():
-    """Two runs at once on one runner do not spend each other's."""
-    model, _ = priced()
     runner = Runner(model=model, limits=Limits(usd=0.05))
     lives = [runner.start(Wide(), 5) for _ in range(4)]
     assert [len((await live.result()).output) for live in lives] == [5] * 4
-
-
-async def test_limits_work_with_one_request_at_a_time():
-    """A limit and `max_concurrency=1` together neither block nor overshoot."""
     model, prompts = priced()
     with pytest.raises(LimitError):
         await run(20, model, Limits(usd=0.05), max_concurrency=1)
@@ -423,14 +392,6 @@ async def test_a_limit_reached_in_a_nested_graph_ends_the_whole_run():
     with anyio.fail_after(30), pytest.raises(LimitError, match="the run of Outer reached a limit"):
         await Runner(model=model).run(Outer(), 5, limits=Limits(requests=7))
     assert len(prompts) == 7
-
-
-async def test_a_limit_is_a_run_error():
-    """`except RunError` sees limits, and their causes are chained."""
-    with pytest.raises(RunError) as caught:
-        await run(2, echo(), Limits(requests=1))
-    assert isinstance(caught.value, LimitError)
-    assert "was not allowed to ask its model" in str(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("limits", [Limits(tokens=1000), Limits(usd=1)], ids=repr)

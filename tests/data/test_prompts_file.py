@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_ai import Agent
 
+from forked import python
 from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Stage
 
 characters = st.characters(exclude_categories=["Cs"])
@@ -34,6 +33,7 @@ prompts = st.dictionaries(
         st.none() | texts,
         st.lists(st.builds(Demo, data, data), max_size=2).map(tuple),
         st.dictionaries(texts, texts, max_size=2),
+        st.dictionaries(texts, texts, max_size=2),
     ),
     max_size=3,
 )
@@ -49,6 +49,7 @@ def test_whatever_is_saved_is_loaded(
     again = Prompts.load(path)
     assert dict(again) == entries
     assert again == Prompts(entries)
+    assert again.digest == Prompts(entries).digest
     assert (again.graph or "") == graph
     assert again.to_yaml() == Prompts(entries, graph=graph).to_yaml()
 
@@ -66,7 +67,9 @@ def test_a_word_that_yaml_reads_otherwise_stays_a_text(tmp_path: Path, word: str
 
 
 def test_numbers_stay_numbers(tmp_path: Path) -> None:
-    """Data in demos keeps its JSON types."""
+    """Data in demos keeps its JSON types; a hand-written `no` or `12:30` is the text that it looks like."""
+    (tmp_path / "p.yaml").write_text(f"{HEAD}  a:\n    demos:\n    - input: no\n      output: 12:30\n", "utf-8")
+    assert Prompts.load(tmp_path / "p.yaml")["a"].demos == (Demo("no", "12:30"),)
     values = [0, -1, 10**30, 1.0, -0.5, 1e300, 1e-7, float("inf"), True, None, "1"]
     Prompts({"a": Prompt(demos=(Demo(values, {"x": values}),))}).save(tmp_path / "p.yaml")
     (demo,) = Prompts.load(tmp_path / "p.yaml")["a"].demos
@@ -269,9 +272,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_a_new_file_may_be_read_by_others(tmp_path: Path) -> None:
-    """Prompts are no secrets: a new file is readable like one that an editor made."""
+    """Prompts are no secrets: a new file is readable like one that an editor made; one that is replaced keeps its mode."""
     Prompts().save(tmp_path / "p.yaml")
     assert stat.S_IMODE((tmp_path / "p.yaml").stat().st_mode) == 0o644
+    (tmp_path / "p.yaml").chmod(0o600)
+    Prompts({"a": Prompt("y")}).save(tmp_path / "p.yaml")
+    assert stat.S_IMODE((tmp_path / "p.yaml").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -289,18 +295,20 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path: Path, 
 
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
-    """When the first file cannot be written whole, there is none."""
+    """When the first file cannot be written whole, there is none; an old one stays as it was."""
     path = tmp_path / "new.yaml"
     code = (
         "import resource, signal, sys\nfrom stagegraph import Prompt, Prompts, PromptError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: Prompts({'a': Prompt('x' * 50_000)}).save(sys.argv[1])\nexcept PromptError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code, str(path)], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert f"{path}: the prompts could not be saved: File too large" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    for before in ([], [path]):
+        if before:
+            Prompts({"a": Prompt("old")}).save(path)
+        done = python("-c", code, path, cwd=tmp_path, check=True)
+        assert f"{path}: the prompts could not be saved: File too large" in done.stdout
+        assert list(tmp_path.iterdir()) == before
+    assert Prompts.load(path)["a"].instructions == "old"
 
 
 class Say(Graph[str, str]):

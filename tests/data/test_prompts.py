@@ -1,20 +1,16 @@
 """Prompts: the seed from the code, one readable file, strict checks, and how they reach a model."""
 
-import asyncio
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from pydantic_ai import Agent, FunctionToolset
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Runner, Stage, fan_out
+from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Runner, Stage
 
 
 class Question(BaseModel):
@@ -83,20 +79,6 @@ prompts_of_any_kind = st.dictionaries(
 
 
 @given(prompts_of_any_kind)
-def test_a_saved_file_loads_as_what_was_saved(
-    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Prompt]
-) -> None:
-    """Any text survives the file: control characters, odd line breaks, spaces at either end."""
-    path = tmp_path_factory.mktemp("prompts") / "prompts.yaml"
-    prompts = Prompts(entries, graph="G")
-    prompts.save(path)
-    again = Prompts.load(path)
-    assert again == prompts
-    assert again.graph == "G"
-    assert again.digest == prompts.digest
-
-
-@given(prompts_of_any_kind)
 def test_equal_content_is_equal_in_any_order(entries: dict[str, Prompt]) -> None:
     """Order is no content: equality, hash and digest agree."""
     backwards = Prompts(dict(reversed(entries.items())))
@@ -105,24 +87,6 @@ def test_equal_content_is_equal_in_any_order(entries: dict[str, Prompt]) -> None
     assert hash(backwards) == hash(Prompts(entries))
     assert Prompts(entries).diff(backwards) == ""
     assert Prompts.from_json(Prompts(entries).to_json()) == Prompts(entries)
-
-
-def test_the_seed_is_what_the_model_is_really_sent() -> None:
-    """`Prompts.of` reads the code's own literal texts, joined as they are sent, and nothing that is dynamic."""
-    seen = Seen()
-    Ask().run_sync(Question(text="?"), model=FunctionModel(seen))
-    assert Prompts.of(Ask())["ask"].instructions == "Answer.\n\nBe brief."
-    assert seen.infos[0].instructions == "Answer.\n\nBe brief.\n\nToday is Friday."
-    assert list(Prompts.of(Two())) == ["inner.ask", "other"]
-    assert Prompts.of(Two())["other"].instructions == ""
-
-
-def test_deploying_the_seed_changes_nothing() -> None:
-    """What is tuned is what is served: the seed gives the model exactly what the code gives it."""
-    plain, seeded = Seen(), Seen()
-    Two().run_sync(Question(text="?"), model=FunctionModel(plain))
-    Two().run_sync(Question(text="?"), model=FunctionModel(seeded), prompts=Prompts.of(Two()))
-    assert [info.instructions for info in plain.infos] == [info.instructions for info in seeded.infos]
 
 
 def test_a_changed_sentence_is_a_one_line_diff(tmp_path: Path) -> None:
@@ -185,63 +149,6 @@ async def ask(prompt: Prompt, seen: Seen, graph: Graph[Question, Answer] | None 
     await runner.run(graph or Ask(), Question(text="<now>"))
 
 
-@pytest.mark.anyio
-async def test_only_the_agents_own_text_is_replaced() -> None:
-    """Dynamic and toolset instructions and the tools survive; an empty text removes the literal one."""
-    seen = Seen()
-    await ask(Prompt("New."), seen)
-    await ask(Prompt(""), seen)
-    await ask(Prompt(None), seen)
-    assert [info.instructions for info in seen.infos] == [
-        "New.\n\nToday is Friday.",
-        "Today is Friday.",
-        "Answer.\n\nBe brief.\n\nToday is Friday.",
-    ]
-    toolset = FunctionToolset(instructions="Use the tools.")
-    plain = Agent(output_type=Answer, toolsets=[toolset])
-
-    class Plain(Ask):
-        ask = Stage(Question, plain)
-
-    await ask(Prompt("New."), seen, Plain())
-    assert seen.infos[-1].instructions == "New.\n\nUse the tools."
-
-
-@pytest.mark.anyio
-async def test_tool_descriptions_are_replaced_by_name() -> None:
-    """A named tool gets the prompt's description, the others keep theirs, and the agent keeps its own."""
-    seen = Seen()
-    await ask(Prompt(tools={"look": "Find it."}), seen)
-    await ask(Prompt(), seen)
-    assert [info.function_tools[0].description for info in seen.infos] == ["Find it.", "Look a word up."]
-
-
-@pytest.mark.anyio
-async def test_fifty_candidates_run_at_once_without_mixing() -> None:
-    """Candidates travel with their runs: one graph, one agent, fifty texts, and the agent is as it was."""
-    gate = asyncio.Event()
-    waiting = 0
-
-    async def model(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal waiting
-        waiting += 1
-        if waiting == 50:
-            gate.set()
-        await gate.wait()
-        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"text": info.instructions or ""})])
-
-    runner, graph = Runner(FunctionModel(model)), Ask()
-
-    async def one(number: int) -> str:
-        prompts = Prompts({"ask": Prompt(f"Candidate {number}.")})
-        return (await runner.run(graph, Question(text="?"), prompts=prompts)).output.text
-
-    found = await fan_out(one, range(50))
-    assert found == [f"Candidate {number}.\n\nToday is Friday." for number in range(50)]
-    assert Prompts.of(graph)["ask"].instructions == "Answer.\n\nBe brief."
-
-
-@pytest.mark.anyio
 async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
     """By default demos are an `<examples>` part of the instructions, in the form of a live input."""
     seen = Seen()
@@ -254,44 +161,6 @@ async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
     assert live.replace("&lt;now&gt;", "a &lt; b") in shown
     assert '{"text": "yes"}' in shown
     assert shown.startswith("Do.")
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("native", [True, False])
-async def test_demos_as_messages_take_the_shape_that_the_model_answers_in(native: bool) -> None:
-    """Opted in, demos are earlier turns: a tool call and its result, or JSON text; the record stays clean."""
-    profile = {"supports_json_schema_output": True, "default_structured_output_mode": "native"} if native else None
-    seen: list[list[ModelMessage]] = []
-
-    def model(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        seen.append(messages)
-        if native:
-            return ModelResponse([TextPart('{"text": "x"}')])
-        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"text": "x"})])
-
-    class Shaped(Ask):
-        ask = Stage(Question, Agent(output_type=Answer, instructions="Do."), demos="messages")
-
-    prompts = Prompts({"ask": Prompt(None, (Demo({"text": "q"}, {"text": "a"}),))})
-    runner = Runner(FunctionModel(model, profile=profile), prompts=prompts)  # type: ignore[arg-type]
-    run = await runner.run(Shaped(), Question(text="now"))
-    first, answer = seen[0][0], seen[0][1]
-    assert isinstance(first, ModelRequest)
-    assert isinstance(first.parts[0], UserPromptPart)
-    assert "q" in str(first.parts[0].content)
-    assert isinstance(answer, ModelResponse)
-    assert isinstance(answer.parts[0], TextPart if native else ToolCallPart)
-    assert "now" in str(seen[0][-1].parts[-1].content)  # type: ignore[union-attr]
-    assert len(run.call("ask").messages) < len(seen[0]) + 2
-
-
-@pytest.mark.anyio
-async def test_prompts_for_another_graph_are_refused_before_anything_runs() -> None:
-    """A mistyped path is an error that names it, and no model was asked."""
-    seen = Seen()
-    with pytest.raises(PromptError, match=r"`asc` \(did you mean `ask`\?\)"):
-        await Runner(FunctionModel(seen), prompts=Prompts({"asc": Prompt("x")})).run(Ask(), Question(text="?"))
-    assert not seen.infos
 
 
 BAD = {
@@ -339,36 +208,3 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PromptError, match="YAML"):
         Prompts.load(tmp_path / "binary.yaml")
-
-
-def test_yaml_surprises_stay_text(tmp_path: Path) -> None:
-    """A hand-written `no`, `12:30` or date is the text that it looks like."""
-    path = tmp_path / "prompts.yaml"
-    path.write_text("format: 1\nprompts:\n  a:\n    demos:\n    - input: no\n      output: 12:30\n", encoding="utf-8")
-    assert Prompts.load(path)["a"].demos == (Demo("no", "12:30"),)
-
-
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    """A text that is no Unicode, or a full disk: the old file stays, and no partial one is left behind."""
-    path = tmp_path / "prompts.yaml"
-    Prompts({"a": Prompt("old")}).save(path)
-    with pytest.raises(PromptError, match="could not be saved"):
-        Prompts({"a": Prompt("\ud800")}).save(path)
-    code = (
-        "import resource, signal\nfrom stagegraph import Prompt, Prompts, PromptError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        f"try: Prompts({{'a': Prompt('x' * 5000)}}).save({str(path)!r})\nexcept PromptError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "could not be saved" in done.stdout
-    assert Prompts.load(path)["a"].instructions == "old"
-    assert [found.name for found in tmp_path.iterdir()] == ["prompts.yaml"]
-
-
-def test_a_saved_file_keeps_its_mode(tmp_path: Path) -> None:
-    """Replacing the file does not open it to others, or close it."""
-    path = tmp_path / "prompts.yaml"
-    Prompts({"a": Prompt("x")}).save(path)
-    path.chmod(0o600)
-    Prompts({"a": Prompt("y")}).save(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600

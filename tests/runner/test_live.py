@@ -21,8 +21,6 @@ from scripted import Turnstile, echo, fails, others
 from stagegraph import Event, Graph, LimitError, Limits, LiveRun, RunError, Runner, Stage, fan_out, parse_event, step
 from stagegraph.data.events import CallFinished, CallStarted, EventsDropped, RunFinished, TextDelta, ToolCalled
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def double(number: int) -> int:
@@ -98,16 +96,9 @@ async def test_events_tell_what_happened_in_order():
     last = events[-1]
     assert isinstance(last, RunFinished)
     assert (last.status, last.output, last.error) == ("succeeded", ["a", "b"], None)
+    assert [parse_event(event.model_dump_json()) for event in events] == events
     finished = next(event for event in events if isinstance(event, CallFinished) and event.key == "write[0]")
     assert (finished.status, finished.requests, finished.kind, finished.path) == ("succeeded", 1, "stage", "write")
-
-
-async def test_events_begin_before_the_run_does_anything():
-    """A reader that begins late still gets everything, and so does one that comes after the end."""
-    live = Runner(model=echo()).start(Write(), "a")
-    await live.result()
-    assert (await read(live))[0].type == "run_started"
-    assert await read(live) == await read(live)
 
 
 async def test_several_readers_get_the_same_events():
@@ -131,10 +122,12 @@ async def test_several_readers_get_the_same_events():
 
 
 async def test_a_reader_that_was_cut_off_goes_on_after_what_it_had():
-    """`after=` gives what came after that number, also while the run goes on."""
+    """A late one gets everything, as often as it likes; `after=` gives what came after that number."""
     live = Runner(model=echo()).start(Write(), "a b")
     await live.result()
     events = await read(live)
+    assert events[0].type == "run_started"
+    assert await read(live) == events
     assert await read(live, after=4) == events[5:]
     assert await read(live, after=events[-1].seq) == []
     assert await read(live, after=10**9) == []
@@ -197,7 +190,7 @@ async def test_tool_calls_are_events():
 
 
 async def test_the_last_event_of_a_failed_run_is_its_end():
-    """`RunFinished` says how the run failed; the error is the result's, with the same text."""
+    """`RunFinished` says how the run failed, in the words of the result's error, and `CallFinished` what failed in it."""
     live = Runner().start(fail, 3)
     last = (await read(live))[-1]
     with pytest.raises(RunError) as caught:
@@ -205,23 +198,19 @@ async def test_the_last_event_of_a_failed_run_is_its_end():
     assert isinstance(last, RunFinished)
     assert (last.status, last.error, last.output) == ("failed", str(caught.value), None)
     assert live.run.status == "failed"
-
-
-async def test_a_run_with_a_bad_input_has_events_too():
-    """A refused input is a failed run with its two ends."""
-    events = await read(Runner().start(double, "many"))
+    events = await read(Runner().start(double, "many"))  # an input that is refused
     assert [event.type for event in events] == ["run_started", "call_started", "call_finished", "run_finished"]
     assert events[-1].status == "failed"
-
-
-async def test_the_last_event_of_a_limited_run_is_its_end():
-    """A reached limit ends the events with `RunFinished`, after those of all cancelled calls."""
-    live = Runner(model=echo()).start(Write(), "a b c", limits=Limits(requests=1))
-    events = await read(live)
-    assert isinstance(events[-1], RunFinished)
-    assert "limit" in events[-1].error
+    limited = Runner(model=echo()).start(Write(), "a b c", limits=Limits(requests=1))
+    last = (await read(limited))[-1]
+    assert isinstance(last, RunFinished)
+    assert "limit" in last.error
     with pytest.raises(LimitError):
-        await live.result()
+        await limited.result()
+    live = Runner(model=fails(ConnectionError("down"))).start(Write(), "a")
+    ended = [event for event in await read(live) if isinstance(event, CallFinished)]
+    assert [(event.key, event.status) for event in ended] == [("write[0]", "failed"), ("", "failed")]
+    assert "down" in ended[0].error
 
 
 async def test_cancelling_ends_everything_and_keeps_the_record():
@@ -245,8 +234,8 @@ async def test_cancelling_ends_everything_and_keeps_the_record():
     assert started == {event.key for event in events if isinstance(event, CallFinished)} == {"", "write[0]", "write[1]"}
 
 
-async def test_a_run_that_is_cancelled_before_it_began_ends_like_any_other():
-    """Cancelled at once, it has a result (the error), a record and a last event; readers do not hang."""
+async def test_a_run_may_be_cancelled_before_it_began_and_after_its_end():
+    """At once, it has a result (the error), a record and a last event; a result that is there stays."""
     live = Runner().start(double, 1)
     await live.cancel()
     with pytest.raises(RunError, match="the run of double was cancelled") as caught:
@@ -255,15 +244,10 @@ async def test_a_run_that_is_cancelled_before_it_began_ends_like_any_other():
     events = await read(live)
     assert isinstance(events[-1], RunFinished)
     assert events[-1].status == "cancelled"
-
-
-async def test_cancelling_a_finished_run_changes_nothing():
-    """A result that is there stays."""
     live = Runner().start(double, 2)
     await live.result()
     await live.cancel()
-    assert (await live.result()).output == 4
-    assert live.run.status == "succeeded"
+    assert ((await live.result()).output, live.run.status) == (4, "succeeded")
 
 
 async def test_cancelling_the_wait_does_not_cancel_the_run():
@@ -285,14 +269,6 @@ async def test_a_run_nobody_asks_about_is_quiet():
     live = Runner().start(fail, 1)
     await asyncio.wait([live.task])
     assert live.task.exception() is None
-
-
-async def test_a_failing_stage_is_told_with_its_message():
-    """`CallFinished` of a failed call has the error's text, and its parent's too."""
-    live = Runner(model=fails(ConnectionError("down"))).start(Write(), "a")
-    ended = [event for event in await read(live) if isinstance(event, CallFinished)]
-    assert [(event.key, event.status) for event in ended] == [("write[0]", "failed"), ("", "failed")]
-    assert "down" in ended[0].error
 
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -376,9 +352,3 @@ async def test_what_no_file_can_hold_stands_in_events_as_it_can():
                 await live.result()
         else:
             assert events[-1].output == {"text": "?", "inf": "Infinity", "nan": "NaN"}
-
-
-async def test_the_events_of_a_run_survive_json():
-    """What a client reads back is what the run told."""
-    events = await read(Runner(model=echo()).start(Write(), "a b"))
-    assert [parse_event(event.model_dump_json()) for event in events] == events

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
 
 from stagegraph import DeclarationError, Graph, ReplayError, Run, RunError, Runner, Stage, fan_out, gather, settle, step
@@ -104,7 +103,6 @@ async def _run() -> Run[str, str]:
     return await Runner().run(Whole(), "a bad c", tags=("x",), metadata={"k": 1}, session_id="s", user_id="u")
 
 
-@pytest.mark.anyio
 async def test_calls_are_found_by_node_and_by_key(run: Run[str, str]) -> None:
     """One node's calls, all leaf calls in key order, and one call by its key."""
     assert [call.key for call in run.calls(finish)] == ["branch[a].finish", "branch[bad].finish", "branch[c].finish"]
@@ -119,61 +117,29 @@ async def test_calls_are_found_by_node_and_by_key(run: Run[str, str]) -> None:
         run.calls(split.__class__(split.fn))
 
 
-@pytest.mark.anyio
-async def test_edges_follow_the_values_themselves(run: Run[str, str]) -> None:
-    """An object that came out of one call and went into another is an edge; numbers and enum members are none."""
-    expected = [(f"branch[{name}].pair", f"branch[{name}].finish") for name in ("a", "bad", "c")]
-    expected += [(f"branch[{name}].finish", "join") for name in ("a", "c")]
-    expected += [("split", f"branch[{name}].pair") for name in ("a", "bad", "c")]
-    assert run.edges() == sorted(expected)
-
-
-@pytest.mark.anyio
-async def test_equal_but_different_objects_are_no_edge() -> None:
-    """Data flow is about what happened, not about what looks alike."""
-
-    class Apart(Graph[str, str]):
-        split = split
-        pair = pair
-
-        async def flow(self, text: str) -> str:
-            parts = await self.split(text)
-            await self.pair(parts.parts[0].model_copy())
-            return text
-
-    run = await Runner().run(Apart(), "a")
-    assert run.edges() == []
-
-
-@pytest.mark.anyio
 async def test_a_record_survives_as_json(run: Run[str, str]) -> None:
-    """Everything comes back, each value as the type that the graph declares for it."""
+    """Everything comes back, each value as the type that the graph declares for it; another graph's record is refused."""
     again = Run.from_json(run.to_json(), Whole)
-    assert [call.key for call in again.root.walk()] == [call.key for call in run.root.walk()]
     for before, after in zip(run.root.walk(), again.root.walk(), strict=True):
-        assert (after.input, after.output, after.error) == (before.input, before.output, before.error)
+        assert (after.key, after.input, after.output, after.error) == (
+            before.key,
+            before.input,
+            before.output,
+            before.error,
+        )
         assert (after.status, after.started, after.duration) == (before.status, before.started, before.duration)
     assert again.edges() == run.edges()
     assert (again.tags, again.metadata, again.session_id, again.user_id) == (("x",), {"k": 1}, "s", "u")
     assert isinstance(again.call("branch[a].pair").output, Pair)
     assert again.to_json() == run.to_json()
-
-
-@pytest.mark.anyio
-async def test_a_record_that_does_not_fit_is_refused(run: Run[str, str]) -> None:
-    """Another program, a changed type or garbage: a `ReplayError` that names the call."""
-    data = json.loads(run.to_json())
     with pytest.raises(ReplayError, match=r"does not fit Branch|which Branch does not declare"):
         Run.from_json(run.to_json(), Branch)
+    data = json.loads(run.to_json())
     data["calls"][1]["output"] = {"parts": [{"nam": "x"}]}
     with pytest.raises(ReplayError, match="output of `split` is no Parts"):
         Run.from_json(json.dumps(data), Whole())
-    for text in ("", "[]", "{}", '{"format": 99}', "null"):
-        with pytest.raises(ReplayError):
-            Run.from_json(text, Whole)
 
 
-@pytest.mark.anyio
 async def test_failed_runs_and_media_survive_as_json() -> None:
     """Errors, messages, attachments and usage are part of the record."""
 
@@ -206,36 +172,6 @@ async def test_failed_runs_and_media_survive_as_json() -> None:
     assert "after a cat" in str(again.error)
 
 
-@pytest.mark.anyio
-async def test_cost_is_known_or_unknown_and_never_a_guess() -> None:
-    """Dollars are summed exactly; one request without a price makes the sum unknown; no request costs nothing."""
-
-    class Ask(Graph[list[str], list[str]]):
-        ask = Stage(str, Agent())
-
-        async def flow(self, texts: list[str]) -> list[str]:
-            return await fan_out(self.ask, texts)
-
-    def model(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        free = "free" in str(messages[0].parts[0].content)  # type: ignore[union-attr]
-        usage = RequestUsage(input_tokens=1, cost=None if free else Decimal("0.1"))
-        return ModelResponse([TextPart("x")], usage=usage)
-
-    runner = Runner(FunctionModel(model))
-    assert (await runner.run(Ask(), ["a", "b", "c"])).cost == Decimal("0.3")
-    assert (await runner.run(Ask(), ["a", "free"])).cost is None
-    assert (await runner.run(Ask(), [])).cost == 0
-
-
-@pytest.mark.anyio
-async def test_records_cannot_be_changed(run: Run[str, str]) -> None:
-    """Runs and calls are frozen."""
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        run.id = "x"  # type: ignore[misc]
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        run.root.key = "x"  # type: ignore[misc]
-
-
 def nodes_and_arrows(text: str) -> tuple[set[str], list[str]]:
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == "flowchart TD"
@@ -244,7 +180,6 @@ def nodes_and_arrows(text: str) -> tuple[set[str], list[str]]:
     return ids, [line for line in lines if "-->" in line or "-.->" in line]
 
 
-@pytest.mark.anyio
 async def test_drawings_show_what_happened_and_what_is_declared(run: Run[str, str]) -> None:
     """One box a call and one arrow an edge; what is declared has a box a node."""
     text = run.mermaid()
@@ -258,7 +193,6 @@ async def test_drawings_show_what_happened_and_what_is_declared(run: Run[str, st
     nodes_and_arrows(declared)
 
 
-@pytest.mark.anyio
 async def test_a_wide_run_is_drawn_by_path() -> None:
     """Nobody can read a thousand boxes: they are counted."""
 
@@ -293,25 +227,11 @@ def test_a_label_cannot_break_a_drawing_or_a_key(label: str) -> None:
     assert run.call(second).path == "pair"
 
 
-@pytest.mark.anyio
-async def test_the_same_run_can_be_read_while_it_goes_on() -> None:
-    """A live run's record is a snapshot: it shows what is there, and does not change later."""
-    runner = Runner(TestModel())
-    live = runner.start(Whole(), "a b")
-    before: Run[str, str] = live.run
-    await live.result()
-    assert before.status == "running"
-    assert live.run.status == "succeeded"
-    assert len(list(live.run.root.walk())) > len(list(before.root.walk()))
-
-
-@pytest.mark.anyio
 async def test_a_run_may_be_copied_and_is_not_pickled() -> None:
     """What never changes is its own copy; pickle is refused with what to use for other processes."""
     run = await Runner().run(double, 2)
     assert copy.copy(run) is run
     assert copy.deepcopy({"run": run})["run"] is run
-    with pytest.raises(
-        TypeError, match=r"cannot be pickled.*send `run\.to_json\(\)`, and read it with `Run\.from_json"
-    ):
+    said = r"cannot be pickled.*send `run\.to_json\(\)`, and read it with `Run\.from_json"
+    with pytest.raises(TypeError, match=said):
         pickle.dumps(run)

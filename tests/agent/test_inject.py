@@ -135,7 +135,6 @@ def with_everything() -> Agent[str, str]:
 OTHERS = ["It is Friday.", "Deps are deps.", "Be polite.", "Use the tools."]
 
 
-@pytest.mark.anyio
 async def test_without_prompts_the_model_is_sent_what_the_code_says() -> None:
     """A stage that no prompt names is the user's own agent."""
     alone = Listener()
@@ -146,38 +145,21 @@ async def test_without_prompts_the_model_is_sent_what_the_code_says() -> None:
     assert all(text in listener.instructions for text in ["First.\n\nSecond.", *OTHERS])
 
 
-@pytest.mark.anyio
 async def test_only_the_literal_part_is_replaced_and_stays_where_it_was() -> None:
-    """Dynamic, named, capability and toolset instructions survive, in the same order."""
+    """All others survive, in the same order; an empty text removes it, `None` leaves it, examples follow it."""
     stage = Stage(str, with_everything())
     before = (await heard(stage, "hi")).instructions
     after = (await heard(stage, "hi", Prompt("Tuned."))).instructions
     assert after == before.replace("First.\n\nSecond.", "Tuned.")
     assert (await heard(stage, "hi")).instructions == before
-
-
-@pytest.mark.anyio
-async def test_an_empty_text_removes_the_literal_part() -> None:
-    """A candidate may find that saying nothing is best."""
     for empty in ("", " \n "):
-        listener = await heard(Stage(str, with_everything()), "hi", Prompt(empty))
-        assert "First." not in listener.instructions
-        assert all(text in listener.instructions for text in OTHERS)
-
-
-@pytest.mark.anyio
-async def test_a_prompt_without_instructions_leaves_them() -> None:
-    """`None` means the code's own text, also where demos or tools are given."""
-    listener = await heard(Stage(str, with_everything()), "hi", Prompt(None, (Demo("a", "b"),)))
-    assert "First.\n\nSecond." in listener.instructions
-    assert "<examples>" in listener.instructions
-
-
-@pytest.mark.anyio
-async def test_an_agent_without_instructions_gets_some() -> None:
-    """There need not be a literal text for a candidate to take its place."""
-    listener = await heard(Stage(str, Agent()), "hi", Prompt("Tuned."))
-    assert listener.instructions == "Tuned."
+        said = (await heard(stage, "hi", Prompt(empty))).instructions
+        assert [text in said for text in ("First.", *OTHERS)] == [False, *[True] * len(OTHERS)]
+    for text, begins in ((None, "First.\n\nSecond."), ("Tuned.", "Tuned.")):
+        said = (await heard(stage, "hi", Prompt(text, (Demo("a", "b"),)))).instructions
+        positions = [said.index(part) for part in (begins, "<examples>", "It is Friday.")]
+        assert positions == sorted(positions)  # so that a provider can cache both
+    assert (await heard(Stage(str, Agent()), "hi", Prompt("Tuned."))).instructions == "Tuned."
 
 
 AGENTS = {
@@ -191,7 +173,6 @@ AGENTS = {
 }
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", AGENTS)
 async def test_the_seed_is_what_the_model_is_sent(name: str) -> None:
     """`Prompts.of` reads what a model really gets from the literal instructions; deploying it changes nothing."""
@@ -201,7 +182,6 @@ async def test_the_seed_is_what_the_model_is_sent(name: str) -> None:
     assert (await heard(stage, "hi", seed)).instructions == seed.instructions
 
 
-@pytest.mark.anyio
 async def test_the_seed_leaves_out_what_is_no_literal_text() -> None:
     """Functions are the code's business: they are no seed, and survive a candidate."""
     agent = Agent(deps_type=str, instructions=["Literal.", lambda: "Computed."])
@@ -213,7 +193,6 @@ async def test_the_seed_leaves_out_what_is_no_literal_text() -> None:
     assert (await heard(stage, "hi", Prompts.of(stage)["stage"])).instructions == before
 
 
-@pytest.mark.anyio
 async def test_instruction_parts_are_literal_or_named() -> None:
     """An unnamed `InstructionPart` is literal text like any other; a named one is its author's, and stays."""
     agent = Agent(instructions=["One.", InstructionPart("Part."), InstructionPart("Named part.", name="extra"), "Two."])
@@ -227,9 +206,8 @@ async def test_instruction_parts_are_literal_or_named() -> None:
     assert sorted(seeded.split("\n\n")) == sorted(before.split("\n\n"))
 
 
-@pytest.mark.anyio
 async def test_an_agent_is_never_changed() -> None:
-    """After runs with candidates, the agent alone says what it always said, with the tools it always had."""
+    """After runs with candidates, the agent alone says what it always said, with its own tools; absent ones wait."""
     agent = Agent(instructions="Own.")
 
     @agent.tool_plain
@@ -238,7 +216,7 @@ async def test_an_agent_is_never_changed() -> None:
         return word
 
     stage = Stage(str, agent)
-    tuned = await heard(stage, "hi", Prompt("Tuned.", (Demo("a", "b"),), {"look": "Find."}))
+    tuned = await heard(stage, "hi", Prompt("Tuned.", (Demo("a", "b"),), {"look": "Find.", "gone": "x"}))
     assert tuned.info is not None
     assert [tool.description for tool in tuned.info.function_tools] == ["Find."]
     alone = Listener()
@@ -250,20 +228,6 @@ async def test_an_agent_is_never_changed() -> None:
     assert Prompts.of(stage)["stage"] == Prompt("Own.")
 
 
-@pytest.mark.anyio
-async def test_a_description_for_a_tool_that_is_not_there_does_nothing() -> None:
-    """Tools may come and go with toolsets; a text for one that is absent waits."""
-    agent = Agent()
-
-    @agent.tool_plain(description="Old.")
-    def look(word: str) -> str:
-        return word
-
-    listener = await heard(Stage(str, agent), "hi", Prompt(tools={"gone": "x"}))
-    assert listener.info is not None
-    assert [(tool.name, tool.description) for tool in listener.info.function_tools] == [("look", "Old.")]
-
-
 class Say(Graph[str, str]):
     say = Stage(str, Agent(instructions="Own."))
 
@@ -273,7 +237,6 @@ class Say(Graph[str, str]):
         return parts[0]
 
 
-@pytest.mark.anyio
 async def test_fifty_candidates_on_one_graph_do_not_mix() -> None:
     """Candidates travel with their runs, through fan-outs and interleaved requests."""
 
@@ -302,7 +265,6 @@ async def test_fifty_candidates_on_one_graph_do_not_mix() -> None:
     assert len({run.prompts_digest for run in runs.values()}) == 50
 
 
-@pytest.mark.anyio
 async def test_a_candidate_holds_for_every_request_of_a_call() -> None:
     """After a tool call and after a retry, the model is still told the candidate's text."""
     agent = Agent(output_type=Answer, instructions="Own.", retries=2)
@@ -332,7 +294,6 @@ async def test_a_candidate_holds_for_every_request_of_a_call() -> None:
     assert recorded[:3] == seen
 
 
-@pytest.mark.anyio
 async def test_demos_stand_in_the_instructions_in_the_form_of_live_inputs() -> None:
     """`<examples>` hold what the stage's own renderer makes of each input, and the JSON of each output."""
     stage = Stage(Question, Agent(output_type=Answer, instructions="Own."), render=lambda q: f"Q: {q.text}")
@@ -348,14 +309,6 @@ async def test_demos_stand_in_the_instructions_in_the_form_of_live_inputs() -> N
     (part,) = listener.messages[0].parts
     assert isinstance(part, UserPromptPart)
     assert part.content == "Q: live"
-
-
-@pytest.mark.anyio
-async def test_demos_stand_before_what_is_dynamic() -> None:
-    """Examples follow the text that they are examples of, so that a provider can cache both."""
-    listener = await heard(Stage(str, with_everything()), "hi", Prompt("Tuned.", (Demo("a", "b"),)))
-    positions = [listener.instructions.index(text) for text in ("Tuned.", "<examples>", "It is Friday.")]
-    assert positions == sorted(positions)
 
 
 def turns(messages: Sequence[ModelMessage]) -> list[tuple[str, Any]]:
@@ -403,7 +356,6 @@ SHAPES: list[tuple[Any, Any, Any, tuple[str, Any]]] = [
 ]
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("output_type", "output", "profile", "expected"), SHAPES, ids=str)
 async def test_demos_as_messages_have_the_shape_that_the_model_answers_in(
     output_type: Any, output: Any, profile: Any, expected: tuple[str, Any]
@@ -422,7 +374,6 @@ async def test_demos_as_messages_have_the_shape_that_the_model_answers_in(
     assert "<examples>" not in listener.instructions
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("profile", [None, NATIVE], ids=["tools", "native"])
 async def test_what_a_demo_shows_is_an_answer_that_the_agent_would_accept(profile: Any) -> None:
     """A model that repeats the demo's answer gives that very output."""
@@ -443,7 +394,6 @@ async def test_what_a_demo_shows_is_an_answer_that_the_agent_would_accept(profil
         assert run.output == output
 
 
-@pytest.mark.anyio
 async def test_message_demos_do_not_get_into_the_record() -> None:
     """The record of a call is what was really said; demos stand in the prompt."""
 
@@ -464,7 +414,6 @@ class Scan(BaseModel):
 PNG = BinaryContent(b"\x89PNG\xff\x00", media_type="image/png")
 
 
-@pytest.mark.anyio
 async def test_demos_may_hold_media() -> None:
     """As messages they are shown; in `<examples>` they are named, since instructions are text."""
     demos = (Demo(Scan(page=PNG), "a cat"), Demo({"page": {"url": "https://x/y.png", "kind": "image-url"}}, "a dog"))
@@ -477,7 +426,6 @@ async def test_demos_may_hold_media() -> None:
     assert "PNG" not in named
 
 
-@pytest.mark.anyio
 async def test_a_demo_that_does_not_fit_fails_the_call_and_says_so() -> None:
     """Prompts that nobody checked fail where they are used, before the model is asked."""
     asked: list[int] = []

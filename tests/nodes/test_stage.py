@@ -6,10 +6,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, ImageUrl, ModelRetry, RunContext
+from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -57,7 +57,6 @@ def text_stage(**options) -> Stage[str, str]:
     return Stage(str, agent, **options)
 
 
-@pytest.mark.anyio
 async def test_a_single_stage_can_be_run_by_itself():
     """`runner.run(Build.code, section)` runs just that stage, under its own name."""
     run = await Runner(model=submits(text="pass")).run(Build.code, Section(title="a", words=3))
@@ -65,7 +64,6 @@ async def test_a_single_stage_can_be_run_by_itself():
     assert [(call.key, call.path, call.kind) for call in run.calls(Build.code)] == [("code", "code", "stage")]
 
 
-@pytest.mark.anyio
 async def test_a_stage_asks_with_the_agents_instructions_and_the_input():
     """A text goes as it is, a model as XML with its fields; the agent's instructions are sent unchanged."""
     seen: list[tuple[str | None, str]] = []
@@ -82,28 +80,10 @@ async def test_a_stage_asks_with_the_agents_instructions_and_the_input():
     assert (await Runner(model=echo()).run(text_stage(), "a<b")).output == "a<b"
 
 
-@pytest.mark.anyio
-async def test_render_replaces_how_an_input_is_written():
-    """`render=` decides what the model reads, also as several content parts."""
-    stage = Stage(Section, Agent(output_type=str), render=lambda section: f"Write {section.words} words.")
-    assert (await Runner(model=echo()).run(stage, Section(title="a", words=3))).output == "Write 3 words."
-
-    picture = ImageUrl(url="https://example.org/a.png")
-    parts = Stage(Section, Agent(output_type=str), render=lambda section: [section.title, picture])
-
-    def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        part = messages[0].parts[0]
-        assert isinstance(part, UserPromptPart)
-        return ModelResponse([TextPart(str(list(part.content) == ["a", picture]))])
-
-    assert (await Runner(model=FunctionModel(answer)).run(parts, Section(title="a", words=3))).output == "True"
-
-
 def model_called(name: str) -> TestModel:
     return TestModel(custom_output_text=name)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -133,7 +113,6 @@ async def test_the_more_particular_model_wins(given: set[str], expected: str):
     assert (await runner.run(Uses(), "x", model=model("run"))).output == expected
 
 
-@pytest.mark.anyio
 async def test_models_are_chosen_by_path_in_nested_graphs():
     """The path of a nested stage names it in `models=`."""
 
@@ -148,7 +127,6 @@ async def test_models_are_chosen_by_path_in_nested_graphs():
     assert (await runner.run(Pair(), Section(title="t", words=1))).output == "ab"
 
 
-@pytest.mark.anyio
 async def test_an_agent_may_be_overridden_in_a_test():
     """Pydantic AI's own `agent.override(model=...)` still wins, so users' tests work as they are."""
     with Build.code.agent.override(model=submits(text="o")):
@@ -156,7 +134,6 @@ async def test_an_agent_may_be_overridden_in_a_test():
     assert run.output == Code(text="o")
 
 
-@pytest.mark.anyio
 async def test_no_model_anywhere_says_where_to_say_it():
     """Without any model the error names the stage and the places where a model can be given."""
     with pytest.raises(RunError) as caught:
@@ -165,7 +142,6 @@ async def test_no_model_anywhere_says_where_to_say_it():
     assert "Runner(model=" in str(caught.value)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["nonsense", "openai:gpt-5-mini", "local:nothing"])
 async def test_a_model_that_cannot_be_made_is_an_error_of_the_stage(name: str, monkeypatch: pytest.MonkeyPatch):
     """An unknown name, or a provider without a key or package, says which stage, which name and how names look."""
@@ -177,7 +153,6 @@ async def test_a_model_that_cannot_be_made_is_an_error_of_the_stage(name: str, m
     assert isinstance(caught.value.__cause__, StageError)
 
 
-@pytest.mark.anyio
 async def test_model_settings_are_merged_over_the_agents_own():
     """`Stage(model_settings=)` wins where both say something, and the agent's stay where it does not."""
     seen: list[object] = []
@@ -191,7 +166,6 @@ async def test_model_settings_are_merged_over_the_agents_own():
     assert seen == [{"temperature": 0.9, "max_tokens": 5}]
 
 
-@pytest.mark.anyio
 async def test_tools_and_current_call_see_the_run():
     """A tool, async or not, sees the deps and the key of the call that it serves."""
     seen: list[tuple[object, str, str]] = []
@@ -217,67 +191,34 @@ async def test_tools_and_current_call_see_the_run():
     assert seen == [(4, "write", "write")] * 2
 
 
-@pytest.mark.anyio
-async def test_a_deps_selector_that_fails_is_named():
-    """Forgetting `deps=` of a run reads as the stage's failure, not as a bare AttributeError."""
-    stage = text_stage(deps=lambda deps: deps.shop)
-    with pytest.raises(RunError, match=r"write failed: stage `write`: .*'NoneType' object has no attribute 'shop'"):
-        await Runner(model=echo()).run(stage, "x")
+@pytest.mark.parametrize(
+    ("errors", "retries", "attempts", "said"),
+    [
+        ([rate_limited()] * 2, 2, 3, ""),
+        ([rate_limited()] * 9, 1, 2, "stage `write` failed after 2 attempts: status_code: 429"),
+        ([rate_limited()], 0, 1, "status_code: 429"),
+        *(([ModelHTTPError(status, "m")], 5, 1, f"status_code: {status}") for status in (400, 401, 403, 404, 422)),
+        (None, 5, 1, "no model is set"),
+    ],
+)
+async def test_a_failed_attempt_is_repeated_and_counted(
+    errors: list[Exception] | None, retries: int, attempts: int, said: str
+):
+    """`retries=2` makes up to three attempts, none is the default; what would fail again, or is missing, fails at once."""
+    runner, stage = (
+        Runner(model=fails(*errors) if errors else None),
+        text_stage(**{"retries": retries} if retries else {}),
+    )
+    if said:
+        with pytest.raises(RunError, match=said) as caught:
+            await runner.run(stage, "x")
+        run = caught.value.run
+    else:
+        run = await runner.run(stage, "x")
+        assert run.output == "done"
+    assert run.call("write").attempts == attempts
 
 
-@pytest.mark.anyio
-async def test_a_renderer_that_fails_is_named():
-    """The error says at which key the renderer raised what."""
-
-    def render(_text: str) -> str:
-        raise KeyError("title")
-
-    with pytest.raises(RunError, match=r"stage `write` failed: KeyError: 'title'; .*renderer"):
-        await Runner(model=echo()).run(text_stage(render=render), "x")
-
-
-@pytest.mark.anyio
-async def test_a_failed_attempt_is_repeated_and_counted():
-    """`retries=2` makes up to three attempts; the call says how many it took and what all of them used."""
-    run = await Runner(model=fails(rate_limited(), rate_limited())).run(text_stage(retries=2), "x")
-    assert run.output == "done"
-    assert run.call("write").attempts == 3
-
-
-@pytest.mark.anyio
-async def test_attempts_end_when_retries_are_used_up():
-    """After the last attempt the error says how often it was tried, and the call records it."""
-    with pytest.raises(RunError, match=r"stage `write` failed after 2 attempts: status_code: 429") as caught:
-        await Runner(model=fails(*[rate_limited()] * 9)).run(text_stage(retries=1), "x")
-    assert caught.value.run.call("write").attempts == 2
-
-
-@pytest.mark.anyio
-async def test_without_retries_a_failure_is_final():
-    """A stage is tried once unless it says otherwise."""
-    with pytest.raises(RunError) as caught:
-        await Runner(model=fails(rate_limited())).run(text_stage(), "x")
-    assert caught.value.run.call("write").attempts == 1
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-async def test_a_refusal_that_would_repeat_is_not_retried(status: int):
-    """A bad key or an unknown model fails at once, however many retries are left."""
-    with pytest.raises(RunError) as caught:
-        await Runner(model=fails(ModelHTTPError(status, "m"))).run(text_stage(retries=5), "x")
-    assert caught.value.run.call("write").attempts == 1
-
-
-@pytest.mark.anyio
-async def test_a_declared_mistake_of_the_agent_is_not_retried():
-    """A missing model stays missing, so nothing is tried twice."""
-    with pytest.raises(RunError) as caught:
-        await Runner().run(text_stage(retries=5), "x")
-    assert caught.value.run.call("write").attempts == 1
-
-
-@pytest.mark.anyio
 async def test_a_provider_that_asks_to_wait_is_asked_again_after_that_time():
     """The wait before the next attempt is the provider's `retry-after`."""
     async with Runner(model=fails(rate_limited(0), rate_limited(0))) as runner:
@@ -304,7 +245,6 @@ def test_without_a_hint_the_wait_grows():
     JumpingLoop.run(main)
 
 
-@pytest.mark.anyio
 async def test_cancelling_ends_the_wait_before_the_next_attempt():
     """A call that waits to be tried again ends at once when its run is cancelled."""
     live = Runner(model=fails(ModelHTTPError(429, "m", headers={"retry-after": "3600"}))).start(
@@ -318,7 +258,6 @@ async def test_cancelling_ends_the_wait_before_the_next_attempt():
     assert live.run.call("write").status == "cancelled"
 
 
-@pytest.mark.anyio
 async def test_output_that_never_validates_counts_as_a_failed_attempt():
     """A stage with retries starts over when the model gave no valid output, and may then succeed."""
     answers = [{"text": 1}, {"text": 2}, {"text": "good"}]
@@ -339,7 +278,6 @@ async def test_output_that_never_validates_counts_as_a_failed_attempt():
     assert run.usage.requests == 3
 
 
-@pytest.mark.anyio
 async def test_every_model_of_a_fallback_failing_is_retried_and_told():
     """Where a fallback model ran out of models, the error holds what each said, and a new attempt is made."""
     busy = [fails(*[ModelHTTPError(code, "m", headers={"retry-after": "0"})] * 3) for code in (429, 503)]
@@ -447,7 +385,6 @@ def test_after_waiting_its_turn_the_timeout_counts_again():
     JumpingLoop.run(main)
 
 
-@pytest.mark.anyio
 async def test_the_agents_own_validators_and_retries_stay_inside_an_attempt():
     """A validator that asks again is the agent's business: one attempt, several requests, all messages kept."""
     agent = Agent(output_type=str, name="write", retries={"output": 2})
@@ -464,25 +401,13 @@ async def test_the_agents_own_validators_and_retries_stay_inside_an_attempt():
     assert "longer, please" in str(call.messages)
 
 
-@pytest.mark.anyio
-async def test_messages_and_usage_of_a_call_are_recorded():
-    """The call keeps what agent and model said, and its own usage."""
-    run = await Runner(model=echo()).run(text_stage(), "hello")
-    request, response = run.call("write").messages
-    assert isinstance(request, ModelRequest)
-    assert isinstance(response, ModelResponse)
-    assert response.text == "hello"
-    assert run.call("write").usage.requests == 1
-    assert run.usage.requests == 1
-
-
 def test_a_stage_outside_a_run_says_how_to_run_it():
     """Called where no run is going on, the error names the stage and the two ways to call it."""
     with pytest.raises(NotRunningError, match=r"stage `code` was called outside a run.*run\(code, value\)"):
         Build.code(Section(title="a", words=1))
 
 
-def test_a_system_prompt_is_refused():
+def test_what_can_be_no_stage_is_refused():
     """`system_prompt` cannot be tuned or deployed; the error says what to write instead, also for functions of one."""
     with pytest.raises(DeclarationError, match=r"'old' uses `system_prompt`.*Agent\(instructions=\.\.\.\)"):
         Stage(str, Agent(output_type=str, system_prompt="You are old.", name="old"))
@@ -490,34 +415,19 @@ def test_a_system_prompt_is_refused():
     agent.system_prompt(lambda: "dynamic")
     with pytest.raises(DeclarationError, match="system_prompt"):
         Stage(str, WrapperAgent(agent))
-
-
-def test_what_is_no_agent_is_refused():
-    """A model name or an agent class in place of an agent is met with the right line."""
-    for wrong in ("openai:gpt-5", Agent, None):
+    for wrong in ("openai:gpt-5", Agent, None):  # a model name or an agent class in place of an agent
         with pytest.raises(DeclarationError, match=r"write Stage\(Spec, Agent\(output_type=Plan\)\)"):
             Stage(str, wrong)
+    for name, number in (("timeout", 0), ("timeout", -1), ("retries", -1)):
+        with pytest.raises(DeclarationError, match=rf"Stage\({name}="):
+            text_stage(**{name: number})
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"timeout": -1}, {"retries": -1}])
-def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]):
-    """The error names the argument and its bounds."""
-    name = next(iter(options))
-    with pytest.raises(DeclarationError, match=rf"Stage\({name}="):
-        text_stage(**options)
-
-
-@pytest.mark.anyio
-async def test_a_wrapped_agent_is_a_stage_too():
-    """Any Pydantic AI agent fits, such as a durable one that wraps another."""
+async def test_any_agent_is_a_stage():
+    """One that wraps another, such as a durable one, and one that may answer in several types: a union of them."""
     stage = Stage(str, WrapperAgent(Agent(output_type=str, name="deep", instructions="Be kind.")))
     assert stage.instructions == "Be kind."
     assert (await Runner(model=echo()).run(stage, "hi")).output == "hi"
-
-
-@pytest.mark.anyio
-async def test_a_union_of_outputs_is_checked_as_a_union():
-    """An agent that may answer in several types gives a stage of their union."""
     stage = Stage(str, Agent(output_type=[Section, Code], name="either"))
 
     def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -533,7 +443,6 @@ def test_a_stage_knows_its_name_version_and_types():
     assert text_stage().__node__.name == "write"
 
 
-@pytest.mark.anyio
 async def test_nested_agents_inside_tools_work_and_are_counted():
     """An agent that delegates to another in a tool reports the usage of both when it passes its usage on."""
     helper = Agent(TestModel(custom_output_text="helped"), output_type=str)

@@ -122,7 +122,6 @@ class Many(Graph[int, list[str]]):
         return await fan_out(self.say, [str(number) for number in range(size)])
 
 
-@pytest.mark.anyio
 async def test_calls_come_in_the_order_of_their_keys() -> None:
     """Not in the order in which they happened to end."""
     async with Runner(echo()) as runner:
@@ -131,7 +130,6 @@ async def test_calls_come_in_the_order_of_their_keys() -> None:
     assert [call.key for call in run.calls()] == [f"say[{number}]" for number in range(12)]
 
 
-@pytest.mark.anyio
 async def test_a_call_says_all_that_happened() -> None:
     """Path, key, kind, input, output, start, duration, usage, cost, attempts, messages, children."""
     model, _ = priced("0.25", tokens=7)
@@ -152,7 +150,6 @@ async def test_a_call_says_all_that_happened() -> None:
     assert (run.usage, run.cost, run.input, run.output) == (root.usage, root.cost, 2, ["paid", "paid"])
 
 
-@pytest.mark.anyio
 async def test_a_failed_call_has_an_error_and_no_output() -> None:
     """The error is data: the exception's class and text."""
 
@@ -187,7 +184,6 @@ def charges(prices: dict[str, str | None]) -> FunctionModel:
     return FunctionModel(answer)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("prices", "expected"),
     [
@@ -208,7 +204,6 @@ async def test_cost_is_a_sum_or_unknown(prices: dict[str, str | None], expected:
     assert type(run.cost) is type(expected)
 
 
-@pytest.mark.anyio
 async def test_what_asks_no_model_costs_nothing() -> None:
     """A step's cost is known: it is zero."""
     async with Runner() as runner:
@@ -216,7 +211,6 @@ async def test_what_asks_no_model_costs_nothing() -> None:
     assert (run.cost, run.usage.requests, run.call("leaf").cost) == (Decimal(0), 0, Decimal(0))
 
 
-@pytest.mark.anyio
 async def test_calls_are_frozen() -> None:
     """A record cannot be edited by who reads it."""
     async with Runner(says("x")) as runner:
@@ -229,7 +223,6 @@ async def test_calls_are_frozen() -> None:
         run.metadata["x"] = 1  # type: ignore[index]
 
 
-@pytest.mark.anyio
 async def test_notes_belong_to_their_call() -> None:
     """`call.note` knows the key; `note` takes a path or a key."""
     async with Runner(says("x")) as runner:

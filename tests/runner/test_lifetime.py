@@ -26,8 +26,6 @@ from stagegraph import (
 )
 from stagegraph.journal import CancelRow, Journal, MemoryJournal, RunRow, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 class Gate:
     """Lets steps through when it is open, and knows what came."""
@@ -76,7 +74,10 @@ class Waits(Graph[str, str]):
 
 
 async def test_a_full_runner_says_so_at_once():
-    """Who finds no seat waits where a place in line is left, in order; the next is told when to try again."""
+    """Who finds no seat waits where a place in line is left, in order; the next is told when to try again.
+
+    Without `max_queued` there is no line at all.
+    """
     gate, runner = Gate(), Runner(max_runs=1, max_queued=1)
     first, second = runner.start(Waits(), "a", deps=gate), runner.start(Waits(), "b", deps=gate)
     await gate.crowd(2)
@@ -91,10 +92,6 @@ async def test_a_full_runner_says_so_at_once():
     gate.opened.set()
     assert [(await live.result()).output for live in (first, second)] == ["A", "B"]
     assert (await runner.run(Waits(), "c", deps=gate)).output == "C"
-
-
-async def test_nobody_waits_unless_that_is_wanted():
-    """Without `max_queued` there is no line at all."""
     gate, runner = Gate(), Runner(max_runs=1)
     live = runner.start(Waits(), "a", deps=gate)
     with pytest.raises(BusyError, match="1 runs are going on, and no more may"):
@@ -122,13 +119,9 @@ async def test_a_seat_is_given_back_by_who_leaves(begun: bool):
 
 @pytest.mark.parametrize("options", [{"max_queued": 1}, {"max_runs": 1, "max_queued": -1}, {"max_runs": 0}])
 def test_limits_that_make_no_sense(options: dict[str, int]):
-    """They are refused where they are written."""
+    """They are refused where they are written, as is resuming without a journal, where nothing is known of runs."""
     with pytest.raises(DeclarationError, match="Runner"):
         Runner(**options)
-
-
-def test_resuming_needs_a_journal():
-    """Without one nothing is known about interrupted runs."""
     with pytest.raises(DeclarationError, match="journal"):
         Runner(resume_interrupted=True)
 

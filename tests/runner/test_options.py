@@ -9,10 +9,8 @@ import pytest
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
 
-from scripted import echo
+from scripted import Say, echo
 from stagegraph import DeclarationError, Graph, Limits, PromptError, Prompts, Runner, Stage, fan_out, step
-
-pytestmark = pytest.mark.anyio
 
 ran: list[int] = []
 
@@ -89,17 +87,13 @@ async def test_options_that_say_nothing_are_as_if_they_were_not_given() -> None:
     ran.clear()
 
 
-def test_a_limit_is_a_number() -> None:
-    """A number that came as text, as out of an environment variable, is named."""
-    with pytest.raises(TypeError, match=r"Limits\(requests='3'\): a limit is a number, without quotes"):
-        Limits(requests="3")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("limit", ["3", 1.5, True])
 async def test_a_fan_out_is_limited_by_a_whole_number(limit: Any) -> None:
-    """The same for the limit of one fan-out."""
+    """The same for the limit of one fan-out; a number in quotes, as out of an environment variable, is named."""
     with pytest.raises(DeclarationError, match=r"limit=.*: say how many branches may run at once as a whole number"):
         await fan_out(note.fn, [1], limit=limit)
+    with pytest.raises(TypeError, match=r"Limits\(requests='3'\): a limit is a number, without quotes"):
+        Limits(requests="3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -123,18 +117,9 @@ async def test_prompts_may_be_texts() -> None:
     prompts = Prompts({"say": "Be brief."})
     assert prompts == Prompts().replace({"say": "Be brief."})
     model: Model = echo()
-    run = await Runner(model).run(Saying(), "x", prompts=prompts)
+    run = await Runner(model).run(Say(), "x", prompts=prompts)
     assert "Be brief." in str(run.calls()[0].messages)
     with pytest.raises(PromptError, match=r"`say` is int 3: write Prompt\(instructions=\.\.\.\), or the instructions"):
         Prompts({"say": 3})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"write Prompts\.load\(path\) for a file"):
         Prompts("prompts.yaml")  # type: ignore[arg-type]
-
-
-class Saying(Graph[str, str]):
-    """One stage."""
-
-    say = Stage(str, Agent(output_type=str))
-
-    async def flow(self, text: str) -> str:
-        return await self.say(text)

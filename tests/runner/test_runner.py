@@ -8,18 +8,18 @@ import threading
 import anyio
 import pytest
 from pydantic import ValidationError
-from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.models.test import TestModel
 
-from scripted import Turnstile, asked, echo, fails, others, says
+from scripted import Tidy, Turnstile, deletes, echo, fails, others, says
 from stagegraph import (
     DeclarationError,
     Graph,
     InputError,
     Limits,
     NotRunningError,
+    PromptError,
     Prompts,
     ReplayError,
     RunError,
@@ -29,8 +29,6 @@ from stagegraph import (
     step,
 )
 from stagegraph.journal import MemoryJournal
-
-pytestmark = pytest.mark.anyio
 
 
 @step
@@ -62,11 +60,23 @@ async def test_a_runner_runs_graphs_stages_and_steps():
     assert [run.root.key for run in runs] == ["", "write", "double"]
 
 
-async def test_a_graph_class_instead_of_an_object_says_what_to_write():
-    """Forgetting the brackets is met with the line to write, by `run` and by `start`."""
+async def test_what_cannot_be_run_is_refused():
+    """With the line to write, or the name that was meant, before anything runs."""
     for go in (Runner().run, Runner().start):
         with pytest.raises(DeclarationError, match=r"write Write\(\)"):
             await go(Write, "a")
+    with pytest.raises(DeclarationError, match="a runner runs graphs, stages and steps, not"):
+        await Runner().run(lambda value: value, "a")
+    with pytest.raises(DeclarationError, match=r"no stage `wirte` \(did you mean `write`\?\)"):
+        await Runner(echo()).run(Write(), "a", models={"wirte": says("other")})
+    with pytest.raises(PromptError, match=r"`writ` \(did you mean `write`\?\)"):
+        await Runner(model=fails(AssertionError("it was asked"))).run(Write(), "a", prompts=Prompts({"writ": "x"}))
+    for option in ("max_concurrency", "fan_out_limit"):
+        with pytest.raises(DeclarationError, match=rf"Runner\({option}=0\): at least 1"):
+            Runner(**{option: 0})
+    said = r"Runner\.start\(\) was called where no event loop is running.*run_sync"
+    with pytest.raises(NotRunningError, match=said):
+        await asyncio.to_thread(Runner().start, double, 1)
 
 
 async def test_an_option_that_does_not_exist_is_refused():
@@ -79,25 +89,6 @@ async def test_an_option_that_does_not_exist_is_refused():
     with pytest.raises(TypeError, match="sesion_id") as caught:
         await asyncio.to_thread(Write().run_sync, "a", sesion_id="s")
     assert caught.value.__context__ is None
-
-
-async def test_a_model_for_a_stage_that_does_not_exist_is_refused():
-    """A misspelt path would leave the stage with a model that nobody meant."""
-    with pytest.raises(DeclarationError, match=r"no stage `wirte` \(did you mean `write`\?\)"):
-        await Runner(echo()).run(Write(), "a", models={"wirte": says("other")})
-
-
-async def test_what_is_no_node_is_refused():
-    """A plain function is not run; the error says what can be."""
-    with pytest.raises(DeclarationError, match="a runner runs graphs, stages and steps, not"):
-        await Runner().run(lambda value: value, "a")
-
-
-@pytest.mark.parametrize("option", ["max_concurrency", "fan_out_limit"])
-def test_a_runner_on_which_nothing_could_run_is_refused(option: str):
-    """Numbers below one are met when the runner is made, not as a hang later."""
-    with pytest.raises(DeclarationError, match=rf"Runner\({option}=0\): at least 1"):
-        Runner(**{option: 0})
 
 
 async def test_many_runs_at_once_on_one_runner():
@@ -183,41 +174,26 @@ async def test_leaving_the_runner_waits_for_started_runs():
     assert others() <= before
 
 
-async def test_a_failing_block_cancels_started_runs():
-    """When the block fails, its runs are cancelled before the error goes on, and no task is left."""
-    gate = Turnstile()
-    before = others()
-    live = None
-
-    async def serve() -> None:
-        nonlocal live
-        async with Runner(model=gate.model) as runner:
-            live = runner.start(Write(), "a b")
-            await gate.crowd(2)
-            raise LookupError("enough")
-
-    with anyio.fail_after(30), pytest.raises(LookupError, match="enough"):
-        await serve()
-    assert live is not None
-    assert live.done
-    assert live.run.status == "cancelled"
-    assert gate.inside == []
-    assert others() <= before
-
-
-@pytest.mark.parametrize("how", ["task", "scope"])
-async def test_cancelling_while_the_block_waits_cancels_started_runs(how: str):
-    """Cancelled while it waits for its runs, the runner ends them first, and no task is left."""
+@pytest.mark.parametrize("how", ["task", "scope", "error"])
+async def test_a_block_that_does_not_end_well_cancels_started_runs(how: str):
+    """Failed, or cancelled while it waits for its runs, the runner ends them first, and no task is left."""
     gate = Turnstile()
     lives = []
 
     async def serve() -> None:
         async with Runner(model=gate.model) as runner:
             lives.append(runner.start(Write(), "a b"))
+            if how == "error":
+                await gate.crowd(2)
+                raise LookupError("enough")
 
     before = others()
     with anyio.fail_after(30):
-        if how == "task":
+        if how == "error":
+            with pytest.raises(LookupError, match="enough"):
+                await serve()
+            assert lives[0].done
+        elif how == "task":
             task = asyncio.create_task(serve())
             await gate.crowd(2)
             task.cancel()
@@ -233,12 +209,6 @@ async def test_cancelling_while_the_block_waits_cancels_started_runs(how: str):
     assert others() <= before
 
 
-def test_start_outside_an_event_loop_is_a_clear_error():
-    """`start` needs a loop to run in; without one it says what to use instead."""
-    with pytest.raises(NotRunningError, match=r"Runner\.start\(\) was called where no event loop is running.*run_sync"):
-        Runner().start(double, 1)
-
-
 async def test_data_is_validated_at_the_outer_door():
     """What does not fit is an `InputError` that names the fields; nothing was called."""
     with pytest.raises(InputError, match=r"the input does not fit int, which double takes") as caught:
@@ -249,15 +219,8 @@ async def test_data_is_validated_at_the_outer_door():
     assert (await Runner().run(double, "4")).output == 8
 
 
-async def test_prompts_for_unknown_stages_are_refused_before_anything_runs():
-    """A prompts file of another graph is met at once, with the name that does not fit."""
-    with pytest.raises(Exception, match="writ") as caught:
-        await Runner(model=echo()).run(Write(), "a", prompts=Prompts({"writ": "x"}))
-    assert type(caught.value).__name__ == "PromptError"
-
-
 async def test_a_runner_deploys_prompts_and_a_run_may_bring_its_own():
-    """The model is sent the runner's text for a stage, or the run's, which goes first; the agent stays as it was."""
+    """The run's goes before the runner's; candidates that run at once do not mix; the agent stays as it was."""
 
     def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         return ModelResponse([TextPart(info.instructions or "")])
@@ -271,20 +234,8 @@ async def test_a_runner_deploys_prompts_and_a_run_may_bring_its_own():
         await Runner(model).run(graph, "x"),
     ]
     assert [run.output for run in runs] == [["Deployed."], ["Candidate."], ["Write."]]
-
-
-async def test_runs_with_different_prompts_and_models_do_not_mix():
-    """Candidates travel with their run, also when many run at once on one graph."""
-
-    def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        return ModelResponse([TextPart(info.instructions or "")])
-
-    graph = Write()
-    runner = Runner(model=FunctionModel(answer))
-    lives = [
-        runner.start(graph, "x y", prompts=Prompts.of(graph).replace({"write": f"Candidate {number}."}))
-        for number in range(20)
-    ]
+    candidates = [Prompts.of(graph).replace({"write": f"Candidate {number}."}) for number in range(20)]
+    lives = [runner.start(graph, "x y", prompts=one) for one in candidates]
     outputs = [(await live.result()).output for live in lives]
     assert outputs == [[f"Candidate {number}."] * 2 for number in range(20)]
 
@@ -355,35 +306,11 @@ async def test_usage_and_cost_add_up():
     assert (await Runner().run(double, 1)).cost == 0
 
 
-async def test_prompts_of_requests_are_their_own_branch():
-    """Concurrent stages never see each other's input."""
-    seen: list[tuple[str, str]] = []
-
-    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        prompt = asked(messages)
-        await anyio.lowlevel.checkpoint()
-        seen.append((prompt, asked(messages)))
-        return ModelResponse([TextPart(prompt)])
-
-    words = [f"w{number}" for number in range(40)]
-    run = await Runner(model=FunctionModel(answer)).run(Write(), " ".join(words))
-    assert run.output == words
-    assert all(one == other for one, other in seen)
-    assert {call.input for call in run.calls()} == set(words)
-
-
 async def test_a_run_chooses_models_by_path():
     """For itself alone, before every other choice; so candidates of a tuning can differ in their models."""
     runner = Runner(models={"write": says("runner")})
     assert (await runner.run(Write(), "a", models={"write": says("run")})).output == ["run"]
     assert (await runner.run(Write(), "a")).output == ["runner"]
-
-
-async def test_a_runner_says_what_it_deploys():
-    """Tuning starts there."""
-    prompts = Prompts.of(Write())
-    assert Runner(prompts=prompts).prompts is prompts
-    assert Runner().prompts == Prompts()
 
 
 async def test_a_stage_runs_by_itself_beside_deployed_prompts():
@@ -395,14 +322,19 @@ async def test_a_stage_runs_by_itself_beside_deployed_prompts():
         async def flow(self, text: str) -> list[str]:
             return await self.inner(text)
 
-    runner = Runner(echo(), prompts=Prompts.of(Outer()))
+    runner = Runner(echo(), prompts=(prompts := Prompts.of(Outer())))
+    assert (runner.prompts, Runner().prompts) == (prompts, Prompts())  # where tuning starts
     assert (await runner.run(Outer(), "a b")).output == ["a", "b"]
     assert (await runner.run(Write.write, "c")).output == "c"
     assert (await runner.run(double, 2)).output == 4
 
 
+async def _upper(text: str) -> str:
+    return text.upper()
+
+
 async def test_a_what_if_needs_no_journal():
-    """`override` puts an output in the place of a call in any run; what it names that did not run is told as ever."""
+    """`override` puts an output in the place of a call; what did not run is told as ever; nobody can answer a question."""
 
     class Adds(Graph[int, int]):
         add = more
@@ -418,21 +350,11 @@ async def test_a_what_if_needs_no_journal():
     with pytest.raises(DeclarationError, match=r"replay needs recorded runs"):
         await Runner().run(Adds(), 1, override={"add": 40}, replay="x")
 
+    class Asks(Tidy):
+        up = step(_upper)
 
-async def test_a_what_if_without_a_journal_does_not_wait_for_answers():
-    """Nobody could ever go on with it, so an agent that asks fails as it does in any run without a journal."""
-    agent = Agent(TestModel(), output_type=[str, DeferredToolRequests])
-
-    @agent.tool_plain(requires_approval=True)
-    def pay() -> str:
-        return "paid"
-
-    class Asks(Graph[int, str]):
-        add = more
-        ask = Stage(str, agent)
-
-        async def flow(self, number: int) -> str:
-            return await self.ask(str(await self.add(number)))
+        async def flow(self, text: str) -> str:
+            return await self.clean(await self.up(text))
 
     with pytest.raises(RunError, match=r"a run without a journal cannot wait for it"):
-        await Runner().run(Asks(), 1, override={"add": 40})
+        await Runner(FunctionModel(deletes)).run(Asks(), "a", override={"up": "b"})
