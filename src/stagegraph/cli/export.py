@@ -48,7 +48,7 @@ def export(
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples
-    from stagegraph.record.journal_runs import JournalRuns
+    from stagegraph.record.source import JournalRuns
     from stagegraph.schema.errors import closest
 
     from .load import load_graph
