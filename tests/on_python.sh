@@ -1,6 +1,5 @@
 #!/bin/sh
-# Run the suite, without type checks, the embedded model and the browser, on another Python; a machine that does not have
-# it skips it.
+# Run the tests of the core on another Python; a machine that does not have it skips it.
 set -eu
 version=$1
 python=""
@@ -22,15 +21,9 @@ if [ ! -e "$venv/.installed" ] || [ pyproject.toml -nt "$venv/.installed" ]; the
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps $NO_DEPS
     touch "$venv/.installed"
 fi
-# What starts many processes takes long and is left to the first Python; tuning is run on the newest one as well.
-left_out="tests/cli tests/service tests/tracing/test_processes.py"
-if [ "$version" = 3.12 ]; then
-    left_out="$left_out tests/graphs tests/optimize"
-fi
-ignored=""
-for path in $left_out; do
-    ignored="$ignored --ignore $path"
-done
-echo "Python $version, without $left_out:"
+# The core, with the processes of the journal; the command line is the door to all else.
+tests="tests/schema tests/data tests/nodes tests/record tests/journal tests/agent tests/runner tests/as_agent"
+tests="$tests tests/cli/test_cli.py tests/test_exports.py"
+echo "Python $version, $tests:"
 # shellcheck disable=SC2086
-exec "$venv/bin/python" -m pytest -n auto --dist loadfile -m "not types and not local and not browser" $ignored
+exec "$venv/bin/python" -m pytest -n auto --dist loadfile -m "not types and not local and not browser" $tests

@@ -5,15 +5,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
+from typing import Any
 
 import anyio
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph import Graph, current_call, step
+from stagegraph import Graph, Stage, current_call, step
 
-__all__ = ["JumpingLoop", "Turnstile", "Who", "asked", "echo", "fails", "others", "priced", "says", "submits"]
+__all__ = [
+    "JumpingLoop",
+    "Say",
+    "Still",
+    "Tidy",
+    "Turnstile",
+    "Who",
+    "asked",
+    "careful",
+    "deletes",
+    "echo",
+    "fails",
+    "others",
+    "priced",
+    "says",
+    "shows",
+    "submits",
+]
 
 
 def asked(messages: list[ModelMessage]) -> str:
@@ -158,3 +185,57 @@ class Who(Graph[str, str]):
 
     async def flow(self, text: str) -> str:
         return await self.who(text)
+
+
+def shows(type_: Any) -> Graph[Any, str]:
+    """A graph that gives its input as Python writes it."""
+
+    class Shows(Graph[type_, str]):
+        async def flow(self, value: Any) -> str:
+            return repr(value)
+
+    return Shows()
+
+
+class Still(Graph[str, str]):
+    """Gives back what came in, and calls nothing."""
+
+    async def flow(self, text: str) -> str:
+        return text
+
+
+class Say(Graph[str, str]):
+    """One stage, which is asked what came in."""
+
+    say = Stage(str, Agent(output_type=str))
+
+    async def flow(self, text: str) -> str:
+        return await self.say(text)
+
+
+careful = Agent(output_type=[str, DeferredToolRequests], instructions="Tidy up.")
+
+
+@careful.tool_plain(requires_approval=True)
+def delete(path: str) -> str:
+    """Delete a file."""
+    return f"{path} is gone"
+
+
+class Tidy(Graph[str, str]):
+    """One stage, whose agent asks before it deletes."""
+
+    clean = Stage(str, careful)
+
+    async def flow(self, text: str) -> str:
+        return await self.clean(text)
+
+
+def deletes(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    """Ask to delete `old.log`, then answer with what came of it; an agent without tools answers `planned`."""
+    results = [part for m in messages for part in m.parts if isinstance(part, ToolReturnPart)]
+    if not info.function_tools:
+        return ModelResponse([TextPart("planned")])
+    return ModelResponse(
+        [TextPart(str(results[-1].content)) if results else ToolCallPart("delete", {"path": "old.log"})]
+    )

@@ -3,11 +3,11 @@
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked import python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -16,9 +16,7 @@ BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer(README)]
 
 
 def run(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = python("-c", code, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,9 +61,7 @@ def test_what_needs_a_server_or_a_provider_at_least_fits(code: str) -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     """Every `stagegraph` command and every `make` target in the README is a real one."""
     shell = "\n".join(text for language, text in BLOCKS if language == "sh")
-    helped = subprocess.run(
-        [sys.executable, "-m", "stagegraph", "--help"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    helped = python("-m", "stagegraph", "--help", check=True).stdout
     for command in set(re.findall(r"^stagegraph (\w+)", shell, re.MULTILINE)):
         assert re.search(rf"^\s+{command}\s", helped, re.MULTILINE), command
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))

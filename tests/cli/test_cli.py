@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from forked import Process, cli
+
 GRAPH = """
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -48,14 +50,6 @@ def _folder(tmp_path: Path) -> Path:
     (tmp_path / "graph").mkdir()
     (tmp_path / "graph" / "graph.py").write_text(GRAPH, encoding="utf-8")
     return tmp_path
-
-
-def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
-    command = [sys.executable, "-m", "stagegraph", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 @pytest.mark.parametrize(
@@ -268,8 +262,8 @@ def test_a_terminal_shows_a_tree(folder: Path) -> None:
         "LINES": "40",
         "STAGEGRAPH_JOURNAL": str(folder / "j.db"),
     }
-    command = [sys.executable, "-m", "stagegraph", "run", "graph", "a b"]
-    run = subprocess.Popen(command, cwd=folder, env=environment, stdout=side, stderr=side, stdin=subprocess.DEVNULL)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": side, "stderr": side}
+    run = Process("-m", "stagegraph", "run", "graph", "a b", cwd=folder, env=environment, **pipes)
     os.close(side)
     seen = b""
     try:

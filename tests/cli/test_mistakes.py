@@ -1,12 +1,11 @@
 """Mistakes at the command line, and what a user's own code prints: places that cannot be written, files that are odd."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked import cli
 
 GRAPH = """
 import subprocess
@@ -55,12 +54,6 @@ def _folder(tmp_path: Path) -> Path:
     (tmp_path / "more.jsonl").write_text('{"input": 2}\n', encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text('{"input": 1}\n', encoding="utf-8")
     return tmp_path
-
-
-def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
-    command = [sys.executable, "-m", "stagegraph", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize(

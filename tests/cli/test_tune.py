@@ -4,11 +4,11 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked import Process, cli
 
 GRAPH = """
 from pydantic_ai import Agent
@@ -58,24 +58,6 @@ def _folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cli(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": str(folder / "runs.db")}
-    command = [sys.executable, "-m", "stagegraph", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-def test_a_judge_in_a_file_is_a_metric(folder: Path) -> None:
-    """It is named like a function."""
-    (folder / "judges.py").write_text(JUDGE, encoding="utf-8")
-    done = cli(folder, "eval", "graph.py", "judges.py:loud", "test.jsonl")
-    assert done.returncode == 0, done.stderr
-    assert "| Loud, loud | |" in done.stdout
-    assert "| mean score | 0.250" in done.stdout
-    assert "| notes for say | 7 |" in done.stdout
-
-
 def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
     """The whole way: evaluate, tune, evaluate again, compare, and exit codes that a CI job understands."""
     first = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--out", "before.json")
@@ -83,25 +65,13 @@ def test_an_evaluation_is_tuned_compared_and_guarded(folder: Path) -> None:
     assert "| mean score | 0.000" in first.stdout
     assert "| notes for say | 7 |" in first.stdout
 
-    words = (
-        "tune",
-        "graph.py",
-        "graph.py:exact",
-        "--train",
-        "train.jsonl",
-        "--val",
-        "val.jsonl",
-        "--test",
-        "test.jsonl",
-    )
-    tuned = cli(
-        folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir", "--yes"
-    )
+    words = (*WORDS, "--test", "test.jsonl", "--runs", "40", "--out", "best.yaml", "--run-dir", "dir")
+    tuned = cli(folder, *words, "--yes")
     assert tuned.returncode == 0, tuned.stderr
     assert "up to 40 runs" in tuned.stdout
     assert "better by 1.00 to 1.00; 7 won" in tuned.stdout
     assert "Answer in capitals." in (folder / "best.yaml").read_text("utf-8")
-    again = cli(folder, *words, "--runs", "40", "--proposer", "notes", "--out", "best.yaml", "--run-dir", "dir")
+    again = cli(folder, *words)
     assert again.returncode == 0, again.stderr
 
     second = cli(
@@ -148,8 +118,13 @@ def test_mistakes_are_errors_without_a_traceback(folder: Path, words: tuple[str,
     assert "Traceback" not in done.stderr
 
 
-def test_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
-    """Only these rows, each as often as asked for."""
+def test_a_metric_a_split_and_repeats_can_be_chosen(folder: Path) -> None:
+    """A judge in a file is named like a function; only these rows are run, each as often as asked for."""
+    (folder / "judges.py").write_text(JUDGE, encoding="utf-8")
+    done = cli(folder, "eval", "graph.py", "judges.py:loud", "test.jsonl")
+    assert done.returncode == 0, done.stderr
+    for said in ("| Loud, loud | |", "| mean score | 0.250", "| notes for say | 7 |"):
+        assert said in done.stdout
     done = cli(folder, "eval", "graph.py", "graph.py:exact", "test.jsonl", "--split", "odd", "--repeats", "2")
     assert "| examples | 3, 6 runs, 0 failed |" in done.stdout
 
@@ -161,14 +136,8 @@ def on_a_terminal(folder: Path, *words: str, answer: bytes = b"") -> str:
     """What a person sees, without colours and movements of the cursor."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYDANTIC_AI_NO_BANNER": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stagegraph", *words],
-        cwd=folder,
-        env=environment,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
+    pipes = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = Process("-m", "stagegraph", *words, cwd=folder, env=environment, **pipes)
     os.close(theirs)
     os.write(ours, answer)
     seen = b""
@@ -225,8 +194,7 @@ def test_nothing_is_run_for_a_tuning_that_cannot_begin(folder: Path, words: tupl
 
 def test_a_tuning_asks_before_it_spends(folder: Path) -> None:
     """After the preview, no is no."""
-    words = ("tune", "graph.py", "graph.py:exact", "--train", "train.jsonl", "--val", "val.jsonl", "--runs", "20")
-    done = cli(folder, *words, "--proposer", "notes", stdin="n\n")
+    done = cli(folder, *WORDS, "--runs", "20", stdin="n\n")
     assert done.returncode == 1
     assert "up to 20 runs" in done.stdout
     assert not (folder / "prompts.tuned.yaml").exists()

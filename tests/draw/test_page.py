@@ -106,13 +106,6 @@ async def test_calls_are_listed_folded_searched_and_opened(browser: webdriver.Ch
     assert "FEEDBACK: RIGHT" in detail(browser).upper()
 
 
-async def test_a_link_opens_its_call(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    """`#call=KEY` opens that call, brackets and all."""
-    await opened(browser, tmp_path, Outer(), ["a", "bad"], "#call=inner%5Bbad%5D.use")
-    assert detail(browser).startswith("inner[bad].use")
-    assert "ValueError" in detail(browser)
-
-
 async def test_the_data_flow_is_drawn(browser: webdriver.Chrome, tmp_path: Path) -> None:
     """An arrow from the call that made a value to the one that was given it; a box opens its call."""
     await opened(browser, tmp_path, Outer(), ["a", "bad"])
@@ -125,8 +118,10 @@ async def test_the_data_flow_is_drawn(browser: webdriver.Chrome, tmp_path: Path)
 
 
 async def test_hostile_content_is_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    """Markup and scripts in outputs, errors, labels and scores are shown, and nothing of them runs or loads."""
+    """`#call=KEY` opens that call; markup and scripts in it, labels and scores are shown, and nothing runs or loads."""
     await opened(browser, tmp_path, Outer(), [EVIL, "bad"], "#call=inner%5Bbad%5D.use")
+    assert detail(browser).startswith("inner[bad].use")
+    assert "ValueError" in detail(browser)
     assert "<img src=x onerror=" in detail(browser)
     assert browser.title != "pwned"
     assert not browser.find_elements(By.TAG_NAME, "img")

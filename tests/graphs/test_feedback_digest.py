@@ -36,7 +36,6 @@ def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
     return ModelResponse([ToolCallPart(tool.name, {"customer": words[0], "stars": int(words[-1])})])
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("count", [0, 1, 12])
 async def test_every_review_is_counted_and_quoted(graph: ModuleType, count: int) -> None:
     """Any number of reviews gives a digest whose counts and quotes fit them."""
@@ -50,7 +49,6 @@ async def test_every_review_is_counted_and_quoted(graph: ModuleType, count: int)
     assert run.usage.requests == 2 * count
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("text", "reviews"),
     [
@@ -80,7 +78,6 @@ def test_the_examples_are_well_formed(graph: ModuleType) -> None:
 
 
 @pytest.mark.local
-@pytest.mark.anyio
 async def test_the_embedded_model_digests_the_demonstration_file(graph: ModuleType) -> None:
     """The demonstration runs to its end on the real model, with most customers and stars right."""
     text = (FOLDER / "reviews.txt").read_text("utf-8")

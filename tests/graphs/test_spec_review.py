@@ -55,7 +55,6 @@ class Script:
         return ModelResponse([ToolCallPart(tool.name, answer)])
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("sections", [0, 2, 20])
 async def test_any_number_of_sections_is_built_tested_and_reviewed(sections: int) -> None:
     """The plan decides how many sections there are; each one's tests really run."""
@@ -70,7 +69,6 @@ async def test_any_number_of_sections_is_built_tested_and_reviewed(sections: int
     assert all(call.output.passed and call.output.ran == 1 for call in reports)
 
 
-@pytest.mark.anyio
 async def test_a_failing_section_is_written_again_with_hints() -> None:
     """One section's tests fail; its critique leads to new code, and nobody else's code is written twice."""
     run = await Runner(FunctionModel(Script(3, broken=1))).run(module.SpecToReview(), {"text": "Make it."})
@@ -85,7 +83,6 @@ async def test_a_failing_section_is_written_again_with_hints() -> None:
     assert again.edges() == run.edges()
 
 
-@pytest.mark.anyio
 async def test_one_changed_prompt_runs_that_stage_and_what_follows_from_it() -> None:
     """Replay asks no model; with one prompt changed, only its stage and what depends on its new outputs run."""
     script = Script(3)
@@ -123,20 +120,19 @@ HAZARDS = {
 }
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", HAZARDS)
 async def test_hostile_code_is_held_and_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the code does, the tests end in time, are not passed, say why, and leave nothing behind."""
     monkeypatch.setenv("SECRET", "do-not-leak")
     code, reason = HAZARDS[name]
-    verdict = await sandbox.run_tests(code, TESTS, sandbox.Limits(seconds=2))
+    seconds = 2 if reason == "longer than" else 60  # which a busy machine may need to start a process
+    verdict = await sandbox.run_tests(code, TESTS, sandbox.Limits(seconds=seconds))
     assert not verdict.passed
     assert reason in f"{verdict.log} {verdict.stopped}"
     assert "do-not-leak" not in verdict.log
     assert len(verdict.log) <= sandbox.Limits().output + 100
 
 
-@pytest.mark.anyio
 async def test_a_child_that_left_the_group_holds_nobody_up() -> None:
     """It may keep the pipe open for as long as it likes; the verdict does not wait for that."""
     leaver = """
@@ -154,7 +150,6 @@ while True: pass
     assert "longer than" in str(verdict.stopped)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("tests", "passed"),
     [
@@ -174,7 +169,6 @@ async def test_tests_are_functions_or_unittest_cases(tests: str, passed: bool) -
     assert ("no tests" in verdict.log) is (not passed)
 
 
-@pytest.mark.anyio
 async def test_a_cancelled_run_leaves_no_process_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelling while the tests run ends their process group and removes their folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -200,7 +194,6 @@ def test_the_examples_fit_the_graph() -> None:
 
 
 @pytest.mark.local
-@pytest.mark.anyio
 async def test_the_embedded_model_gets_through_to_the_end() -> None:
     """The embedded model goes from the specification to a review; its answers are short here, of valid types anyway."""
     model = LocalModel(settings={"max_tokens": 64})

@@ -13,3 +13,11 @@ async def _journal(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     journal: Journal = MemoryJournal() if request.param == "memory" else SqliteJournal(tmp_path / "runs.db")
     yield journal
     await journal.aclose()
+
+
+@pytest.fixture(name="sqlite")
+async def _sqlite(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    """The journal in `runs.db`."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    yield journal
+    await journal.aclose()

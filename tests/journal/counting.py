@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -14,19 +10,12 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import asked
-from stagegraph import Graph, LiveRun, Stage, fan_out, step
-from stagegraph.journal import Journal, OpRow
 
-__all__ = ["Chain", "Counting", "Item", "Looking", "Text", "Wide", "cancel_when", "looked", "ops", "python", "stepped"]
+__all__ = ["Counting", "Text", "looker"]
 
 
 class Text(BaseModel):
     text: str
-
-
-class Item(BaseModel):
-    text: str
-    number: int = 0
 
 
 class Counting:
@@ -57,78 +46,10 @@ class Counting:
         return taken
 
 
-stepped: list[str] = []
-"""What the step `shout` was given."""
-looked: list[str] = []
-"""What the tool `look` was given."""
-
-
-@step
-async def shout(text: str) -> Text:
-    stepped.append(text)
-    return Text(text=text.upper())
-
-
 looker = Agent(instructions="Look it up.")
 
 
 @looker.tool_plain
 async def look(what: str) -> str:
     """Look something up."""
-    looked.append(what)
     return f"seen {what}"
-
-
-class Chain(Graph[str, Text]):
-    """A stage, a stage, a step."""
-
-    first = Stage(str, Agent(instructions="First."))
-    second = Stage(str, Agent(instructions="Second."))
-    shout = shout
-
-    async def flow(self, text: str) -> Text:
-        return await self.shout(await self.second(await self.first(text)))
-
-
-class Wide(Graph[list[str], list[Text]]):
-    """The same for many items at once."""
-
-    first = Stage(str, Agent(instructions="First."))
-    second = Stage(str, Agent(instructions="Second."))
-    shout = shout
-
-    async def branch(self, text: str) -> Text:
-        return await self.shout(await self.second(await self.first(text)))
-
-    async def flow(self, texts: list[str]) -> list[Text]:
-        return await fan_out(self.branch, texts)
-
-
-class Looking(Graph[list[str], list[str]]):
-    """Agents with a tool."""
-
-    ask = Stage(str, looker)
-
-    async def flow(self, texts: list[str]) -> list[str]:
-        return await fan_out(self.ask, texts)
-
-
-async def cancel_when(live: LiveRun[object, object], kind: str, key: str) -> None:
-    """Cancel a run as soon as an event of this kind came from this call."""
-    async for event in live.events():
-        if event.type == kind and getattr(event, "key", None) == key:
-            await live.cancel()
-
-
-async def ops(journal: Journal, run_id: str, wanted: Callable[[OpRow], bool] = lambda _: True) -> list[str]:
-    """The names of the recorded requests and tool calls."""
-    return sorted(f"{op.key} {op.op.partition(':')[0]}" for op in await journal.ops(run_id) if wanted(op))
-
-
-def python(code: str, *args: str | Path, **options: object) -> subprocess.Popen[str]:
-    """A real process that runs *code*, with the helpers of the tests at hand."""
-    here = Path(__file__).parent
-    start = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]\n"
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", start + code, *map(str, args)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **{**pipes, **options})  # type: ignore[call-overload]

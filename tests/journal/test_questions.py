@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from counting import python
 from pydantic_ai import Agent, DeferredToolRequests, ToolDenied
 from pydantic_ai.exceptions import CallDeferred
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from forked import python
 from stagegraph import Graph, LimitError, Limits, ReplayError, Run, RunError, Runner, Stage
 from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
-
-pytestmark = pytest.mark.anyio
 
 
 def turn(messages: list[ModelMessage]) -> int:
@@ -203,8 +201,7 @@ def test_an_answer_survives_a_kill(tmp_path: object) -> None:
     """A process that was killed after the answer: it cannot be given again, and the run goes on with it."""
 
     def lines(what: str) -> list[str]:
-        said, _ = python(KILLED, f"{tmp_path}/runs.db", what).communicate(timeout=60)
-        return said.splitlines()
+        return python("-c", KILLED, f"{tmp_path}/runs.db", what).stdout.splitlines()
 
     assert lines("run") == ["asked 0", "suspended"]
     assert lines("answer") == ["deleted p", "asked 1"]

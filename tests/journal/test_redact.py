@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from scripted import careful
 from stagegraph import Graph, JournalError, Prompt, Prompts, ReplayError, RunError, Runner, Stage, feedback, step
 from stagegraph.journal import SqliteJournal
-
-pytestmark = pytest.mark.anyio
 
 broken: set[str] = set()
 
@@ -25,16 +23,8 @@ async def gate(text: str) -> str:
     return text
 
 
-agent = Agent(output_type=[str, DeferredToolRequests])
-
-
-@agent.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    return f"{path} gone"
-
-
 class Flow(Graph[str, str]):
-    ask = Stage(str, agent)
+    ask = Stage(str, careful)
     gate = gate
 
     async def flow(self, text: str) -> str:

@@ -15,8 +15,6 @@ from scripted import asked, echo
 from stagegraph import Graph, JournalError, Limits, ReplayError, RunError, Runner, Stage, as_completed, settle, step
 from stagegraph.journal import MemoryJournal, SqliteJournal
 
-pytestmark = pytest.mark.anyio
-
 
 @step
 async def gate(closed: bool) -> bool:
@@ -53,10 +51,13 @@ async def test_strict_is_strict_whatever_the_flow_catches(form: str) -> None:
     runner = Runner(echo(), journal=MemoryJournal())
     with pytest.raises(RunError, match="closed"):
         await runner.run(asks("1", closed=True, form=form), ["a", "b"], run_id="r")
-    with pytest.raises(ReplayError, match=r"call `ask(\[0\])?` differs from its record: the version changed"):
+    number = {"settle": r"\[0\]", "as_completed": r"\[[01]\]", "except": ""}[form]
+    with pytest.raises(ReplayError, match=rf"call `ask{number}` differs from its record: the version changed"):
         await runner.resume("r", graph=asks("2", closed=False, form=form), strict=True)
     run = await runner.resume("r", graph=asks("2", closed=False, form=form))
-    assert run.output == ["a", "b"][: len(run.output)]
+    # `as_completed` hands out what ends first first.
+    output = sorted(run.output) if form == "as_completed" else run.output
+    assert output == (["a"] if form == "except" else ["a", "b"])
     assert {why for key, why in run.rerun.items() if key != "gate"} == {"the version"}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,6 @@ from typing_extensions import TypedDict
 
 from stagegraph import Graph, Limits, Run, RunError, Runner, Stage, step
 from stagegraph.journal import MemoryJournal, SqliteJournal
-
-pytestmark = pytest.mark.anyio
 
 LOST = "the output cannot be written down whole"
 
@@ -64,6 +64,11 @@ async def twice(type_: Any, value: object) -> tuple[Run[int, int], Run[int, int]
     async with Runner(journal=MemoryJournal()) as runner:
         run = await runner.run(graph, 1)
         return run, await runner.run(graph, 1, replay=run)
+
+
+def name_of(part: object) -> str:
+    """The name of a type or value in the name of a test, which is the same in every process."""
+    return type(part).__name__ if isinstance(part, (set, frozenset)) else str(part).split(" at 0x")[0]
 
 
 class Aliased(BaseModel):
@@ -133,6 +138,12 @@ class Raw(BaseModel):
     data: bytes
 
 
+@dataclass
+class Tags:
+    x: int
+    names: set[str]
+
+
 class Level(Enum):
     LOW = "low"
 
@@ -180,8 +191,19 @@ class Shown(BaseModel):
         (float | str, "Infinity"),
         (Raw, Raw(data=b"\xff")),
         (dict[Level, int], {Level.LOW: 1}),
+        (set[str], {"a", "b", "c"}),
+        (frozenset[int], frozenset({3, 1})),
+        (tuple[int, ...], (1, 2)),
+        (bytes, b"\xff\x00"),
+        (Decimal, Decimal("1.10")),
+        (datetime, datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=2)))),
+        (Level, Level.LOW),
+        (Tags, Tags(1, {"n"})),
+        (list[Base | int], [Base(number=1), 3]),
+        (str | None, None),
+        (str, "\u2028 \U0001f600 \0 </script>"),
     ],
-    ids=lambda part: str(part).split(" at 0x")[0],  # the same in every process
+    ids=name_of,
 )
 async def test_what_json_can_hold_is_recalled_as_it_was(type_: Any, value: object) -> None:
     """Neither names nor numbers make a paid call run again, and the record comes back from a file."""
@@ -211,7 +233,7 @@ async def test_what_json_can_hold_is_recalled_as_it_was(type_: Any, value: objec
         (float | str, math.inf),
         (object, object()),
     ],
-    ids=lambda part: str(part).split(" at 0x")[0],  # the same in every process
+    ids=name_of,
 )
 async def test_what_json_loses_is_made_again(type_: Any, value: object) -> None:
     """Nothing masked, left out or cut takes the place of a value; the run says why a call was made again."""

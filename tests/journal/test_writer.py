@@ -2,20 +2,17 @@
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from echoing import Echo
-from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph import DeclarationError, Graph, JournalError, Runner, Stage, feedback
+from scripted import Say
+from stagegraph import DeclarationError, JournalError, Runner, feedback
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
-
-pytestmark = pytest.mark.anyio
 
 HALF = "\ud800"
 """Half a surrogate pair."""
@@ -27,51 +24,41 @@ def score(name: str, **changes: Any) -> FeedbackRow:
 
 
 @pytest.mark.parametrize("wrong", [{"comment": {"by": "ann"}}, {"time": 2**63}, {"value": [1]}])
-async def test_a_row_that_can_never_be_written_fails_its_writer_alone(tmp_path: Path, wrong: dict[str, Any]) -> None:
+async def test_a_row_that_can_never_be_written_fails_its_writer_alone(
+    sqlite: SqliteJournal, wrong: dict[str, Any]
+) -> None:
     """Others that are written in the same moment, and later ones, are there; the message names the value."""
-    journal = SqliteJournal(tmp_path / "runs.db")
-    puts = [journal.put(score("before")), journal.put(score("wrong", **wrong)), journal.put(score("after"))]
+    puts = [sqlite.put(score("before")), sqlite.put(score("wrong", **wrong)), sqlite.put(score("after"))]
     async with asyncio.timeout(20):
         outcomes = await asyncio.gather(*puts, return_exceptions=True)
-        await journal.put(score("later"))
+        await sqlite.put(score("later"))
     assert [type(outcome) for outcome in outcomes] == [type(None), JournalError, type(None)]
     assert f"run 'wrong' was left out: its `{next(iter(wrong))}`" in str(outcomes[1])
-    stored = [len(await journal.feedback(name)) for name in ("before", "wrong", "after", "later")]
+    stored = [len(await sqlite.feedback(name)) for name in ("before", "wrong", "after", "later")]
     assert stored == [1, 0, 1, 1]
-    await journal.aclose()
 
 
-async def test_a_row_nobody_waited_for_is_told_to_its_own_run(tmp_path: Path) -> None:
+async def test_a_row_nobody_waited_for_is_told_to_its_own_run(sqlite: SqliteJournal) -> None:
     """The run's next `put` hears that something was left out, once; other runs hear nothing."""
-    journal = SqliteJournal(tmp_path / "runs.db")
-    journal.put_soon(score("r", time=2**63))
-    await journal.put(score("other"))
+    sqlite.put_soon(score("r", time=2**63))
+    await sqlite.put(score("other"))
     with pytest.raises(JournalError, match="run 'r' was left out"):
-        await journal.put(score("r", id="second"))
-    await journal.put(score("r", id="third"))
-    assert [row.id for row in await journal.feedback("r")] == ["second", "third"]
-    await journal.aclose()
+        await sqlite.put(score("r", id="second"))
+    await sqlite.put(score("r", id="third"))
+    assert [row.id for row in await sqlite.feedback("r")] == ["second", "third"]
 
 
-async def test_usage_that_no_file_can_hold_does_not_stop_a_run(tmp_path: Path) -> None:
+async def test_usage_that_no_file_can_hold_does_not_stop_a_run(sqlite: SqliteJournal) -> None:
     """A provider that reports nonsense costs the numbers, not the answers."""
 
     def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
         return ModelResponse([TextPart("ok")], usage=RequestUsage(input_tokens=2**63))
 
-    class Ask(Graph[str, str]):
-        ask = Stage(str, Agent())
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
-    journal = SqliteJournal(tmp_path / "runs.db")
-    runner = Runner(FunctionModel(answer), journal=journal)
+    runner = Runner(FunctionModel(answer), journal=sqlite)
     async with asyncio.timeout(20):
         for _ in range(2):
-            assert (await runner.run(Ask(), "x")).output == "ok"
-    assert [row.status for row in await journal.runs(RunFilter())] == ["succeeded", "succeeded"]
-    await journal.aclose()
+            assert (await runner.run(Say(), "x")).output == "ok"
+    assert [row.status for row in await sqlite.runs(RunFilter())] == ["succeeded", "succeeded"]
 
 
 @pytest.mark.parametrize(

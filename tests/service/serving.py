@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +53,24 @@ def serving(app: Any) -> Iterator[str]:
             assert not thread.is_alive()
 
 
+class Gate:
+    """Lets nobody through until a test, in another thread, opens it."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.cancelled = threading.Event()
+        self.opened = threading.Event()
+
+    async def wait(self) -> None:
+        self.entered.release()
+        try:
+            while not self.opened.is_set():  # noqa: ASYNC110 - the test opens it from another thread
+                await asyncio.sleep(0.005)
+        except BaseException:
+            self.cancelled.set()
+            raise
+
+
 def serve(app: Any, **options: Any) -> None:
     """An app as the only thing that a process does; it says its address when it is there."""
     listening = socket.socket()
@@ -73,8 +90,10 @@ class Worker:
     """A server in a process of its own (`worker.py`, or another program), which may be killed."""
 
     def __init__(self, folder: Path, *options: str, program: str = "worker.py") -> None:
-        command = [sys.executable, str(HERE / program), str(folder), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        from forked import Process  # the programs import this file, and have no use for it
+
+        words = (HERE / program, folder, *options)
+        self.process = Process(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.process.stderr and self.process.stderr.read()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from forked import python
 from serving import Worker, events
 
 RUNS = 12
@@ -57,6 +56,7 @@ def ask(client: httpx.Client, folder: Path, number: int) -> tuple[threading.Thre
     asking = threading.Thread(target=lambda: answers.append(client.post("/runs", json=number)))
     asking.start()
     while len(set(effects_ids(folder))) <= number:
+        asking.join(0.01)
         assert asking.is_alive()
     return asking, answers
 
@@ -149,37 +149,32 @@ def test_a_shutdown_waits_for_runs_that_can_end(tmp_path: Path):
         assert [client.get(f"/runs/{run_id}").json()["status"] for run_id in ids] == ["succeeded"] * 4
 
 
-@pytest.mark.parametrize("options", [("0.2",), ("0.2", "20"), ("30", "1")], ids=["plain", "patient", "impatient"])
+@pytest.mark.parametrize(
+    "options", [("0.2",), ("0.2", "20"), ("30", "1"), ("30",)], ids=["plain", "patient", "impatient", "waiting"]
+)
 def test_a_handler_of_ones_own_is_drained_too(tmp_path: Path, options: tuple[str, ...]):
-    """`await runner.run(...)` in a request: a deadline ends the run, ours or the server's own, and it can be taken up."""
+    """`await runner.run(...)` in a request ends before the deadline, ours or the server's, or can be taken up."""
+    ends = options == ("30",)
     with Worker(tmp_path, *options) as first, first.client() as waiting:
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
         asking.start()
         while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
+            asking.join(0.01)
             assert asking.is_alive()
-        first.end(signal.SIGTERM)
+        first.process.send_signal(signal.SIGTERM)
+        if ends:
+            (tmp_path / "gate").touch()
+        first.process.wait(60)
         asking.join(30)
+    if ends:
+        assert [answer.json() for answer in answers] == [[12, 14, 16]]
+        return
     assert [answer.status_code for answer in answers] == [500]
     [run_id] = set(effects_ids(tmp_path))
     (tmp_path / "gate").touch()
     with Worker(tmp_path, "30") as second, second.client() as client:
         check_done(client, tmp_path, [run_id], first=5)
-
-
-def test_a_handler_of_ones_own_is_waited_for(tmp_path: Path):
-    """What ends before the deadline is answered."""
-    with Worker(tmp_path, "30") as first, first.client() as waiting:
-        answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(waiting.post("/by-hand/5")))
-        asking.start()
-        while not (tmp_path / "effects").exists() or effects(tmp_path).total() < 3:
-            assert asking.is_alive()
-        first.process.send_signal(signal.SIGTERM)
-        (tmp_path / "gate").touch()
-        first.process.wait(30)
-        asking.join(30)
-    assert [answer.json() for answer in answers] == [[12, 14, 16]]
 
 
 def test_a_run_that_kills_its_process_is_given_up(tmp_path: Path):
@@ -201,10 +196,5 @@ def test_a_run_that_kills_its_process_is_given_up(tmp_path: Path):
         assert (state["status"], state["failed_at"]) == ("failed", None)
         assert state["detail"].startswith("the process that ran it ended 4 times before the run did")
     journal = str(tmp_path / "runs.db")
-    listed = subprocess.run(
-        [sys.executable, "-m", "stagegraph", "runs", "--journal", journal, "--status", "failed"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listed = python("-m", "stagegraph", "runs", "--journal", journal, "--status", "failed", check=True)
     assert "the process that ran it ended 4 times" in " ".join(listed.stdout.split())

@@ -19,7 +19,7 @@ from stagegraph import Graph, Runner, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
 
-RUNS, ROUNDS = 200, 5
+RUNS, ROUNDS = 200, 3
 BLOCKS_A_RUN = 5
 """What a run may leave behind, in Python's own memory blocks; the record of one has hundreds."""
 BYTES_A_RUN = 50_000
@@ -56,7 +56,7 @@ async def _rounds(url: str) -> list[dict[str, int]]:
 
 
 def test_two_hundred_runs_at_once(tmp_path: Path):
-    """All are answered with their own answers in order, five times; no task or span is left, and memory is flat."""
+    """All are answered with their own answers in order, three times; no task or span is left, and memory is flat."""
     with Worker(tmp_path, program="crowd.py") as worker:
         left = asyncio.run(_rounds(worker.url))
     assert {(one["tasks"], one["open_runs"], one["open_spans"]) for one in left} == {(0, 0, 0)}

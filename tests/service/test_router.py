@@ -7,7 +7,6 @@ import base64
 import enum
 import json
 import math
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import date
@@ -18,14 +17,13 @@ import httpx
 import pytest
 from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, ConfigDict, Field, computed_field
-from pydantic_ai import Agent, DeferredToolRequests
+from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import FunctionModel
 
-from scripted import fails
-from serving import events, served
-from stagegraph import DeclarationError, Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
+from scripted import Tidy, deletes, fails
+from serving import Gate, events, served
+from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
 
@@ -42,27 +40,6 @@ class Shout(BaseModel):
     """What was shouted."""
 
     text: str
-
-
-class Gate:
-    """Steps that wait here are let through from the test's own thread."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.cancelled = threading.Event()
-        self._open = threading.Event()
-
-    def open(self) -> None:
-        self._open.set()
-
-    async def wait(self) -> None:
-        self.entered.release()
-        try:
-            while not self._open.is_set():  # noqa: ASYNC110
-                await anyio.sleep(0.005)  # the test opens it from another thread
-        except BaseException:
-            self.cancelled.set()
-            raise
 
 
 @step
@@ -89,7 +66,14 @@ class Shouter(Graph[Words, Shout]):
 def _gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
-    gate.open()
+    gate.opened.set()
+
+
+def app_for(node, runner: Runner | None = None, **options) -> FastAPI:
+    runner = runner or Runner()
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(node, runner, **options))
+    return app
 
 
 def app_of(runner: Runner, gate: Gate | None = None, **options) -> FastAPI:
@@ -136,9 +120,7 @@ async def entitle(titled: Titled) -> Titled:
 
 def test_an_answer_is_what_its_schema_says():
     """Aliases and computed fields go out as the OpenAPI document has them, as JSON that everybody reads."""
-    app = FastAPI()
-    app.include_router(router(entitle, Runner()))
-    with served(app) as client:
+    with served(app_for(entitle)) as client:
         answer = client.post("/runs", json={"theText": "ab"})
         shown = client.get("/graph").json()["output_schema"]["properties"]
     assert answer.json()["output"] == {"theText": "ab", "theSize": "Infinity", "length": 2}
@@ -152,7 +134,7 @@ def test_a_run_may_be_left_to_itself(client: httpx.Client, gate: Gate):
     place = answer.headers["location"]
     assert place == f"/shout/runs/{answer.json()['run_id']}"
     assert client.get(place).json()["status"] == "running"
-    gate.open()
+    gate.opened.set()
     with client.stream("GET", f"{place}/events") as stream:
         assert [event["event"] for event in events(stream)][-1] == "run_finished"
     assert client.get(place).json()["output"] == {"text": "WAIT"}
@@ -244,7 +226,7 @@ def test_a_validation_problem_says_where(client: httpx.Client):
 
 
 def test_nobody_is_told_what_an_error_said(client: httpx.Client):
-    """A failed run is a 500 that says where; neither the answer, the state nor the events repeat the message."""
+    """A failed run is a 500 that says where; nothing repeats the message, but for `errors=True` among friends."""
     answer = client.post("/shout/runs", json=body("a", "bad"))
     assert answer.status_code == 500
     problem = answer.json()
@@ -257,12 +239,8 @@ def test_nobody_is_told_what_an_error_said(client: httpx.Client):
     for seen in (answer, state, stream):
         assert SECRET not in seen.text
         assert "Traceback" not in seen.text
-
-
-def test_errors_are_told_where_that_is_wanted(gate: Gate):
-    """`errors=True` is for services among friends."""
-    with served(app_of(Runner(), gate, errors=True)) as client:
-        assert SECRET in client.post("/shout/runs/stream", json=body("bad")).text
+    with served(app_of(Runner(), errors=True)) as friends:
+        assert SECRET in friends.post("/shout/runs/stream", json=body("bad")).text
 
 
 class Asks(Graph[str, str]):
@@ -301,9 +279,7 @@ class Sleeps(Graph[str, str]):
 )
 def test_each_failure_has_a_fitting_status(graph: Graph[str, str], runner: Runner, status: int, kind: str):
     """A model's failure is a bad gateway, too little time a timeout, the rest our own."""
-    app = FastAPI()
-    app.include_router(router(graph, runner))
-    with served(app) as client:
+    with served(app_for(graph, runner)) as client:
         answer = client.post("/runs", json="hello")
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (status, kind)
         assert SECRET not in answer.text
@@ -324,7 +300,7 @@ def test_a_stream_that_was_cut_is_resumed(client: httpx.Client, gate: Gate):
     with client.stream("POST", "/shout/runs/stream", json=body("a", "wait")) as stream:
         run_id = stream.headers["x-run-id"]
         first = [event for event, _ in zip(events(stream), range(3), strict=False)]
-    gate.open()
+    gate.opened.set()
     last = {"Last-Event-ID": first[-1]["id"]}
     with client.stream("GET", f"/shout/runs/{run_id}/events", headers=last) as stream:
         rest = list(events(stream))
@@ -342,7 +318,7 @@ def test_silence_is_filled_with_heartbeats(gate: Gate):
             for line in stream.iter_lines():
                 if line == ": still here":
                     break
-        gate.open()
+        gate.opened.set()
 
 
 def test_a_reader_that_fell_behind_is_told(monkeypatch: pytest.MonkeyPatch, gate: Gate):
@@ -374,7 +350,7 @@ def test_a_client_that_leaves(gate: Gate, how: str, choice: str):
         asyncio.run(leave())
         if choice == "cancel":
             assert gate.cancelled.wait(30)
-        gate.open()
+        gate.opened.set()
     rows = asyncio.run(_rows(runner))
     assert [row.status for row in rows] == ["cancelled" if choice == "cancel" else "succeeded"]
 
@@ -397,41 +373,14 @@ def test_a_run_is_cancelled(client: httpx.Client, gate: Gate):
     assert client.post(f"/shout/runs/{run_id}/cancel").json()["status"] == "cancelled"
 
 
-agent = Agent(output_type=[str, DeferredToolRequests], instructions="Tidy up.")
-
-
-@agent.tool_plain(requires_approval=True)
-def delete(path: str) -> str:
-    """Delete a file."""
-    return f"{path} is gone"
-
-
-class Tidy(Graph[str, str]):
-    """Ask before deleting."""
-
-    clean = Stage(str, agent)
-
-    async def flow(self, text: str) -> str:
-        return await self.clean(text)
-
-
-def tidies(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    results = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
-    if not results:
-        return ModelResponse([ToolCallPart("delete", {"path": "old.log"})])
-    return ModelResponse([TextPart(f"Done: {results[-1].content}")])
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [(True, "old.log is gone"), ({"approved": False, "message": "keep it"}, "keep it"), (False, "denied")],
 )
 def test_a_question_is_answered(given: object, said: str):
-    """A suspended run says what it asks, goes on with the answer, and asks only once."""
-    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Tidy(), runner))
-    with served(app) as client:
+    """A suspended run says what it asks, goes on with the answer, and asks only once; cancelled it asks no more."""
+    runner = Runner(FunctionModel(deletes), journal=MemoryJournal())
+    with served(app_for(Tidy(), runner)) as client:
         asked = client.post("/runs", json="go")
         assert asked.status_code == 202
         place = f"/runs/{asked.json()['run_id']}"
@@ -449,19 +398,11 @@ def test_a_question_is_answered(given: object, said: str):
         assert ids[0] == "1-0"
         ids = [event["id"] for event in events(client.get(f"{place}/events", headers={"Last-Event-ID": ids[1]}))]
         assert ids[0] == "1-2"
-
-
-def test_a_question_may_be_given_up():
-    """A suspended run that is cancelled is asked nothing any more."""
-    runner = Runner(FunctionModel(tidies), journal=MemoryJournal())
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Tidy(), runner))
-    with served(app) as client:
-        place = f"/runs/{client.post('/runs', json='go').json()['run_id']}"
+        place = f"/runs/{client.post('/runs', json='go').json()['run_id']}"  # and one that is given up
         [question] = client.get(place).json()["pending"]
         assert client.post(f"{place}/cancel").json()["status"] == "cancelled"
         assert client.get(place).json()["status"] == "cancelled"
-        assert client.post(f"{place}/answers", json={"answers": {question["id"]: True}}).status_code == 409
+        assert client.post(f"{place}/answers", json={"answers": {question["id"]: given}}).status_code == 409
 
 
 def test_feedback_is_kept_with_the_run(gate: Gate):
@@ -486,20 +427,6 @@ def test_feedback_is_kept_with_the_run(gate: Gate):
         run_id = client.post("/shout/runs", json=body("a")).json()["run_id"]
         answer = client.post(f"/shout/runs/{run_id}/feedback", json={"name": "helpful", "value": True})
         assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (409, "no-journal")
-
-
-def test_deps_of_interrupted_runs_have_to_come_from_somewhere():
-    """A service that finishes interrupted runs says how their deps are made, or that it leaves them alone."""
-
-    async def again(_row) -> None:
-        return None
-
-    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
-    with pytest.raises(DeclarationError, match=r"resume_deps="):
-        router(Shouter(), runner, deps=lambda: None)
-    router(Shouter(), runner, deps=lambda: None, resume_deps=again)
-    runner = Runner(journal=MemoryJournal(), resume_interrupted=True)
-    router(Shouter(), runner, deps=lambda: None, resume_deps="never")
 
 
 def user(authorization: Annotated[str | None, Header()] = None) -> str:
@@ -534,7 +461,7 @@ def test_another_users_run_is_as_good_as_none(gate: Gate, remember: int):
                 assert answer.json()["detail"] == f"there is no run {known} that you may see"
         assert client.get("/shout/graph").status_code == 401
         assert client.get("/shout/health/ready").status_code == 200
-        gate.open()
+        gate.opened.set()
     row = asyncio.run(_rows(runner))[0]
     assert json.loads(row.labels)["user_id"] == "anna"
     assert json.loads(row.labels)["session_id"] == "s"
@@ -589,7 +516,7 @@ def test_too_many_runs_are_told_when_to_come_back(gate: Gate):
         assert int(answer.headers["retry-after"]) >= 1
         assert client.post("/shout/runs/stream", json=body("c")).status_code == 429
         assert client.get(f"/shout/runs/{queued}").json()["status"] == "running"
-        gate.open()
+        gate.opened.set()
         assert list(events(client.get(f"/shout/runs/{queued}/events")))[-1]["event"] == "run_finished"
         assert client.get(f"/shout/runs/{queued}").json()["output"] == {"text": "B"}
         assert client.post("/shout/runs", json=body("c")).status_code == 200

@@ -4,7 +4,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from browser import chromium
+from forked import Process, python
 
 GRAPH = '''
 from typing import Literal
@@ -69,8 +69,8 @@ class Tidy(Graph[Request, Report]):
 def _url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     (folder / "graph.py").write_text(GRAPH, "utf-8")
-    command = [sys.executable, "-m", "stagegraph", "serve", "graph.py:Tidy", "--port", "0"]
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+    words = ("-m", "stagegraph", "serve", "graph.py:Tidy", "--port", "0")
+    with Process(*words, cwd=folder, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = process.stderr.readline()
         found = re.search(r"http://\S+", said)
@@ -107,8 +107,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, options: list[str], said: str):
     (tmp_path / "graph.py").write_text(GRAPH, "utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         given = [option.format(taken=taken.getsockname()[1]) for option in options]
-        command = [sys.executable, "-m", "stagegraph", "serve", *given]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        ended = python("-m", "stagegraph", "serve", *given, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert said in ended.stderr

@@ -12,7 +12,7 @@ from .options import moment
 
 if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
-    from stagegraph.tracing.source import Pages
+    from stagegraph.record.source import RunRows
 
 __all__ = ["LangfuseOption", "page_from_langfuse", "runs_from_langfuse", "time_of"]
 
@@ -21,13 +21,13 @@ LangfuseOption = Annotated[
 ]
 
 
-async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
+async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that fit, as a journal would have them."""
     from stagegraph.record.calls import feedback_of
+    from stagegraph.record.source import RunQuery
     from stagegraph.tracing import LangfuseRuns
-    from stagegraph.tracing._wanted import Wanted
 
-    which = Wanted(
+    which = RunQuery(
         since=None if wanted.since is None else _time(wanted.since, wanted.since),
         until=None if wanted.until is None else _time(wanted.until, wanted.until),
         status=wanted.status,
@@ -36,7 +36,7 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
         max_score=wanted.max_score,
         experiments=True,
     )
-    found: list[Pages] = []
+    found: list[RunRows] = []
     if wanted.limit <= 0:
         return found
     async with aclosing(LangfuseRuns().listed(wanted.graph, which)) as pages:
@@ -48,7 +48,7 @@ async def runs_from_langfuse(wanted: RunFilter) -> list[Pages]:
     return found
 
 
-async def page_from_langfuse(run: str) -> Pages:
+async def page_from_langfuse(run: str) -> RunRows:
     """One run by its id, or the `last` one."""
     from stagegraph.journal import RunFilter
     from stagegraph.schema.errors import TracingError

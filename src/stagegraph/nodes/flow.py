@@ -65,7 +65,7 @@ async def settle(
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
 ) -> list[Outcome[Out]]:
-    """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error, in the items' order."""
+    """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
     outcomes: list[Any] = []
     branches = _branches(node, items, limit, key)
 
