@@ -40,7 +40,7 @@ __all__ = ["answer"]
 async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperations | None) -> Any:
     """Run the stage's agent until it answers, as often as `Stage(retries=)` allows; `call.use` gets usage and messages.
 
-    With *durable*, requests and tool calls are recorded, and an attempt goes on where the last one failed, unless the
+    With *durable*, requests and tool calls are recorded, and an attempt continues where the last one failed, unless the
     recorded answers are what made it fail.
 
     Raises:

@@ -38,7 +38,7 @@ async def fan_out(
 ) -> list[Out]:
     """Run a node (or any async function of one value) over all items at once; the results keep the items' order.
 
-    A branch that is done with its first stage goes on to its second while others still wait: there is no barrier.
+    A branch starts its second stage as soon as its first is done, while others still wait: there is no barrier.
 
     Args:
         node: A node, a bound method or a plain async function.
@@ -65,7 +65,7 @@ async def settle(
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
 ) -> list[Outcome[Out]]:
-    """Like `fan_out`, but a failure cancels nobody: each outcome holds a value or an error, in the items' order."""
+    """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
     outcomes: list[Any] = []
     branches = _branches(node, items, limit, key)
 
@@ -84,10 +84,10 @@ async def as_completed(
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
 ) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
-    """Hand out outcomes as they come: `async with as_completed(self.search, queries) as outcomes: async for ...`.
+    """Iterate over outcomes as they arrive: `async with as_completed(self.search, queries) as outcomes: async for ...`.
 
-    Leaving the block cancels what is still running. They come in another order when a run is resumed or replayed: calls
-    that the loop makes are numbered as they come, and recorded ones are recognised by what they were given.
+    Leaving the block cancels the branches that still run. When a run is resumed or replayed, outcomes may come in
+    another order: calls in the loop are numbered in order of arrival, and recorded ones are found by their input.
     """
     branches = _branches(node, items, limit, key)
     send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
@@ -204,10 +204,10 @@ def _branches(
     limit: object,
     key: Callable[[In], str] | None,
 ) -> Branches[In, Out]:
-    """The branches of a fan-out, with the likeliest slips told in words.
+    """The branches of a fan-out; refuses the most likely mistakes.
 
     Raises:
-        DeclarationError: something of it is not what a fan-out takes.
+        DeclarationError: an argument is not what a fan-out takes.
     """
     if not callable(node):
         _close([node])
@@ -227,7 +227,7 @@ def _branches(
 
 
 class _Outcomes(AsyncIterator[Outcome[Out]]):
-    """What `as_completed` hands out; a suspended branch, or items that failed to come, are met at the end."""
+    """The iterator of `as_completed`; a suspended branch, or a failure of the items, is raised at the end."""
 
     def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], problem: list[BaseException]) -> None:
         self._receive = receive

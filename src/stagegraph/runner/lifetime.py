@@ -59,13 +59,13 @@ class Lifetime:
 
         Raises:
             BusyError: the service is shutting down.
-            JournalError: this very run is running.
+            JournalError: the run is running already.
         """
         if not self.taking:
             msg = "this runner is shutting down and takes no more runs: ask another one, or again when it is back"
             raise BusyError(msg, retry_after=self._drain_seconds)
         if run_id in self._by_id:
-            msg = f"run {run_id!r} is going on in another place of this process: wait for it, or cancel it"
+            msg = f"run {run_id!r} is already running in this process: wait for it, or cancel it"
             raise JournalError(msg)
 
     def add(self, live: LiveRun[Any, Any]) -> None:

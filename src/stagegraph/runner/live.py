@@ -54,7 +54,7 @@ class LiveRun(Generic[In, Out]):
 
     @property
     def run(self) -> Run[In, Out]:
-        """The record as it stands now, also while the run goes on."""
+        """The record as it stands now, also while the run is running."""
         return cast("Run[In, Out]", self._active.record())
 
     @property

@@ -100,7 +100,7 @@ class RunSpec:
     answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
     """Call key -> tool call id -> answer."""
     resumed: RunRow | None = None
-    """The row of the recorded run that goes on."""
+    """The row of the recorded run that is resumed."""
     strict: bool = False
     take_over: bool = False
 

@@ -1,4 +1,4 @@
-"""The queue of one runner: how many runs go on at once, how many may wait, and when the others are refused."""
+"""The queue of one runner: how many runs may run at once, how many may wait, and when others are refused."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Recorder:
         self._journal = journal
         self._row = row
         self._continues = spec.resumed is not None
-        """Whether the recorded run itself goes on; another run that replays it has spent nothing."""
+        """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
         self._strict = spec.strict
         self._override = spec.override
         self._state = state

@@ -1,4 +1,4 @@
-"""Recorded runs that go on: what is left of a run that is resumed, and interrupted runs, whose process has ended."""
+"""Resuming recorded runs: what is left of a run, and interrupted runs, whose process has ended."""
 
 from __future__ import annotations
 

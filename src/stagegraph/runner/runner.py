@@ -54,22 +54,23 @@ class Runner:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
         models: Stage path -> model; goes before every other choice.
-        prompts: What is deployed; stages that are not in it keep the code's text. A `PromptSource` is asked once a run.
+        prompts: The deployed prompts; stages that are not in them keep the code's text. A `PromptSource` is asked once
+            a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
             nested fan-outs cannot block each other.
         limits: What each run may spend.
-        journal: Where runs are recorded, for `resume`, `replay` and looking into them.
-        tracing: Where runs are shown; `"auto"` is Langfuse when its keys are in the environment, `None` nowhere.
+        journal: Records runs, for `resume`, `replay` and reading them back.
+        tracing: The tracing backend; `"auto"` is Langfuse when its keys are in the environment, `None` is no tracing.
         fan_out_limit: How many branches of one fan-out run at once unless it says otherwise.
-        max_runs: How many runs may go on at once; over it, `run` and `start` raise `BusyError` at once.
+        max_runs: How many runs may run at once; above that, `run` and `start` raise `BusyError` immediately.
         max_queued: How many more may wait for their turn (none, unless this says otherwise).
-        drain_seconds: How long `lifespan` waits at the end for the runs that go on.
-        resume_interrupted: Whether `lifespan` begins with finishing what a crash or a shutdown interrupted, of the
-            graphs that this runner knows (`add`); several processes on one journal take up each run once.
-        resume_attempts: How often a run that its process did not survive is taken up; then it is left as failed.
+        drain_seconds: How long `lifespan` waits at the end for running runs.
+        resume_interrupted: Whether `lifespan` first resumes runs that a crash or a shutdown interrupted, of the graphs
+            that this runner knows (`add`); of several processes on one journal, one resumes each run.
+        resume_attempts: How often a run whose process crashed is resumed; after that it fails.
 
-    Use it as an async context manager where it may outlive its runs: leaving the block waits for the runs that were
-    started in it, or cancels them when the block failed. In a service, use `lifespan`.
+    As an async context manager, leaving the block waits for the runs that were started in it, or cancels them when the
+    block raised an exception. In a service, use `lifespan`.
     """
 
     def __init__(
@@ -181,30 +182,30 @@ class Runner:
         return live
 
     def live(self, run_id: str) -> LiveRun[Any, Any] | None:
-        """A run that was started here and is going on; `None` when it has ended, or was never here."""
+        """A run that was started here and is still running; `None` when it has ended, or was never here."""
         return self._lifetime.get(run_id)
 
     def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | Literal["never"] | None = None) -> None:
         """Make a graph known before it runs, so that its interrupted runs can be finished.
 
-        *deps_of* makes their deps out of what is recorded of a run; `"never"` leaves those runs alone.
+        *deps_of* makes their deps from the recorded row of a run; `"never"` leaves those runs alone.
 
         Raises:
-            DeclarationError: another graph of that name was added, or the same one with other deps: what is recorded of
-                a run says no more than the name.
+            DeclarationError: another graph of that name was added, or the same one with other deps; a recorded run has
+                only the name of its graph.
         """
         self._registry.add(graph, deps_of)
 
     @property
     def ready(self) -> bool:
-        """Whether new runs may begin: `False` from the moment at which a shutdown is asked for."""
+        """Whether new runs may begin: `False` as soon as a shutdown begins."""
         return self._lifetime.taking
 
     def lifespan(self, _app: object = None) -> AbstractAsyncContextManager[None]:
         """The life of a service around its runs: `FastAPI(lifespan=runner.lifespan)`, or `async with`.
 
-        At the end, or as soon as the process is told to end, no run may begin any more; those that go on have
-        `drain_seconds` to finish. What is not finished then is cancelled, and stays resumable when there is a journal.
+        At the end, or as soon as the process gets the signal to end, no new run may begin; running runs have
+        `drain_seconds` to finish. After that they are cancelled; with a journal they can be resumed.
         """
         return self._lifetime.span(self)
 
@@ -219,18 +220,18 @@ class Runner:
         return spec if isinstance(spec, Run) else await self._start(spec, patient=True).result()
 
     async def resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> Run[Any, Any]:
-        """Finish a run that a crash, a limit, an error or a question interrupted; a finished run is given back.
+        """Finish a run that a crash, a limit, an error or a deferred tool call interrupted; a finished run is returned.
 
-        Nothing that was recorded is asked again. What changed since (code, prompts, types) runs again with what depends
-        on it, and `Run.rerun` says which calls and why.
+        Recorded answers are not requested again. Calls that changed since (code, prompts, types) run again with what
+        depends on them, and `Run.rerun` names them with the reason.
 
         Args:
             run_id: The run, in this runner's journal.
-            options: See `ResumeOptions`: the graph, answers to what it asked, and what is to be other than it was.
+            options: See `ResumeOptions`: the graph, answers to deferred tool calls, and what is to change.
 
         Raises:
             JournalError: there is no such run, or another living process holds it.
-            ReplayError: an answer fits no question, or (strict) the program changed.
+            ReplayError: an answer fits no deferred tool call, or (strict) the program changed.
             RunError: the run ended without an output again.
         """
         check_options(options, ResumeOptions, "resume")
@@ -241,7 +242,7 @@ class Runner:
         """The same in a task of its own, with events.
 
         Raises:
-            ReplayError: the run is finished already, or an answer fits no question.
+            ReplayError: the run is finished already, or an answer fits no deferred tool call.
             JournalError: there is no such run.
         """
         check_options(options, ResumeOptions, "start_resume")

@@ -1,4 +1,4 @@
-"""How one run stands while it goes on, as plain data: its clock, its calls, and how it ends."""
+"""The state of one run, as plain data: its clock, its calls so far, and how it ended."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class CallState:
 
 @dataclass(slots=True, eq=False)
 class RunState:
-    """How one run stands: the calls that were made, and how it ends."""
+    """The state of one run: the calls so far, and how it ended."""
 
     tree: Tree
     root: CallState
