@@ -13,7 +13,7 @@ from pydantic_ai.models.test import TestModel
 
 from stagegraph import Graph, Prompts, Runner, Stage, fan_out, feedback
 from stagegraph.journal import MemoryJournal
-from stagegraph.tracing import LangfuseRuns, LangfuseTracing, to_dataset
+from stagegraph.tracing import LangfuseRuns, LangfuseTracing, deploy_prompts, langfuse_prompts, to_dataset
 
 
 class Ticket(BaseModel):
@@ -37,10 +37,10 @@ class Desk(Graph[list[Ticket], list[Triage]]):
 async def main() -> None:
     tracing = LangfuseTracing(environment="example")
     desk = Desk()
-    Prompts.of(desk).to_langfuse(desk, label="production", message="what the code says")
+    deploy_prompts(Prompts.of(desk), desk, label="production", message="what the code says")
 
     model = TestModel(custom_output_args={"team": "billing", "urgent": False})  # any Pydantic AI model
-    async with Runner(model, tracing=tracing, journal=MemoryJournal(), prompts=Prompts.from_langfuse(desk)) as runner:
+    async with Runner(model, tracing=tracing, journal=MemoryJournal(), prompts=langfuse_prompts(desk)) as runner:
         run = await runner.run(
             desk, [Ticket(text="I was charged twice."), Ticket(text="The site is down!")], tags=("demo",)
         )

@@ -75,7 +75,7 @@ async def main() -> None:
         budget=Budget(runs=60),
         model=FunctionModel(student),
         reflection_model=FunctionModel(teacher),
-        tell=lambda event, data: print(event, dict(data)) if event in {"proposing", "validated"} else None,
+        callback=lambda event, data: print(event, dict(data)) if event in {"proposing", "validated"} else None,
     )
     print(result.found.seed.diff(result.prompts))
     print(result)

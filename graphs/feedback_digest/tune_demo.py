@@ -63,8 +63,8 @@ async def main(model: str, runs: int, fresh: int) -> None:
         model=model,
         prompts=Prompts({stage.__node__.name: Prompt(BAD)}),
         proposer=Candidates({stage.__node__.name: POOL}),
-        side_by_side=4,
-        tell=progress,
+        concurrency=4,
+        callback=progress,
     )
     print(f"stopped: {tuning.found.stopped}\n\nscores on the validation reviews, which chose:")
     for number, one in enumerate(tuning.found.candidates):

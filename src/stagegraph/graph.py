@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from .as_agent import AgentOptions
-    from .data.prompts import Prompts
+    from .data.prompts import Prompts, PromptSource
     from .record.run import Run
     from .runner.options import RunOptions
     from .runner.runner import Runner
@@ -49,7 +49,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
         """Run the graph once, on a runner of its own; `Runner.run` describes the options.
@@ -68,7 +68,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In_contra, Out_co]:
         """The same for scripts and notebooks without a running event loop.

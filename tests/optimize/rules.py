@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
@@ -14,8 +15,10 @@ from pydantic_ai.usage import RequestUsage
 from words import asked
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
-
-__all__ = ["Chain", "coupled", "learner", "rows", "separate", "student", "verdict"]
+from stagegraph.optimize import Budget, Candidates, Tuning, tune
+from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.result import SearchResult
+from stagegraph.optimize.tuning.search import search
 
 
 class Chain(Graph[str, str]):
@@ -86,3 +89,21 @@ def coupled(_example: Example[str], run: Run[str, str]) -> Score:
 def verdict(_example: Example[str], run: Run[str, str]) -> float:
     """The share of right stages, and not a word about whose fault it is."""
     return 1 - _faults(run).value / 3
+
+
+TRAIN, VAL = rows("t", 4), rows("v", 3)
+POOL = Candidates({path: [f"{path}: RULE-{path}"] for path in "abc"})
+"""The right text of each stage."""
+
+
+async def tuned(metric: Any = separate, graph: Graph[Any, Any] | None = None, **options: Any) -> Tuning:
+    """A tuning with the pool."""
+    known = {"budget": Budget(runs=100), "model": student()[0], "proposer": POOL, "retry_delays": (0, 0)}
+    return await tune(graph or Chain(), metric, **{"train": TRAIN, "val": VAL} | known | options)
+
+
+async def searched(metric: Any = separate, graph: Graph[Any, Any] | None = None, **options: Any) -> SearchResult:
+    """A search, which is a tuning without the verdict at its end, with the notes."""
+    train, val = options.pop("train", TRAIN), options.pop("val", VAL)
+    known = {"budget": Budget(runs=120), "model": student()[0], "proposer": "notes", "retry_delays": (0, 0)}
+    return await search(graph or Chain(), metric, train, val, Options(**known | options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_ai import Agent
@@ -10,9 +11,12 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, Text
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from stagegraph import Example, Graph, Run, Score, Stage, fan_out
+from stagegraph import Example, Graph, Run, RunError, Score, Stage, fan_out
 
-__all__ = ["ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "grade", "says", "scripted", "told"]
+__all__ = [
+    "ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "failing_run", "grade", "rated", "says", "scripted",
+    "told",
+]  # fmt: skip
 
 
 class Doc(BaseModel):
@@ -83,6 +87,29 @@ def scripted(seen: Callable[[str, str], None] | None = None) -> FunctionModel:
         return ModelResponse([ToolCallPart(tool.name, fields)], usage=usage, model_name="scripted")
 
     return FunctionModel(answer, model_name="scripted")
+
+
+def rated(text: str) -> Run[Doc, Rated]:
+    """A run of `Words` with that model."""
+    return Words().run_sync(Doc(text=text), model=scripted())
+
+
+def failing_run() -> Run[Doc, Rated]:
+    """A run of two words, of which the second one cannot be rated."""
+    model = scripted()
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> Any:
+        if asked(messages) == "bc":
+            raise ValueError("no idea")
+        return model.function(messages, info)  # type: ignore[misc]
+
+    async def later(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        return await answer(messages, info)
+
+    try:
+        return Words().run_sync(Doc(text="a bc"), model=FunctionModel(later))
+    except RunError as error:
+        return error.run
 
 
 ROWS = [

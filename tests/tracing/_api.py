@@ -40,6 +40,7 @@ class Api:
         self.datasets = Datasets()
         self.lag = 0
         self.omit: set[str] = set()
+        self.spoil: Callable[[list[Row]], list[Any]] = lambda rows: rows
         self.rejected_scores: set[str] = set()
         self._reads = 0
         self._arrived: list[int] = []
@@ -146,7 +147,7 @@ class Api:
         )
         page, meta = cursor_page(chosen, query, by="startTime", highest=1000)
         expanded = query.get("expandMetadata", [""])[0].split(",")
-        return {"data": [project(one, fields, expanded, self.omit) for one in page], "meta": meta}
+        return {"data": self.spoil([project(one, fields, expanded, self.omit) for one in page]), "meta": meta}
 
 
 def _wanted(row: Row, query: Query) -> bool:

@@ -145,6 +145,15 @@ class LangfuseServer:
         self._api.omit = names
 
     @property
+    def spoil(self) -> Callable[[list[dict[str, Any]]], list[Any]]:
+        """What makes an answer odd: it gets the rows of a page of observations and gives others."""
+        return self._api.spoil
+
+    @spoil.setter
+    def spoil(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+        self._api.spoil = change
+
+    @property
     def rejected_scores(self) -> set[str]:
         """Names of scores that are rejected: their batch is answered with 207."""
         return self._api.rejected_scores

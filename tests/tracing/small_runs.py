@@ -16,8 +16,8 @@ from langfuse_server import LangfuseServer
 
 from stagegraph import Graph, Runner, step
 from stagegraph.tracing import LangfuseTracing
-from stagegraph.tracing._ids import trace_id
-from stagegraph.tracing.langfuse import _of_process
+from stagegraph.tracing.attributes import trace_id
+from stagegraph.tracing.tracing import _of_process
 
 __all__ = ["Echo", "Make", "closed_port", "once_each", "runs", "the_keys", "the_make", "the_server", "warned"]
 

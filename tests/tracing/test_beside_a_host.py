@@ -20,8 +20,8 @@ from traced_runs import Watch, the_watch
 from scripted import echo
 from stagegraph import DeclarationError, Graph, Runner, Stage, fan_out, feedback, step
 from stagegraph.tracing import LangfuseTracing
-from stagegraph.tracing._ids import trace_id
-from stagegraph.tracing.langfuse import _of_process, shared
+from stagegraph.tracing.attributes import trace_id
+from stagegraph.tracing.tracing import _of_process, shared
 
 __all__ = ["the_watch"]
 
@@ -289,6 +289,9 @@ async def test_variables_of_the_host_are_not_for_us(watch: Watch, monkeypatch: p
     """A host that switched its own OpenTelemetry off has whole traces here, and its labels stay with it."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "api_token=hunter2hunter2,team=x")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-collector-key=hunter2hunter2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem")
     run = await Runner(echo(), tracing=watch.tracing()).run(Stage(str, Agent()), "x")
     assert len(await watch.trace(run)) == 3
     assert "hunter2" not in watch.everything()
+    assert not any("hunter2" in value for one in watch.server.requests for value in one.headers.values())

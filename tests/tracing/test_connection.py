@@ -11,7 +11,7 @@ from small_runs import Echo, Make, once_each, runs, the_keys, the_make, the_serv
 
 from stagegraph import DeclarationError, Runner
 from stagegraph.tracing import LangfuseTracing
-from stagegraph.tracing._ids import trace_id
+from stagegraph.tracing.attributes import trace_id
 
 __all__ = ["the_keys", "the_make", "the_server"]
 

@@ -17,7 +17,7 @@ from stagegraph import DeclarationError, Graph, Stage
 from stagegraph.data.examples import Example
 from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import from_dataset, to_dataset
-from stagegraph.tracing._ids import trace_id
+from stagegraph.tracing.attributes import trace_id
 
 __all__ = ["the_keyed_desk", "the_server"]
 
@@ -207,7 +207,7 @@ async def test_an_item_that_does_not_fit_is_named(desk: Desk, given: Any, status
         await from_dataset("d", Single())
     desk.server.dataset_items["odd"]["status"] = "ARCHIVED"
     assert [one.id for one in await from_dataset("d", Single())] == ["e"]
-    with pytest.raises(TracingError, match="no dataset-items"):
+    with pytest.raises(TracingError, match="has no data set 'none'"):
         await from_dataset("none", Single())
 
 

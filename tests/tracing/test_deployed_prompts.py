@@ -18,9 +18,10 @@ from traced_runs import Watch
 
 from scripted import fails
 from stagegraph import DeclarationError, Demo, Graph, Prompt, PromptError, Prompts, RunError, Runner, Stage
+from stagegraph.data.prompts import RunLabels
 from stagegraph.journal import MemoryJournal
 from stagegraph.schema.errors import TracingError
-from stagegraph.tracing import promote_prompts, rollback_prompts
+from stagegraph.tracing import deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
 
 __all__ = ["the_client", "the_keys", "the_server"]
 
@@ -32,34 +33,34 @@ async def test_a_run_uses_what_is_deployed(
     server: LangfuseServer, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Given to a runner or to one run, each stage says what carries the label in Langfuse."""
-    assert MINE.to_langfuse(Write(), "candidate") == {"draft": 1, "inner.polish": 1}
+    assert deploy_prompts(MINE, Write(), "candidate") == {"draft": 1, "inner.polish": 1}
     assert set(server.prompts) == {"Write/draft", "Write/inner.polish"}
-    live = Prompts.from_langfuse(Write(), label="candidate")
+    live = langfuse_prompts(Write(), label="candidate")
     runner = Runner(told(), prompts=live if place == "runner" else None, tracing=None)
     run = await runner.run(Write(), INPUT, prompts=live if place == "run" else None)
     assert said(run) == TUNED
     assert run.prompts_digest == MINE.digest
-    assert live.origins["inner.polish"].name == "Write/inner.polish"
+    assert (await live.current()).origins["inner.polish"].name == "Write/inner.polish"
     assert not warned(caplog)
 
 
 async def test_nothing_is_made_twice(server: LangfuseServer) -> None:
     """What says the same as the newest version makes no new one, and what says something else makes one."""
-    assert MINE.to_langfuse(Write()) == MINE.to_langfuse(Write()) == dict.fromkeys(PATHS, 1)
-    assert MINE.to_langfuse(Write(), "staging") == dict.fromkeys(PATHS, 1)
+    assert deploy_prompts(MINE, Write()) == deploy_prompts(MINE, Write()) == dict.fromkeys(PATHS, 1)
+    assert deploy_prompts(MINE, Write(), "staging") == dict.fromkeys(PATHS, 1)
     assert labels(server) == {"candidate": 1, "staging": 1, "latest": 1}
     changed = MINE.replace({"draft": "Better."})
-    assert changed.to_langfuse(Write()) == {"draft": 2, "inner.polish": 1}
+    assert deploy_prompts(changed, Write()) == {"draft": 2, "inner.polish": 1}
     with pytest.raises(PromptError, match="there is no stage `drafts`"):
-        Prompts({"drafts": Prompt("x")}).to_langfuse(Write())
+        deploy_prompts(Prompts({"drafts": Prompt("x")}), Write())
 
 
 async def test_everything_of_a_prompt_survives(server: LangfuseServer) -> None:
     """Demos, tool texts and odd text come back; the config tells where the prompts come from."""
     whole = Prompt("Say {{it}}: é \N{SNOWMAN}", (Demo(INPUT, "out\u2028"),), {"search": "Search it."})
     prompts = MINE.replace({"draft": whole})
-    prompts.to_langfuse(Write(), "production", provenance={"optimizer": "GEPA", "metric": len}, message="why")
-    live = Prompts.from_langfuse(Write())
+    deploy_prompts(prompts, Write(), "production", provenance={"optimizer": "GEPA", "metric": len}, message="why")
+    live = await langfuse_prompts(Write()).current()
     assert live["draft"] == whole
     assert live == prompts
     row = server.prompts["Write/draft"][0]
@@ -84,39 +85,39 @@ async def test_texts_of_fields_are_deployed_with_a_prompt(server: LangfuseServer
         return ModelResponse([ToolCallPart(tool.name, {"words": words})])
 
     def deployed(text: str) -> dict[str, int]:
-        return Prompts({"ask": Prompt("Ask.", fields={"words": text})}).to_langfuse(Ask(), "production")
+        return deploy_prompts(Prompts({"ask": Prompt("Ask.", fields={"words": text})}), Ask(), "production")
 
     assert (deployed("Two words."), deployed("Two words.")) == ({"ask": 1}, {"ask": 1})
     assert deployed("One word.") == {"ask": 2}
     assert server.prompts["Ask/ask"][-1]["config"]["stagegraph"]["parts"] == {"fields": {"words": "One word."}}
-    runner = Runner(FunctionModel(answer), tracing=None, prompts=Prompts.from_langfuse(Ask()))
+    runner = Runner(FunctionModel(answer), tracing=None, prompts=langfuse_prompts(Ask()))
     assert (await runner.run(Ask(), "x")).output.words == "One word."
     with pytest.raises(PromptError, match="no output field `word`"):
-        Prompts({"ask": Prompt("Ask.", fields={"word": "x"})}).to_langfuse(Ask())
+        deploy_prompts(Prompts({"ask": Prompt("Ask.", fields={"word": "x"})}), Ask())
     server.prompts["Ask/ask"][-1]["config"]["stagegraph"]["parts"] = {"fields": {"word": "x"}}
-    strange = Runner(FunctionModel(answer), tracing=None, prompts=Prompts.from_langfuse(Ask()))
+    strange = Runner(FunctionModel(answer), tracing=None, prompts=langfuse_prompts(Ask()))
     assert (await strange.run(Ask(), "x")).output.words == ""
 
 
 async def test_a_stage_of_its_own_is_named_without_a_path(server: LangfuseServer) -> None:
     """A stage that is run by itself has one prompt, named like it."""
     stage = Write.draft
-    Prompts({"draft": Prompt("Sing.")}).to_langfuse(stage, "production")
+    deploy_prompts(Prompts({"draft": Prompt("Sing.")}), stage, "production")
     assert set(server.prompts) == {"draft"}
-    run = await Runner(told(), tracing=None, prompts=Prompts.from_langfuse(stage)).run(stage, INPUT)
+    run = await Runner(told(), tracing=None, prompts=langfuse_prompts(stage)).run(stage, INPUT)
     assert run.output == "Sing."
 
 
 async def test_promotion_and_rollback_move_a_label(server: LangfuseServer) -> None:
     """A promotion can be repeated and undone; a stage that it did not change is left alone by its undoing."""
     for text in ("one", "two"):
-        Prompts({path: Prompt(text) for path in PATHS}).to_langfuse(Write())
+        deploy_prompts(Prompts({path: Prompt(text) for path in PATHS}), Write())
         assert promote_prompts(Write()) == promote_prompts(Write())
-    Prompts({"draft": Prompt("three"), "inner.polish": Prompt("two")}).to_langfuse(Write())
+    deploy_prompts(Prompts({"draft": Prompt("three"), "inner.polish": Prompt("two")}), Write())
     assert promote_prompts(Write()) == {"draft": 3, "inner.polish": 2}
     assert rollback_prompts(Write()) == {"draft": 2}
     assert labels(server, "inner.polish")["production"] == 2
-    assert said(await Runner(told(), tracing=None, prompts=Prompts.from_langfuse(Write())).run(Write(), INPUT)) == [
+    assert said(await Runner(told(), tracing=None, prompts=langfuse_prompts(Write())).run(Write(), INPUT)) == [
         "two",
         "two",
     ]
@@ -128,7 +129,7 @@ async def test_nothing_to_move_is_an_error(server: LangfuseServer) -> None:
     """Without a candidate nothing can be promoted, and without a promotion nothing undone."""
     with pytest.raises(TracingError, match="carries the label 'candidate'"):
         promote_prompts(Write())
-    MINE.to_langfuse(Write())
+    deploy_prompts(MINE, Write())
     assert promote_prompts(Write()) == dict.fromkeys(PATHS, 1)
     with pytest.raises(TracingError, match="production-before"):
         rollback_prompts(Write())
@@ -144,14 +145,14 @@ async def test_a_run_never_mixes_versions(server: LangfuseServer) -> None:
     class Moving(Write):
         async def flow(self, text: Text) -> str:
             draft = await self.draft(text)
-            await asyncio.to_thread(new.to_langfuse, self, "production")
+            await asyncio.to_thread(deploy_prompts, new, self, "production")
             with anyio.fail_after(10):
-                while (await live.resolved())["draft"].instructions != "New.":  # noqa: ASYNC110 - a thread of its own fetches it
+                while (await live.current())["draft"].instructions != "New.":  # noqa: ASYNC110 - a thread of its own fetches it
                     await asyncio.sleep(0)
             return await self.inner(Text(words=draft))
 
-    MINE.to_langfuse(Moving(), "production")
-    live = Prompts.from_langfuse(Moving(), ttl=0)
+    deploy_prompts(MINE, Moving(), "production")
+    live = langfuse_prompts(Moving(), ttl=0)
     runner = Runner(told(), tracing=None, prompts=live)
     assert said(await runner.run(Moving(), INPUT)) == TUNED
     assert said(await runner.run(Moving(), INPUT)) == ["New.", "New."]
@@ -162,12 +163,12 @@ async def test_a_later_run_gets_the_new_version_without_waiting(
 ) -> None:
     """After the time to live a run still uses what is there, and lets the next one have what it fetched."""
     monkeypatch.setenv("LANGFUSE_TIMEOUT", "5")
-    MINE.to_langfuse(Write(), "production")
-    live = Prompts.from_langfuse(Write(), ttl=0)
+    deploy_prompts(MINE, Write(), "production")
+    live = langfuse_prompts(Write(), ttl=0)
     runner = Runner(told(), tracing=None, prompts=live)
     assert said(await runner.run(Write(), INPUT)) == TUNED
     better = MINE.replace({"draft": "Better."})
-    better.to_langfuse(Write(), "production")
+    deploy_prompts(better, Write(), "production")
     server.delay = 30
     begun = time.monotonic()
     assert said(await runner.run(Write(), INPUT)) == TUNED
@@ -181,9 +182,9 @@ async def test_a_later_run_gets_the_new_version_without_waiting(
 
 async def test_within_the_time_to_live_nothing_is_asked(server: LangfuseServer) -> None:
     """Many runs cost one request a stage."""
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     before = len(server.asked(PROMPTS, "GET"))
-    runner = Runner(told(), tracing=None, prompts=Prompts.from_langfuse(Write()))
+    runner = Runner(told(), tracing=None, prompts=langfuse_prompts(Write()))
     for _ in range(3):
         await runner.run(Write(), INPUT)
     assert len(server.asked(PROMPTS, "GET")) - before == 2
@@ -191,11 +192,11 @@ async def test_within_the_time_to_live_nothing_is_asked(server: LangfuseServer) 
 
 async def test_requests_are_linked_to_the_version_they_used(server: LangfuseServer) -> None:
     """Each generation shows the prompt of its own stage; a stage with the code's text shows none."""
-    MINE.to_langfuse(Write(), "production")
-    MINE.replace({"draft": "Better."}).to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
+    deploy_prompts(MINE.replace({"draft": "Better."}), Write(), "production")
     del server.prompts["Write/inner.polish"]
     watch = Watch(server)
-    runner = Runner(told(), tracing=watch.tracing(), prompts=Prompts.from_langfuse(Write()))
+    runner = Runner(told(), tracing=watch.tracing(), prompts=langfuse_prompts(Write()))
     run = await runner.run(Write(), INPUT)
     rows = await watch.rows(run)
     names = {row["id"]: row["name"] for row in rows}
@@ -210,10 +211,10 @@ async def test_requests_are_linked_to_the_version_they_used(server: LangfuseServ
 
 async def test_what_is_deployed_later_is_found(server: LangfuseServer) -> None:
     """A service that began before anything was deployed uses it as soon as it is there."""
-    live = Prompts.from_langfuse(Write(), ttl=0)
+    live = langfuse_prompts(Write(), ttl=0)
     runner = Runner(told(), tracing=None, prompts=live)
     assert said(await runner.run(Write(), INPUT)) == CODE
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     with anyio.fail_after(10):
         while said(await runner.run(Write(), INPUT)) != TUNED:
             pass
@@ -221,15 +222,15 @@ async def test_what_is_deployed_later_is_found(server: LangfuseServer) -> None:
 
 async def test_a_resumed_run_keeps_the_versions_it_began_with(server: LangfuseServer) -> None:
     """What was promoted in between is not for a run that goes on, and its requests are linked to what it used."""
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     journal, watch = MemoryJournal(), Watch(server)
     tracing = watch.tracing()
-    broken = Runner(fails(ValueError("no")), journal=journal, tracing=tracing, prompts=Prompts.from_langfuse(Write()))
+    broken = Runner(fails(ValueError("no")), journal=journal, tracing=tracing, prompts=langfuse_prompts(Write()))
     with pytest.raises(RunError):
         await broken.run(Write(), INPUT, run_id="r")
-    MINE.replace(dict.fromkeys(PATHS, "Better.")).to_langfuse(Write(), "production")
-    live = Prompts.from_langfuse(Write())
-    assert live["draft"].instructions == "Better."
+    deploy_prompts(MINE.replace(dict.fromkeys(PATHS, "Better.")), Write(), "production")
+    live = langfuse_prompts(Write())
+    assert (await live.current())["draft"].instructions == "Better."
     run = await Runner(told(), journal=journal, tracing=tracing, prompts=live).resume("r", graph=Write())
     assert said(run) == TUNED
     assert run.prompts_digest == MINE.digest
@@ -240,7 +241,7 @@ async def test_a_resumed_run_keeps_the_versions_it_began_with(server: LangfuseSe
 
 async def test_prompts_of_another_graph_are_refused(server: LangfuseServer) -> None:
     """They are checked like those of a file."""
-    live = Prompts.from_langfuse(Write())
+    live = langfuse_prompts(Write())
     with pytest.raises(PromptError, match="do not fit Inner"):
         await Runner(told(), tracing=None, prompts=live).run(Inner(), INPUT)
 
@@ -249,13 +250,30 @@ def test_without_keys_there_are_no_prompts(server: LangfuseServer, monkeypatch: 
     """What cannot work is said at once."""
     monkeypatch.delenv("LANGFUSE_SECRET_KEY")
     with pytest.raises(DeclarationError, match="LANGFUSE_SECRET_KEY"):
-        Prompts.from_langfuse(Write())
+        langfuse_prompts(Write())
 
 
 def test_langfuses_own_client_reads_them(server: LangfuseServer, client: Langfuse) -> None:
     """What was pushed is an ordinary text prompt."""
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     found = client.get_prompt("Write/inner.polish", label="production")
     assert (found.prompt, found.version, found.tags) == ("inner.polish, tuned.", 1, ["stagegraph"])
     promote_prompts(Write(), source="production", target="stable")
     assert client.get_prompt("Write/draft", label="stable").version == 1
+
+
+async def test_a_source_is_asked_once_a_run(server: LangfuseServer) -> None:
+    """Anything that gives prompts may stand in their place: it hears what the run is about, and its answer is checked."""
+    heard: list[tuple[str | None, tuple[str, ...]]] = []
+
+    class ByUser:
+        async def current(self, labels: RunLabels | None) -> Prompts:
+            assert labels is not None
+            heard.append((labels.user_id, labels.tags))
+            return MINE if labels.user_id == "tester" else Prompts({"drafts": "x"})
+
+    runner = Runner(told(), tracing=None, prompts=ByUser())
+    assert said(await runner.run(Write(), INPUT, user_id="tester", tags=("a",))) == TUNED
+    with pytest.raises(PromptError, match="there is no stage `drafts`"):
+        await runner.run(Write(), INPUT)
+    assert heard == [("tester", ("a",)), (None, ())]

@@ -15,6 +15,7 @@ from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
 
 from stagegraph import Prompts, Runner
+from stagegraph.tracing import deploy_prompts, langfuse_prompts
 
 __all__ = ["the_keys", "the_server"]
 
@@ -69,7 +70,7 @@ async def test_trouble_leaves_the_code_in_force(
 ) -> None:
     """Whatever the server does, runs go on with the code's text, in time, and one warning says why."""
     monkeypatch.setenv("LANGFUSE_TIMEOUT", "1")
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     TROUBLE[name](server)
     begun, beats = time.monotonic(), 0
 
@@ -80,7 +81,7 @@ async def test_trouble_leaves_the_code_in_force(
             await asyncio.sleep(0.01)
 
     heart = asyncio.create_task(beat())
-    live = Prompts.from_langfuse(Write(), wait=0.5)
+    live = langfuse_prompts(Write(), wait=0.5)
     runner = Runner(told(), prompts=live, tracing=None)
     runs = await asyncio.gather(*(runner.run(Write(), INPUT) for _ in range(40)))
     took = time.monotonic() - begun
@@ -95,16 +96,16 @@ async def test_trouble_leaves_the_code_in_force(
                 await asyncio.sleep(0.01)
     assert len(warned(caplog)) == 1
     assert server.secret_key not in caplog.text
-    assert live.origins == {}
+    assert (await live.current()).origins == {}
 
 
 async def test_one_bad_prompt_does_not_spoil_the_others(
     server: LangfuseServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stage whose deployed text is of no use keeps the code's, and is named; the others have theirs."""
-    MINE.to_langfuse(Write(), "production")
+    deploy_prompts(MINE, Write(), "production")
     server.prompts["Write/draft"][0]["prompt"] = None
-    run = await Runner(told(), tracing=None, prompts=Prompts.from_langfuse(Write())).run(Write(), INPUT)
+    run = await Runner(told(), tracing=None, prompts=langfuse_prompts(Write())).run(Write(), INPUT)
     assert said(run) == ["Draft it.", "inner.polish, tuned."]
     assert len(warned(caplog)) == 1
     assert "`draft`" in warned(caplog)[0]
@@ -112,8 +113,8 @@ async def test_one_bad_prompt_does_not_spoil_the_others(
 
 async def test_what_was_fetched_outlives_the_server(server: LangfuseServer, caplog: pytest.LogCaptureFixture) -> None:
     """When the server goes away, runs go on with what was deployed when it was last seen."""
-    MINE.to_langfuse(Write(), "production")
-    live = Prompts.from_langfuse(Write(), ttl=0)
+    deploy_prompts(MINE, Write(), "production")
+    live = langfuse_prompts(Write(), ttl=0)
     runner = Runner(told(), tracing=None, prompts=live)
     await runner.run(Write(), INPUT)
     server.close()

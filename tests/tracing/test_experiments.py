@@ -16,7 +16,7 @@ from stagegraph import Run, Runner
 from stagegraph.data.examples import Example
 from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import run_experiment, to_dataset
-from stagegraph.tracing._ids import observation_id, trace_id
+from stagegraph.tracing.attributes import observation_id, trace_id
 
 __all__ = ["the_keyed_desk", "the_server"]
 

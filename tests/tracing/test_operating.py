@@ -12,7 +12,7 @@ from langfuse_server import LangfuseServer
 from small_runs import Echo, Make, closed_port, once_each, runs, the_make, the_server, warned
 
 from stagegraph import Runner, feedback
-from stagegraph.tracing._ids import trace_id
+from stagegraph.tracing.attributes import trace_id
 
 __all__ = ["the_make", "the_server"]
 
@@ -260,8 +260,11 @@ async def test_a_refused_score_does_not_take_others_along(
     assert "scores" in line
 
 
-async def test_large_texts_stay_below_the_size_of_a_request(server: LangfuseServer, make: Make):
+async def test_large_texts_stay_below_the_size_of_a_request(
+    server: LangfuseServer, make: Make, monkeypatch: pytest.MonkeyPatch
+):
     """However much waits, and in whatever script, no request has more than about 5 MB before compression."""
+    monkeypatch.setenv("LANGFUSE_TIMEOUT", "20")  # a busy machine takes its time with them
     tracing = make()
     runner = Runner(tracing=tracing)
     done = [await runner.run(Echo(), "字" * 120_000) for _ in range(12)]

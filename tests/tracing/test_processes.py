@@ -264,6 +264,7 @@ def test_deployed_prompts_reach_the_children_of_a_fork(programs: Programs, momen
     text = f"""
 from pydantic_ai import Agent
 from stagegraph import Prompt, Prompts, Stage
+from stagegraph.tracing import deploy_prompts, langfuse_prompts
 
 class Say(Graph[str, str]):
     a = Stage(str, Agent(instructions="code"))
@@ -271,20 +272,20 @@ class Say(Graph[str, str]):
         return await self.a(text)
 
 def text_of(prompts):
-    return {{path: prompt.instructions for path, prompt in asyncio.run(prompts.resolved()).items()}}
+    return {{path: prompt.instructions for path, prompt in asyncio.run(prompts.current()).items()}}
 
 def worker():
     if {moment == "before the answer"}:
         assert text_of(prompts) == {{"a": "one"}}, "the first"
-    Prompts({{"a": Prompt("two")}}).to_langfuse(Say(), label="production")
+    deploy_prompts(Prompts({{"a": Prompt("two")}}), Say(), label="production")
     for _ in range(600):
         if text_of(prompts) == {{"a": "two"}}:
             return
         threading.Event().wait(0.05)
     raise AssertionError("never fetched again")
 
-Prompts({{"a": Prompt("one")}}).to_langfuse(Say(), label="production")
-prompts = Prompts.from_langfuse(Say(), label="production", ttl=0, wait=30)
+deploy_prompts(Prompts({{"a": Prompt("one")}}), Say(), label="production")
+prompts = langfuse_prompts(Say(), label="production", ttl=0, wait=30)
 if {moment == "after it"}:
     assert text_of(prompts) == {{"a": "one"}}
 runner = Runner(tracing=LangfuseTracing(exit_seconds=30))

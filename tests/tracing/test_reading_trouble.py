@@ -114,3 +114,13 @@ async def test_a_server_may_lack_a_field(desk: Desk, field: str) -> None:
     examples = await desk.langfuse.examples(Many(), stage=Many.one)
     assert len(examples) == 3
     assert not desk.langfuse.skipped
+
+
+async def test_one_odd_row_does_not_spoil_a_page(desk: Desk) -> None:
+    """Of a row that does not fit Langfuse's types the rest is read, and one that is none is counted."""
+    run = await desk.run(Many(), ITEMS[:3], **LABELS)
+    odd = {"type": 5, "usageDetails": {"input": "many"}, "level": "FANCY"}
+    desk.server.spoil = lambda rows: [{**rows[0], **odd}, *rows[1:], {"id": None}]
+    again = await desk.langfuse.run(run.id, Many())
+    assert (again.output, again.status) == (run.output, "succeeded")
+    assert dict(desk.langfuse.skipped) == {"an observation cannot be read": 1}

@@ -9,12 +9,11 @@ from _http import Answer, Listener
 from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext
+from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.tracing._connection import Connection
-from stagegraph.tracing._delivery import Refused, Unreachable
-from stagegraph.tracing._outbox import Outbox
-from stagegraph.tracing._wire import Wire
+from stagegraph.tracing.api import RefusedError, UnreachableError
+from stagegraph.tracing.connection import Connection
+from stagegraph.tracing.sending import Http, Sender, close_all, score_span
 
 __all__ = ["the_server"]
 
@@ -24,16 +23,16 @@ def connection(url: str) -> Connection:
 
 
 def span(name: str, number: int, **attributes: str) -> ReadableSpan:
-    context = SpanContext(1, number, is_remote=False)
+    context = SpanContext(1, number, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return ReadableSpan(name, context, attributes=attributes, start_time=1, end_time=2)
 
 
-def sent(server: LangfuseServer, spans: list[ReadableSpan]) -> Outbox[ReadableSpan]:
-    wire = Wire(connection(server.url))
-    box = Outbox(wire.send_spans, what="spans", delay=60, on_end=wire.close)
+def sent(server: LangfuseServer, spans: list[ReadableSpan]) -> Sender:
+    wire = Http(connection(server.url))
+    box = Sender(wire.send_spans, what="spans", delay=60, on_close=wire.close)
     for one in spans:
-        box.put(one, 1)
-    box.close(20)
+        box.on_end(one)
+    close_all([box], 20)
     return box
 
 
@@ -69,9 +68,9 @@ def test_a_partial_refusal_is_read_with_care(body: Any, lost: int):
     """A 207 says how many scores were not taken; when it does not, none of them counts as taken."""
     listener = Listener(lambda _: Answer(207, body), print)
     listener.start()
-    wire = Wire(connection(listener.url))
-    with pytest.raises(Refused) as caught:
-        wire.send_scores([{}, {}, {}])
+    wire = Http(connection(listener.url))
+    with pytest.raises(RefusedError) as caught:
+        wire.send_scores([score_span("{}")] * 3)
     wire.close()
     listener.stop()
     assert caught.value.count == lost
@@ -82,9 +81,9 @@ def test_an_odd_time_to_come_back_is_left_aside(header: str, seconds: float | No
     """Retry-After is a number of seconds, and anything else is nothing."""
     listener = Listener(lambda _: Answer(429, {}, {"Retry-After": header}), print)
     listener.start()
-    wire = Wire(connection(listener.url))
-    with pytest.raises(Unreachable) as caught:
-        wire.send_scores([{}])
+    wire = Http(connection(listener.url))
+    with pytest.raises(UnreachableError) as caught:
+        wire.send_scores([score_span("{}")])
     wire.close()
     listener.stop()
     assert caught.value.retry_after == seconds

@@ -11,7 +11,6 @@ import anyio
 import typer
 
 from . import options as opt
-from ._langfuse import LangfuseOption, time_of
 from .text import say
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def export(
         str | None, typer.Option(metavar="FIELD", help="Each part gets its share of every value of this field.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another number deals otherwise.")] = 0,
-    langfuse: LangfuseOption = False,
+    langfuse: opt.LangfuseOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
@@ -54,7 +53,7 @@ def export(
     from .load import load_graph
 
     shares = _shares(split)
-    begin, end = time_of(since), time_of(until)
+    begin, end = opt.time_of(since), opt.time_of(until)
     if split_by is not None and not shares:
         msg = "--split-by says how to deal out; --split NAME=SHARE,... says into what"
         raise typer.BadParameter(msg)

@@ -59,7 +59,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
 ) -> None:
     """Run a graph on examples, and say how good it is."""
-    from stagegraph import TuningError, optimize
+    from stagegraph import Prompts, TuningError, optimize
 
     from .load import load_function, load_graph
 
@@ -69,6 +69,7 @@ def evaluate(
     if before is not None:
         _check_common(before, str(no_worse_than), {row.id for row in rows})
     runner = make_runner(node, model, prompts)
+    deployed = Prompts() if prompts is None else Prompts.load(prompts)
     with _progress("evaluating", len(rows) * repeats) as bar:
         bar.start()
         done: list[float] = []
@@ -78,7 +79,7 @@ def evaluate(
             bar.update(bar.task_ids[0], completed=len(done), description=f"mean {sum(done) / len(done):.3f}")
 
         evaluating = optimize.evaluate(
-            node, judge, rows, runner=runner, prompts=runner.prompts, repeats=repeats, on_row=count
+            node, judge, rows, runner=runner, prompts=deployed, repeats=repeats, on_row=count
         )
         try:
             report = asyncio.run(evaluating)
@@ -142,14 +143,14 @@ def tune(
     yes: Annotated[bool, typer.Option("--yes", help="Begin without asking.")] = False,
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
-    from stagegraph import optimize
+    from stagegraph import Prompts, optimize
 
     from .load import load_function, load_graph
 
     node, judge = load_graph(graph), load_function(metric)
     trains, vals = _read_examples(train, node), _read_examples(val, node)
     held_out = None if test is None else _read_examples(test, node)
-    runner = make_runner(node, model, prompts)  # a mistake in the names is an error now
+    make_runner(node, model, prompts)  # a mistake in the names is an error now
 
     def confirm(preview: Preview) -> bool:
         say(str(preview))
@@ -167,11 +168,11 @@ def tune(
                 model=model,
                 reflection_model=reflection_model,
                 proposer=proposer,
-                prompts=runner.prompts if prompts is not None else None,
+                prompts=None if prompts is None else Prompts.load(prompts),
                 components=cast("Any", component or ["instructions"]),  # checked there
                 run_dir=run_dir,
                 seed=seed,
-                tell=_TuningProgress(bar),
+                callback=_TuningProgress(bar),
                 confirm=confirm,
             )
         )
@@ -209,7 +210,7 @@ class _TuningProgress:
         self._bar.update(self._bar.task_ids[0], **shown)
 
     def _of_run(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        from stagegraph.optimize.budget import cost_text
+        from stagegraph.optimize.evaluation.budget import cost_text
 
         self._verdicts += data["kind"] == "verdict"
         doing = f"the verdict, run {self._verdicts}" if self._verdicts else None
@@ -242,7 +243,7 @@ def _check_common(before: Report, name: str, ids: set[str]) -> None:
         TuningError: they have no example in common.
     """
     from stagegraph import TuningError
-    from stagegraph.optimize.comparison import FEW
+    from stagegraph.optimize.evaluation.compare import FEW
 
     common = len(before.scores.keys() & ids)
     if not common:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from stagegraph.schema.errors import PromptError
 from stagegraph.schema.types import is_dict
@@ -29,9 +29,8 @@ from .prompt import (
 if TYPE_CHECKING:
     import os
 
-    from stagegraph.nodes.node import Node
 
-__all__ = ["Demo", "Origin", "Prompt", "PromptedGraph", "Prompts"]
+__all__ = ["Checkable", "Demo", "Origin", "Prompt", "PromptSource", "PromptedGraph", "Prompts", "RunLabels"]
 
 
 class _Declared(Protocol):
@@ -77,13 +76,6 @@ class Prompts(Mapping[str, Prompt]):
         """Stage path -> the deployed prompt it came from; empty for prompts of a file or of the code."""
         return self._origins
 
-    settled = True
-    """Whether what they say is fixed; prompts that live on a server are settled anew for each run."""
-
-    async def resolved(self) -> Prompts:
-        """What is in force now: these themselves, unless they live on a server."""
-        return self
-
     @classmethod
     def of(cls, graph: PromptedGraph) -> Prompts:
         """The instructions in the code of *graph*."""
@@ -100,44 +92,6 @@ class Prompts(Mapping[str, Prompt]):
         """
         name, entries = _files().read(path)
         return cls({stage: parsed(stage, data, str(path)) for stage, data in entries.items()}, graph=name)
-
-    @classmethod
-    def from_langfuse(
-        cls, graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
-    ) -> Prompts:
-        """What carries *label* in Langfuse: give it to a runner, and each run uses what is deployed when it begins.
-
-        The keys come from Langfuse's own environment variables. Prompts are fetched off the event loop and kept for
-        *ttl* seconds; the first run waits *wait* seconds at most. A stage that the server has no usable text for, or
-        a server that does not answer, leaves the code's text in force.
-
-        Raises:
-            DeclarationError: the keys are not set.
-        """
-        from stagegraph.tracing.prompts import LangfusePrompts  # noqa: PLC0415 - only who deploys with Langfuse loads it
-
-        return LangfusePrompts(graph, label=label, ttl=ttl, wait=wait)
-
-    def to_langfuse(
-        self,
-        graph: Node[Any, Any],
-        label: str = "candidate",
-        *,
-        provenance: Mapping[str, object] | None = None,
-        message: str | None = None,
-    ) -> dict[str, int]:
-        """Make a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and give it *label*.
-
-        Gives stage path -> version. What says the same as the newest version makes no new one. *provenance* (where
-        they come from, as plain data) and the digest stand in each version's config, *message* beside it.
-
-        Raises:
-            PromptError: these prompts and *graph* name different stages.
-            TracingError: the server does not take them.
-        """
-        from stagegraph.tracing.deploy import push  # noqa: PLC0415
-
-        return push(self, graph, label=label, provenance=provenance, message=message)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file completely or not at all; the lines of an unchanged prompt do not change.
@@ -258,6 +212,45 @@ class Prompts(Mapping[str, Prompt]):
 
     def __repr__(self) -> str:
         return f"<Prompts {self.graph or ''} {self.digest}: {', '.join(self._prompts) or 'empty'}>"
+
+
+class RunLabels(Protocol):
+    """What the caller of a run said about it."""
+
+    @property
+    def session_id(self) -> str | None: ...
+    @property
+    def user_id(self) -> str | None: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+    @property
+    def metadata(self) -> Mapping[str, object]: ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """Prompts, or a source of them, that know which stages they are for."""
+
+    def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
+        """Check that they fit a graph with these stages.
+
+        Raises:
+            PromptError: they do not.
+        """
+        ...
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """Where prompts come from that change while a program runs: what a runner or a run takes in place of `Prompts`."""
+
+    async def current(self, labels: RunLabels | None) -> Prompts:
+        """The prompts in force now; a runner asks once a run, and the run uses them to its end.
+
+        Args:
+            labels: Of the run that begins; `None` outside of a run.
+        """
+        ...
 
 
 def _prompt(path: str, prompt: object) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -147,17 +147,20 @@ class Branches(Generic[In, Out]):
         failures.raise_first()
 
     async def _start(
-        self, group: TaskGroup, work: Callable[..., Awaitable[None]], announce: Callable[[], None]
+        self, group: TaskGroup, work: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[], None]
     ) -> None:
+        def start(item: In, done: Callable[[], None]) -> None:
+            group.start_soon(work, self._taken(item, announce), done)
+
         if self._items is None:
-            await self._feed(lambda item, done: group.start_soon(work, self._taken(item, announce), done))
+            await self._feed(start)
             return
         for _ in range(self.limit):
             if (pulled := self._pull(announce)) is None:
                 break
             group.start_soon(work, pulled, lambda: self._pull(announce))
 
-    async def _feed(self, start: Callable[[In, Callable[[], None]], object]) -> None:
+    async def _feed(self, start: Callable[[In, Callable[[], None]], None]) -> None:
         """Take an async item when a worker is free, always in this task: cancel scopes of the iterator stay in one."""
         free = anyio.Semaphore(self.limit)
         items = self._async_items

@@ -5,27 +5,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._missing import needing as _needing
+from stagegraph.schema.errors import TuningError as _TuningError
 
 if TYPE_CHECKING:
-    from ._credit import credited
-    from ._feedback import stage_feedback
-    from ._lm import lm
-    from ._provider import TuningStopped
-    from .budget import Budget
-    from .cases import from_pydantic_evals, to_pydantic_evals  # pyright: ignore[reportUnknownVariableType]
-    from .comparison import Comparison, compare
-    from .data import examples, from_dspy, stratified_split, to_dspy
-    from .evaluation import evaluate
-    from .finetuning import BootstrapFinetune
-    from .gepa import GEPA
-    from .grading import Metric, graded, wants_failed_runs
-    from .judging import Judge, judge
-    from .metric import dspy_metric
-    from .module import GraphModule
-    from .proposers import Candidates, Proposal
-    from .report import Report, ReportRow
-    from .tuning import Preview, Tuning, preview, tune
+    from stagegraph.optimize.dspy.fields import from_dspy, to_dspy
+    from stagegraph.optimize.dspy.finetuning import BootstrapFinetune
+    from stagegraph.optimize.dspy.metric import dspy_metric
+    from stagegraph.optimize.dspy.module import GraphModule
+    from stagegraph.optimize.dspy.program import TuningStopped
+    from stagegraph.optimize.dspy.teleprompter import GEPA
+    from stagegraph.optimize.evaluation.blame import credited
+    from stagegraph.optimize.evaluation.budget import Budget
+    from stagegraph.optimize.evaluation.compare import Comparison, compare
+    from stagegraph.optimize.evaluation.data import examples, from_pydantic_evals, stratified_split, to_pydantic_evals
+    from stagegraph.optimize.evaluation.evaluate import evaluate
+    from stagegraph.optimize.evaluation.judge import Judge, judge
+    from stagegraph.optimize.evaluation.metric import Metric, graded, wants_failed_runs
+    from stagegraph.optimize.evaluation.report import Report, ReportRow
+    from stagegraph.optimize.evaluation.shown import stage_feedback
+    from stagegraph.optimize.lms.lm import lm
+    from stagegraph.optimize.tuning.options import TuningOptions
+    from stagegraph.optimize.tuning.preview import Preview, preview
+    from stagegraph.optimize.tuning.proposers import Candidates, Proposal
+    from stagegraph.optimize.tuning.tune import Tuning, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -41,6 +43,7 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "Report",
     "ReportRow",
     "Tuning",
+    "TuningOptions",
     "TuningStopped",
     "compare",
     "credited",
@@ -62,44 +65,55 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
 ]
 
 _HOMES = {
-    "tune": "tuning",
-    "preview": "tuning",
-    "evaluate": "evaluation",
-    "compare": "comparison",
-    "Tuning": "tuning",
-    "ReportRow": "report",
-    "Report": "report",
-    "Proposal": "proposers",
-    "Preview": "tuning",
-    "GEPA": "gepa",
-    "Comparison": "comparison",
-    "Candidates": "proposers",
-    "BootstrapFinetune": "finetuning",
-    "Budget": "budget",
-    "GraphModule": "module",
-    "Judge": "judging",
-    "Metric": "grading",
-    "TuningStopped": "_provider",
-    "credited": "_credit",
-    "dspy_metric": "metric",
-    "examples": "data",
-    "from_dspy": "data",
-    "from_pydantic_evals": "cases",
-    "to_pydantic_evals": "cases",
-    "graded": "grading",
-    "judge": "judging",
-    "lm": "_lm",
-    "stage_feedback": "_feedback",
-    "stratified_split": "data",
-    "to_dspy": "data",
-    "wants_failed_runs": "grading",
+    "tune": "tuning.tune",
+    "preview": "tuning.preview",
+    "evaluate": "evaluation.evaluate",
+    "compare": "evaluation.compare",
+    "Tuning": "tuning.tune",
+    "TuningOptions": "tuning.options",
+    "ReportRow": "evaluation.report",
+    "Report": "evaluation.report",
+    "Proposal": "tuning.proposers",
+    "Preview": "tuning.preview",
+    "GEPA": "dspy.teleprompter",
+    "Comparison": "evaluation.compare",
+    "Candidates": "tuning.proposers",
+    "BootstrapFinetune": "dspy.finetuning",
+    "Budget": "evaluation.budget",
+    "GraphModule": "dspy.module",
+    "Judge": "evaluation.judge",
+    "Metric": "evaluation.metric",
+    "TuningStopped": "dspy.program",
+    "credited": "evaluation.blame",
+    "dspy_metric": "dspy.metric",
+    "examples": "evaluation.data",
+    "from_dspy": "dspy.fields",
+    "from_pydantic_evals": "evaluation.data",
+    "to_pydantic_evals": "evaluation.data",
+    "graded": "evaluation.metric",
+    "judge": "evaluation.judge",
+    "lm": "lms.lm",
+    "stage_feedback": "evaluation.shown",
+    "stratified_split": "evaluation.data",
+    "to_dspy": "dspy.fields",
+    "wants_failed_runs": "evaluation.metric",
 }
 """Public name -> the file it is in, which is read when it is asked for: DSPy takes seconds to load."""
+
+
+class _MissingPackageError(_TuningError, ImportError):
+    """A package of the `optimize` extra is not installed."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    with _needing(name):
+    try:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"dspy", "gepa"}:
+            raise
+        msg = f"{name} needs {package}, which is not installed: pip install 'stagegraph[optimize]'"
+        raise _MissingPackageError(msg) from error

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from stagegraph.nodes.node import Node
 
-__all__ = ["InputError", "LimitError", "ReplayError", "Run", "RunError", "run_of", "stored_run"]
+__all__ = ["InputError", "LimitError", "ReplayError", "Run", "RunError", "causes_of", "run_of", "stored_run"]
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -231,6 +231,14 @@ class Run(Generic[In, Out]):
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self.graph}: {self.status}>"
+
+
+def causes_of(run: Run[Any, Any]) -> list[Call[Any, Any]]:
+    """The failed calls that ended a run, without those that its flow caught, where the record has origins."""
+    error = run.root.error
+    if error is None or error.origin is None:
+        return run.failures()
+    return [call for call in run.failures() if call.key == error.origin]
 
 
 def _failed_by_itself(call: Call) -> bool:

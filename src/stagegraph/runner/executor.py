@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
     from stagegraph.data.prompt import Prompt
-    from stagegraph.data.prompts import Prompts
+    from stagegraph.data.prompts import Prompts, PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
@@ -57,7 +57,7 @@ _NOT_CANCELLED = (
 class Resources:
     """What a runner provides for one run."""
 
-    prompts: Prompts
+    prompts: Prompts | PromptSource
     limits: Limits
     model_for: Callable[[str, Stage[Any, Any]], Model[Any] | None]
     fan_out_limit: int

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
     from .state import CallState, Clock
 
-__all__ = ["Trace", "TraceStart", "Tracing", "by_environment"]
+__all__ = ["ENTRY_POINTS", "Trace", "TraceStart", "Tracing", "by_environment"]
+
+log = logging.getLogger("stagegraph.tracing")
+
+ENTRY_POINTS = "stagegraph.tracing"
+"""A package that shows runs somewhere has an entry point in this group: a function that gives its `Tracing`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +92,15 @@ def by_environment() -> Tracing | None:
         return None
     if variables.get("LANGFUSE_TRACING_ENABLED", "true").lower() == "false":
         return None
-    from stagegraph.tracing.langfuse import shared  # noqa: PLC0415 - a program without keys loads nothing of it
+    shared = _installed("langfuse")
+    return None if shared is None else shared()
 
-    return shared()
+
+@cache
+def _installed(name: str) -> Callable[[], Tracing] | None:
+    """What gives the tracing of that name; looked up once, and only by programs that have keys."""
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        found: Callable[[], Tracing] = entry.load()
+        return found
+    log.warning("the keys of %s are set, but no package has an entry point for it in %r", name, ENTRY_POINTS)
+    return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from pydantic_ai.models import Model
 
 from stagegraph.data.prompt import unknown_stages
-from stagegraph.data.prompts import Prompts
+from stagegraph.data.prompts import Checkable, Prompts, PromptSource
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, closest
@@ -61,7 +61,7 @@ class ResumeOptions(TypedDict, total=False):
     """Raise `ReplayError` instead of running a changed call again."""
     model: Model | str | None
     deps: object
-    prompts: Prompts | None
+    prompts: Prompts | PromptSource | None
     """Instead of those that the run began with."""
     limits: Limits | None
     """Instead of the runner's, for the rest of the run."""
@@ -85,7 +85,7 @@ class RunSpec:
     model: Model | str | None = None
     models: Mapping[str, Model | str] = field(default_factory=dict[str, "Model | str"])
     deps: object = None
-    prompts: Prompts | None = None
+    prompts: Prompts | PromptSource | None = None
     """Instead of the runner's."""
     limits: Limits | None = None
     """Instead of the runner's."""
@@ -112,7 +112,7 @@ class RunSpec:
         options: RunOptions,
         model: Model | str | None,
         deps: object,
-        prompts: Prompts | None,
+        prompts: Prompts | PromptSource | None,
         *,
         deltas: bool = False,
     ) -> RunSpec:
@@ -161,7 +161,7 @@ _A_MODEL = "a model or its name, such as 'openai:gpt-5-mini'"
 _VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model": ((str, Model), _A_MODEL),
     "models": (_MAPPING, "a dict of stage paths and models, such as {'plan': 'openai:gpt-5-mini'}"),
-    "prompts": (Prompts, "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
+    "prompts": ((Prompts, PromptSource), "Prompts.load('prompts.yaml'), or Prompts({'plan': 'the instructions'})"),
     "limits": (Limits, "Limits(requests=100)"),
     "metadata": (_MAPPING, "a dict, such as {'customer': 7}"),
     "tags": ((tuple, list, set, frozenset), "a tuple of texts, such as ('nightly',)"),
@@ -209,3 +209,14 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
             raise TypeError(msg)
     check_values(given, call)
     check_values(named, call)
+
+
+def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) -> None:
+    """Check that prompts, or a source of them, fit the stages of a run; a stage that runs by itself has no path.
+
+    Raises:
+        PromptError: they do not.
+    """
+    declared = tree.root.__node__
+    if isinstance(prompts, Checkable) and (spec.prompts is not None or declared.kind == "graph"):
+        prompts.check_known(declared.stages, declared.name)

@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stagegraph.agent.durable import DurableOperations
+from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
 from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
@@ -25,7 +26,7 @@ from .state import total
 
 if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
-    from stagegraph.data.prompts import Prompts
+    from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
@@ -41,13 +42,13 @@ _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
 
 
-def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts) -> RunRow:
+def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource) -> RunRow:
     """The row of a run that begins.
 
     Raises:
         DeclarationError: the metadata cannot be recorded.
     """
-    own = spec.prompts if spec.prompts is not None and spec.prompts.settled else None
+    own = spec.prompts if isinstance(spec.prompts, Prompts) else None
     models = {path: model for path, model in spec.models.items() if isinstance(model, str)}
     labels = Labels(
         metadata=spec.metadata,
@@ -63,7 +64,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts) -> RunRow:
         status="running",
         started=time.time(),
         input=node.__node__.input_type.as_json(spec.input),
-        prompts_digest=prompts.digest if prompts.settled else "",
+        prompts_digest=prompts.digest if isinstance(prompts, Prompts) else "",
         prompts=own.to_json() if own is not None else None,
         model=spec.model if isinstance(spec.model, str) else None,
         labels=labels.to_json(),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stagegraph.agent.deferred import unanswered_in
 from stagegraph.data.call import Status
 from stagegraph.data.prompt import Origin
-from stagegraph.data.prompts import Prompts
+from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.owner import is_alive, this_process
 from stagegraph.record.deferred import by_call, check
 from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
@@ -201,7 +201,7 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
         raise ReplayError(msg)
 
 
-def _check_whole(row: RunRow, prompts: Prompts | None) -> None:
+def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
     """Refuse to resume a run with a redacted input or with redacted prompts."""
     gone = row.read_labels().redacted
     if "input" in gone:

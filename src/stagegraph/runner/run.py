@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from stagegraph.data.call import Call, CallError, Pending, Status, load_pending
 from stagegraph.data.events import RunFinished, RunStarted
+from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
@@ -17,6 +18,7 @@ from stagegraph.schema.errors import JournalError, StagegraphError, leaves, prob
 from .calls import outermost
 from .executor import Executor, Resources, origin_of
 from .observer import TraceStart
+from .options import check_prompts
 from .recorder import Recorder, with_deployed
 from .state import call_tree, total
 
@@ -93,11 +95,14 @@ class ActiveRun:
         self._seat.leave()
 
     async def _deploy(self) -> RunRow | None:
-        """Settle which prompts this run uses, once: those on a server may change while it runs."""
-        deployed = await self._resources.prompts.resolved()
-        changed = deployed is not self._resources.prompts
+        """Ask a source of prompts once: what it has deployed may change while the run goes on."""
+        source, tree = self._resources.prompts, self.state.tree
+        if isinstance(source, Prompts):
+            return self._row
+        deployed = await source.current(self.spec)
+        check_prompts(deployed, self.spec, tree)
         self.state.prompts = deployed
-        return with_deployed(self._row, deployed) if changed and self._row is not None else self._row
+        return None if self._row is None else with_deployed(self._row, deployed)
 
     async def _seated(self, recorder: Recorder | None) -> Run[Any, Any]:
         trace: Trace | None = None

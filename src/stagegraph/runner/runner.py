@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 from typing_extensions import Unpack
 
 from stagegraph.agent.models import Models
-from stagegraph.data.prompts import Prompts
+from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.memory import MemoryJournal
 from stagegraph.nodes.branches import DEFAULT_LIMIT
-from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.node import Node
-from stagegraph.nodes.stage import stages_of
 from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
@@ -28,7 +26,7 @@ from .lifetime import Lifetime
 from .limits import Limits, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
-from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_values
+from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
 from .queue import Queue
 from .recorder import new_row
 from .recovery import DepsOf, resumed_spec
@@ -56,7 +54,7 @@ class Runner:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
         models: Stage path -> model; goes before every other choice.
-        prompts: What is deployed; stages that are not in it keep the code's text.
+        prompts: What is deployed; stages that are not in it keep the code's text. A `PromptSource` is asked once a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
             nested fan-outs cannot block each other.
         limits: What each run may spend.
@@ -79,7 +77,7 @@ class Runner:
         model: Model | str | None = None,
         *,
         models: Mapping[str, Model | str] | None = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         max_concurrency: int | None = None,
         limits: Limits | None = None,
         journal: Journal | None = None,
@@ -104,7 +102,7 @@ class Runner:
             raise TypeError(msg)
         self.model = model
         self._models_by_path = dict(models or {})
-        self.prompts = prompts or Prompts()
+        self.prompts: Prompts | PromptSource = prompts if prompts is not None else Prompts()
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
         self.journal = journal
@@ -126,7 +124,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         **options: Unpack[RunOptions],
     ) -> Run[In, Out]:
         """Run a graph, or a single stage or step, and wait for its end.
@@ -156,7 +154,7 @@ class Runner:
         *,
         model: Model | str | None = None,
         deps: object = None,
-        prompts: Prompts | None = None,
+        prompts: Prompts | PromptSource | None = None,
         deltas: bool = False,
         **options: Unpack[RunOptions],
     ) -> LiveRun[In, Out]:
@@ -268,8 +266,7 @@ class Runner:
         node = _checked(spec.node)
         tree = node.__node__.tree
         prompts = spec.prompts if spec.prompts is not None else self.prompts
-        if spec.prompts is not None or isinstance(node, BaseGraph):  # a stage by itself has no paths
-            prompts.check_known(stages_of(tree.root), node.__node__.name)
+        check_prompts(prompts, spec, tree)
         spec.check(tree)
         self._registry.by_name[node.__node__.name] = node
         journal = self._journal_for("replay") if spec.replay else self.journal
@@ -290,7 +287,7 @@ class Runner:
         segment = 0 if row is None else row.segment + 1
         if row is None and journal is not None:
             row = new_row(spec, node, prompts)
-        state = RunState.of(tree, spec.input, prompts, segment)
+        state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
         return ActiveRun(spec, state, resources, row, self._queue.admit(patient=patient), log)
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:

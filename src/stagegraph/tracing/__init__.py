@@ -1,12 +1,11 @@
 """Runs seen from outside: Langfuse traces, scores and deployed prompts, and what they give for the next training."""
 
+from stagegraph.record.source import JournalRuns, RunSource
+
 from .datasets import Experiment, ExperimentRow, from_dataset, run_experiment, to_dataset
-from .deploy import promote_prompts, rollback_prompts
-from .journal_runs import JournalRuns
-from .langfuse import LangfuseTracing
-from .langfuse_runs import LangfuseRuns
-from .prompts import LangfusePrompts
-from .source import RunSource
+from .prompts import LangfusePrompts, deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
+from .runs import LangfuseRuns
+from .tracing import LangfuseTracing, shared
 
 __all__ = [
     "Experiment",
@@ -16,9 +15,12 @@ __all__ = [
     "LangfuseRuns",
     "LangfuseTracing",
     "RunSource",
+    "deploy_prompts",
     "from_dataset",
+    "langfuse_prompts",
     "promote_prompts",
     "rollback_prompts",
     "run_experiment",
+    "shared",
     "to_dataset",
 ]

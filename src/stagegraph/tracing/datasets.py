@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from inspect import isawaitable
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic
 from urllib.parse import quote
 
 import anyio
@@ -21,27 +20,36 @@ from typing_extensions import TypeVar
 from stagegraph.data.examples import Example
 from stagegraph.data.score import Feedback
 from stagegraph.record.run import RunError
+from stagegraph.record.source import EXPERIMENT
 from stagegraph.schema.errors import TracingError, first_problem, leaves
 
-from ._connection import Connection
-from ._ids import observation_id, trace_id
-from ._rest import Rest
-from .langfuse import LangfuseTracing
+from .api import Api, as_sent, mended
+from .attributes import is_mapping, observation_id, trace_id
+from .connection import Connection
+from .tracing import LangfuseTracing
 
 if TYPE_CHECKING:
-    from stagegraph.data.score import Scored
+    from langfuse.api import DatasetItem
+
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
 __all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_dataset"]
 
+T = TypeVar("T")
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 
 log = logging.getLogger("stagegraph.tracing")
 
-_SIDE_BY_SIDE = 8
+_CONCURRENCY = 8
+_NEVER = "1970-01-01T00:00:00Z"
+_MISSING: dict[str, Any] = {
+    "status": "ACTIVE", "expectedOutput": None, "metadata": None, "mediaReferences": [],
+    "datasetId": "", "datasetName": "", "createdAt": _NEVER, "updatedAt": _NEVER,
+}  # fmt: skip
+"""What an item has of which an older server says nothing."""
 _ORDER = "example_order"
 """The key in an item's metadata: when `to_dataset` was called, and which of its examples it was."""
 
@@ -60,33 +68,33 @@ async def to_dataset(
     Raises:
         TracingError: the server does not take them; those before have been sent.
     """
-    count = 0
-    async with Rest(connection or Connection.of()) as rest:
+    began = datetime.now(UTC).isoformat()
+    rows = [_item(example, name, f"{began}/{place:09}") for place, example in enumerate(examples)]
+    async with Api(connection or Connection.of()) as api:
         about = {"description": description} if description is not None else {}
-        await rest.post("v2/datasets", {"name": name, **about})
-        limiter = anyio.CapacityLimiter(_SIDE_BY_SIDE)
+        await api.ask("datasets", api.sdk.datasets.create, name=name, **about)
 
-        began = datetime.now(UTC).isoformat()
+        async def put(row: dict[str, Any]) -> None:
+            await api.ask("dataset-items", api.sdk.dataset_items.create, **as_sent(row, "dataset-items"))
 
-        async def put(example: Example[Any], order: str) -> None:
-            async with limiter:
-                await rest.post("dataset-items", _item(example, name, order))
-
-        with _ungrouped():
-            async with anyio.create_task_group() as group:
-                for example in examples:
-                    group.start_soon(put, example, f"{began}/{count:09}")
-                    count += 1
-    return count
+        await _for_each(rows, put, _CONCURRENCY)
+    return len(rows)
 
 
-@contextmanager
-def _ungrouped() -> Generator[None]:
-    """Raise the first error of a task group by itself."""
+async def _for_each(rows: Iterable[T], work: Callable[[T], Awaitable[None]], limit: int) -> None:
+    """Do it for each row, so many at once; the first error ends the others, and is raised by itself."""
+    limiter = anyio.CapacityLimiter(limit)
+
+    async def one(row: T) -> None:
+        async with limiter:
+            await work(row)
+
     try:
-        yield
-    except BaseExceptionGroup as group:
-        first = leaves(group)[0]
+        async with anyio.create_task_group() as group:
+            for row in rows:
+                group.start_soon(one, row)
+    except BaseExceptionGroup as errors:
+        first = leaves(errors)[0]
         raise first from first.__cause__
 
 
@@ -96,16 +104,16 @@ def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
     # Ids are unique in a whole project, and the same example may stand in several data sets.
     item = {
         "id": sha256(f"{dataset}\0{example.id}".encode()).hexdigest()[:32],
-        "datasetName": dataset,
+        "dataset_name": dataset,
         "input": data["input"],
-        "expectedOutput": data.get("expected"),
+        "expected_output": data.get("expected"),
         "metadata": {**data.get("metadata", {}), "example_id": example.id, _ORDER: order},
     }
     run_id, key = example.metadata.get("run_id"), example.metadata.get("key")
     if isinstance(run_id, str):
-        item["sourceTraceId"] = trace_id(run_id)
+        item["source_trace_id"] = trace_id(run_id)
         if isinstance(key, str):
-            item["sourceObservationId"] = observation_id(run_id, key, int(example.metadata.get("segment") or 0))
+            item["source_observation_id"] = observation_id(run_id, key, int(example.metadata.get("segment") or 0))
     return item
 
 
@@ -118,23 +126,30 @@ async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connectio
     return [example for example, _ in await _items(name, graph, connection or Connection.of())]
 
 
-async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], dict[str, Any]]]:
-    found: list[tuple[str, Example[In], dict[str, Any]]] = []
-    async with Rest(connection) as rest:
-        async for item in rest.rows("dataset-items", datasetName=name, limit=100):
-            if item.get("status", "ACTIVE") != "ACTIVE":
+async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], DatasetItem]]:
+    from langfuse.api import DatasetItem  # noqa: PLC0415
+    from langfuse.api.core import parse_obj_as  # noqa: PLC0415
+
+    found: list[tuple[str, Example[In], DatasetItem]] = []
+    parse = mended(lambda row: parse_obj_as(DatasetItem, row), _MISSING)
+    async with Api(connection) as api:
+        list_items = api.sdk.dataset_items.list
+        async for item in api.rows(f"data set {name!r}", list_items, parse, dataset_name=name, limit=100):
+            if item is None:
+                msg = f"data set {name!r} has an item that cannot be read"
+                raise TracingError(msg)
+            if item.status != "ACTIVE":
                 continue
             try:
-                given = graph.__node__.input_type.load(item.get("input"))
+                given = graph.__node__.input_type.load(item.input)
             except (ValidationError, ValueError) as error:
                 reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                msg = f"item {item.get('id')} of data set {name!r} is no {graph.__node__.input_type.name}: {reason}"
+                msg = f"item {item.id} of data set {name!r} is no {graph.__node__.input_type.name}: {reason}"
                 raise TracingError(msg) from error
-            told: Any = item.get("metadata")
-            metadata = dict(cast("dict[str, Any]", told)) if isinstance(told, dict) else {}
-            id_ = str(metadata.pop("example_id", None) or item.get("id"))
-            order = str(metadata.pop(_ORDER, None) or item.get("createdAt") or "")
-            found.append((order, Example(given, item.get("expectedOutput"), id_, metadata), item))
+            metadata: dict[str, Any] = dict(item.metadata) if is_mapping(item.metadata) else {}
+            id_ = str(metadata.pop("example_id", None) or item.id)
+            order = str(metadata.pop(_ORDER, None) or item.created_at.isoformat())
+            found.append((order, Example(given, item.expected_output, id_, metadata), item))
     found.reverse()
     return [(example, item) for _, example, item in sorted(found, key=lambda one: one[0])]
 
@@ -173,7 +188,7 @@ async def run_experiment(
     metrics: dict[str, Metric],
     name: str | None = None,
     description: str | None = None,
-    side_by_side: int = _SIDE_BY_SIDE,
+    side_by_side: int = _CONCURRENCY,
 ) -> Experiment[In, Out]:
     """Run a graph on every item of a Langfuse data set, and record it there as an experiment.
 
@@ -197,49 +212,42 @@ async def run_experiment(
     connection = tracing.connection
     label = name or f"{graph.__node__.name} - {datetime.now(UTC).isoformat(timespec='seconds')}"
     items = await _items(dataset, graph, connection)
-    async with Rest(connection) as rest:
-        dataset_id = str((await rest.get(f"v2/datasets/{quote(dataset, safe='')}")).get("id"))
-        projects: Any = (await rest.get("projects")).get("data") or [{}]
-    experiment = _experiment_id(str(projects[0].get("id")), dataset_id, label)
+    async with Api(connection) as api:
+        get = api.sdk.datasets.get
+        dataset_id = (await api.ask(f"data set {dataset!r}", get, quote(dataset, safe=""))).id
+        projects = (await api.ask("projects", api.sdk.projects.get)).data
+    experiment = _experiment_id(projects[0].id if projects else "None", dataset_id, label)
     rows: dict[str, ExperimentRow[In, Out]] = {}
-    limiter = anyio.CapacityLimiter(side_by_side)
 
-    async def one(example: Example[In], item: dict[str, Any]) -> None:
+    async def evaluate(row: tuple[Example[In], DatasetItem]) -> None:
+        example, item = row
         about = {
             "id": experiment,
             "name": label,
             "description": description,
             "dataset.id": dataset_id,
-            "item.id": str(item["id"]),
+            "item.id": item.id,
             "item.expected_output": json.dumps(example.data().get("expected")),
         }
-        async with limiter:
+        try:
+            run = await runner.run(graph, example.input, metadata={EXPERIMENT: about})
+        except RunError as error:
+            run = error.run
+        scores: dict[str, float] = {}
+        for metric, judge in metrics.items() if run.status == "succeeded" else ():
             try:
-                run = await runner.run(graph, example.input, metadata={"experiment": about})
-            except RunError as error:
-                run = error.run
-            scores: dict[str, float] = {}
-            for metric, judge in metrics.items() if run.status == "succeeded" else ():
-                try:
-                    value = judge(example, run)
-                    scores[metric] = float(await value if isawaitable(value) else value)
-                except Exception:
-                    log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
-                    continue
-                _send(tracing, run, metric, scores[metric])
-        rows[str(item["id"])] = ExperimentRow(example, run, scores)
+                value = judge(example, run)
+                scores[metric] = float(await value if isawaitable(value) else value)
+            except Exception:
+                log.exception("metric `%s` failed on example %s, run %s", metric, example.id, run.id)
+                continue
+            score = Feedback(name=metric, value=scores[metric], time=datetime.now(UTC))
+            tracing.score(run.id, score, 0, run.started)
+        rows[item.id] = ExperimentRow(example, run, scores)
 
-    with _ungrouped():
-        async with anyio.create_task_group() as group:
-            for example, item in items:
-                group.start_soon(one, example, item)
+    await _for_each(items, evaluate, side_by_side)
     await tracing.flush()
-    return Experiment(label, experiment, dataset, tuple(rows[str(item["id"])] for _, item in items))
-
-
-def _send(tracing: LangfuseTracing, run: Run[Any, Any], name: str, value: Scored) -> None:
-    now = datetime.now(UTC)
-    tracing.score(run.id, Feedback(name=name, value=value, time=now), 0, run.started)
+    return Experiment(label, experiment, dataset, tuple(rows[item.id] for _, item in items))
 
 
 def _experiment_id(project: str, dataset: str, name: str) -> str:

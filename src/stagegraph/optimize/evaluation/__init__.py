@@ -1,0 +1,1 @@
+"""Is it good? Metrics, evaluation, comparison, blame and judges."""

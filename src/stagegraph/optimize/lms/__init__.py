@@ -1,0 +1,1 @@
+"""Language models for DSPy: a `dspy.LM` as a Pydantic AI model, and a model as a `dspy.LM`."""

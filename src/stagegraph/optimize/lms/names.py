@@ -1,0 +1,34 @@
+"""Models as they are named before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+    from stagegraph.nodes.stage import Stage
+    from stagegraph.runner.runner import Runner
+
+__all__ = ["model_named", "name_of"]
+
+
+def name_of(model: Model[Any] | str | None) -> str | None:
+    """A model's name, which is the same in every process."""
+    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
+
+
+def model_named(
+    path: str,
+    stage: Stage[Any, Any],
+    runner: Runner | None,
+    *,
+    default: Model[Any] | str | None = None,
+    own: Mapping[str, Model[Any] | str] | None = None,
+) -> Any:
+    """The model of a stage, or its name, chosen as a runner chooses it; `None` when no model is named."""
+    by_path = {} if runner is None else runner._models_by_path  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    general = default if default is not None or runner is None else runner.model
+    choices = ((own or {}).get(path), by_path.get(path), stage.model, stage.agent.model, general)
+    return next((choice for choice in choices if choice is not None), None)

@@ -1,0 +1,1 @@
+"""Better texts for a graph's stages: GEPA on the graph itself."""

@@ -1,0 +1,187 @@
+"""The texts that a search changes: a stage's instructions and, on request, descriptions of its tools and fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from zlib import crc32
+
+from stagegraph.data.prompt import Prompt
+from stagegraph.data.prompts import Prompts
+from stagegraph.nodes.stage import stages_of
+from stagegraph.schema.errors import TuningError
+
+if TYPE_CHECKING:
+    from stagegraph.nodes.describe import Offered
+    from stagegraph.nodes.node import Node
+    from stagegraph.nodes.stage import Stage
+
+__all__ = [
+    "Component",
+    "EngineName",
+    "Kind",
+    "Target",
+    "Texts",
+    "Tuned",
+    "checked_kinds",
+    "named_part",
+    "text_digest",
+]
+
+Tuned = Literal["instructions", "tools", "fields"]
+"""What a search may change."""
+Kind = Literal["instructions", "tool", "field"]
+"""What one text is."""
+Texts = Mapping[str, str]
+"""Component name -> text: one candidate."""
+
+
+class EngineName(str):
+    """A component's name inside GEPA's engine. Its hash is the same in every process.
+
+    A merge draws random numbers while it iterates over a set of names. Python salts the hash of a `str` in every
+    process, so with plain texts one seed would give another search in another process.
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return crc32(self.encode("utf-8", "surrogatepass"))
+
+    __eq__ = str.__eq__
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One text that is changed on its own."""
+
+    path: str
+    """The stage."""
+    kind: Kind
+    part: str
+    """The tool's name or the field's path; empty for instructions."""
+    seed: str
+    """The text to start from."""
+    own: str | None
+    """The text in the code; `None` for a tool that is not known before a run."""
+    kept: bool
+    """Whether the prompts to start from have this text. Then those of the result have it as well."""
+    schema: str = ""
+    """The JSON schema of the tool's parameters or of the field."""
+
+    @property
+    def name(self) -> str:
+        """Its name in candidates: `plan`, `plan:tool:search`, `plan:field:title`."""
+        return named_part(self.path, self.kind, self.part)
+
+
+def named_part(path: str, kind: Kind, part: str) -> str:
+    return path if kind == "instructions" else f"{path}:{kind}:{part}"
+
+
+def checked_kinds(kinds: Iterable[Tuned]) -> tuple[Tuned, ...]:
+    """The kinds of text to change, each once, in a fixed order.
+
+    Raises:
+        TuningError: there is none, or one is unknown.
+    """
+    known: tuple[Tuned, ...] = get_args(Tuned)
+    given = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if not given or not {*given} <= {*known}:
+        what = f"components={list(given)!r}" if given else "components is empty"
+        msg = f"{what}: it has one or more of {', '.join(map(repr, known))}"
+        raise TuningError(msg)
+    return tuple(kind for kind in known if kind in given)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is tuned: a graph, the prompts to start from, and the texts that change."""
+
+    graph: Node[Any, Any]
+    base: Prompts
+    stages: Mapping[str, Stage[Any, Any]]
+    components: Mapping[str, Component]
+    """By name, stage by stage."""
+
+    @classmethod
+    def of(cls, graph: Node[Any, Any], start: Prompts | None, kinds: Sequence[Tuned]) -> Self:
+        """The texts of these kinds in a graph. Empty instructions are left out, empty descriptions are not.
+
+        Raises:
+            TuningError: there are none.
+            PromptError: *start* does not fit the graph.
+        """
+        name, stages = graph.__node__.name, stages_of(graph)
+        base = start if start is not None else Prompts()
+        base = base if base.graph else Prompts(base, graph=name, origins=base.origins)
+        base.check_known(stages, name)
+        found: list[Component] = []
+        for path, stage in stages.items():
+            prompt = base.get(path, Prompt())
+            text = prompt.instructions if prompt.instructions is not None else stage.instructions
+            if "instructions" in kinds and text.strip():
+                found.append(Component(path, "instructions", "", text, stage.instructions, path in base))
+            if "tools" in kinds:
+                found += _descriptions(path, "tool", stage.tools[0], prompt.tools)
+            if "fields" in kinds:
+                found += _descriptions(path, "field", stage.fields, prompt.fields)
+        if not found:
+            msg = f"no stage of {name} has {' or '.join(kinds)} to tune"
+            raise TuningError(msg)
+        return cls(graph, base, stages, {component.name: component for component in found})
+
+    @property
+    def name(self) -> str:
+        """The graph's name."""
+        return self.graph.__node__.name
+
+    @property
+    def seed(self) -> dict[str, str]:
+        """The texts to start from."""
+        return {name: component.seed for name, component in self.components.items()}
+
+    @property
+    def paths(self) -> list[str]:
+        """The stages that have a text to change."""
+        return list(dict.fromkeys(component.path for component in self.components.values()))
+
+    def instructions(self, path: str, texts: Texts) -> str:
+        """The instructions of a stage in a candidate."""
+        deployed = self.base.get(path, Prompt()).instructions
+        return texts.get(path, deployed if deployed is not None else self.stages[path].instructions)
+
+    def prompts(self, texts: Texts) -> Prompts:
+        """The prompts of a candidate: the base with those texts that differ from the code's."""
+        changed: dict[str, Prompt] = {}
+        for name, text in texts.items():
+            component = self.components[name]
+            if not component.kept and text == component.own:
+                continue
+            path, part = component.path, component.part
+            before = changed.get(path) or self.base.get(path, Prompt())
+            if component.kind == "instructions":
+                changed[path] = replace(before, instructions=text)
+            elif component.kind == "tool":
+                changed[path] = replace(before, tools={**before.tools, part: text})
+            else:
+                changed[path] = replace(before, fields={**before.fields, part: text})
+        return self.base.replace(changed)
+
+
+def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Texts) -> list[Component]:
+    found: list[Component] = []
+    for part in dict.fromkeys([*known, *given]):
+        own = known[part].text if part in known else None
+        schema = json.dumps(known[part].schema, ensure_ascii=False, default=str) if part in known else ""
+        found.append(Component(path, kind, part, given.get(part, own or ""), own, part in given, schema))
+    return found
+
+
+def text_digest(texts: Texts) -> str:
+    """A hash of a candidate's texts."""
+    text = "\0".join(f"{name}\1{texts[name]}" for name in sorted(texts))
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -1,0 +1,215 @@
+"""The front door to tuning: what it found, and whether that is really better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from stagegraph.optimize.evaluation.compare import Comparison, compare
+from stagegraph.optimize.evaluation.evaluate import checked_examples
+from stagegraph.optimize.evaluation.metric import grader_of
+from stagegraph.optimize.evaluation.report import report_of
+from stagegraph.optimize.lms.names import name_of
+from stagegraph.schema.errors import TuningError
+
+from .options import Options, TuningOptions
+from .preview import Preview, preview, preview_of
+from .search import Search, check_overlap
+
+if TYPE_CHECKING:
+    import os
+
+    from pydantic_ai.models import Model
+
+    from stagegraph.data.examples import Example
+    from stagegraph.data.prompts import Prompts
+    from stagegraph.nodes.node import Node
+    from stagegraph.optimize.evaluation.budget import Budget, Spent
+    from stagegraph.optimize.evaluation.metric import Grader, Metric
+    from stagegraph.optimize.evaluation.report import Report
+    from stagegraph.runner.runner import Runner
+
+    from .result import Candidate, SearchResult
+
+__all__ = ["Tuning", "tune"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """The result of a tuning."""
+
+    graph: str
+    prompts: Prompts
+    """The best candidate; the seed itself when nothing was better."""
+    found: SearchResult
+    comparison: Comparison
+    """The best candidate against the seed, on held-out examples if there are any."""
+    held_out: bool
+    """Whether `comparison` is about held-out examples; otherwise it is about those that selected the candidate."""
+    preview: Preview
+    provenance: dict[str, Any]
+
+    @property
+    def report(self) -> Report:
+        """The evaluation of the best candidate."""
+        return self.comparison.after
+
+    @property
+    def spent(self) -> Spent:
+        """What the search cost."""
+        return self.found.spent
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every candidate; the first is the seed. `found.changes(number)` has what one of them changed."""
+        return self.found.candidates
+
+    def __str__(self) -> str:
+        return " ".join([self._summary, *(f"Beware: {one}" for one in self.found.warnings)])
+
+    @property
+    def _summary(self) -> str:
+        found = self.found
+        if found.best == 0:
+            return f"{self.graph}: nothing better than the start was found; stopped: {found.stopped}"
+        kind = (
+            "on held-out examples" if self.held_out else "on the validation examples, which also chose it (no `test=`)"
+        )
+        return (
+            f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(found.changed)}; "
+            f"{len(found.candidates)} candidates, {found.spent.runs} runs, {found.spent.proposals} proposals, "
+            f"{found.spent.cost}; stopped: {found.stopped}"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the prompts file, and beside it (`.tuning.json`) the provenance and every candidate.
+
+        A candidate has its parents, what it changed, its texts, and its scores and objectives per example.
+        """
+        self.prompts.save(path)
+        data = {"provenance": self.provenance, "summary": str(self), **self.found.data()}
+        beside = Path(path).with_suffix(".tuning.json")
+        beside.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
+
+
+async def tune(
+    graph: Node[Any, Any],
+    metric: Metric | Grader,
+    *,
+    train: Sequence[Example[Any]],
+    val: Sequence[Example[Any]],
+    budget: Budget,
+    test: Sequence[Example[Any]] | None = None,
+    model: Model[Any] | str | None = None,
+    proposer_model: Model[Any] | str | None = None,
+    runner: Runner | None = None,
+    prompts: Prompts | None = None,
+    optimizer: str = "gepa",
+    confirm: Callable[[Preview], bool] | None = None,
+    **options: Unpack[TuningOptions],
+) -> Tuning:
+    """Find better texts for a graph's stages, and find out whether they are better.
+
+    Args:
+        graph: What to tune. The graph itself runs, with its agents, tools and validators.
+        metric: `(example, run) -> Score | float | bool`; notes in the score say which call went wrong.
+        train: Examples to learn from.
+        val: Examples that select the best candidate.
+        budget: When to stop. The verdict at the end (two evaluations) is not part of it.
+        test: Examples for the verdict, which selected nothing. Without them the verdict is about *val*.
+        model: The model of stages that have none of their own.
+        proposer_model: Writes the new texts instead of `reflection_model`.
+        runner: Runs the graph. With a journal, a child does not repeat the calls that its change does not touch.
+        prompts: Where to start; the runner's prompts by default. A stage that they do not name starts from its code.
+        optimizer: `"gepa"`; DSPy's other optimizers take a `GraphModule`.
+        confirm: Called with a preview, measured on two runs, before the search begins; `False` ends the tuning. A
+            tuning that resumes from its `run_dir` does not ask again.
+        options: See `TuningOptions`: `reflection_model`, `proposer`, `components`, `minibatch`, `merge`, `stagnation`,
+            `concurrency`, `run_dir`, `seed`, `retry_delays`, `callback`.
+
+    Raises:
+        TuningError: the data, the metric or an option cannot work, or *confirm* returned `False`. When a provider or
+            the metric fails later, the result has the best candidate until then, and `found.error` says what happened.
+    """
+    if optimizer != "gepa":
+        msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
+        raise TuningError(msg)
+    grader = grader_of(metric)
+    held_out = None if test is None else checked_examples(graph, test, "test examples")
+    known = Options(budget=budget, model=model, runner=runner, prompts=prompts, **options)
+    if proposer_model is not None:
+        known = replace(known, reflection_model=proposer_model)
+    async with Search(graph, grader, train, val, await known.checked()) as search:
+        if held_out is not None:
+            check_overlap(train=search.train, val=search.val, test=held_out)
+        measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
+        found, before, after = await _with_verdict(search, grader.name, held_out)
+    return Tuning(
+        graph=graph.__node__.name,
+        prompts=found.prompts,
+        found=found,
+        comparison=compare(before, after),
+        held_out=held_out is not None and found.error is None,
+        preview=measured or preview_of(found, budget, before),
+        provenance={
+            "graph": graph.__node__.name,
+            "optimizer": optimizer,
+            "metric": grader.name,
+            "model": name_of(model),
+            "reflection_model": name_of(search.options.reflection_model),
+            "components": list(search.target.components),
+            "train": len(train),
+            "val": len(val),
+            "test": len(test or ()),
+            "seed": search.options.seed,
+            "seed_prompts": found.seed.digest,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Preview:
+    """The preview to which *confirm* agreed.
+
+    Raises:
+        TuningError: it did not agree, or a provider failed.
+    """
+    options = search.options
+    measured = await preview(
+        search.target.graph,
+        search.train,
+        options.budget,
+        val=len(search.val),
+        minibatch=options.minibatch,
+        model=options.model,
+        runner=options.runner,
+        prompts=search.target.base,
+        samples=2,
+    )
+    shown = replace(measured, components=tuple(search.target.components))
+    if not confirm(shown):
+        msg = "the tuning was not begun: `confirm` said no"
+        raise TuningError(msg)
+    return shown
+
+
+async def _with_verdict(
+    search: Search, metric: str, held_out: Sequence[Example[Any]] | None
+) -> tuple[SearchResult, Report, Report]:
+    """The search's result, the evaluation of the seed and that of the best candidate."""
+    found = await search.run()
+    seed, best = found.candidates[0], found.candidates[found.best]
+    if found.error is None:
+        rows = held_out or search.val
+        try:
+            before = await search.verdict(seed.texts, rows)
+            return found, before, before if best is seed else await search.verdict(best.texts, rows)
+        except TuningError as error:
+            found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+    # After an error, the runs that selected the candidate are the only evidence.
+    before = report_of(search.target.graph, metric, found.seed, seed.rows)
+    return found, before, report_of(search.target.graph, metric, found.prompts, best.rows)

@@ -1,0 +1,306 @@
+"""Recorded runs as data to learn from, from a journal or from a server."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+
+from pydantic import ValidationError
+from typing_extensions import Unpack
+
+from stagegraph.data.examples import Example, digest_of
+from stagegraph.schema.errors import DeclarationError
+
+from .rows import RunFilter, in_range
+from .run import run_of
+
+if TYPE_CHECKING:
+    from stagegraph.data.call import Call
+    from stagegraph.data.score import Feedback
+    from stagegraph.nodes.node import Node
+
+    from .rows import CallRow, FeedbackRow, Journal, RunRow
+    from .run import Run
+
+__all__ = ["CORRECTION", "EXPERIMENT", "JournalRuns", "RunQuery", "RunRows", "RunSource", "Which"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+StageIn = TypeVar("StageIn")
+
+CORRECTION = "correction"
+"""The name of a score whose value is the expected output."""
+EXPERIMENT = "experiment"
+"""The key in a run's metadata with the name of the evaluation that it was made for."""
+
+_ALL = 10_000_000
+
+RunRows = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
+"""The rows of one run."""
+
+
+class Which(TypedDict, total=False):
+    """Which recorded runs."""
+
+    since: datetime | timedelta | None
+    """Only runs that began at this time or later: a moment, or how long ago."""
+    until: datetime | timedelta | None
+    """Only runs that began before this time."""
+    tags: Sequence[str]
+    """Only runs that have all of these."""
+    user: str | None
+    session: str | None
+    environment: str | None
+    """Only runs of this environment; a local journal has none."""
+    status: str | None
+    """Only runs with this status: `succeeded`, `failed`."""
+    score: str | None
+    """Only runs that have a score of this name."""
+    min_score: float | None
+    """Only runs with a numeric score (of that name, if one is given) of at least this."""
+    max_score: float | None
+    """The same for at most."""
+    experiments: bool
+    """Also runs that were made for an evaluation."""
+    limit: int | None
+    """The most runs, or examples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """The same, checked."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    tags: tuple[str, ...] = ()
+    user: str | None = None
+    session: str | None = None
+    environment: str | None = None
+    status: str | None = None
+    score: str | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    experiments: bool = False
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, which: Which) -> RunQuery:
+        """The query from a caller's keywords.
+
+        Raises:
+            DeclarationError: a moment has no time zone.
+        """
+        fields: dict[str, Any] = {**which, "tags": tuple(which.get("tags", ()))}
+        fields |= {name: _moment(which.get(name)) for name in ("since", "until")}
+        return cls(**fields)
+
+    def scored(self, scores: Sequence[Feedback]) -> bool:
+        """Whether one of a run's scores matches."""
+        if self.score is None and self.min_score is None and self.max_score is None:
+            return True
+        values = [one.value for one in scores if self.score in {None, one.name} and one.name != CORRECTION]
+        return any(in_range(value, self.min_score, self.max_score) for value in values)
+
+
+def _moment(value: datetime | timedelta | None) -> datetime | None:
+    if isinstance(value, timedelta):
+        return datetime.now(UTC) - value
+    if value is not None and value.tzinfo is None:
+        msg = f"{value!r} has no time zone; write datetime(..., tzinfo=UTC), or how long ago as a timedelta"
+        raise DeclarationError(msg)
+    return value
+
+
+class RunSource(ABC):
+    """Where recorded runs are read: `JournalRuns` from a local journal, `LangfuseRuns` from a server.
+
+    Data that cannot be used is not an error: it is counted in `skipped`, by reason, over everything that was read.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+
+    @abstractmethod
+    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph, the newest first."""
+
+    async def runs(self, graph: Node[In, Out], **which: Unpack[Which]) -> AsyncGenerator[Run[In, Out]]:
+        """Typed runs with their calls and scores, the newest first.
+
+        Args:
+            graph: Whose runs.
+            which: See `Which`; every keyword must match.
+
+        Raises:
+            TracingError: the server does not answer.
+            DeclarationError: a moment has no time zone.
+        """
+        async with aclosing(self._read(graph, RunQuery.of(which))) as found:
+            async for run, _ in found:
+                yield run
+
+    async def _read(
+        self, graph: Node[In, Out], query: RunQuery
+    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float]]]:
+        """The runs, each with the moments when it was resumed."""
+        count = 0
+        if query.limit is not None and query.limit <= 0:
+            return
+        async with aclosing(self.pages(graph, query)) as pages:
+            async for row, calls, scores in pages:
+                run = run_of(row, calls, scores, graph)
+                accepted = run.status != "succeeded" or graph.__node__.output_type.is_instance(run.output)
+                if not (graph.__node__.input_type.is_instance(run.input) and accepted):
+                    self.skipped["a run does not fit the graph's types any more"] += 1
+                    continue
+                if not query.scored(run.feedback):
+                    continue
+                yield run, row.read_labels().resumed
+                count += 1
+                if count == query.limit:
+                    return
+
+    @overload
+    async def examples(
+        self, graph: Node[In, Out], *, stage: None = None, **which: Unpack[Which]
+    ) -> list[Example[In]]: ...
+    @overload
+    async def examples(
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any], **which: Unpack[Which]
+    ) -> list[Example[StageIn]]: ...
+    async def examples(
+        self, graph: Node[In, Out], *, stage: Node[StageIn, Any] | None = None, **which: Unpack[Which]
+    ) -> list[Example[In]] | list[Example[StageIn]]:
+        """Data for the whole graph, or for one of its stages: inputs and expected outputs.
+
+        The expected output is the correction of a run, or else its own output; a failed run without a correction is
+        skipped. Of several runs with equal inputs, one with a correction counts, or else the newest.
+
+        Args:
+            graph: Whose runs.
+            stage: Only the calls of this node: `Build.code`.
+            which: See `Which`; with a stage, `score`, `min_score` and `max_score` are about its calls.
+
+        Raises:
+            TracingError: the server does not answer.
+            DeclarationError: the graph has no such stage.
+        """
+        paths = {""} if stage is None else graph.__node__.tree.paths(stage)
+        of_runs = RunQuery.of(which)
+        limit, of_calls, of_runs = of_runs.limit, of_runs, replace(of_runs, limit=None)
+        if stage is not None:
+            of_runs = replace(of_runs, score=None, min_score=None, max_score=None)
+        found: dict[str, Example[Any]] = {}
+        async with aclosing(self._read(graph, of_runs)) as runs:
+            async for run, resumed in runs:
+                calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
+                for call in calls:
+                    about = [
+                        one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
+                    ]
+                    if stage is None or of_calls.scored(about):
+                        self._add(self._example(run, call, about, resumed), call, found)
+                if limit is not None and len(found) >= limit:
+                    break
+        return list(found.values())[: max(0, limit) if limit is not None else None]
+
+    def _add(self, example: Example[Any] | None, call: Call, found: dict[str, Example[Any]]) -> None:
+        """Keep one example of each input: one with a correction, or else the newest."""
+        if example is None:
+            return
+        digest = digest_of(call.input)
+        before = found.get(digest)
+        if before is not None:
+            self.skipped["the same input again"] += 1
+        if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
+            found[digest] = example
+
+    def _example(
+        self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], resumed: Sequence[float]
+    ) -> Example[Any] | None:
+        node = run.tree.nodes[call.path]
+        if not node.__node__.input_type.is_instance(call.input):
+            self.skipped["an input does not fit its type any more"] += 1
+            return None
+        corrections = [one for one in about if one.name == CORRECTION]
+        if corrections:
+            try:
+                expected = _corrected(corrections[-1].value, node)
+            except (ValidationError, ValueError):
+                self.skipped["a correction does not fit the output type"] += 1
+                return None
+        elif not call.ok:
+            self.skipped["it failed, and nobody corrected it"] += 1
+            return None
+        elif not node.__node__.output_type.is_instance(call.output):
+            self.skipped["an output does not fit its type any more"] += 1
+            return None
+        else:
+            expected = call.output
+        scores = {one.name: one.value for one in about if one.name != CORRECTION}
+        metadata: dict[str, Any] = {
+            "run_id": run.id,
+            "key": call.key,
+            "corrected": bool(corrections),
+            "scores": scores,
+        }
+        if segment := sum(moment <= call.started.timestamp() for moment in resumed):
+            metadata["segment"] = segment
+        name = digest_of([run.id, call.key])
+        return Example(call.input, expected, name, metadata)
+
+
+class JournalRuns(RunSource):
+    """Recorded runs of a journal, which can be learned from as those of Langfuse, without a server."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph, the newest first.
+
+        Raises:
+            DeclarationError: the query has an environment.
+        """
+        if query.environment is not None:
+            msg = f"environment={query.environment!r}: a journal does not know in which one a run was made"
+            raise DeclarationError(msg)
+        rows = await self._journal.runs(
+            RunFilter(
+                graph=graph.__node__.name,
+                since=query.since.timestamp() if query.since is not None else None,
+                until=query.until.timestamp() if query.until is not None else None,
+                limit=_ALL,
+            )
+        )
+        for row in rows:
+            labels = row.read_labels()
+            if (
+                query.status in {None, row.status}
+                and query.user in {None, labels.user_id}
+                and query.session in {None, labels.session_id}
+                and set(query.tags) <= set(labels.tags)
+                and (query.experiments or not labels.metadata.get(EXPERIMENT))
+            ):
+                calls = await self._journal.calls(row.run_id)
+                yield row, calls, await self._journal.feedback(row.run_id)
+
+
+def _corrected(value: object, node: Node[Any, Any]) -> Any:
+    if not isinstance(value, str):
+        return node.__node__.output_type.load(value)
+    try:
+        data = json.loads(value)
+    except ValueError:
+        data = value  # a plain text, for a stage that returns one
+    try:
+        return node.__node__.output_type.load(data)
+    except ValidationError:
+        return node.__node__.output_type.load(value)

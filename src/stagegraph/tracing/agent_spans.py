@@ -1,0 +1,133 @@
+"""How Pydantic AI's own spans come to stand under the right call, and nobody else's do.
+
+Its instrumentation makes every span the current one, which would turn the host's spans (of its HTTP client, say) into
+children of spans that the host's tracing backend never gets. So our spans are transparent: to the host they look like
+the span that was current when the agent was called, and only our own tracer sees through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import Attributes, AttributeValue
+
+__all__ = ["CallTracer"]
+
+
+class Transparent(Span):
+    """A span that others look through: its context is that of the host's own span."""
+
+    def __init__(self, real: Span, host: SpanContext, owner: CallTracer) -> None:
+        self.real = real
+        self.owner = owner
+        self._host = host
+
+    def get_span_context(self) -> SpanContext:
+        return self._host
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        return getattr(self.real, "attributes", None) or {}
+
+    def end(self, end_time: int | None = None) -> None:
+        self.real.end(end_time)
+
+    def is_recording(self) -> bool:
+        return self.real.is_recording()
+
+    def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
+        self.real.set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        self.real.set_attribute(key, value)
+
+    def update_name(self, name: str) -> None:
+        self.real.update_name(name)
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        self.real.set_status(status, description)
+
+    def add_event(self, name: str, *args: Any, **options: Any) -> None:
+        self.real.add_event(name, *args, **options)
+
+    def record_exception(self, exception: BaseException, *args: Any, **options: Any) -> None:
+        self.real.record_exception(exception, *args, **options)
+
+
+class CallTracer(Tracer):
+    """Makes the spans of one stage call's agent, below the call's own observation.
+
+    Args:
+        real: Makes and exports the spans.
+        call: The call's observation.
+        common: Attributes of all spans.
+        generation: Attributes of the model requests alone.
+    """
+
+    def __init__(
+        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
+    ) -> None:
+        self._real = real
+        self._call = NonRecordingSpan(call)
+        self._common, self._generation = common, generation
+        self._run: Span | None = None
+        """The newest run of the call's agent, below which everything stands that it does."""
+
+    def start_span(
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Attributes = None,
+        *args: Any,
+        **options: Any,
+    ) -> Span:
+        around = get_current_span(context)
+        own = {**(attributes or {}), **self._common}
+        operation = own.get("gen_ai.operation.name")
+        if operation == "chat":
+            own |= self._generation
+        within = set_span_in_context(self._parent(around), Context())
+        real = self._real.start_span(name, within, kind, own, *args, **options)
+        if operation == "invoke_agent":
+            self._run = real
+        return Transparent(real, around.get_span_context(), self)
+
+    def _parent(self, around: Span) -> Span:
+        # A tool may run another graph, whose agents' spans belong below their own calls.
+        if isinstance(around, Transparent) and around.owner is self:
+            return around.real
+        # The host may have put a span of its own around what the agent does.
+        return self._run if self._run is not None and self._run.is_recording() else self._call
+
+    @contextmanager
+    def start_as_current_span(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        name: str,
+        *args: Any,
+        record_exception: bool = True,
+        set_status_on_exception: bool = True,
+        end_on_exit: bool = True,
+        **options: Any,
+    ) -> Generator[Span]:
+        options |= {"record_exception": record_exception, "set_status_on_exception": set_status_on_exception}
+        span = self.start_span(name, *args, **options)
+        with use_span(span, end_on_exit, record_exception, set_status_on_exception):
+            yield span

@@ -1,0 +1,145 @@
+"""What identifies and describes an observation: ids, names of attributes, metadata.
+
+A program that only sends does not load `langfuse`: that costs a third of a second, and sets up the host's httpx logger.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from opentelemetry.trace import SpanContext, TraceFlags
+
+from stagegraph.record.source import EXPERIMENT
+
+if TYPE_CHECKING:
+    from stagegraph.runner.observer import TraceStart
+
+    from .connection import Connection
+
+__all__ = [
+    "EXPERIMENTS",
+    "OWN",
+    "Attributes",
+    "Names",
+    "common",
+    "is_mapping",
+    "metadata",
+    "without_none",
+    "without_prefix",
+]
+__all__ += ["observation_id", "sampled", "score_id", "span_number", "trace_id"]
+
+Attributes = dict[str, Any]
+
+
+class Names:
+    """Names of attributes: those of `langfuse.LangfuseOtelSpanAttributes`."""
+
+    INPUT, OUTPUT = "langfuse.observation.input", "langfuse.observation.output"
+    TYPE, LEVEL = "langfuse.observation.type", "langfuse.observation.level"
+    STATUS = "langfuse.observation.status_message"
+    METADATA, TRACE_METADATA = "langfuse.observation.metadata", "langfuse.trace.metadata"
+    PROMPT_NAME, PROMPT_VERSION = "langfuse.observation.prompt.name", "langfuse.observation.prompt.version"
+    USAGE, COST = "langfuse.observation.usage_details", "langfuse.observation.cost_details"
+    ENVIRONMENT, RELEASE, VERSION = "langfuse.environment", "langfuse.release", "langfuse.version"
+    TRACE_NAME, TAGS, SESSION, USER = "langfuse.trace.name", "langfuse.trace.tags", "session.id", "user.id"
+    IS_ROOT = "langfuse.internal.is_app_root"
+    EXPERIMENT = "langfuse.experiment"
+    EXPERIMENT_ROOT = "langfuse.experiment.item.root_observation_id"
+
+
+EXPERIMENTS = "sdk-experiment"
+"""The environment in which Langfuse keeps runs of experiments apart."""
+OWN = frozenset(
+    "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
+)
+"""Names in the metadata of an observation that are ours; a run's own of that name gets `user_` before it."""
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
+_TEXT_LIMIT = 200
+"""Langfuse drops a user, session or tag that is longer."""
+
+
+def trace_id(run_id: str) -> str:
+    """32 hexadecimal digits: what `Langfuse.create_trace_id(seed=run_id)` gives."""
+    return sha256(run_id.encode("utf-8", "replace")).digest()[:16].hex()
+
+
+def observation_id(run_id: str, key: str, segment: int = 0) -> str:
+    """16 hexadecimal digits for the call at *key*, in the run's *segment*: a resumed call is another observation."""
+    return f"{span_number(run_id, key, segment):016x}"
+
+
+def span_number(run_id: str, key: str, segment: int) -> int:
+    """The same as a number."""
+    digest = sha256(f"{run_id}\0{segment}\0{key}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") or 1
+
+
+def score_id(run_id: str, key: str | None, name: str) -> str:
+    """The same score of the same call replaces the one before."""
+    return sha256(f"{run_id}\0{key or ''}\0{name}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def sampled(trace: int, span: int) -> SpanContext:
+    """The context of an observation."""
+    return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a JSON object, or something like it."""
+    return isinstance(value, Mapping)
+
+
+def without_none(values: Mapping[str, Any]) -> Attributes:
+    """The attributes that an observation has."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
+    """Each value as JSON of its own, which is how the server reads it; `None` is left out."""
+    return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
+
+
+def _json(value: object) -> str:
+    try:
+        return _TO_JSON(value)
+    except Exception:  # noqa: BLE001 - keys of any type, circles, a user's `__str__`
+        return json.dumps(f"<{type(value).__name__}>")
+
+
+def _with_prefix(name: str) -> str:
+    """The name that a run's own metadata gets in an observation."""
+    return f"user_{name}" if re.sub(r"^(?:user_)+", "", name) in OWN else name
+
+
+def without_prefix(name: str) -> str:
+    """The same the other way round."""
+    short = name.removeprefix("user_")
+    return short if short != name and _with_prefix(short) == name else name
+
+
+def common(start: TraceStart, connection: Connection) -> Attributes:
+    """What every observation of a run carries, so that each can be found by it."""
+    own = {_with_prefix(name): value for name, value in start.metadata.items()}
+    experiment = own.get(EXPERIMENT)
+    item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}
+    if item:
+        del own[EXPERIMENT]
+    tags = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
+    found = {
+        Names.TRACE_NAME: start.graph[:_TEXT_LIMIT],
+        Names.ENVIRONMENT: EXPERIMENTS if experiment else connection.environment,
+        Names.RELEASE: connection.release,
+        Names.VERSION: start.prompts.digest,
+        Names.SESSION: str(start.session_id)[:_TEXT_LIMIT] if start.session_id else None,
+        Names.USER: str(start.user_id)[:_TEXT_LIMIT] if start.user_id else None,
+        Names.TAGS: tags or None,
+        **metadata({**own, "run_id": start.run_id}, Names.TRACE_METADATA),
+        **{f"{Names.EXPERIMENT}.{name}": None if value is None else str(value) for name, value in item.items()},
+        Names.EXPERIMENT_ROOT: observation_id(start.run_id, start.root_key, start.segment) if item else None,
+    }
+    return without_none(found)

@@ -1,0 +1,205 @@
+"""What may leave the process: contents changed by the user's function, without secrets, cut to size, or their shape."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from pydantic import BaseModel
+
+from .attributes import Attributes, Names
+from .secrets import HIDDEN, scrubbed, sounds_secret
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
+__all__ = ["Capture", "Policy", "Redact", "shape", "without_files"]
+
+Capture = Literal["all", "shape", "none"]
+"""Whole inputs, outputs and messages; only their types and sizes; nothing of them."""
+
+Redact = Callable[[Any], Any]
+"""Gets a JSON value (an input, an output, messages, a text) and gives what may be sent."""
+
+_CONTENT = {
+    Names.INPUT, Names.OUTPUT, Names.STATUS,
+    "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
+    "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "gen_ai.tool.definitions", "gen_ai.agent.description",
+    "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",
+    "gen_ai.tool.description", "metadata", "pydantic_ai.tool.deferral.metadata",
+}  # fmt: skip
+"""Attributes that hold what a user, a developer or a model wrote."""
+_SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "model_name", "agent_name", "logfire.")
+"""What remains of Pydantic AI's spans when content is not captured."""
+_USAGE = {
+    "gen_ai.usage.input_tokens": "input",
+    "gen_ai.usage.output_tokens": "output",
+    "gen_ai.usage.details.cache_read_tokens": "input_cached_tokens",
+    "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
+}
+_CONVERSATION = "gen_ai.conversation.id"
+"""One for each agent run, which Langfuse would take for the session."""
+_OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
+_DEEP = 5
+_FILE = re.compile(r"(?<=\"data\":\")[A-Za-z0-9+/=_-]{100,}(?=\",\"media_type\":)")
+
+
+def redacted(text: str, redact: Redact) -> str:
+    """JSON (or a plain text) through the user's function; what it fails on is not sent."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return redacted_text(text, redact)
+    try:
+        return json.dumps(redact(value), ensure_ascii=False)
+    except Exception as error:  # noqa: BLE001 - a user's function; its message may quote what must not be told
+        return json.dumps(_failed(error))
+
+
+def redacted_text(text: str, redact: Redact) -> str:
+    """A text through the user's function; what it fails on is not sent."""
+    try:
+        return str(redact(text))
+    except Exception as error:  # noqa: BLE001
+        return _failed(error)
+
+
+def _failed(error: Exception) -> str:
+    return f"[not sent: `redact` raised {type(error).__name__}]"
+
+
+def without_files(text: str) -> str:
+    """JSON without the bytes of the files (`BinaryContent`) in it."""
+    return _FILE.sub(lambda found: f"[{len(found[0])} characters of base64]", text)
+
+
+def cut(text: str, limit: int) -> tuple[str, int | None]:
+    """At most *limit* bytes of UTF-8, and how many there were when it is less than all."""
+    if len(text) * 4 <= limit:
+        return text, None
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return text, None
+    return raw[:limit].decode("utf-8", "ignore"), len(raw)
+
+
+def shape(value: object, depth: int = 0) -> Any:
+    """The types and sizes in a value, and nothing that a user or a model wrote."""
+    kind = type(value).__name__
+    if value is None or isinstance(value, bool):
+        return kind
+    if isinstance(value, (str, bytes)):
+        return f"{kind} of {len(value)}"
+    if depth < _DEEP:
+        if isinstance(value, BaseModel):
+            return {name: shape(getattr(value, name), depth + 1) for name in type(value).model_fields}
+        if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: shape(getattr(value, field.name, None), depth + 1) for field in fields(value)}
+        if _is_list(value) and value:
+            return [f"{kind} of {len(value)}", shape(value[0], depth + 1)]
+    return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind  # a mapping's keys are data, too
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, (list, tuple))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What of a span may leave the process; applied to every span, ours and Pydantic AI's, before it is sent."""
+
+    capture: Capture
+    redact: Redact | None
+    limit: int
+    """Bytes of one input, output or list of messages."""
+    secrets: tuple[re.Pattern[str], ...] = ()
+    """Values that never leave, the longest first."""
+
+    def apply(self, span: ReadableSpan) -> ReadableSpan:
+        """The span as it may leave the process."""
+        before = span.attributes or {}
+        own = before.get(Names.TYPE) is not None
+        after: Attributes = {}
+        for name, value in before.items():
+            if own or (name != _CONVERSATION and (self.capture == "all" or _is_technical(name))):
+                after[name] = self._allowed(name, value, after)
+        if not own:
+            _bridge(after)
+        return ReadableSpan(
+            name=self._clean(span.name),
+            context=span.context,
+            parent=span.parent,
+            resource=span.resource,
+            attributes=after,
+            events=[self._event(event) for event in span.events] if self.capture == "all" else (),
+            links=span.links,
+            kind=span.kind,
+            status=span.status if own else type(span.status)(span.status.status_code, self._reason(span)),
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=span.instrumentation_scope,
+        )
+
+    def text(self, text: str) -> str:
+        """A text that a user or a model wrote, as it may leave the process."""
+        return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
+
+    def json(self, text: str) -> str:
+        """The same for a value as JSON."""
+        return self._clean(redacted(text, self.redact) if self.redact is not None else text)
+
+    def _reason(self, span: ReadableSpan) -> str | None:
+        text = span.status.description
+        return None if text is None or self.capture != "all" else self.text(text)
+
+    def _clean(self, text: str) -> str:
+        return scrubbed(text, self.secrets)
+
+    def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
+        if isinstance(value, (tuple, list)):
+            return tuple(self._clean(item) if isinstance(item, str) else item for item in value)  # pyright: ignore[reportReturnType]
+        if not isinstance(value, str):
+            return value
+        if name.startswith(_OWN_WORDS) and sounds_secret(name):
+            return json.dumps(HIDDEN)
+        value, size = cut(self.json(value) if _is_content(name) else self._clean(value), self.limit)
+        if size is not None:
+            others[f"{Names.METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
+        return value
+
+    def _event(self, event: Event) -> Event:
+        attributes = {
+            name: cut(self.text(value), self.limit)[0] if isinstance(value, str) else value
+            for name, value in (event.attributes or {}).items()
+        }
+        return Event(event.name, attributes, event.timestamp)
+
+
+def _is_content(name: str) -> bool:
+    return name in _CONTENT or name.startswith("pydantic_ai.decision.")
+
+
+def _is_technical(name: str) -> bool:
+    return not _is_content(name) and name.startswith(_SHOWN) and name != "logfire.json_schema"
+
+
+def _bridge(attributes: Attributes) -> None:
+    """Usage and cost under the names that Langfuse reads, once: it takes the details for further tokens."""
+    usage = {short: attributes[name] for name, short in _USAGE.items() if name in attributes}
+    details = sum(count for name, count in usage.items() if name.startswith("input_"))
+    for name in [name for name in attributes if name.startswith("gen_ai.usage.details.")]:
+        del attributes[name]
+    cost = attributes.get("operation.cost")
+    if attributes.get("gen_ai.operation.name") != "chat":
+        return
+    if usage:
+        if "input" in usage:
+            usage["input"] = max(0, usage["input"] - details)
+        attributes[Names.USAGE] = json.dumps(usage)
+    if cost is not None:
+        attributes[Names.COST] = json.dumps({"total": cost})
+        attributes["gen_ai.usage.cost"] = cost

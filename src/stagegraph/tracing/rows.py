@@ -1,0 +1,294 @@
+"""A trace as the rows of a journal: what Langfuse knows of a run, in the form in which everything else reads runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from stagegraph.data.call import Kind, Status, key_order
+from stagegraph.journal import CallRow, FeedbackRow, RunRow
+from stagegraph.record.source import CORRECTION, RunRows
+
+from .attributes import OWN, without_prefix
+
+if TYPE_CHECKING:
+    from langfuse.api import ObservationV2, ScoreV3
+
+__all__ = ["NO_RUN", "cut_metadata", "is_root", "meta", "name_of", "rows_of"]
+
+_KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
+_OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
+"""Ends of a call that the level of its observation does not tell."""
+_NOT_TOLD = OWN | {"resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated"}
+"""Names in the metadata of a run's observation that are not of its caller."""
+NO_RUN = "a trace has no run in it (yet)"
+_CUT = 200
+"""Characters of a value of the metadata that a server shows without being asked for the whole."""
+
+
+def meta(row: ObservationV2, name: str) -> Any:
+    """One value of an observation's metadata; older servers give it as the JSON that was sent."""
+    known = row.metadata or {}
+    value = known.get(name)
+    if isinstance(value, str) and str(known.get("kind"))[:1] == '"':
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def is_root(row: ObservationV2) -> bool:
+    """Whether an observation is a whole run."""
+    return meta(row, "run_id") is not None and (row.parent_observation_id is None or meta(row, "path") == "")
+
+
+def name_of(root: ObservationV2) -> str:
+    """The name of what was run."""
+    name = root.name or ""
+    return root.trace_name or (name if meta(root, "path") == "" else name.partition(":")[2])
+
+
+def cut_metadata(rows: Iterable[ObservationV2]) -> list[str]:
+    """Names of what a caller said about the run and a server did not show whole."""
+    told = (row.metadata or {} for row in rows if is_root(row))
+    found = {name for one in told for name, value in one.items() if isinstance(value, str) and len(value) >= _CUT}
+    return sorted(found - _NOT_TOLD)
+
+
+def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: Counter[str]) -> RunRows | None:
+    """The rows of one run from its trace, or `None` when there is none of ours in it."""
+    rows = list(rows)
+    own = [row for row in rows if meta(row, "key") is not None and meta(row, "run_id") is not None]
+    latest: dict[str, ObservationV2] = {}
+    for row in sorted(own, key=lambda one: (_count(meta(one, "segment")), one.start_time)):
+        latest[str(meta(row, "key"))] = row  # a call that was resumed counts as it went the last time
+    root = latest.get("") or next((row for row in latest.values() if is_root(row)), None)
+    if root is None:
+        skipped[NO_RUN] += 1
+        return None
+    run_id, root_key = str(meta(root, "run_id")), str(meta(root, "key"))
+    parents = _parents(rows, own)
+    spent = _spent(rows, parents)
+    usable: dict[str, CallRow] = {}
+    for key, row in latest.items():
+        call = _call(row, run_id, spent)
+        if call is not None:
+            usable[key] = call
+            continue
+        skipped["an observation was cut, or has no input"] += 1
+        if row is root:
+            return None
+    above = {key: parents.get(latest[key].parent_observation_id or "") for key in usable}
+    calls = _placed(usable, above, root_key)
+    places = {row.id: str(meta(row, "key")) for row in own}
+    resumed = sorted({row.start_time.timestamp() for row in own if meta(row, "segment") and is_root(row)})
+    begun = min(row.start_time.timestamp() for row in own if row is root or is_root(row))
+    return _run(root, run_id, calls, resumed, begun), calls, _feedback(scores, run_id, places, root_key)
+
+
+def _parents(rows: Iterable[ObservationV2], own: Iterable[ObservationV2]) -> dict[str, str]:
+    """Id of any observation -> key of the call it happened in (or, for a call, that it is)."""
+    keys = {row.id: str(meta(row, "key")) for row in own}
+    above = {row.id: row.parent_observation_id or "" for row in rows}
+    found: dict[str, str] = {}
+    for start in above:
+        place, seen = start, set[str]()
+        while place not in keys and place in above and place not in seen:
+            seen.add(place)
+            place = above[place]
+        if place in keys:
+            found[start] = keys[place]
+    return found
+
+
+_Spent = dict[str | None, tuple[dict[str, int], Decimal | None]]
+
+
+def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
+    """Key -> usage and cost of its model requests; the cost is unknown as soon as one of theirs is.
+
+    Under `None` stands what is said of all other calls: nothing is known of them when a request belongs to any.
+    """
+    found: _Spent = {None: ({}, Decimal(0))}
+    for row in rows:
+        details = row.usage_details or {}
+        request = row.type == "GENERATION" or (not row.type and details)
+        if not request or not (details or row.output):
+            continue  # a request that was not answered costs nothing
+        key = parents.get(row.id)
+        if key is None:
+            found[None] = {}, None
+            continue
+        usage, cost = found.get(key, ({"requests": 0}, Decimal(0)))
+        usage["requests"] += 1
+        cached, written = details.get("input_cached_tokens", 0), details.get("input_cache_creation", 0)
+        for name, count in (
+            ("input_tokens", details.get("input", 0) + cached + written),
+            ("output_tokens", details.get("output", 0)),
+            ("cache_read_tokens", cached),
+            ("cache_write_tokens", written),
+        ):
+            if count:
+                usage[name] = usage.get(name, 0) + count
+        price = row.total_cost
+        known = price is not None and (price or not details)
+        found[key] = usage, cost + Decimal(str(price)) if known and cost is not None else None
+    return found
+
+
+def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
+    """One call, still without its place; `None` when its input or output is not whole."""
+    given, output, status = _json(row.input), _json(row.output), _status(row)
+    if given is None or (status == "succeeded" and output is None):
+        return None
+    if meta(row, "input_truncated") is not None or meta(row, "output_truncated") is not None:
+        return None
+    key, kind = str(meta(row, "key")), str(meta(row, "kind"))
+    usage, cost = spent.get(key) or (spent[None] if kind == "stage" else ({}, Decimal(0)))
+    type_, _, message = (row.status_message or "").partition(": ")
+    started = row.start_time.timestamp()
+    ended = row.end_time.timestamp() if row.end_time is not None else 0.0
+    return CallRow(
+        run_id=run_id,
+        key=key,
+        path=str(meta(row, "path") or ""),
+        kind=_KINDS.get(kind, "graph"),
+        parent=None,
+        position=0,
+        status=status,
+        input=given,
+        output=output if status == "succeeded" else None,
+        error_type=type_ or "Error" if status == "failed" else None,
+        error=message if status == "failed" else None,
+        usage=json.dumps(usage),
+        cost=None if cost is None else str(cost),
+        started=started,
+        duration=max(0.0, ended - started),
+        attempts=_count(meta(row, "attempts")) or 1,
+        replayed=bool(meta(row, "replayed")),
+    )
+
+
+def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[float], begun: float) -> RunRow:
+    first = calls[0]
+    labels = {
+        "metadata": {without_prefix(name): meta(root, name) for name in root.metadata or {} if name not in _NOT_TOLD},
+        "tags": root.tags or [],
+        "session_id": root.session_id,
+        "user_id": root.user_id,
+        "resumed": resumed,
+    }
+    usages = [json.loads(call.usage) for call in calls]
+    costs = [call.cost for call in calls]
+    return RunRow(
+        run_id=run_id,
+        graph=name_of(root),
+        status=first.status,
+        started=begun,
+        duration=max(0.0, first.started + first.duration - begun),
+        input=first.input,
+        output=first.output,
+        error_type=first.error_type,
+        error=first.error,
+        prompts_digest=root.version or "",
+        labels=json.dumps(labels),
+        requests=sum(usage.get("requests", 0) for usage in usages),
+        input_tokens=sum(usage.get("input_tokens", 0) for usage in usages),
+        output_tokens=sum(usage.get("output_tokens", 0) for usage in usages),
+        cost=None if None in costs else str(sum((Decimal(cost or 0) for cost in costs), Decimal(0))),
+    )
+
+
+def _feedback(scores: Iterable[ScoreV3], run_id: str, places: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
+    found: list[FeedbackRow] = []
+    for score in scores:
+        subject = score.subject
+        about = subject.id if subject is not None and subject.kind == "observation" else None
+        key = None if about is None else places.get(about)
+        if about is not None and key is None:
+            continue  # of an observation that is none of our calls
+        found.append(
+            FeedbackRow(
+                id=score.id,
+                run_id=run_id,
+                key=None if key == root_key else key,
+                name=CORRECTION if score.data_type == "CORRECTION" else score.name,
+                value=json.dumps(score.value),
+                comment=score.comment,
+                time=_given(score).timestamp(),
+            )
+        )
+    return sorted(found, key=lambda row: row.time)
+
+
+def _given(score: ScoreV3) -> datetime:
+    """When a score was given: all of a run's carry the time the run began, so it stands in the metadata."""
+    try:
+        return datetime.fromisoformat(str((score.metadata or {}).get("given")))
+    except ValueError:
+        return score.timestamp
+
+
+def _status(row: ObservationV2) -> Status:
+    return _OPEN.get(str(meta(row, "status"))) or ("failed" if row.level == "ERROR" else "succeeded")
+
+
+def _json(value: object) -> str | None:
+    """A value as JSON text, if it is one."""
+    if value is None or not isinstance(value, str):
+        return None if value is None else json.dumps(value)
+    try:
+        json.loads(value)
+    except ValueError:
+        return None
+    return value
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, (int, float)) and isfinite(value) else 0
+
+
+def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: str) -> list[CallRow]:
+    """The calls with their parents and places: each after the one it was made in, siblings as they began.
+
+    Servers keep milliseconds, so times alone do not tell what began first.
+    """
+    inside: dict[str, list[CallRow]] = {}
+    for key, call in calls.items():
+        if key != root:
+            parent = above.get(key)
+            call.parent = parent if parent in calls and parent != key else _around(key, calls, root)
+            inside.setdefault(call.parent, []).append(call)
+    ordered: list[CallRow] = []
+    pending = [calls[root]]
+    while pending or inside:
+        if not pending:  # calls in a circle, which only nonsense can give
+            _, pending = inside.popitem()
+            for call in pending:
+                call.parent = root
+        call = pending.pop()
+        call.position = len(ordered)
+        ordered.append(call)
+        pending += reversed(_in_order(inside.pop(call.key, [])))
+    return ordered
+
+
+def _in_order(siblings: list[CallRow]) -> list[CallRow]:
+    """As they began; of those that began in the same millisecond, what ended first, a fan-out by its numbers."""
+    ends: dict[tuple[float, str], float] = {}
+    for call in siblings:
+        place, end = (call.started, call.path), call.started + call.duration
+        ends[place] = min(end, ends.get(place, end))
+    return sorted(siblings, key=lambda call: (call.started, ends[call.started, call.path], key_order(call.key)))
+
+
+def _around(key: str, calls: Mapping[str, CallRow], root: str) -> str:
+    """The call that a key says it was made in, as near as it was recorded."""
+    known = [other for other in calls if other and key.startswith(f"{other}.")]
+    return max(known, key=len, default=root)

@@ -1,0 +1,196 @@
+"""Runs read back from Langfuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from stagegraph.record.run import run_of
+from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
+from stagegraph.schema.errors import TracingError
+
+from .api import Api, mended
+from .attributes import EXPERIMENTS, trace_id
+from .connection import Connection
+from .rows import NO_RUN, cut_metadata, is_root, meta, name_of, rows_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from langfuse.api import ObservationV2, ScoreV3
+
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.run import Run
+
+__all__ = ["LangfuseRuns"]
+
+_FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
+_WHOLE = "key,path,run_id"
+"""Names in the metadata whose values are read whole."""
+_PAGE = 200
+_PAUSE, _LONGEST_PAUSE = 0.25, 2.0
+"""Seconds between two attempts to read a run that is not there yet."""
+_MISSING = {"projectId": "", "type": "", "startTime": "1970-01-01T00:00:00Z"}
+"""What an observation has of which an older server says nothing."""
+
+
+class LangfuseRuns(RunSource):
+    """Recorded runs of a Langfuse project, as the typed runs they were.
+
+    Args:
+        public_key: Like everything that is `None`, from Langfuse's own variable: `LANGFUSE_PUBLIC_KEY`.
+        secret_key: `LANGFUSE_SECRET_KEY`.
+        base_url: `LANGFUSE_BASE_URL`.
+        patience: Seconds in all that one request may be tried again for, while the server is busy (429) or away.
+
+    Raises:
+        DeclarationError: there are no keys.
+    """
+
+    def __init__(
+        self,
+        *,
+        public_key: str | None = None,
+        secret_key: str | None = None,
+        base_url: str | None = None,
+        patience: float = 60.0,
+    ) -> None:
+        super().__init__()
+        self.connection = Connection.of(public_key, secret_key, base_url)
+        self._patience = patience
+
+    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph, the newest first."""
+        name = graph.__node__.name if graph.__node__.kind == "graph" else f"{graph.__node__.kind}:{graph.__node__.name}"
+        async with aclosing(self.listed(graph.__node__.name, query, name)) as pages:
+            async for found in pages:
+                yield found
+
+    async def listed(self, label: str | None, query: RunQuery, name: str | None = None) -> AsyncGenerator[RunRows]:
+        """The runs of what is called *label* (of everything without one), the newest first.
+
+        With the *name* of their root observations, the server has less to look through.
+        """
+        seen: set[str] = set()
+        async with Api(self.connection, patience=self._patience) as api:
+            roots = self._observations(
+                api,
+                self.skipped,
+                name=name,
+                fields="core,basic,metadata,trace_context",
+                expand_metadata=_WHOLE,
+                is_root_observation=True,
+                user_id=query.user,
+                session_id=query.session,
+                environment=query.environment,
+                from_start_time=_milliseconds(query.since),
+                to_start_time=_milliseconds(query.until),
+            )
+            async with aclosing(roots) as rows:
+                async for row in rows:
+                    if not is_root(row):
+                        self.skipped["an observation does not say of which run it is"] += 1
+                        continue
+                    trace = row.trace_id or trace_id(str(meta(row, "run_id")))
+                    if trace in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
+                        continue
+                    seen.add(trace)
+                    found = await self._trace(api, trace, self.skipped)
+                    if found is not None and query.status in {None, found[0].status}:
+                        yield found
+
+    async def run(self, run_id: str, graph: Node[Any, Any], *, wait: float = 0.0) -> Run[Any, Any]:
+        """One run.
+
+        Args:
+            run_id: Its id.
+            graph: What ran.
+            wait: Seconds to wait for a run that ended just now: a server takes 15 to 30 to show it.
+
+        Raises:
+            TracingError: the server does not know it (yet), or does not answer.
+        """
+        row, calls, scores = await self.page(run_id, wait=wait)
+        return run_of(row, calls, scores, graph)
+
+    async def page(self, run_id: str, *, wait: float = 0.0) -> RunRows:
+        """The same as rows, without knowing the graph.
+
+        Raises:
+            TracingError: the server does not know it (yet), or does not answer.
+        """
+        until, pause = anyio.current_time() + wait, _PAUSE
+        base = self.connection.base_url
+        async with Api(self.connection, patience=self._patience) as api:
+            while True:
+                skipped: Counter[str] = Counter()
+                found = await self._trace(api, trace_id(run_id), skipped)
+                left = until - anyio.current_time()
+                if found is not None or left <= 0:
+                    break
+                await anyio.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self.skipped.update(skipped)
+        if found is not None:
+            return found
+        msg = f"{base} has no run {run_id!r}; one that ended just now takes up to 30 seconds to be seen"
+        if reasons := "; ".join(reason for reason in skipped if reason != NO_RUN):
+            msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
+        raise TracingError(msg)
+
+    async def _trace(self, api: Api, trace: str, skipped: Counter[str]) -> RunRows | None:
+        odd: Counter[str] = Counter()
+        rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=_WHOLE)]
+        if cut := cut_metadata(rows):
+            odd.clear()
+            whole = ",".join([_WHOLE, *cut])
+            rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
+        scores = [score async for score in self._scores(api, odd, trace)] if rows else []
+        skipped.update(odd)
+        return rows_of(rows, scores, skipped)
+
+    @staticmethod
+    async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
+        from langfuse.api import ObservationV2  # noqa: PLC0415
+        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
+
+        parse = mended(lambda row: parse_obj_as(ObservationV2, row), _MISSING)
+        query = {"fields": _FIELDS, "limit": _PAGE, **query}
+        async with aclosing(api.rows("observations", api.sdk.observations.get_many, parse, **query)) as rows:
+            async for row in rows:
+                if row is None:
+                    skipped["an observation cannot be read"] += 1
+                else:
+                    yield row
+
+    @staticmethod
+    async def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
+        from langfuse.api import GetScoresV3Response  # noqa: PLC0415
+        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
+
+        def read(row: object) -> ScoreV3:
+            return parse_obj_as(GetScoresV3Response, {"data": [row], "meta": {"limit": 1}}).data[0]
+
+        query = {"trace_id": trace, "fields": "core,details,subject", "limit": 100}
+        async with aclosing(api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)) as rows:
+            async for score in rows:
+                if score is None:
+                    skipped["a score cannot be read"] += 1
+                else:
+                    yield score
+
+
+def _wanted(row: ObservationV2, query: RunQuery) -> bool:
+    asked = query.experiments or query.environment == EXPERIMENTS
+    if not asked and (row.environment == EXPERIMENTS or meta(row, EXPERIMENT)):
+        return False
+    return set(query.tags) <= set(row.tags or ())
+
+
+def _milliseconds(moment: datetime | None) -> datetime | None:
+    """A moment as exact as a server keeps when a run began."""
+    return None if moment is None else moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,0 +1,213 @@
+"""Secrets: values of the environment, and what looks like a key, a password or a header that carries one.
+
+They are taken out of JSON as the data that it is, which stays JSON, and out of anything else as text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from pydantic import JsonValue
+
+from stagegraph.schema.serialize import encodable
+
+__all__ = ["HIDDEN", "known_secrets", "scrubbed", "sounds_secret"]
+
+HIDDEN = "[secret]"
+_LONG_ENOUGH = 8
+_COUNTED = re.compile(
+    r"(?i)(?:count|length|len|size|age|limit|total|used|attempts|ttl|seconds|expir\w*|version|index)$"
+)
+"""Names of numbers about secrets, which are none."""
+_LARGEST_COUNT = 1000
+_NAMES, _VALUES = ("name", "key", "header", "field", "variable"), ("value", "values")
+"""What a pair is made of where it is written as an object: `{"name": "password", "value": ...}`."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_WORDS = (
+    r"(?:pass(?:word|wd|phrase)|api[_-]?key|secret[_-]?key|secrets?(?-i:(?![a-z]))|authorization"
+    r"|(?:access|auth|refresh|bearer)[_-]?token|private[_-]?key|client[_-]?secret|cookies?(?-i:(?![a-z]))"
+    r"|(?-i:(?<=_)PASS\b))[\w-]{0,40}+"
+)
+_NAME = re.compile(rf"(?i){_WORDS}$")
+_SHORT_NAME = re.compile(
+    r"(?i)(?<![^\W_])(?<!first[_-])(?<!second[_-])(?<!third[_-])(?<!final[_-])(?<!last[_-])(?:pass|pwd)$"
+)
+"""What a password is called where there is little room, and not the `first_pass` of several."""
+_STEMS = ("pass", "key", "secret", "authorization", "token", "cookie")
+_PATTERNS = (
+    re.compile(r"(?<=[Aa]uthorization: )[A-Za-z]{5,6}\s{1,5}[^\s\"'\\,;]+"),
+    re.compile(r"\b[Bb](?i:earer)\s{1,5}[A-Za-z0-9+/=_.~-]{20,}"),
+    re.compile(r"\b[Bb](?i:earer|asic)\s{1,5}(?=[A-Za-z+/_.~-]{0,200}[0-9=])[A-Za-z0-9+/=_.~-]{8,}"),
+    re.compile(r"\b(?:(?:sk|pk|rk|hf|gh[pousr]|github_pat)[-_]|xox[abp]-|glpat-|AKIA)[-_A-Za-z0-9]{16,}"),
+    re.compile(r"\bAIza[-_A-Za-z0-9]{30,}"),
+    re.compile(r"(?<=://)[^/\s:@\"']{0,200}:[^/\s@\"']{1,500}(?=@)"),
+    re.compile(r"(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"),
+    re.compile(r"(?<=PRIVATE KEY-----)[\w+/=\s\\:,.]{1,10000}"),
+)
+"""What a secret looks like. A text may be long, and a search holds up every thread of the process: so none of these
+(nor of the next) looks far ahead from many places."""
+_NAMED = re.compile(
+    rf"""(?ixs){_WORDS}(?:
+        (?P<plain> ["']?\s{{0,9}}[:=]\s{{0,9}}(?P<quote>["']) )
+            (?: (?:[^\\\n"']|\\.|(?!(?P=quote))["']){{1,5000}}+(?P=quote)(?!\w)
+              | (?:[^\\\n"']|\\+.|(?!(?P=quote))["']){{1,5000}}+(?P=quote)(?!\w) )
+      | (?P<deep> \\{{0,15}}["']?\s{{0,9}}[:=]\s{{0,9}}(?P<mark>\\{{1,15}}["']) )
+            (?:(?!(?<!\\)(?P=mark))[^\n]){{1,5000}}+(?P=mark)(?!\w)
+      | (?P<open> ["']?\s{{0,9}}(?:=\s{{0,9}}["']|:\s{{0,9}}["'](?=\S{{0,200}}[\d_-])) ) (?!\[secret\])[^\s"']{{3,}}
+      | (?P<text> \s{{0,9}}(?:=\s{{0,9}}|:\s{{0,9}}(?=\S{{0,200}}[\d_-])) ) (?!\[secret\])[^\s"'\\,;&{{}}\[\])]{{3,}}
+    )"""
+)
+"""A name that sounds like a secret, and its value: in quotes (where a text was quoted again, any number of backslashes
+belongs to what comes after them); in quotes of a text in a text; where a quote is never
+closed (only the next word is hidden then: it may be an apostrophe); in a text."""
+
+
+def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
+    """A text, or a value as JSON, without *secrets* and without what looks like one."""
+    if text.lstrip()[:1] not in {"{", "[", '"'}:
+        return encodable(_scrubbed_text(text, secrets))
+    try:
+        value: JsonValue = json.loads(text)
+        clean = _Scrubber(secrets).value(value)
+        return encodable(text if clean == value else _json(clean))
+    except RecursionError:  # too deep to look at as a whole
+        return encodable(_STRING.sub(lambda found: _json(_scrubbed_text(_text(found[0]), secrets)), text))
+    except ValueError:
+        return encodable(_scrubbed_text(text, secrets))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _text(string: str) -> str:
+    try:
+        return str(json.loads(string, strict=False))
+    except ValueError:
+        return string
+
+
+class _Scrubber:
+    """Gives JSON values without the secrets in them."""
+
+    def __init__(self, secrets: Sequence[re.Pattern[str]]) -> None:
+        self._secrets = secrets
+
+    def value(self, value: JsonValue) -> JsonValue:
+        if isinstance(value, str):
+            return scrubbed(value, self._secrets)
+        if isinstance(value, list):
+            return [self._pair(item) for item in value] if _are_pairs(value) else [self.value(item) for item in value]
+        if isinstance(value, dict):
+            return self._fields(value)
+        if isinstance(value, (int, float)) and any(secret.fullmatch(str(value)) for secret in self._secrets):
+            return HIDDEN
+        return value
+
+    def _fields(self, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        called = next((name for key in _NAMES if isinstance(name := fields.get(key), str)), "")
+        return {
+            _scrubbed_text(name, self._secrets): self._schemas(held)
+            if name == "properties" and isinstance(held, dict)
+            else self._named(called if name in _VALUES and _is_secret(called, held) else name, held)
+            for name, held in fields.items()
+        }
+
+    def _schemas(self, properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """What a schema says of a field is no secret, whatever the field is called."""
+        return {
+            _scrubbed_text(name, self._secrets): self.value(held) if isinstance(held, dict) else self._named(name, held)
+            for name, held in properties.items()
+        }
+
+    def _pair(self, pair: JsonValue) -> JsonValue:
+        match pair:
+            case [str(name), value]:
+                return [self.value(name), self._named(name, value)]
+            case _:
+                return self.value(pair)
+
+    def _named(self, name: str, value: JsonValue) -> JsonValue:
+        return _hidden(name, value) if _is_secret(name, value) else self.value(value)
+
+
+def _are_pairs(items: list[JsonValue]) -> bool:
+    """Whether a list is names and values, as headers often are."""
+    return bool(items) and all(
+        isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)  # noqa: PLR2004
+        for item in items
+    )
+
+
+def _hidden(name: str, value: JsonValue) -> JsonValue:
+    """Everything in the value of a secret field: what is no text, number or collection tells nothing."""
+    if isinstance(value, dict):
+        return {key: _hidden(name, held) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_hidden(name, item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and (abs(value) < _LARGEST_COUNT or _COUNTED.search(name)):
+        return value
+    return HIDDEN
+
+
+def _scrubbed_text(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
+    """A text without *secrets* and without what looks like one."""
+    for secret in secrets:
+        text = secret.sub(HIDDEN, text)
+    for pattern in _PATTERNS:
+        text = pattern.sub(HIDDEN, text)
+    small = text.lower()
+    return _NAMED.sub(_without_value, text) if any(stem in small for stem in _STEMS) else text
+
+
+def _without_value(found: re.Match[str]) -> str:
+    lead = next(name for name in ("plain", "deep", "open", "text") if found[name] is not None)
+    end = found["quote"] or found["mark"] or ""
+    return found.string[found.start() : found.end(lead)] + HIDDEN + end
+
+
+def sounds_secret(name: str) -> bool:
+    """Whether a field of that name holds a secret."""
+    return _NAME.search(name) is not None
+
+
+def _is_secret(name: str, value: object) -> bool:
+    """Whether a field of that name with that value holds a secret."""
+    if sounds_secret(name):
+        return True
+    # Of a shell, `PWD` is where it works; in words of a person, a pass is many things.
+    return (
+        _SHORT_NAME.search(name) is not None
+        and name not in {"PWD", "OLDPWD"}
+        and not (isinstance(value, str) and " " in value)
+    )
+
+
+def known_secrets(*more: str) -> tuple[re.Pattern[str], ...]:
+    """*more* and the values of environment variables that are named like secrets, the longest first."""
+    variables = os.environ.items()
+    found = {value for name, value in variables if _SECRET_NAME.search(name) and len(value) >= _LONG_ENOUGH}
+    return tuple(_spelled(secret) for secret in sorted({*found, *more}, key=len, reverse=True))
+
+
+@lru_cache(maxsize=256)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """A secret as it is, and as it stands in JSON, in code, or in JSON that is a text in JSON."""
+    return re.compile("".join(map(_spelled_character, secret)))
+
+
+def _spelled_character(char: str) -> str:
+    if char == "\\":
+        return r"\\+"
+    if char in "\"'":
+        return rf"\\*{char}"
+    if char.isascii() and char.isprintable():
+        return re.escape(char)
+    return rf"(?:{re.escape(char)}|(?:\\+(?:[abfnrtv]|[ux][0-9a-fA-F]{{2,8}})){{1,2}})"

@@ -1,0 +1,174 @@
+"""One run as a trace: one observation a call, with Pydantic AI's spans inside those of the stages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import dataclass
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Status, StatusCode
+from pydantic_ai.capabilities import Instrumentation
+from pydantic_ai.durable_exec import replay_scope
+
+from .agent_spans import CallTracer
+from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
+from .policy import shape, without_files
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.trace import Tracer
+    from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.models.instrumented import InstrumentationSettings
+
+    from stagegraph.data.call import CallError
+    from stagegraph.data.call import Status as CallStatus
+    from stagegraph.nodes.stage import Stage
+    from stagegraph.runner.observer import TraceStart
+    from stagegraph.runner.state import CallState
+
+    from .connection import Connection
+    from .policy import Capture
+    from .sending import Sender
+
+__all__ = ["LangfuseTrace", "Output"]
+
+_KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
+"""Kind of call -> the first word of the observation's name, and its type."""
+
+_NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
+"""In a key, what `fan_out(key=)` made of an item."""
+_SCOPE = InstrumentationScope("langfuse-sdk")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the observations of a tracing go, and how they are made."""
+
+    connection: Connection
+    capture: Capture
+    spans: Sender
+    resource: Resource
+    tracer: Tracer
+    settings: InstrumentationSettings
+
+    def miss(self, problem: Exception) -> None:
+        """Count an observation that could not be made."""
+        self.spans.lose(1, f"one could not be made: {type(problem).__name__}")
+
+
+class LangfuseTrace:
+    """One run on its way to Langfuse."""
+
+    def __init__(self, start: TraceStart, output: Output) -> None:
+        self._output = output
+        self._start = start
+        self._number = int(trace_id(start.run_id), 16)
+        self._common = common(start, output.connection)
+
+    def agent(self, entry: CallState, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
+        """The instrumentation of one stage call's agent, beside what the host may have put on it."""
+        settings = copy(self._output.settings)
+        call = sampled(self._number, self._span(entry))
+        settings.tracer = CallTracer(self._output.tracer, call, self._common, self._link(entry.path))
+        own = Instrumentation(settings=settings, id="stagegraph")
+        # Any `Instrumentation` on a run takes the place of the one that `Agent.instrument_all` would add; the host's
+        # has to stay, and there is no public way to ask for it.
+        resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
+        hosts = resolve() if resolve is not None else None
+        return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """Around an agent that recalls recorded requests."""
+        return replay_scope()
+
+    def ended(self, entry: CallState) -> None:
+        """Show a call that ended."""
+        self._try_to_show(entry, entry.status, entry.error)
+
+    def finished(self, root: CallState, status: CallStatus, error: CallError | None) -> None:
+        """Show the run itself."""
+        self._try_to_show(root, status, error)
+
+    def _try_to_show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
+        try:
+            self._show(entry, status, error)
+        except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and no run fails for being watched
+            self._output.miss(problem)
+
+    def _span(self, entry: CallState) -> int:
+        return span_number(self._start.run_id, entry.key, self._start.segment)
+
+    def _link(self, path: str) -> Attributes:
+        """Which deployed prompt the requests of a stage used."""
+        origin = self._start.prompts.origins.get(path)
+        return {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
+
+    def _show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
+        start, parent = self._start, entry.parent
+        word, type_ = _KINDS[entry.node.__node__.kind]
+        given, output = self._contents(entry, status)
+        level, message, outcome = None, None, StatusCode.UNSET
+        if status == "failed":
+            said = None if error is None else str(error) if self._output.capture == "all" else error.type
+            level, message, outcome = "ERROR", said or "failed", StatusCode.ERROR
+        elif status == "cancelled":
+            level, message = "WARNING", "cancelled"
+        own = {
+            Names.TYPE: type_,
+            Names.INPUT: given,
+            Names.OUTPUT: output,
+            Names.LEVEL: level,
+            Names.STATUS: message,
+            Names.IS_ROOT: True if parent is None else None,
+        }
+        attributes = {**without_none(own), **self._about(entry, status), **self._common}
+        span = ReadableSpan(
+            name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
+            context=sampled(self._number, self._span(entry)),
+            parent=None if parent is None else sampled(self._number, self._span(parent)),
+            resource=self._output.resource,
+            attributes=attributes,
+            status=Status(outcome),
+            start_time=int(start.clock.seconds(entry.began) * 1e9),
+            end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
+            instrumentation_scope=_SCOPE,
+        )
+        self._output.spans.on_end(span)
+
+    def _about(self, entry: CallState, status: CallStatus) -> Attributes:
+        start, kind = self._start, entry.node.__node__.kind
+        index, size = entry.fan or (None, None)
+        deployed = "langfuse" if entry.path in start.prompts.origins else "prompts"
+        return metadata(
+            {
+                "path": entry.path,
+                "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+                "kind": kind,
+                "run_id": start.run_id,
+                "fan_out_index": index,
+                "fan_out_size": size,
+                "status": None if status in {"succeeded", "failed"} else status,
+                "replayed": entry.replayed or None,
+                "resumed": True if start.segment else None,
+                "segment": start.segment or None,
+                "attempts": entry.use.attempts if kind == "stage" else None,
+                "prompt_source": None if kind != "stage" else deployed if entry.path in start.prompts else "code",
+            }
+        )
+
+    def _contents(self, entry: CallState, status: CallStatus) -> tuple[str | None, str | None]:
+        capture, node = self._output.capture, entry.node
+        if capture == "none":
+            return None, None
+        if capture == "shape":
+            output = json.dumps(shape(entry.output)) if status == "succeeded" else None
+            return json.dumps(shape(entry.input)), output
+        output = without_files(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
+        return without_files(node.__node__.input_type.shown(entry.input)), output

@@ -1,0 +1,1 @@
+"""Makes the helper modules of this folder (`words`, `rules`, ...) importable from the folders in it."""

@@ -1,0 +1,115 @@
+"""Where a tuning stops: before the next run that it cannot pay for, and with everything that was paid for kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+from rules import POOL, coupled, rows, searched, student, tuned
+
+from stagegraph import TuningError
+from stagegraph.optimize import Budget, Proposal
+
+pytestmark = pytest.mark.anyio
+
+LARGE: dict[str, Any] = {"train": rows("t", 8), "val": rows("v", 10), "minibatch": 8, "concurrency": 2}
+"""More examples than run at once."""
+RUN = 0.04
+"""US dollars of one run: four requests."""
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+@pytest.mark.parametrize("usd", [0.5, 0.7, 1.1])
+async def test_money_is_looked_at_before_each_run(usd: float, concurrency: int) -> None:
+    """Within a step, too: what is spent beyond the budget are the runs that were going on, and no more."""
+    result = await tuned(**LARGE | {"concurrency": concurrency}, budget=Budget(usd=usd), model=student(cost="0.01")[0])
+    assert result.found.stopped == f"the budget of ${usd:g}"
+    assert result.found.error is None
+    assert usd <= result.spent.usd < usd + concurrency * RUN + 1e-9
+    assert result.found.candidates
+
+
+async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
+    """The proposal would cost more than there is."""
+    asked: list[Proposal] = []
+    budget = Budget(usd=0.4 + 8 * RUN - 0.001)
+    result = await tuned(
+        **LARGE | {"concurrency": 8}, budget=budget, model=student(cost="0.01")[0], proposer=asked.append
+    )
+    assert not asked
+    assert result.spent.runs == 18
+
+
+async def test_what_was_paid_for_is_taken_up_with_a_larger_budget(tmp_path: Path) -> None:
+    """Stopped in the middle of steps, it asks in all what an unlimited one asks, and ends like it."""
+    whole, all_requests = student(cost="0.01")
+    expected = await searched(coupled, **LARGE, proposer=POOL, budget=Budget(usd=100), model=whole)
+    model, requests = student(cost="0.01")
+    known = {**LARGE, "proposer": POOL, "model": model, "run_dir": tmp_path}
+    for usd in (0.5, 0.9, 1.3):
+        assert "the budget of" in (await searched(coupled, **known, budget=Budget(usd=usd))).stopped
+    result = await searched(coupled, **known, budget=Budget(usd=100))
+    assert [one.texts for one in result.candidates] == [one.texts for one in expected.candidates]
+    assert result.spent.runs == expected.spent.runs
+    assert requests == all_requests
+
+
+async def test_a_budget_that_does_not_pay_for_the_start_says_so(tmp_path: Path) -> None:
+    """There is nothing to give then; what was run is kept for a larger one."""
+    model, requests = student(cost="0.01")
+    with pytest.raises(TuningError, match=r"on all 10 validation examples: the budget of \$0.1 was reached after 4"):
+        await tuned(**LARGE, budget=Budget(usd=0.1), model=model, run_dir=tmp_path)
+    assert requests["a"] == 4
+    with pytest.raises(TuningError, match="the budget of 300 tokens was reached"):
+        await tuned(**LARGE, budget=Budget(tokens=300), model=model, run_dir=tmp_path)
+    assert requests["a"] < 4 + 10
+
+
+async def test_the_deadline_ends_what_is_going_on(tmp_path: Path) -> None:
+    """A model that never answers holds nothing up, and what its runs had paid for is not asked again."""
+    model, requests = student()
+    ended = 0
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        nonlocal ended
+        if (info.instructions or "").startswith("c"):
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended += 1
+        return model.function(messages, info)  # type: ignore[misc,return-value]
+
+    with pytest.raises(TuningError, match=r"validation examples: the budget of 0.5 seconds was reached after 0"):
+        await tuned(
+            **LARGE, budget=Budget(seconds=0.5), model=FunctionModel(answer, model_name="student"), run_dir=tmp_path
+        )
+    begun = requests["a"]
+    assert ended <= begun <= 2
+    result = await tuned(**LARGE, budget=Budget(runs=10), model=model, run_dir=tmp_path)
+    assert result.spent.runs == 10
+    assert requests["a"] == 10 + 10  # the seed, and the verdict on it
+
+
+async def test_a_deadline_leaves_the_best_that_was_found() -> None:
+    """It ends the search, and is no error."""
+    model, _ = student()
+    stuck = False
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if stuck:
+            await anyio.sleep_forever()
+        return model.function(messages, info)  # type: ignore[misc,return-value]
+
+    def callback(event: str, data: Any) -> None:
+        nonlocal stuck
+        stuck = stuck or (event == "validated" and data["candidate"] == 0)
+
+    result = await searched(coupled, **LARGE, budget=Budget(seconds=4), model=FunctionModel(answer), callback=callback)
+    assert stuck
+    assert result.stopped == "the budget of 4 seconds"
+    assert result.error is None
+    assert [one.mean for one in result.candidates] == [0]
