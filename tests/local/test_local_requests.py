@@ -86,7 +86,7 @@ async def ask_once(local: LocalModel, *parts: Any) -> ModelResponse:
 
 def test_tools_are_refused() -> None:
     """An agent with tools is told that local models have none."""
-    with pytest.raises(UserError, match="local models have no tools: take them away or use a model of a provider"):
+    with pytest.raises(UserError, match="local models have no tools: remove the tools or use a provider's model"):
         asyncio.run(Agent(LocalModel(), tools=[len]).run("Hello"))
 
 
