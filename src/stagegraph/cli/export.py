@@ -11,11 +11,11 @@ import anyio
 import typer
 
 from . import options as opt
-from ._langfuse import LangfuseOption, time_of
 from .text import say
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
+    from stagegraph.record.source import RunSource
 
 __all__ = ["export"]
 
@@ -43,18 +43,18 @@ def export(
         str | None, typer.Option(metavar="FIELD", help="Each part gets its share of every value of this field.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another number deals otherwise.")] = 0,
-    langfuse: LangfuseOption = False,
+    langfuse: opt.LangfuseOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
     from stagegraph import DeclarationError, save_examples, split_examples
+    from stagegraph.record.source import JournalRuns
     from stagegraph.schema.errors import closest
-    from stagegraph.tracing import JournalRuns, LangfuseRuns
 
     from .load import load_graph
 
     shares = _shares(split)
-    begin, end = time_of(since), time_of(until)
+    begin, end = opt.time_of(since), opt.time_of(until)
     if split_by is not None and not shares:
         msg = "--split-by says how to deal out; --split NAME=SHARE,... says into what"
         raise typer.BadParameter(msg)
@@ -67,7 +67,7 @@ def export(
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:
         store = None if langfuse else opt.open_journal(journal)
         async with nullcontext() if store is None else aclosing(store):
-            source = LangfuseRuns() if store is None else JournalRuns(store)
+            source = _langfuse() if store is None else JournalRuns(store)
             found = await source.examples(
                 root,
                 stage=nodes[stage] if stage is not None else None,
@@ -93,6 +93,12 @@ def export(
         say(f"wrote {save_examples(rows, file)} examples to {file}", stderr=True)
     for reason, count in skipped.items():
         say(f"left out {count}: {reason}", "dim", stderr=True)
+
+
+def _langfuse() -> RunSource:
+    from stagegraph.tracing import LangfuseRuns  # reading a journal loads nothing of it
+
+    return LangfuseRuns()
 
 
 def _shares(text: str | None) -> dict[str, float]:

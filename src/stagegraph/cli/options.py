@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -27,6 +27,9 @@ PromptsOption = Annotated[str | None, typer.Option(metavar="FILE", help="A promp
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=MODEL", help="Another model for a stage.")]
 OnlyJsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 TimeOption = Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")]
+LangfuseOption = Annotated[
+    bool, typer.Option("--langfuse", help="Read from Langfuse (its keys are in the environment), not from a journal.")
+]
 JournalOption = Annotated[
     str,
     typer.Option("--journal", envvar="STAGEGRAPH_JOURNAL", metavar="FILE", help="The journal file."),
@@ -99,14 +102,18 @@ async def find_run(journal: Journal, name: str) -> RunRow:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-def moment(text: str | None) -> float | None:
-    """A time that a person wrote, in seconds since 1970: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`."""
+def time_of(text: str | None) -> datetime | None:
+    """A time that a person wrote: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`.
+
+    Raises:
+        BadParameter: it is none of these, or no calendar has it.
+    """
     if text is None:
         return None
-    if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
-        return time.time() - float(text[:-1]) * _UNITS[text[-1]]
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
+            return datetime.fromtimestamp(time.time() - float(text[:-1]) * _UNITS[text[-1]], UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
         msg = f"{text!r} is no time: write `2h`, `3d`, `2026-11-21` or `2026-11-21T10:00`"
         raise typer.BadParameter(msg) from None

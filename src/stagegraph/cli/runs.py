@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from . import options as opt
-from ._langfuse import LangfuseOption, page_from_langfuse, runs_from_langfuse
+from .langfuse import page_from_langfuse, runs_from_langfuse
 from .text import console, deferred, dollars, duration, new_table, plain, print_json, say, styled_status
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def runs(
     max_score: Annotated[float | None, typer.Option(help="Only runs with a score of at most this.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
-    langfuse: LangfuseOption = False,
+    langfuse: opt.LangfuseOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
@@ -47,12 +47,13 @@ def runs(
     if status is not None and status not in states:
         msg = f"{status!r} is no status; there are {', '.join(states)}"
         raise typer.BadParameter(msg)
+    begin, end = opt.time_of(since), opt.time_of(until)
     stored_as = "running" if status == "interrupted" else status  # a process that dies writes no other status
     wanted = RunFilter(
         graph=graph,
         status=stored_as,
-        since=opt.moment(since),
-        until=opt.moment(until),
+        since=None if begin is None else begin.timestamp(),
+        until=None if end is None else end.timestamp(),
         feedback=score,
         min_score=min_score,
         max_score=max_score,
@@ -123,7 +124,7 @@ def show(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every call of a wide fan-out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
-    langfuse: LangfuseOption = False,
+    langfuse: opt.LangfuseOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Look into a recorded run."""

@@ -32,6 +32,7 @@ __all__ = [
     "RunFilter",
     "RunRecord",
     "RunRow",
+    "in_range",
 ]
 
 
@@ -249,6 +250,13 @@ class Recorded:
 Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
 
 
+def in_range(value: object, least: float | None, most: float | None) -> bool:
+    """Whether the value of a score is within two limits; only a number is, where there is a limit."""
+    if least is None and most is None:
+        return True
+    return isinstance(value, (int, float)) and (least is None or value >= least) and (most is None or value <= most)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFilter:
     """Which runs to list; every field that is set must match."""
@@ -275,16 +283,8 @@ class RunFilter:
             return False
         if self.feedback is None and self.min_score is None and self.max_score is None:
             return True
-        return any(self._in_range(json.loads(one.value)) for one in feedback if self.feedback in {None, one.name})
-
-    def _in_range(self, value: object) -> bool:
-        if self.min_score is None and self.max_score is None:
-            return True
-        return (
-            isinstance(value, (int, float))
-            and (self.min_score is None or value >= self.min_score)
-            and (self.max_score is None or value <= self.max_score)
-        )
+        values = [json.loads(one.value) for one in feedback if self.feedback in {None, one.name}]
+        return any(in_range(value, self.min_score, self.max_score) for value in values)
 
 
 FORMAT = 2

@@ -1,4 +1,4 @@
-"""Recorded runs as data to learn from, wherever they were recorded."""
+"""Recorded runs as data to learn from, from a journal or from a server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
+from .rows import RunFilter, in_range
 from .run import run_of
 
 if TYPE_CHECKING:
@@ -24,39 +25,41 @@ if TYPE_CHECKING:
     from stagegraph.data.score import Feedback
     from stagegraph.nodes.node import Node
 
-    from .rows import CallRow, FeedbackRow, RunRow
+    from .rows import CallRow, FeedbackRow, Journal, RunRow
     from .run import Run
 
-__all__ = ["CORRECTION", "EXPERIMENT", "RunQuery", "RunRows", "RunSource", "Which"]
+__all__ = ["CORRECTION", "EXPERIMENT", "JournalRuns", "RunQuery", "RunRows", "RunSource", "Which"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 StageIn = TypeVar("StageIn")
 
 CORRECTION = "correction"
-"""The name of a score whose text is what should have come out."""
+"""The name of a score whose value is the expected output."""
 EXPERIMENT = "experiment"
-"""The name in a run's metadata that says for which evaluation it was made."""
+"""The key in a run's metadata with the name of the evaluation that it was made for."""
+
+_ALL = 10_000_000
 
 RunRows = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
-"""One run as a journal keeps it."""
+"""The rows of one run."""
 
 
 class Which(TypedDict, total=False):
     """Which recorded runs."""
 
     since: datetime | timedelta | None
-    """Only runs that began then or later: a moment, or how long ago."""
+    """Only runs that began at this time or later: a moment, or how long ago."""
     until: datetime | timedelta | None
-    """Only runs that began before."""
+    """Only runs that began before this time."""
     tags: Sequence[str]
     """Only runs that have all of these."""
     user: str | None
     session: str | None
     environment: str | None
-    """Only runs of this environment; a local journal knows none."""
+    """Only runs of this environment; a local journal has none."""
     status: str | None
-    """Only runs that ended this way: `succeeded`, `failed`."""
+    """Only runs with this status: `succeeded`, `failed`."""
     score: str | None
     """Only runs that have a score of this name."""
     min_score: float | None
@@ -64,9 +67,9 @@ class Which(TypedDict, total=False):
     max_score: float | None
     """The same for at most."""
     experiments: bool
-    """Also runs that were made to evaluate something."""
+    """Also runs that were made for an evaluation."""
     limit: int | None
-    """How many."""
+    """The most runs, or examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,7 @@ class RunQuery:
 
     @classmethod
     def of(cls, which: Which) -> RunQuery:
-        """What a caller wrote.
+        """The query from a caller's keywords.
 
         Raises:
             DeclarationError: a moment has no time zone.
@@ -98,20 +101,11 @@ class RunQuery:
         return cls(**fields)
 
     def scored(self, scores: Sequence[Feedback]) -> bool:
-        """Whether there is a score that fits."""
+        """Whether one of a run's scores matches."""
         if self.score is None and self.min_score is None and self.max_score is None:
             return True
-        return any(self._fits(one) for one in scores if self.score in {None, one.name} and one.name != CORRECTION)
-
-    def _fits(self, score: Feedback) -> bool:
-        if self.min_score is None and self.max_score is None:
-            return True
-        value = score.value
-        if not isinstance(value, (int, float)):
-            return False
-        return (self.min_score is None or value >= self.min_score) and (
-            self.max_score is None or value <= self.max_score
-        )
+        values = [one.value for one in scores if self.score in {None, one.name} and one.name != CORRECTION]
+        return any(in_range(value, self.min_score, self.max_score) for value in values)
 
 
 def _moment(value: datetime | timedelta | None) -> datetime | None:
@@ -126,7 +120,7 @@ def _moment(value: datetime | timedelta | None) -> datetime | None:
 class RunSource(ABC):
     """Where recorded runs are read: `JournalRuns` from a local journal, `LangfuseRuns` from a server.
 
-    What cannot be used is never an error: it is counted in `skipped`, by reason, over all that was read so far.
+    Data that cannot be used is not an error: it is counted in `skipped`, by reason, over everything that was read.
     """
 
     def __init__(self) -> None:
@@ -141,7 +135,7 @@ class RunSource(ABC):
 
         Args:
             graph: Whose runs.
-            which: See `Which`; everything that is given must fit.
+            which: See `Which`; every keyword must match.
 
         Raises:
             TracingError: the server does not answer.
@@ -151,7 +145,9 @@ class RunSource(ABC):
             async for run, _ in found:
                 yield run
 
-    async def _read(self, graph: Node[In, Out], query: RunQuery) -> AsyncGenerator[tuple[Run[In, Out], list[float]]]:
+    async def _read(
+        self, graph: Node[In, Out], query: RunQuery
+    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float]]]:
         """The runs, each with the moments when it was resumed."""
         count = 0
         if query.limit is not None and query.limit <= 0:
@@ -165,7 +161,7 @@ class RunSource(ABC):
                     continue
                 if not query.scored(run.feedback):
                     continue
-                yield run, json.loads(row.labels).get("resumed", [])
+                yield run, row.read_labels().resumed
                 count += 1
                 if count == query.limit:
                     return
@@ -181,10 +177,10 @@ class RunSource(ABC):
     async def examples(
         self, graph: Node[In, Out], *, stage: Node[StageIn, Any] | None = None, **which: Unpack[Which]
     ) -> list[Example[In]] | list[Example[StageIn]]:
-        """Data for the whole graph, or for one of its stages: what went in, and what should come out.
+        """Data for the whole graph, or for one of its stages: inputs and expected outputs.
 
-        A correction is the expected output; without one, it is what came out. Runs that failed give none unless
-        they were corrected. Of equal inputs the newest stays, and one that was corrected before all.
+        The expected output is the correction of a run, or else its own output; a failed run without a correction is
+        skipped. Of several runs with equal inputs, one with a correction counts, or else the newest.
 
         Args:
             graph: Whose runs.
@@ -215,7 +211,7 @@ class RunSource(ABC):
         return list(found.values())[: max(0, limit) if limit is not None else None]
 
     def _add(self, example: Example[Any] | None, call: Call, found: dict[str, Example[Any]]) -> None:
-        """Keep one example of each input: the newest, and before that one that was corrected."""
+        """Keep one example of each input: one with a correction, or else the newest."""
         if example is None:
             return
         digest = digest_of(call.input)
@@ -260,13 +256,50 @@ class RunSource(ABC):
         return Example(call.input, expected, name, metadata)
 
 
+class JournalRuns(RunSource):
+    """Recorded runs of a journal, which can be learned from as those of Langfuse, without a server."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph, the newest first.
+
+        Raises:
+            DeclarationError: the query has an environment.
+        """
+        if query.environment is not None:
+            msg = f"environment={query.environment!r}: a journal does not know in which one a run was made"
+            raise DeclarationError(msg)
+        rows = await self._journal.runs(
+            RunFilter(
+                graph=graph.__node__.name,
+                since=query.since.timestamp() if query.since is not None else None,
+                until=query.until.timestamp() if query.until is not None else None,
+                limit=_ALL,
+            )
+        )
+        for row in rows:
+            labels = row.read_labels()
+            if (
+                query.status in {None, row.status}
+                and query.user in {None, labels.user_id}
+                and query.session in {None, labels.session_id}
+                and set(query.tags) <= set(labels.tags)
+                and (query.experiments or not labels.metadata.get(EXPERIMENT))
+            ):
+                calls = await self._journal.calls(row.run_id)
+                yield row, calls, await self._journal.feedback(row.run_id)
+
+
 def _corrected(value: object, node: Node[Any, Any]) -> Any:
     if not isinstance(value, str):
         return node.__node__.output_type.load(value)
     try:
         data = json.loads(value)
     except ValueError:
-        data = value  # a plain text, for a stage that gives one
+        data = value  # a plain text, for a stage that returns one
     try:
         return node.__node__.output_type.load(data)
     except ValidationError:

@@ -25,6 +25,7 @@ from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningE
 from .identity import NodeKey, stage_parts, step_parts
 from .limits import Ledger, Limits, RequestLimiter
 from .recorder import MISSING
+from .state import CallState
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .observer import Trace, Tracing
     from .options import RunSpec
     from .recorder import Recorder
-    from .state import CallState, RunState
+    from .state import RunState
 
 __all__ = ["Executor", "Resources", "origin_of"]
 
@@ -119,9 +120,14 @@ class Executor:
                 "by itself or with `gather`, `fan_out` or a task group"
             )
             raise NotRunningError(msg)
-        call = state.add(node, path, key, parent, value)
+        calls = state.calls
+        if key in calls:
+            key = state.repeated(key)
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
+        if parent is None:
+            state.root = call
         if self.log is not None:
-            self.log.put(CallStarted, key=call.key, path=path, kind=kind)
+            self.log.put(CallStarted, key=key, path=path, kind=kind)
         if self.recorder is not None and kind == "graph":
             self.recorder.begin(call)
         if self.ledger is not None and kind == "stage":

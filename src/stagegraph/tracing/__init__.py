@@ -1,7 +1,6 @@
 """Runs seen from outside: Langfuse traces, scores and deployed prompts, and what they give for the next training."""
 
-from stagegraph.record.journal_runs import JournalRuns
-from stagegraph.record.source import RunSource
+from stagegraph.record.source import JournalRuns, RunSource
 
 from .datasets import Experiment, ExperimentRow, from_dataset, run_experiment, to_dataset
 from .prompts import LangfusePrompts, deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts

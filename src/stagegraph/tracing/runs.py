@@ -118,7 +118,7 @@ class LangfuseRuns(RunSource):
         return run_of(row, calls, scores, graph)
 
     async def page(self, run_id: str, *, wait: float = 0.0) -> RunRows:
-        """The same as rows, without knowing the graph.
+        """The same as the rows of a journal, without knowing the graph.
 
         Raises:
             TracingError: the server does not know it (yet), or does not answer.

@@ -242,7 +242,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     for suffix in ("yaml", "json"):
         path = tmp_path / f"orders.{suffix}"
         dataset.to_file(path)
-        assert load_examples(path, Orders().__node__.input_type) == ORDERS
+        assert load_examples(path, Orders()) == ORDERS
         assert from_pydantic_evals(type(dataset).from_file(path), of=Order) == ORDERS
 
 

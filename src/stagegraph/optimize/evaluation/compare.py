@@ -135,7 +135,7 @@ class Comparison:
         old, new = _first_rows(self.before), _first_rows(self.after)
         changed = sorted(self.differences.items(), key=lambda item: -abs(item[1]))[:examples]
         sections = [section([old[one], new[one]], change) for one, change in changed]
-        write_page(path, f"{self.after.graph}: before and after", str(self), self._table(), sections)
+        write_page(path, self.after.graph, str(self), self._table(), sections, kind=": before and after")
 
 
 def compare(before: Report, after: Report) -> Comparison:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import anyio
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from stagegraph.schema.errors import TuningError, leaves, problems_of
 
 from .metric import Grader, Metric, grader_of
 from .report import Report, ReportRow, Trial, report_of
-from .retries import RETRY_DELAYS, run_patiently
+from .retries import RETRY_DELAYS, ModelOptions, run_patiently
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -135,31 +135,18 @@ async def run_example(
     graph: Node[In, Out],
     example: Example[In],
     *,
-    model: Model | str | None = None,
-    models: Mapping[str, Model | str] | None = None,
-    prompts: Prompts | None = None,
     retry_delays: Sequence[float] = RETRY_DELAYS,
-    replay: str | None = None,
     begin: Callable[[str], None] | None = None,
+    **options: Unpack[ModelOptions],
 ) -> Run[In, Out]:
     """One run of an example, as `run_patiently` makes it; it is marked as an experiment.
 
     Raises:
         TuningError: a provider failed for good, or the input does not fit the graph: neither is the program's fault.
     """
+    options["metadata"] = {"experiment": "evaluation"}
     try:
-        return await run_patiently(
-            runner,
-            graph,
-            example.input,
-            retry_delays,
-            model=model,
-            prompts=prompts,
-            begin=begin,
-            replay=replay,
-            models=models or {},
-            metadata={"experiment": "evaluation"},
-        )
+        return await run_patiently(runner, graph, example.input, retry_delays, begin=begin, **options)
     except InputError as error:
         msg = f"example {example.id!r} does not fit: {error}"
         raise TuningError(msg) from error

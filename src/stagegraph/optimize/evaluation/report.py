@@ -216,10 +216,12 @@ def markdown(table: Table) -> str:
     return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
 
 
-def write_page(path: str | os.PathLike[str], title: str, sentence: str, table: Table, sections: Iterable[Html]) -> None:
+def write_page(
+    path: str | os.PathLike[str], graph: str, sentence: str, table: Table, sections: Iterable[Html], *, kind: str = ""
+) -> None:
     """Write a self-contained page: a sentence, a table, and the examples. A new file is readable by its owner alone."""
-    body = (element("h1", title), element("p", sentence), html.table(table), *sections)
-    html.write_page(path, html.document(title, *body, style=html.asset("stagegraph.draw", "report.css")))
+    body = (element("h1", graph), element("p", sentence), html.table(table), *sections)
+    html.write_page(path, html.document(graph + kind, *body, style=html.asset("stagegraph.draw", "report.css")))
 
 
 def section(rows: Sequence[ReportRow], change: float | None = None) -> Html:

@@ -11,6 +11,7 @@ from pydantic_ai.exceptions import AgentRunError
 
 from stagegraph.agent.failures import has_transient_failures, is_lasting, provider_error_in, retry_after
 from stagegraph.record.run import InputError, ReplayError, RunError
+from stagegraph.runner.options import RunOptions
 from stagegraph.schema.errors import TuningError
 
 if TYPE_CHECKING:
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
-    from stagegraph.runner.options import RunOptions
     from stagegraph.runner.runner import Runner
 
-__all__ = ["NO_ANSWER", "RETRY_DELAYS", "ask_patiently", "run_patiently"]
+__all__ = ["NO_ANSWER", "RETRY_DELAYS", "ModelOptions", "ask_patiently", "run_patiently"]
 
 T = TypeVar("T")
 In = TypeVar("In")
@@ -36,6 +36,13 @@ RETRY_DELAYS = (1.0, 4.0, 15.0, 60.0)
 """Seconds between the attempts when a provider fails."""
 NO_ANSWER = (AgentRunError, OSError)
 """What an agent raises when its model gave no usable answer."""
+
+
+class ModelOptions(RunOptions, total=False):
+    """The options of a run with its model and prompts."""
+
+    model: Model[Any] | str | None
+    prompts: Prompts | None
 
 
 async def _repeated(attempt: Callable[[], Awaitable[T]], delays: Sequence[float], again: Callable[[T], bool]) -> T:
@@ -77,10 +84,8 @@ async def run_patiently(
     value: In,
     delays: Sequence[float],
     *,
-    model: Model[Any] | str | None = None,
-    prompts: Prompts | None = None,
     begin: Callable[[str], None] | None = None,
-    **options: Unpack[RunOptions],
+    **options: Unpack[ModelOptions],
 ) -> Run[In, Out]:
     """One run, also when it failed by itself: then its partial record.
 
@@ -97,11 +102,11 @@ async def run_patiently(
         run_id = uuid4().hex
         if begin is not None:
             begin(run_id)
-        given: RunOptions = {**options, "run_id": run_id}
+        given: ModelOptions = {**options, "run_id": run_id}
         if runner.journal is not None:
             options["replay"] = run_id  # for the next attempt
         try:
-            return await runner.run(graph, value, model=model, prompts=prompts, **given)
+            return await runner.run(graph, value, **given)
         except (InputError, ReplayError):
             raise
         except RunError as error:

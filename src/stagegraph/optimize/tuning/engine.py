@@ -117,16 +117,15 @@ class Adapter:
         """Keep a candidate that the engine has taken into its population."""
         texts = _plain(event["candidate"])
         trials = self._validated.pop(text_digest(texts))
-        total: Counter[str] = Counter()
-        for one in trials:
-            total.update(self._blame(one))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        blames = [self._blame(one) for one in trials]
+        blamed = dict.fromkeys(path for one in blames for path in one)
         calls = Counter(call.path for one in trials for call in one.run.root.walk())
         candidate = Candidate(
             texts=texts,
             parents=tuple(event["parent_ids"]),
             rows=[one.row for one in trials],
             objectives=self._objectives(trials),
-            blame=dict(total),
+            blame={path: sum(one.get(path, 0.0) for one in blames) for path in blamed},
             calls={path: calls[path] / len(trials) for path in self._target.stages},
         )
         self._progress.candidates.append(candidate)
