@@ -142,7 +142,7 @@ class Executor:
         """
         try:
             if error is not None:
-                self._fail(call, error)
+                self.fail(call, error)
         finally:
             call.ended = call.ended or perf_counter()
             if self.ledger is not None and call.node.__node__.kind == "stage":
@@ -160,7 +160,12 @@ class Executor:
         call = self.open(root.node, root.path, root.key, None, value)
         self.close(call, error)
 
-    def _fail(self, call: CallState, error: BaseException) -> None:
+    def fail(self, call: CallState, error: BaseException) -> None:
+        """Keep how a call failed.
+
+        Raises:
+            StageError: the exception is a cancellation, but not of this call.
+        """
         if isinstance(error, Suspended):
             call.status = "suspended"
         elif isinstance(error, Exception):
