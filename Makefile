@@ -47,7 +47,7 @@ check: $(VENV)/.installed
 	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 others: $(VENV)/.installed ## Run the tests of the core on the newer Pythons of this machine
-	@for version in $(OTHERS); do BIN=$(BIN) NO_DEPS="$(NO_DEPS)" sh tests/on_python.sh $$version || exit 1; done
+	@status=0; for version in $(OTHERS); do NO_DEPS="$(NO_DEPS)" sh tests/on_python.sh $$version || status=1; done; exit $$status
 
 bench: $(VENV)/.installed ## Measure against peers, as ratios within one process
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench

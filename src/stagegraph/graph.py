@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .runner.options import RunOptions
     from .runner.runner import Runner
 
-__all__ = ["Graph"]
-
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
 

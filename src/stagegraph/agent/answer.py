@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .call import AgentCall
     from .durable import DurableOperations
 
-__all__ = ["answer"]
-
 
 async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperations | None) -> Any:
     """Run the stage's agent until it answers, as often as `Stage(retries=)` allows; `call.use` gets usage and messages.

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
     from stagegraph.data.usage import ModelUse
 
-__all__ = ["AgentCall", "AttemptTimeoutError", "Deadline", "LimitReached"]
-
 
 class AttemptTimeoutError(TimeoutError):
     """An attempt took longer than its stage allows."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from .durable import DurableOperations
 
-__all__ = ["Deferral", "unanswered_in"]
-
 
 @cache
 def _answers() -> TypeAdapter[DeferredToolResults]:

@@ -28,8 +28,6 @@ from stagegraph.schema.serialize import hashed, json_of
 if TYPE_CHECKING:
     from stagegraph.record.rows import Recorded
 
-__all__ = ["DurableOperations"]
-
 _VARYING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
 

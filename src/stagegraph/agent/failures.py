@@ -33,20 +33,6 @@ if TYPE_CHECKING:
 
     from .call import AgentCall
 
-__all__ = [
-    "bad_deps",
-    "bad_render",
-    "has_transient_failures",
-    "is_lasting",
-    "is_retryable",
-    "is_transient",
-    "provider_error_in",
-    "retry_after",
-    "stage_error",
-    "unanswered",
-    "wait_before",
-]
-
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _MAX_TEXT = 600
 _MAX_VALUE = 80

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from .call import AgentCall, Deadline
     from .durable import DurableOperations
 
-__all__ = ["Injection"]
-
 Rendered = tuple["str | Sequence[UserContent]", object]
 """A demo's input as the stage renders it, and its output as a typed value."""
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["ENTRY_POINTS", "Models"]
-
 ENTRY_POINTS = "stagegraph.models"
 """A package adds a prefix with an entry point in this group: a function from what follows `prefix:` to a `Model`."""
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from stagegraph.record.run import Run
 
-__all__ = ["AgentOptions", "graph_agent"]
-
 
 class AgentOptions(TypedDict, total=False):
     """How a graph appears as an agent: the options of `Graph.as_agent`."""

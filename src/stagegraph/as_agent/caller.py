@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from stagegraph.runner.options import RunOptions
 
-__all__ = ["limits_left", "model_of", "options", "used_since"]
-
 Amount = TypeVar("Amount", int, Decimal)
 _DEFAULT_REQUESTS = UsageLimits().request_limit
 """Pydantic AI's limit for agents that never end; it does not apply to a graph, which may need more requests."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from stagegraph.data.call import Pending
 
-__all__ = ["TOOL_NAMES", "answers_in", "approval_tool", "deferred_call", "external_tools"]
-
 _APPROVE = "approve_call"
 _ANSWER = "answer_call"
 TOOL_NAMES = frozenset({_APPROVE, _ANSWER})

@@ -24,8 +24,6 @@ from stagegraph.schema.errors import problems_of
 
 from .tool import object_schema
 
-__all__ = ["read_input"]
-
 
 def read_input(graph: BaseGraph[Any, Any], messages: Sequence[ModelMessage]) -> Any:
     """The newest user prompt as the graph's input.

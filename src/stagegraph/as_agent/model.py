@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
 
-__all__ = ["GraphModel", "UnboundModel"]
-
 _PROVIDER = "stagegraph"
 _PROFILE = ModelProfile(supported_native_tools=frozenset())
 _SHOWN = 50

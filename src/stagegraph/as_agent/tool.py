@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.schema.schema import Schema
 
-__all__ = ["described", "graph_tool", "object_schema", "snake_case"]
-
 _INPUT = "input"
 """The one argument of a graph whose input has no fields."""
 

@@ -17,8 +17,6 @@ from .serve import serve
 from .text import print_error
 from .tune import compare, evaluate, tune
 
-__all__ = ["main"]
-
 INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.record.source import RunSource
 
-__all__ = ["export"]
-
 
 def export(
     graph: opt.GraphArgument,

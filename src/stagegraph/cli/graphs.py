@@ -10,8 +10,6 @@ import typer
 from . import options as opt
 from .text import say
 
-__all__ = ["draw", "prompts_app"]
-
 prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 

@@ -16,8 +16,6 @@ from stagegraph.schema.types import is_dict, is_list
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
 
-__all__ = ["read_input"]
-
 _LARGEST = 50_000_000
 _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     ".json": ("JSON", json.loads),

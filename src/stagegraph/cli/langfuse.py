@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from stagegraph.journal import RunFilter
     from stagegraph.record.source import RunRows
 
-__all__ = ["page_from_langfuse", "runs_from_langfuse"]
-
 
 async def runs_from_langfuse(wanted: RunFilter) -> list[RunRows]:
     """The newest runs that match, as a journal would have them."""

@@ -15,8 +15,6 @@ from typing import Any, cast
 from stagegraph import DeclarationError, Graph, Node
 from stagegraph.schema.errors import closest
 
-__all__ = ["load_function", "load_graph"]
-
 
 def load_graph(text: str) -> Node[Any, Any]:
     """`graphs/feedback_digest`, `path/to/file.py`, `path/to/file.py:Class`, `module:Class` or `...:Class.stage`.

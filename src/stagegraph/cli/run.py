@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
     from stagegraph.journal import Journal
 
-__all__ = ["make_runner", "resume", "run"]
-
 
 def run(
     graph: opt.GraphArgument,

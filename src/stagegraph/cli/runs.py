@@ -19,8 +19,6 @@ from .text import console, deferred, dollars, duration, new_table, plain, print_
 if TYPE_CHECKING:
     from stagegraph.journal import CallRow, FeedbackRow, RunRow
 
-__all__ = ["diff", "feedback", "runs", "show"]
-
 _MANY = 1_000_000
 
 

@@ -13,8 +13,6 @@ from . import options as opt
 from .run import make_runner
 from .text import say
 
-__all__ = ["serve"]
-
 
 def serve(
     graph: opt.GraphArgument,

@@ -16,21 +16,6 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "MARKS",
-    "console",
-    "deferred",
-    "dollars",
-    "duration",
-    "json_output",
-    "new_table",
-    "plain",
-    "print_error",
-    "print_json",
-    "say",
-    "styled_status",
-]
-
 _STYLES = {
     "succeeded": "green",
     "failed": "red",

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from stagegraph import Event, LiveRun
     from stagegraph.journal import CallRow
 
-__all__ = ["call_line", "recorded_trees", "watch"]
-
 _SHOWN = 20
 """Recorded calls of one path below one call that are shown; failed ones are always shown."""
 _WIDE = 6

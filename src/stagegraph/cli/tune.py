@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from stagegraph import Example, Node
     from stagegraph.optimize import Preview, Report, ReportRow
 
-__all__ = ["compare", "evaluate", "tune"]
-
 _TOO_LOW = 3
 """The exit code for a score that is not good enough; a mistake gives 1."""
 _WIDE = 80

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.usage import RunUsage
 
-__all__ = ["Call", "CallError", "CallInfo", "Kind", "Pending", "Status", "dump_pending", "key_order", "load_pending"]
-
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 

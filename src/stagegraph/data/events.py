@@ -13,21 +13,6 @@ from stagegraph.schema.serialize import escaped
 
 from .call import Kind, Status
 
-__all__ = [
-    "CallFinished",
-    "CallRetried",
-    "CallStarted",
-    "Event",
-    "EventsDropped",
-    "FanOutStarted",
-    "RunFinished",
-    "RunStarted",
-    "TextDelta",
-    "ToolCalled",
-    "parse_event",
-]
-
-
 Text = Annotated[str, AfterValidator(escaped)]
 """A text that can be written as JSON: half a surrogate pair, which errors and models do have, is escaped."""
 

@@ -20,8 +20,6 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import ordered
 from stagegraph.schema.types import is_dict
 
-__all__ = ["Example", "digest_of", "split_examples"]
-
 In = TypeVar("In", default=Any)
 
 

@@ -18,18 +18,6 @@ from stagegraph.schema.errors import PromptError, first_problem
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
 
-__all__ = [
-    "Demo",
-    "Origin",
-    "Prompt",
-    "PromptedStage",
-    "parsed",
-    "unfit_demos",
-    "unknown_fields",
-    "unknown_stages",
-    "unknown_tools",
-]
-
 _LISTED = 20
 """The most names that an error lists."""
 

@@ -15,7 +15,6 @@ from stagegraph.schema.errors import PromptError
 from stagegraph.schema.types import is_dict
 
 from .prompt import (
-    Demo,
     Origin,
     Prompt,
     PromptedStage,
@@ -28,9 +27,6 @@ from .prompt import (
 
 if TYPE_CHECKING:
     import os
-
-
-__all__ = ["Checkable", "Demo", "Origin", "Prompt", "PromptSource", "PromptedGraph", "Prompts", "RunLabels"]
 
 
 class _Declared(Protocol):

@@ -20,8 +20,6 @@ from yaml.constructor import ConstructorError
 
 from stagegraph.schema.errors import PromptError, problems_of
 
-__all__ = ["FORMAT", "MAX_BYTES", "dump", "parse_yaml", "read", "write"]
-
 FORMAT = 1
 MAX_BYTES = 5_000_000
 """A larger file is refused."""

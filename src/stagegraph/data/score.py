@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import SupportsFloat
 
-__all__ = ["Feedback", "Note", "Score", "Scored", "note"]
-
 Scored = int | float | bool | str
 """The value of a recorded score: a number, a boolean, a category or a text."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from .call import Call
 
-__all__ = ["NO_MODEL", "USAGE", "ModelUse", "summed"]
-
 USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 """How usage is written as JSON and read back."""
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Html", "asset", "document", "element", "pretty", "table", "write_page"]
-
 _CUT = 20_000
 """Characters of one value that a page shows."""
 

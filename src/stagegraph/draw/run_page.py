@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from stagegraph.record.rows import Journal
 
-__all__ = ["page_of", "run_page"]
-
 _NOT_SHOWN: dict[str, Any] = {
     "run": {"input", "output", "prompts", "model", "owner"},
     "calls": {"__all__": {"run_id", "position", "identity", "parts"}},

@@ -14,19 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
 
-__all__ = [
-    "TABLES",
-    "Statement",
-    "connect",
-    "is_busy",
-    "journal_error",
-    "prepare",
-    "recognise",
-    "row_of",
-    "shrink",
-    "statement_for",
-]
-
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 _APPLICATION_ID_AT = 68

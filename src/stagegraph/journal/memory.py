@@ -10,8 +10,6 @@ from stagegraph.schema.errors import JournalError
 
 from .owner import Prunable, prunable, refusal_to_claim
 
-__all__ = ["MemoryJournal"]
-
 
 class MemoryJournal:
     """Keeps runs in dictionaries."""

@@ -11,8 +11,6 @@ from typing import NamedTuple
 from stagegraph.data.call import Status
 from stagegraph.record.rows import RunRow
 
-__all__ = ["Prunable", "is_alive", "prunable", "refusal_to_claim", "this_process"]
-
 _RESUMABLE = {"running", "suspended"}
 
 

@@ -20,8 +20,6 @@ from stagegraph.record.rows import CallRow, FeedbackRow, Labels, OpRow, Row, Run
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.types import is_dict, is_list
 
-__all__ = ["Redact", "redacted"]
-
 Redact = Callable[[Any], Any]
 """Takes a JSON value (an input, an output, messages, a prompt, an error text) and returns what may be written."""
 

@@ -21,8 +21,6 @@ from .owner import Prunable, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .writer import Writer, encodable, transaction, write_one
 
-__all__ = ["SqliteJournal"]
-
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 T = TypeVar("T")
 

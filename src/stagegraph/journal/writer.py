@@ -24,8 +24,6 @@ from stagegraph.schema.serialize import escaped
 
 from .file import connect, is_busy, journal_error, statement_for
 
-__all__ = ["Writer", "encodable", "transaction", "write_one"]
-
 _ROWS_PER_CHECKPOINT = 2_000
 _SIZE_PER_CHECKPOINT = 16_000_000
 """Characters."""

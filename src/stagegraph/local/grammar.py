@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from pydantic_ai.exceptions import UserError
 
-__all__ = ["write_grammar"]
-
 Json = dict[str, Any]
 
 _ITEMS = (8, 6, 5, 4, 3, 2, 1)

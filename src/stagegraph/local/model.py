@@ -27,8 +27,6 @@ from stagegraph.schema.errors import DeclarationError
 from .engine import ENGINES, KNOWN, Engine
 from .grammar import write_grammar
 
-__all__ = ["LocalModel", "model"]
-
 MAX_TOKENS = 512
 """Tokens of an answer at most, where the settings do not say; some seconds of work on a quiet core."""
 NO_TOOLS = (

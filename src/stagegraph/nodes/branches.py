@@ -15,8 +15,6 @@ from stagegraph.schema.errors import DeclarationError
 
 from .current import OpenCall, Suspended, current
 
-__all__ = ["DEFAULT_LIMIT", "Branches", "Failures", "Outcome", "is_cancelled"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 

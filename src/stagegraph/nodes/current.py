@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from stagegraph.data.call import CallInfo
 
-__all__ = ["OpenCall", "Suspended", "current", "current_call"]
-
 Stage_contra = TypeVar("Stage_contra", contravariant=True)
 Step_contra = TypeVar("Step_contra", contravariant=True)
 Graph_contra = TypeVar("Graph_contra", contravariant=True)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from pydantic_ai.agent import AbstractAgent
     from pydantic_ai.models import ModelRequestParameters
 
-__all__ = ["Offered", "envelope", "fields_of", "tools_of", "with_fields"]
-
 
 @dataclass(frozen=True, slots=True)
 class Offered:

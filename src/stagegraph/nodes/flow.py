@@ -17,8 +17,6 @@ from stagegraph.schema.errors import DeclarationError
 from .branches import Branches, Failures, Outcome, is_cancelled
 from .current import Suspended
 
-__all__ = ["Outcome", "as_completed", "fan_out", "gather", "settle"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 T1 = TypeVar("T1")

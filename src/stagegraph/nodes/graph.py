@@ -19,8 +19,6 @@ from stagegraph.schema.schema import Schema
 from .current import current
 from .node import Declaration, Node, open_call, reject_reserved
 
-__all__ = ["BaseGraph"]
-
 In_contra = TypeVarWithDefault("In_contra", contravariant=True)
 Out_co = TypeVarWithDefault("Out_co", covariant=True)
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Kind
     from stagegraph.schema.schema import Schema
 
-__all__ = ["Declaration", "Node", "Tree", "open_call", "reject_reserved"]
-
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
 

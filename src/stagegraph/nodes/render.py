@@ -11,8 +11,6 @@ from pydantic import BaseModel
 from pydantic_ai import format_as_xml
 from pydantic_ai.messages import UserContent, is_multi_modal_content
 
-__all__ = ["demo_block", "render_input", "render_output"]
-
 
 def render_input(value: object) -> str | list[UserContent]:
     """The default prompt for a value: text as it is, models as XML, media fields as content parts after the XML."""

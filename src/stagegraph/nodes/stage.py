@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import UserContent
     from pydantic_ai.settings import ModelSettings
 
-
-__all__ = ["OWN_INSTRUCTIONS", "Stage", "stages_of"]
-
 OWN_INSTRUCTIONS = InstructionId(AgentInstructionSource())
 """What Pydantic AI calls an agent's own literal instructions in a request."""
 

@@ -17,9 +17,6 @@ from .node import Declaration, Node, open_call
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-
-__all__ = ["Step", "step"]
-
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
 A = TypeVar("A")

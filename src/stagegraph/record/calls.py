@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.schema.schema import Schema
 
-__all__ = ["call_row", "call_rows", "call_tree", "error_of", "feedback_of", "root_call"]
-
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""

@@ -16,8 +16,6 @@ from .run import ReplayError
 if TYPE_CHECKING:
     from pydantic_ai.messages import ToolCallPart
 
-__all__ = ["by_call", "check", "pending_of"]
-
 
 def pending_of(key: str, path: str, requests: DeferredToolRequests) -> tuple[Pending, ...]:
     """The questions that an agent's deferred requests ask."""

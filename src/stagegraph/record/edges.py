@@ -15,8 +15,6 @@ from pydantic_core import to_json
 from stagegraph.data.call import Call, key_order
 from stagegraph.schema.types import is_mapping, is_sequence, is_set
 
-__all__ = ["follow_contents", "follow_values", "makers_of_output"]
-
 _LONG = 64
 """Shorter texts prove nothing: JSON parsers and Python use one object for equal texts."""
 _TICK = 2e-6

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.schema.schema import Schema
 
-__all__ = ["load_examples", "read_examples", "save_examples"]
-
 In = TypeVar("In")
 
 _ABOUT = frozenset({"id", "metadata", "split", "expected"})

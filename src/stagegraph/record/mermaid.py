@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from stagegraph.nodes.node import Node
 
-__all__ = ["declared_chart", "run_chart"]
-
 _WIDEST = 150
 """A run with more calls is drawn by path, with counts."""
 _STYLES = (

@@ -20,21 +20,6 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_dict, is_list, is_mapping
 
-__all__ = [
-    "CallRow",
-    "CancelRow",
-    "FeedbackRow",
-    "Journal",
-    "Labels",
-    "OpRow",
-    "Recorded",
-    "Row",
-    "RunFilter",
-    "RunRecord",
-    "RunRow",
-    "in_range",
-]
-
 
 def _text(data: object) -> str:
     return json.dumps(data, ensure_ascii=False)

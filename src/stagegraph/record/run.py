@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from stagegraph.nodes.node import Node
 
-__all__ = ["InputError", "LimitError", "ReplayError", "Run", "RunError", "causes_of", "run_of", "stored_run"]
-
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 I = TypeVar("I")  # noqa: E741 - the pair to O

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .rows import CallRow, FeedbackRow, Journal, RunRow
     from .run import Run
 
-__all__ = ["CORRECTION", "EXPERIMENT", "JournalRuns", "RunQuery", "RunRows", "RunSource", "Which"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 StageIn = TypeVar("StageIn")

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .state import CallState
 
-__all__ = ["OpenGraph", "OpenLeaf", "outermost"]
-
 _MAX_VALUE = 200
 
 

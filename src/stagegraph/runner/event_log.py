@@ -15,8 +15,6 @@ from stagegraph.data.events import EventsDropped
 if TYPE_CHECKING:
     from stagegraph.data.events import Event
 
-__all__ = ["EventLog"]
-
 _BATCH = 256
 
 

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from .recorder import Recorder
     from .state import RunState
 
-__all__ = ["Executor", "Resources", "origin_of"]
-
 _ORIGIN = "stagegraph_origin"
 """The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
 _NOT_CANCELLED = (

@@ -18,8 +18,6 @@ from .observer import by_environment
 if TYPE_CHECKING:
     from .runner import Runner
 
-__all__ = ["feedback"]
-
 
 async def feedback(
     run_id: str,

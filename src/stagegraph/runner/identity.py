@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
 
-__all__ = ["NodeKey", "ReplayCache", "stage_parts", "step_parts"]
-
 _SECRET_SETTINGS = frozenset({"extra_headers", "extra_body", "api_key", "headers"})
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .live import LiveRun
     from .run import ActiveRun
 
-__all__ = ["Lifetime"]
-
 _log = logging.getLogger("stagegraph")
 
 _LOOK_EVERY = 1.0

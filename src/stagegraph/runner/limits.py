@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .state import CallState
 
-__all__ = ["Ledger", "Limits", "RequestLimiter", "RequestSlots", "Reservation"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .event_log import EventLog
     from .run import ActiveRun
 
-__all__ = ["LiveRun"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 

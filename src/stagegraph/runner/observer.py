@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from .state import CallState, Clock
 
-__all__ = ["ENTRY_POINTS", "Trace", "TraceStart", "Tracing", "by_environment"]
-
 log = logging.getLogger("stagegraph.tracing")
 
 ENTRY_POINTS = "stagegraph.tracing"

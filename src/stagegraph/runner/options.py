@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.record.rows import RunRow
 
-__all__ = ["ResumeOptions", "RunOptions", "RunSpec", "check_options", "check_values"]
-
-
 _BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
 """The parts of a call's key that its path does not have."""
 

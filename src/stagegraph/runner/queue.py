@@ -9,8 +9,6 @@ import anyio
 
 from stagegraph.schema.errors import BusyError, DeclarationError
 
-__all__ = ["Queue", "Seat"]
-
 _FIRST_GUESS = 1.0
 """Assumed seconds of a run before the first one has ended."""
 _LONGEST_WAIT = 60.0

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .options import RunSpec
     from .state import CacheKey, CallState, RunState
 
-__all__ = ["MISSING", "Recorder", "new_row", "with_deployed"]
-
 MISSING: Any = object()
 
 _LARGEST = 2**63 - 1

@@ -25,17 +25,6 @@ from .options import ResumeOptions, RunSpec
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
 
-__all__ = [
-    "GIVEN_UP",
-    "DepsOf",
-    "TakesUp",
-    "counted",
-    "finish_interrupted",
-    "give_up",
-    "is_interrupted",
-    "resumed_spec",
-]
-
 _log = logging.getLogger("stagegraph")
 
 GIVEN_UP = "GivenUp"

@@ -10,8 +10,6 @@ from stagegraph.schema.errors import DeclarationError
 
 from .recovery import DepsOf
 
-__all__ = ["Registry"]
-
 
 class Registry:
     """Graphs by name, and how the interrupted runs of each are finished."""

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from .queue import Seat
     from .state import RunState
 
-__all__ = ["ActiveRun"]
-
-
 _LAST_SECONDS = 5.0
 """Seconds that a cancelled run may take to record how it ended."""
 

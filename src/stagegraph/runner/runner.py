@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from stagegraph.nodes.stage import Stage
 
-__all__ = ["Runner"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.schema.errors import StageError
 
-__all__ = ["CacheKey", "CallState", "Clock", "RunState", "call_tree", "total"]
-
 
 @dataclass(frozen=True, slots=True)
 class Clock:

@@ -12,22 +12,6 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-__all__ = [
-    "BusyError",
-    "DeclarationError",
-    "JournalError",
-    "NotRunningError",
-    "PromptError",
-    "StageError",
-    "StagegraphError",
-    "TracingError",
-    "TuningError",
-    "closest",
-    "first_problem",
-    "leaves",
-    "problems_of",
-]
-
 
 class StagegraphError(Exception):
     """Base of every error that stagegraph raises."""

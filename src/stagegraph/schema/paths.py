@@ -8,8 +8,6 @@ from typing import Any
 
 from .types import is_dict, is_list, is_mapping
 
-__all__ = ["MOST_FIELDS", "described", "fields_in"]
-
 MOST_FIELDS = 500
 """The most fields of one schema, the outermost first: types that contain each other have endless paths."""
 

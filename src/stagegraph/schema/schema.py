@@ -21,8 +21,6 @@ from pydantic_core import (
 from .serialize import Traits, alike, encodable, serializer_of, traits_of
 from .types import Check, check, is_dict, is_list, is_mapping, is_sequence, is_set, type_name
 
-__all__ = ["Schema", "field_keys", "ordered", "plain"]
-
 # Only keys are cached for the next reading: cached values would stay in memory.
 _BYTES = ConfigDict(
     arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64", cache_strings="keys"

@@ -14,8 +14,6 @@ from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializ
 
 from .types import is_dict, is_list, is_mapping, is_sequence
 
-__all__ = ["Traits", "alike", "encodable", "escaped", "hashed", "json_of", "serializer_of", "traits_of"]
-
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
 

@@ -12,19 +12,6 @@ from typing import Annotated, Any, ForwardRef, Literal, NewType, NotRequired, Ty
 from pydantic import BaseModel
 from typing_extensions import TypeAliasType, TypeIs, get_type_hints, is_typeddict
 
-__all__ = [
-    "Check",
-    "bare",
-    "check",
-    "is_dict",
-    "is_list",
-    "is_mapping",
-    "is_sequence",
-    "is_set",
-    "named_models",
-    "type_name",
-]
-
 _ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
 _COLLECTIONS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Set)
 _MAPPINGS = (dict, collections.abc.Mapping)

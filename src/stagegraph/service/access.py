@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
 
-__all__ = ["Access", "Policy", "RunRef", "only_its_user"]
-
 _log = logging.getLogger("stagegraph.service")
 
 _POLL_EVERY = 0.25

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["Answers", "Denied", "FeedbackBody", "GraphInfo", "Health", "RunView", "graph_info", "run_json", "view_type"]
-
 ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
 """The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 

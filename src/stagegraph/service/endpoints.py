@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from .access import Access
     from .bodies import FeedbackBody, ShownStatus
 
-__all__ = ["Endpoints"]
-
 _CANCEL_SECONDS = 10.0
 """Seconds that a cancelled run has to clean up before the response says that it is still ending."""
 

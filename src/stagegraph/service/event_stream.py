@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from .journal_events import JournalEvents
 
-__all__ = ["EventStream", "disconnected", "journal_chunks", "last_seen", "live_chunks"]
-
 _HEARTBEAT = b": still here\n\n"
 
 _HIDDEN = "the details are in the service's own records"

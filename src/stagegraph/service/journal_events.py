@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from stagegraph.data.events import Event
     from stagegraph.record.rows import CallRow, Journal, RunRow
 
-__all__ = ["JournalEvents"]
-
 _PAUSE = 0.5
 """Seconds between two reads of the journal, however many readers there are."""
 _PAUSE_FACTOR = 20

@@ -16,8 +16,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from stagegraph.record.run import InputError, LimitError, RunError
 from stagegraph.schema.errors import BusyError, JournalError, StageError
 
-__all__ = ["RETRY_AFTER", "Problem", "documented", "is_unparsed_body", "problem_of", "problem_of_run"]
-
 _log = logging.getLogger("stagegraph.service")
 
 MEDIA_TYPE = "application/problem+json"

@@ -19,8 +19,6 @@ from stagegraph.schema.errors import StagegraphError
 
 from .problems import Problem, is_unparsed_body, problem_of
 
-__all__ = ["route_class"]
-
 
 def route_class(max_body: int) -> type[APIRoute]:
     """A class of routes that read no body over *max_body* bytes, and answer errors with problem details.

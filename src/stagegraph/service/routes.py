@@ -22,8 +22,6 @@ from .endpoints import Endpoints
 from .problems import documented
 from .requests import route_class
 
-__all__ = ["router"]
-
 _log = logging.getLogger("stagegraph.service")
 
 Hook = Callable[..., Any]

@@ -15,8 +15,6 @@ from stagegraph.runner.runner import Runner
 
 from .routes import router
 
-__all__ = ["app", "page"]
-
 
 def app(graph: Node[Any, Any], runner: Runner, **options: Any) -> FastAPI:
     """The endpoints of a graph and a page on `/` that uses them; *options* are those of `router`."""

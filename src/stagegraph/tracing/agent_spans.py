@@ -28,8 +28,6 @@ from opentelemetry.trace import (
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
 
-__all__ = ["CallTracer"]
-
 
 class Transparent(Span):
     """A span that others look through: its context is that of the host's own span."""

@@ -29,18 +29,6 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
-__all__ = [
-    "Api",
-    "NotFoundError",
-    "RefusedError",
-    "Retry",
-    "UnreachableError",
-    "as_sent",
-    "failure",
-    "load_langfuse",
-    "mended",
-]
-
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 

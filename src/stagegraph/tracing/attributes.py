@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
-__all__ = [
-    "EXPERIMENTS",
-    "OWN",
-    "Attributes",
-    "Names",
-    "common",
-    "is_mapping",
-    "metadata",
-    "without_none",
-    "without_prefix",
-]
-__all__ += ["observation_id", "sampled", "score_id", "span_number", "trace_id"]
-
 Attributes = dict[str, Any]
 
 

@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 
 from stagegraph.schema.errors import DeclarationError
 
-__all__ = ["Connection"]
-
 _CLOUD = "https://cloud.langfuse.com"
 _TIMEOUT = 5.0
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
-__all__ = ["Experiment", "ExperimentRow", "from_dataset", "run_experiment", "to_dataset"]
-
 T = TypeVar("T")
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)

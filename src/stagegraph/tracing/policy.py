@@ -17,8 +17,6 @@ from .secrets import HIDDEN, scrubbed, sounds_secret
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["Capture", "Policy", "Redact", "shape", "without_files"]
-
 Capture = Literal["all", "shape", "none"]
 """Whole inputs, outputs and messages; only their types and sizes; nothing of them."""
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
 
-__all__ = ["LangfusePrompts", "deploy_prompts", "langfuse_prompts", "promote_prompts", "rollback_prompts"]
-
 T = TypeVar("T")
 
 log = logging.getLogger("stagegraph.tracing")

@@ -19,8 +19,6 @@ from .attributes import OWN, without_prefix
 if TYPE_CHECKING:
     from langfuse.api import ObservationV2, ScoreV3
 
-__all__ = ["NO_RUN", "cut_metadata", "is_root", "meta", "name_of", "rows_of"]
-
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
 """Ends of a call that the level of its observation does not tell."""

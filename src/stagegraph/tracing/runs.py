@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["LangfuseRuns"]
-
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _WHOLE = "key,path,run_id"
 """Names in the metadata whose values are read whole."""

@@ -15,8 +15,6 @@ from pydantic import JsonValue
 
 from stagegraph.schema.serialize import encodable
 
-__all__ = ["HIDDEN", "known_secrets", "scrubbed", "sounds_secret"]
-
 HIDDEN = "[secret]"
 _LONG_ENOUGH = 8
 _COUNTED = re.compile(

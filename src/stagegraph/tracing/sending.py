@@ -33,8 +33,6 @@ from .attributes import sampled
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["Http", "Sender", "after_fork", "close_all", "score_span"]
-
 log = logging.getLogger("stagegraph.tracing")
 
 _ATTEMPTS = 4

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from .policy import Capture
     from .sending import Sender
 
-__all__ = ["LangfuseTrace", "Output"]
-
 _KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
 """Kind of call -> the first word of the observation's name, and its type."""
 

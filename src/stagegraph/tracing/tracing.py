@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from stagegraph.data.score import Feedback
     from stagegraph.runner.observer import TraceStart
 
-__all__ = ["LangfuseTracing", "shared"]
-
 MAX_CONTENT = 256_000
 """Bytes of one input or output; what is longer is cut and flagged."""
 

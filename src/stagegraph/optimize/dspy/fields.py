@@ -18,8 +18,6 @@ from stagegraph.record.run import InputError
 from stagegraph.schema.errors import DeclarationError, problems_of
 from stagegraph.schema.schema import Schema, field_keys
 
-__all__ = ["STAGE_ID", "Fields", "from_dspy", "reject_reserved", "signature_of", "to_dspy", "untyped"]
-
 untyped: Any = dspy
 """DSPy for members that it declares without types."""
 

@@ -30,8 +30,6 @@ from .trace import StagePrediction
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-__all__ = ["BootstrapFinetune", "chat_rows"]
-
 Message = dict[str, Any]
 """One message of OpenAI's chat format: `role`, `content`, `tool_calls`, `tool_call_id`."""
 

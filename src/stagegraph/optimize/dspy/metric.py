@@ -21,8 +21,6 @@ from .trace import RunPrediction
 if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
-__all__ = ["dspy_metric"]
-
 
 def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     """A metric as DSPy's optimizers call theirs: with two, three or five arguments.

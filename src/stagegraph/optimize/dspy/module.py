@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
-__all__ = ["GraphModule"]
-
 _OWN = frozenset({"callbacks", "history", "_program", "_attributes", "_compiled"})
 """Attributes of an instance, which no predictor may replace."""
 

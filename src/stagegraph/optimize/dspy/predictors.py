@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from .program import Program
 
-__all__ = ["Declared", "StagePredict", "entries_of"]
-
 _DESCRIPTIONS = "described"
 """The key of a saved predictor for the descriptions of tools and fields, which DSPy does not have."""
 

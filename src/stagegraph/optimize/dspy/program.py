@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["Flights", "Outage", "Program", "TuningStopped", "in_executor"]
-
 _STRAGGLER = 115.0
 """Seconds. DSPy's executor submits an item again that takes 120 seconds, and possibly several times."""
 _QUEUE = 1.0

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.metric import Grader, Metric
     from stagegraph.optimize.tuning.result import SearchResult
 
-__all__ = ["GEPA"]
-
 
 class GEPA(Teleprompter):
     """Reflective evolution of a graph's texts, for those who write DSPy.

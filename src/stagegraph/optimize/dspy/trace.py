@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from .program import Outage
 
-__all__ = ["Entry", "RunPrediction", "StagePrediction", "record_trace", "record_usage"]
-
 Entry = tuple[Any, dict[str, Any], dspy.Prediction]
 """A predictor, its inputs, and its prediction."""
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from stagegraph.data.score import Score
     from stagegraph.record.run import Run
 
-__all__ = ["blame", "blame_of", "calls_of", "check_notes", "credited", "stage_of"]
-
 _OWN, _NEAR, _FAR = 1.0, 0.5, 0.25
 """Shares of a note: of the call that it is about, of the nearest calls upstream, and of those further away."""
 _FINISHED = {"succeeded", "failed"}

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from stagegraph.data.score import Score
     from stagegraph.record.run import Run
 
-__all__ = ["Budget", "BudgetReached", "Spent", "cost_text"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:

@@ -17,8 +17,6 @@ from .statistics import SAME, bootstrap, needed
 if TYPE_CHECKING:
     import os
 
-__all__ = ["FEW", "Comparison", "compare"]
-
 _SMALL = 0.05
 """A difference that is worth finding."""
 FEW = 6

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pydantic_evals import Dataset  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
     from typing_extensions import TypeForm
 
-__all__ = ["examples", "from_pydantic_evals", "stratified_split", "to_pydantic_evals"]
-
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741 - an input type
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.record.run import Run
 
-__all__ = ["CONCURRENCY", "EvaluationError", "check_counts", "checked_examples", "evaluate", "run_example"]
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from stagegraph.data.examples import digest_of
 
-__all__ = ["Fingerprint"]
-
 _LIBRARIES = {"stagegraph", "pydantic", "pydantic_ai", *sys.stdlib_module_names}
 _FOLDERS = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PLAIN = (str, int, float, complex, bytes, type(None), range)

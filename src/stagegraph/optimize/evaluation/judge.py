@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.record.run import Run
 
-__all__ = ["Judge", "judge"]
-
 _NOTES = 20
 """Notes of one verdict that are kept."""
 _NOTE = 2_000

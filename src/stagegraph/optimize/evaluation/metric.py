@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.record.run import Run
 
-__all__ = ["Grader", "Metric", "failed_score", "graded", "grader_of", "wants_failed_runs"]
-
 Verdict = Score | float | bool
 Metric = Callable[["Example[Any]", "Run[Any, Any]"], "Verdict | Awaitable[Verdict]"]
 """What users write: how good a run is on an example, as a number, a bool, or a `Score` with notes."""

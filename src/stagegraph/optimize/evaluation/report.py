@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-__all__ = ["Report", "ReportRow", "Trial", "markdown", "report_of", "section", "write_page"]
-
 FORMAT = 1
 
 Table = Sequence[Sequence[str]]

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
-__all__ = ["NO_ANSWER", "RETRY_DELAYS", "ModelOptions", "ask_patiently", "run_patiently"]
-
 T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")

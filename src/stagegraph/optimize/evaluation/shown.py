@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from .report import Trial
 
-__all__ = ["SCHEMA", "TEXT", "abridged", "cut", "evidence", "records", "restored", "stage_feedback", "tool_use"]
-
 # Limits, in characters.
 TEXT = 20_000  # of a text that is to be rewritten
 SCHEMA = 6_000  # of one JSON schema

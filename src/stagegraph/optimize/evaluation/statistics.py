@@ -7,8 +7,6 @@ import random
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-__all__ = ["SAME", "bootstrap", "needed", "percentile"]
-
 SAME = 1e-9
 """Differences of scores up to this one count as none."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage, ModelResponse
     from pydantic_ai.models import ModelRequestParameters
 
-__all__ = ["PydanticEngine", "general_lm", "lm", "model_behind"]
-
 
 def lm(model: Model[Any] | str, *, cache: bool | None = None, **settings: Any) -> dspy.LM:
     """Any Pydantic AI model as a `dspy.LM`.

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from stagegraph.schema.errors import NotRunningError
 
-__all__ = ["await_here", "run_here", "start_here", "submit"]
-
 T = TypeVar("T")
 
 

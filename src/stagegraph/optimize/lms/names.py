@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
     from stagegraph.runner.runner import Runner
 
-__all__ = ["model_named", "name_of"]
-
 
 def name_of(model: Model[Any] | str | None) -> str | None:
     """A model's name, which is the same in every process."""

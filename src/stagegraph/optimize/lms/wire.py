@@ -33,8 +33,6 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-__all__ = ["cost_in", "messages_of", "parameters_of", "response_of", "settings_in", "settings_of", "translated"]
-
 _URLS = {"image": ImageUrl, "audio": AudioUrl, "video": VideoUrl, "document": DocumentUrl}
 _COST = "stagegraph_cost_usd"
 _SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty", "service_tier")

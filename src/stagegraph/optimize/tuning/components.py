@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
 
-__all__ = [
-    "Component",
-    "EngineName",
-    "Kind",
-    "Target",
-    "Texts",
-    "Tuned",
-    "checked_kinds",
-    "named_part",
-    "text_digest",
-]
-
 Tuned = Literal["instructions", "tools", "fields"]
 """What a search may change."""
 Kind = Literal["instructions", "tool", "field"]

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .components import Component
     from .trials import Trials
 
-__all__ = ["Adapter", "Quiet"]
-
 T = TypeVar("T")
 
 

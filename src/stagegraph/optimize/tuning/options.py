@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from .proposers import Candidates, Proposer
 
-__all__ = ["Callback", "Options", "TuningOptions"]
-
 _log = logging.getLogger("stagegraph.optimize")
 Callback = Callable[[str, Mapping[str, Any]], None]
 """Receives an event's name and its data."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from .result import SearchResult
 
-__all__ = ["Preview", "preview", "preview_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.schema.schema import Schema
 
-__all__ = ["Candidates", "Proposal", "Proposer", "propose", "proposer_of", "schema_text"]
-
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.report import ReportRow
 
-__all__ = ["Candidate", "Progress", "SearchResult", "warnings_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

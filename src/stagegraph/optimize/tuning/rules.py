@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .options import Options
     from .result import Progress
 
-__all__ = ["Acceptance", "Selector", "Stopper"]
-
 _log = logging.getLogger("stagegraph.optimize")
 _SAME = 1e-9
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from .options import Options
     from .proposers import Proposal, Proposer
 
-__all__ = ["RunDir", "example_digest", "manifest"]
-
 _log = logging.getLogger("stagegraph.optimize")
 _NAMED = 8
 """Changed facts that an error names."""

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from .options import Options
 
-__all__ = ["Search", "check_overlap", "search"]
-
 _MERGE = 5
 """Runs on which GEPA tries a merge of two candidates."""
 

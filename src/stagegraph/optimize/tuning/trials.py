@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .options import Options
     from .run_dir import RunDir
 
-__all__ = ["Trials"]
-
 Purpose = Literal["trace", "fresh", "verdict"]
 """What a run is for: only a `trace` may reuse calls of another candidate; a `verdict` is not part of the budget."""
 

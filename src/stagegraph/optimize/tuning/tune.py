@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from .result import Candidate, SearchResult
 
-__all__ = ["Tuning", "tune"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
