@@ -267,7 +267,7 @@ async def test_a_run_id_is_taken_once(journal: Journal, model: Model) -> None:
     async for event in live.events():
         if event.type == "call_started" and event.key == "first[0]":
             break
-    with pytest.raises(JournalError, match="going on in another place of this process"):
+    with pytest.raises(JournalError, match="already running in this process"):
         await slow.resume("live")
     gate.set()
     await live.result()

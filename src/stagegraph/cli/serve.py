@@ -23,7 +23,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
     max_runs: Annotated[int, typer.Option(min=1, help="How many runs may go on at once.")] = 32,
     max_queued: Annotated[int, typer.Option(min=0, help="How many more may wait.")] = 32,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds for runs to end when the server is told to.")] = 30.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for runs to finish at a shutdown.")] = 30.0,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep runs in the journal.")] = True,
 ) -> None:

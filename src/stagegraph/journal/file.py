@@ -1,90 +1,18 @@
-"""A journal's file: its tables, opening it for writing or only for reading, and its errors."""
+"""A journal's file: opening it for writing or only for reading, and its errors."""
 
 from __future__ import annotations
 
 import sqlite3
 import stat
-from collections.abc import Callable, Container
 from contextlib import closing, suppress
-from dataclasses import MISSING, fields
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
 
-from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
 
-APPLICATION_ID = 0x53474A31
-"""Marks the file as a journal (`SGJ1`)."""
+from .tables import APPLICATION_ID, VERSION, make_tables
+
 _APPLICATION_ID_AT = 68
 """Its place in the header of an SQLite file."""
-VERSION = 3
-"""2 has `cancels`, 3 `origin` and `transient` of calls; an older file gets what is missing when it is opened."""
-
-TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
-    RunRow: ("runs", ("run_id",)),
-    CallRow: ("calls", ("run_id", "key")),
-    OpRow: ("ops", ("run_id", "key", "identity", "op")),
-    FeedbackRow: ("feedback", ("id",)),
-    CancelRow: ("cancels", ("run_id", "segment")),
-}
-"""Row type -> table and primary key; the fields of a row are the columns."""
-_INDEXES = (
-    "CREATE INDEX IF NOT EXISTS runs_started ON runs (started)",
-    "CREATE INDEX IF NOT EXISTS feedback_run ON feedback (run_id)",
-)
-_SQL_TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
-_NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
-_DEFAULTS = {
-    row_type: {field.name: field.default for field in fields(row_type) if field.default is not MISSING}
-    for row_type in TABLES
-}
-"""The value of an empty column."""
-_FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
-_OF_STAGES_AND_FAILURES = {
-    *("error_type", "error", "origin", "transient"),
-    *("usage", "attempts", "messages", "prompt", "pending"),
-}
-
-R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
-
-
-class Statement(NamedTuple):
-    """The SQL that writes rows with the same columns, and their values; a row with the same key is replaced."""
-
-    sql: str
-    values: Callable[[Row], tuple[Any, ...]]
-
-
-def _statement(row_type: type[Row], left_out: Container[str] = ()) -> Statement:
-    names = [name for name in _NAMES[row_type] if name not in left_out]
-    sql = f"INSERT OR REPLACE INTO {TABLES[row_type][0]} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - our own names
-    return Statement(sql, attrgetter(*names))
-
-
-_STATEMENTS = {row_type: _statement(row_type) for row_type in TABLES}
-_PLAIN_CALL = _statement(CallRow, _OF_STAGES_AND_FAILURES)
-
-
-def statement_for(row: Row) -> Statement:
-    """The statement that writes a row.
-
-    A third of the time to write a row goes into columns that most calls leave empty: those are left out.
-    """
-    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None:
-        return _PLAIN_CALL
-    return _STATEMENTS[type(row)]
-
-
-def row_of(row_type: type[R], found: sqlite3.Row) -> R:
-    """A row from the columns of its table."""
-    values: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
-    for name, default in _DEFAULTS[row_type].items():
-        if values.get(name) is None:  # also a column that a file of an older version lacks, which is only read
-            values[name] = default
-    for flag in _FLAGS[row_type]:
-        values[flag] = bool(values[flag])
-    return row_type(**values)
 
 
 def connect(path: Path, *, timeout: float, read_only: bool = False) -> sqlite3.Connection:
@@ -146,27 +74,9 @@ def prepare(path: Path, *, timeout: float) -> None:
             recognise(path, timeout=timeout, may_be_empty=True)
         with closing(connect(path, timeout=timeout)) as connection:
             if _version(path, connection) != VERSION:
-                _make_tables(connection)
+                make_tables(connection)
     except (sqlite3.Error, OSError) as error:
         raise journal_error(path, error) from error
-
-
-def _make_tables(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    for row_type, (table, key) in TABLES.items():
-        types = {field.name: _SQL_TYPES.get(str(field.type), "TEXT") for field in fields(row_type)}
-        columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({', '.join(key)})) WITHOUT ROWID"
-        )
-        present = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
-        for name in types.keys() - present:  # the file is of an older version
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {types[name]}")
-    for index in _INDEXES:
-        connection.execute(index)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")
 
 
 def recognise(path: Path, *, timeout: float, may_be_empty: bool = False) -> None:

@@ -16,9 +16,10 @@ import anyio.to_thread
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .file import TABLES, connect, journal_error, prepare, recognise, row_of, shrink
+from .file import connect, journal_error, prepare, recognise, shrink
 from .owner import Prunable, prunable, refusal_to_claim
 from .redact import Redact, redacted
+from .tables import TABLES, row_of
 from .writer import Writer, encodable, transaction, write_one
 
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)

@@ -22,7 +22,8 @@ from stagegraph.record.rows import Row
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.serialize import escaped
 
-from .file import connect, is_busy, journal_error, statement_for
+from .file import connect, is_busy, journal_error
+from .tables import statement_for
 
 _ROWS_PER_CHECKPOINT = 2_000
 _SIZE_PER_CHECKPOINT = 16_000_000

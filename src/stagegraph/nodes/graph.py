@@ -16,6 +16,7 @@ from typing_extensions import TypeVar as TypeVarWithDefault
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
+from .current import current
 from .node import Declaration, Node, open_call, reject_reserved
 
 In_contra = TypeVarWithDefault("In_contra", contravariant=True)
@@ -48,7 +49,7 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
 
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return open_call(self).run_graph(self, value)
+        return (current.get(None) or open_call(self)).run_graph(self, value)
 
     def __repr__(self) -> str:
         return f"<graph {self.__node__.name}>"

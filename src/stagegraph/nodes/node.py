@@ -31,7 +31,7 @@ class Node(ABC, Generic[In_contra, Out_co]):
     """A named, typed, async callable: a `Stage`, a `Step` or a `Graph`.
 
     Inside the `flow` of a graph that declares it, a node is called like a function: `await self.plan(spec)`.
-    Nodes are compared by identity and do not change after their declaration.
+    Nodes are compared by identity and never change after their declaration.
     """
 
     @cached_property

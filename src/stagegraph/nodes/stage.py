@@ -17,6 +17,7 @@ from typing_extensions import TypeForm, TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
+from .current import current
 from .describe import Offered, fields_of, tools_of
 from .node import Declaration, Node, open_call
 from .render import render_input
@@ -116,7 +117,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         return "\n\n".join(text for text in texts if text)
 
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return open_call(self).run_stage(self, value)
+        return (current.get(None) or open_call(self)).run_stage(self, value)
 
     def __repr__(self) -> str:
         node = self.__node__

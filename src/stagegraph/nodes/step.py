@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
+from .current import current
 from .node import Declaration, Node, open_call
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         return hints
 
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return open_call(self).run_step(self, value)
+        return (current.get(None) or open_call(self)).run_step(self, value)
 
     def __repr__(self) -> str:
         return f"<step {self.fn.__name__}>"

@@ -146,24 +146,35 @@ class OpenGraph:
     async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
         executor = self.executor
         call = self._open(step, value)
-        with OpenLeaf(executor, call):
-            _check_input(call)
-            if (recorder := executor.recorder) is None:
-                output = await step.fn(value)
-                _succeed(call, output)
-            else:
-                output = await executor.step_output(step, call, recorder)
-                _succeed(call, output)
+        token = current.set(OpenLeaf(executor, call))  # no `with`: it would make a step a tenth slower
+        try:
+            if not step.__node__.input_type.is_instance(value):
+                raise _bad_input(call)
+            recorder = executor.recorder
+            output = await (step.fn(value) if recorder is None else executor.step_output(step, call, recorder))
+            if not step.__node__.output_type.is_instance(output):
+                raise _bad_output(call, output)
+            call.output, call.status, call.ended = output, "succeeded", perf_counter()
+            if recorder is not None:
                 await recorder.finished(call)
             return output
+        except BaseException as error:
+            executor.fail(call, error)
+            raise
+        finally:
+            current.reset(token)
+            executor.close(call, None)
 
     async def run_stage(self, stage: Stage[Any, Any], value: Any) -> Any:
         executor = self.executor
         call = self._open(stage, value)
         with OpenLeaf(executor, call):
-            _check_input(call)
+            if not stage.__node__.input_type.is_instance(value):
+                raise _bad_input(call)
             output = await executor.stage_output(stage, call)
-            _succeed(call, output)
+            if not stage.__node__.output_type.is_instance(output):
+                raise _bad_output(call, output)
+            call.output, call.status, call.ended = output, "succeeded", perf_counter()
             if executor.recorder is not None:
                 await executor.recorder.finished(call)
             return output
@@ -173,9 +184,12 @@ class OpenGraph:
         call = self._open(graph, value)
         prefix = f"{call.key}." if call.key else ""
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
-            _check_input(call)
+            if not graph.__node__.input_type.is_instance(value):
+                raise _bad_input(call)
             output = await graph.flow(value)
-            _succeed(call, output)
+            if not graph.__node__.output_type.is_instance(output):
+                raise _bad_output(call, output)
+            call.output, call.status, call.ended = output, "succeeded", perf_counter()
             return output
 
     def _open(self, node: Node[Any, Any], value: object) -> CallState:
@@ -201,19 +215,12 @@ class OpenGraph:
         )
 
 
-def _check_input(call: CallState) -> None:
-    schema = call.node.__node__.input_type
-    if not schema.is_instance(call.input):
-        raise _mismatch(call, "was given", call.input, "takes", schema.name)
+def _bad_input(call: CallState) -> StageError:
+    return _mismatch(call, "was given", call.input, "takes", call.node.__node__.input_type.name)
 
 
-def _succeed(call: CallState, output: object) -> None:
-    schema = call.node.__node__.output_type
-    if not schema.is_instance(output):
-        raise _mismatch(call, "returned", output, "gives", schema.name)
-    call.output = output
-    call.status = "succeeded"
-    call.ended = perf_counter()
+def _bad_output(call: CallState, output: object) -> StageError:
+    return _mismatch(call, "returned", output, "gives", call.node.__node__.output_type.name)
 
 
 def _mismatch(call: CallState, verb: str, value: object, declared: str, type_text: str) -> StageError:

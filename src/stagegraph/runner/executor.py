@@ -25,6 +25,7 @@ from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningE
 from .identity import NodeKey, stage_parts, step_parts
 from .limits import Ledger, Limits, RequestLimiter
 from .recorder import MISSING
+from .state import CallState
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .observer import Trace, Tracing
     from .options import RunSpec
     from .recorder import Recorder
-    from .state import CallState, RunState
+    from .state import RunState
 
 _ORIGIN = "stagegraph_origin"
 """The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
@@ -117,9 +118,14 @@ class Executor:
                 "by itself or with `gather`, `fan_out` or a task group"
             )
             raise NotRunningError(msg)
-        call = state.add(node, path, key, parent, value)
+        calls = state.calls
+        if key in calls:
+            key = state.repeated(key)
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
+        if parent is None:
+            state.root = call
         if self.log is not None:
-            self.log.put(CallStarted, key=call.key, path=path, kind=kind)
+            self.log.put(CallStarted, key=key, path=path, kind=kind)
         if self.recorder is not None and kind == "graph":
             self.recorder.begin(call)
         if self.ledger is not None and kind == "stage":
@@ -134,7 +140,7 @@ class Executor:
         """
         try:
             if error is not None:
-                self._fail(call, error)
+                self.fail(call, error)
         finally:
             call.ended = call.ended or perf_counter()
             if self.ledger is not None and call.node.__node__.kind == "stage":
@@ -152,7 +158,12 @@ class Executor:
         call = self.open(root.node, root.path, root.key, None, value)
         self.close(call, error)
 
-    def _fail(self, call: CallState, error: BaseException) -> None:
+    def fail(self, call: CallState, error: BaseException) -> None:
+        """Keep how a call failed.
+
+        Raises:
+            StageError: the exception is a cancellation, but not of this call.
+        """
         if isinstance(error, Suspended):
             call.status = "suspended"
         elif isinstance(error, Exception):

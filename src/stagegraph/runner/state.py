@@ -139,16 +139,10 @@ class RunState:
         """The name of what is run."""
         return self.tree.root.__node__.name
 
-    def add(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
-        """Begin a call; a key that was used already gets a number."""
-        calls = self.calls
-        if key in calls:
-            number = self.repeats[key] = self.repeats.get(key, 0) + 1
-            key = f"{key}#{number}"
-        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
-        if parent is None:
-            self.root = call
-        return call
+    def repeated(self, key: str) -> str:
+        """The key of another call at *key*, with a number."""
+        number = self.repeats[key] = self.repeats.get(key, 0) + 1
+        return f"{key}#{number}"
 
 
 def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
