@@ -102,7 +102,7 @@ def test_output_through_a_tool_is_refused(output_type: Any) -> None:
 )
 def test_media_is_refused(content: Any) -> None:
     """Images and files are refused by kind."""
-    with pytest.raises(UserError, match=f"read text only, and there is {type(content).__name__}"):
+    with pytest.raises(UserError, match=f"read text only, but the prompt has {type(content).__name__}"):
         asyncio.run(Agent(LocalModel()).run(["What is this?", content]))
 
 
