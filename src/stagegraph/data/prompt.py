@@ -121,7 +121,7 @@ class PromptedStage(Protocol):
     """The part of a stage that prompts use; a `Stage` satisfies it."""
 
     @cached_property
-    def __node__(self) -> _Types: ...  # a checker tells a property from a cached one
+    def __node__(self) -> _Types: ...  # type checkers distinguish a property from a cached one
     @property
     def instructions(self) -> str: ...
     @cached_property

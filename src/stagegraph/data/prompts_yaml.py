@@ -65,10 +65,7 @@ for _tag, _pattern, _first_characters in (
     ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
     ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
 ):
-    for _side in (
-        _Loader,
-        _Dumper,
-    ):  # the dumper keeps those of 1.1 too: it quotes what another reader would misread
+    for _side in (_Loader, _Dumper):  # the dumper keeps those of 1.1 too: it quotes what another reader would misread
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
 
 
