@@ -15,7 +15,7 @@ from stagegraph.agent.answer import answer
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
-from stagegraph.data.events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
+from stagegraph.data.events import CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.branches import is_cancelled
 from stagegraph.nodes.current import Suspended
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
     from pydantic_ai.models import Model
 
+    from stagegraph.data.events import CallRetried, TextDelta, ToolCalled
     from stagegraph.data.prompt import Prompt
     from stagegraph.data.prompts import Prompts, PromptSource
     from stagegraph.nodes.node import Node
@@ -278,17 +279,9 @@ class StageCall(RequestLimiter):
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
 
-    def text_received(self, text: str) -> None:
+    def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
-            log.put(TextDelta, key=self.key, path=self.path, text=text)
-
-    def tool_called(self, tool: str) -> None:
-        if (log := self._log) is not None:
-            log.put(ToolCalled, key=self.key, path=self.path, tool=tool)
-
-    def retrying(self, attempt: int, error: Exception, wait: float) -> None:
-        if (log := self._log) is not None:
-            log.put(CallRetried, key=self.key, path=self.path, attempt=attempt, error=str(error), wait=wait)
+            log.put(event_type, at=None, key=self.key, path=self.path, **fields)
 
 
 def origin_of(error: BaseException, run_id: str, segment: int) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stagegraph.agent.deferred import unanswered_in
+from stagegraph.agent.durable import unanswered_in
 from stagegraph.data.call import Status
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
