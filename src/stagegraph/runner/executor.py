@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
+from decimal import Decimal
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from pydantic_ai.usage import RunUsage
 
 from stagegraph.agent.answer import answer
 from stagegraph.agent.call import LimitReached
@@ -23,13 +26,15 @@ from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
 from .identity import NodeKey, stage_parts, step_parts
-from .limits import Ledger, Limits, RequestLimiter
+from .limits import Ledger, Limits
 from .recorder import MISSING
 from .state import CallState
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model
+    from pydantic_ai.usage import RequestUsage
 
     from stagegraph.data.events import CallRetried, TextDelta, ToolCalled
     from stagegraph.data.prompt import Prompt
@@ -261,11 +266,10 @@ class Executor:
             raise stopped from error
 
 
-class StageCall(RequestLimiter):
-    """One call of a stage, as its agent sees it (`agent.call.AgentCall`)."""
+class StageCall:
+    """One call of a stage, as its agent sees it (`agent.call.AgentCall`); it limits and counts its model requests."""
 
     def __init__(self, executor: Executor, stage: Stage[Any, Any], call: CallState) -> None:
-        super().__init__(call, executor.ledger, executor.resources.slots)
         self.key = call.key
         self.path = call.path
         self.input = call.input
@@ -278,10 +282,82 @@ class StageCall(RequestLimiter):
         self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
+        self._ledger = executor.ledger
+        self._slots = executor.resources.slots
+        self._usage = RunUsage()
+        """Of the current attempt, with the usage of agents inside its tools."""
+        self._counted = RunUsage()
+        """The part of it that the ledger has counted, or that was recalled."""
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
             log.put(event_type, at=None, key=self.key, path=self.path, **fields)
+
+    def attempt_began(self, usage: RunUsage) -> None:
+        self._usage, self._counted = usage, RunUsage()
+
+    def attempt_ended(self) -> None:
+        if self._ledger is not None:
+            self._charge(self._ledger)
+
+    async def request(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        ledger = self._ledger
+        if ledger is None:
+            return await self._in_slot(ask, waiting)
+        self._charge(ledger)
+        with waiting():  # before the slot: a run that waits for its own limit must not hold back other runs
+            reservation = await ledger.reserve(self.path)
+        spent: RequestUsage | None = None
+        try:
+            response = await self._in_slot(ask, waiting)
+            spent = response.usage
+            self._count(spent)
+        finally:
+            ledger.settle(reservation, spent)
+        return response
+
+    async def _in_slot(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        slots = self._slots
+        if slots is None:
+            response = await ask()
+        else:
+            with waiting():
+                await slots.acquire()
+            try:
+                response = await ask()
+            finally:
+                slots.release()
+        self.use.unpriced |= response.usage.cost is None
+        return response
+
+    def request_recalled(self, usage: RequestUsage) -> None:
+        self.use.unpriced |= usage.cost is None
+        self._count(usage)
+
+    async def sleep(self, seconds: float) -> None:
+        if self._ledger is None:
+            await anyio.sleep(seconds)
+            return
+        with self._ledger.idle():
+            await anyio.sleep(seconds)
+
+    def _count(self, usage: RequestUsage) -> None:
+        self._counted.incr(usage)
+        self._counted.requests += 1
+
+    def _charge(self, ledger: Ledger) -> None:
+        """Count what agents inside the tools have spent since the last time."""
+        usage, counted = self._usage, self._counted
+        ledger.charge(
+            max(0, usage.requests - counted.requests),
+            max(0, usage.total_tokens - counted.total_tokens),
+            max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
+        )
+        self._counted = copy(usage)
 
 
 def origin_of(error: BaseException, run_id: str, segment: int) -> str | None:

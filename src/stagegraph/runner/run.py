@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
 
     from .event_log import EventLog
+    from .limits import Seat
     from .observer import Trace
     from .options import RunSpec
-    from .queue import Seat
     from .state import RunState
 
 _LAST_SECONDS = 5.0

@@ -23,14 +23,12 @@ from stagegraph.schema.errors import DeclarationError, NotRunningError
 from .event_log import EventLog
 from .executor import Resources
 from .lifetime import Lifetime
-from .limits import Limits, RequestSlots
+from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
 from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
-from .queue import Queue
 from .recorder import new_row
-from .recovery import DepsOf, resumed_spec
-from .registry import Registry
+from .recovery import DepsOf, Registry, resumed_spec
 from .run import ActiveRun
 from .state import RunState
 
