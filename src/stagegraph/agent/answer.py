@@ -18,7 +18,6 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RunUsage
 
-from stagegraph.data.call import dump_pending
 from stagegraph.data.events import CallRetried, TextDelta
 from stagegraph.nodes.current import Suspended
 from stagegraph.record.deferred import pending_of
@@ -84,7 +83,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                     return result.output
                 if durable is None:
                     raise unanswered(call)
-                use.pending = dump_pending(pending_of(call.key, call.path, result.output))
+                use.pending = pending_of(call.key, call.path, result.output)
                 raise Suspended
             finally:
                 use.usage.incr(usage if durable is None else usage - durable.overcounted)
@@ -125,9 +124,8 @@ async def _opening(
         return _content(stage, call), None, None
     use = call.use
     use.usage, use.messages = asked.usage, tuple(asked.history)
-    still_open = await asked.answered(call.answers, durable)
-    if still_open:
-        use.pending = dump_pending(still_open)
+    use.pending = await asked.answered(call.answers, durable)
+    if use.pending:
         raise Suspended
     return None, asked.history, asked.answers
 

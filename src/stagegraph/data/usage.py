@@ -13,7 +13,7 @@ from pydantic_ai.usage import RunUsage
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
-    from .call import Call
+    from .call import Call, Pending
 
 USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 """How usage is written as JSON and read back."""
@@ -28,8 +28,8 @@ class ModelUse:
     """Whether a request was made whose price is not known."""
     attempts: int = 1
     messages: tuple[ModelMessage, ...] = ()
-    pending: str | None = None
-    """JSON of a suspended agent's open questions."""
+    pending: tuple[Pending, ...] = ()
+    """The deferred tool calls of a suspended agent."""
 
     @property
     def cost(self) -> Decimal | None:
@@ -39,13 +39,13 @@ class ModelUse:
 NO_MODEL = ModelUse()
 
 
-def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
+def summed(uses: Iterable[Call | ModelUse]) -> tuple[RunUsage, Decimal | None]:
     """The usage of calls together; the cost is unknown if one of theirs is."""
     usage, cost = RunUsage(), Decimal(0)
     known = True
-    for child in children:
-        usage.incr(child.usage)
-        known = known and child.cost is not None
-        cost += child.cost or 0
+    for use in uses:
+        usage.incr(use.usage)
+        known = known and use.cost is not None
+        cost += use.cost or 0
     usage.cost = cost if known else None
     return usage, usage.cost

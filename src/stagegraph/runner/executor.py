@@ -91,21 +91,15 @@ class Executor:
         "trace",
     )
 
-    def __init__(  # noqa: PLR0917
-        self,
-        spec: RunSpec,
-        state: RunState,
-        resources: Resources,
-        recorder: Recorder | None,
-        trace: Trace | None,
-        log: EventLog | None,
-    ) -> None:
+    def __init__(self, spec: RunSpec, state: RunState, resources: Resources, log: EventLog | None) -> None:
         self.spec = spec
         self.state = state
         self.resources = resources
-        self.recorder = recorder
-        self.trace = trace
         self.log = log
+        self.recorder: Recorder | None = None
+        """Set before the flow begins, if the run is recorded."""
+        self.trace: Trace | None = None
+        """Set before the flow begins, if the run is traced."""
         self.ledger = Ledger.of(resources.limits)
         self.scope = anyio.CancelScope()
         """Around the whole flow."""

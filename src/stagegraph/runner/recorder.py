@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stagegraph.agent.durable import DurableOperations
+from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
@@ -271,5 +272,5 @@ class Recorder:
             row.attempts = use.attempts
             row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
             row.prompt = self._prompts.get(call.path)
-            row.pending = use.pending
+            row.pending = dump_pending(use.pending) if use.pending else None
         return row

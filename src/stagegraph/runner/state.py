@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from pydantic_ai.usage import RunUsage
 
 from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.usage import NO_MODEL, summed
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from pydantic_ai.usage import RunUsage
+
     from stagegraph.data.prompts import Prompts
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.schema.errors import StageError
@@ -162,14 +163,7 @@ def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
 
 def total(calls: Iterable[CallState]) -> tuple[RunUsage, Decimal | None]:
     """Usage and cost of all calls together; the cost is `None` when that of one call is not known."""
-    usage = RunUsage()
-    known = True
-    for call in calls:
-        if call.use is not NO_MODEL:
-            usage.incr(call.use.usage)
-            known = known and call.use.cost is not None
-    usage.cost = (usage.cost or Decimal(0)) if known else None
-    return usage, usage.cost
+    return summed(call.use for call in calls if call.use is not NO_MODEL)
 
 
 def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
