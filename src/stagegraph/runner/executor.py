@@ -170,7 +170,7 @@ class Executor:
             # A call that a limit stopped has not failed by itself: it continues when the run is resumed.
             call.status = "failed" if self.state.limit is None else "cancelled"
             leaf = call.node.__node__.kind != "graph"
-            origin = None if leaf else self._origin_of(error)
+            origin = None if leaf else self.origin_of(error)
             call.error = self._seen(error, call.key if origin is None else origin)
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
@@ -192,7 +192,7 @@ class Executor:
         """Write down on an exception where it was first seen, and return it as data: a group as its members."""
         members = leaves(error)
         for one in (error, *members):
-            if one is error or self._origin_of(one) is None:
+            if one is error or self.origin_of(one) is None:
                 vars(one)[_ORIGIN] = (self.spec.run_id, self.state.segment, origin)
         transient = is_transient(error)
         inner = [CallError(type(leaf).__name__, str(leaf), transient, origin) for leaf in members]
@@ -200,8 +200,25 @@ class Executor:
             return inner[0]
         return CallError(type(error).__name__, "; ".join(map(str, inner)), transient, origin)
 
-    def _origin_of(self, error: BaseException) -> str | None:
-        return origin_of(error, self.spec.run_id, self.state.segment)
+    def origin_of(self, error: BaseException) -> str | None:
+        """The key of the call of this run in which an exception, or what it was raised from, was first seen.
+
+        Follows `__cause__`. A group has the origin of its members, unless one of them was seen in no call.
+        """
+        seen: set[int] = set()
+        cause: BaseException | None = error
+        while cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            origin: tuple[str, int, str] | None = vars(cause).get(_ORIGIN)
+            if origin is not None and origin[:2] == (self.spec.run_id, self.state.segment):
+                return origin[2]
+            members = leaves(cause)
+            if members[0] is not cause:
+                origins = [self.origin_of(leaf) for leaf in members]
+                if None not in origins:
+                    return origins[0]
+            cause = cause.__cause__
+        return None
 
     def _log_end(self, log: EventLog, call: CallState) -> None:
         usage = call.use.usage
@@ -352,24 +369,3 @@ class StageCall:
             max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
         )
         self._counted = copy(usage)
-
-
-def origin_of(error: BaseException, run_id: str, segment: int) -> str | None:
-    """The key of the call of this run in which an exception, or what it was raised from, was first seen.
-
-    Follows `__cause__`. A group has the origin of its members, unless one of them was seen in no call.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        origin: tuple[str, int, str] | None = vars(cause).get(_ORIGIN)
-        if origin is not None and origin[:2] == (run_id, segment):
-            return origin[2]
-        members = leaves(cause)
-        if members[0] is not cause:
-            origins = [origin_of(leaf, run_id, segment) for leaf in members]
-            if None not in origins:
-                return origins[0]
-        cause = cause.__cause__
-    return None

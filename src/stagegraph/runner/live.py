@@ -29,26 +29,16 @@ class LiveRun(Generic[In, Out]):
         self._log = log
         self._result: Run[Any, Any] | None = None
         self._error: BaseException | None = None
+        self.run_id = active.spec.run_id
+        self.graph = active.state.name
+        """The name of the graph, stage or step."""
+        self.user_id = active.spec.user_id
+        self.session_id = active.spec.session_id
+        self.segment = active.state.segment
+        """How often the run was resumed; each time, events are numbered from 0."""
         self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
         """The task it runs in; it never raises, `result` does."""
         self.task.add_done_callback(self._see_off)
-
-    @property
-    def run_id(self) -> str:
-        return self._active.spec.run_id
-
-    @property
-    def graph(self) -> str:
-        """The name of the graph, stage or step."""
-        return self._active.state.name
-
-    @property
-    def user_id(self) -> str | None:
-        return self._active.spec.user_id
-
-    @property
-    def session_id(self) -> str | None:
-        return self._active.spec.session_id
 
     @property
     def run(self) -> Run[In, Out]:
@@ -71,11 +61,6 @@ class LiveRun(Generic[In, Out]):
     def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
         """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
-
-    @property
-    def segment(self) -> int:
-        """How often the run was resumed; each time, events are numbered from 0."""
-        return self._active.state.segment
 
     async def recorded(self) -> None:
         """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.

@@ -16,7 +16,7 @@ from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunE
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
 from .calls import outermost
-from .executor import Executor, Resources, origin_of
+from .executor import Executor, Resources
 from .observer import TraceStart
 from .options import check_prompts
 from .recorder import Recorder, with_deployed
@@ -117,8 +117,7 @@ class ActiveRun:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        origin = origin_of(cause, self.spec.run_id, self.state.segment)
-        error = _run_error(cause, origin, self.record())
+        error = _run_error(cause, self._executor.origin_of(cause), self.record())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 

@@ -140,8 +140,7 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        check_options(options, RunOptions, "run", model=model, prompts=prompts)
-        spec = RunSpec.of(node, input, options, model, deps, prompts)
+        spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
         return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
 
     def start(
@@ -167,8 +166,7 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        check_options(options, RunOptions, "start", model=model, prompts=prompts)
-        spec = RunSpec.of(node, input, options, model, deps, prompts, deltas=deltas)
+        spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
         return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
