@@ -19,7 +19,7 @@ USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 """How usage is written as JSON and read back."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ModelUse:
     """The usage and the messages of a stage call; other calls have none."""
 

@@ -79,18 +79,6 @@ class Resources:
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
 
-    __slots__ = (
-        "_node_keys",
-        "ledger",
-        "log",
-        "recorder",
-        "resources",
-        "scope",
-        "spec",
-        "state",
-        "trace",
-    )
-
     def __init__(self, spec: RunSpec, state: RunState, resources: Resources, log: EventLog | None) -> None:
         self.spec = spec
         self.state = state

@@ -136,7 +136,7 @@ class RunSpec:
                 leaves = [path for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
                 msg = f"`override` names `{key}`, and {tree.root.__node__.name} has no such stage or step"
                 raise ReplayError(msg + closest(path, leaves))
-        if unknown := unknown_stages(self.models, stages_of(tree.root)):
+        if self.models and (unknown := unknown_stages(self.models, stages_of(tree.root))):
             msg = f"the models do not fit {tree.root.__node__.name}: {'; '.join(unknown)}"
             raise DeclarationError(msg)
 

@@ -10,7 +10,7 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stagegraph.data.call import Call, CallError, Status
-from stagegraph.data.usage import NO_MODEL, summed
+from stagegraph.data.usage import NO_MODEL, ModelUse, summed
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -51,46 +51,26 @@ class CacheKey(NamedTuple):
     parts_json: str
 
 
+@dataclass(slots=True, eq=False)
 class CallState:
     """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
 
-    __slots__ = (
-        "began",
-        "cache_key",
-        "ended",
-        "error",
-        "fan",
-        "input",
-        "key",
-        "node",
-        "output",
-        "parent",
-        "path",
-        "position",
-        "replayed",
-        "status",
-        "use",
-    )
-
-    def __init__(  # noqa: PLR0917 - made for every call
-        self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object, position: int
-    ) -> None:
-        self.node = node
-        self.path = path
-        self.key = key
-        self.parent = parent
-        self.input = value
-        self.position = position
-        self.output: Any = None
-        self.error: CallError | None = None
-        self.status: Status = "running"
-        self.use = NO_MODEL
-        self.replayed = False
-        self.cache_key: CacheKey | None = None
-        self.fan: tuple[int, int | None] | None = None
-        """Index and size of the fan-out that it was made for; set only for a trace."""
-        self.ended = 0.0
-        self.began = perf_counter()
+    node: Node[Any, Any]
+    path: str
+    key: str
+    parent: CallState | None
+    input: object
+    position: int
+    output: Any = None
+    error: CallError | None = None
+    status: Status = "running"
+    use: ModelUse = NO_MODEL
+    replayed: bool = False
+    cache_key: CacheKey | None = None
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it was made for; set only for a trace."""
+    ended: float = 0.0
+    began: float = field(default_factory=perf_counter)
 
     @property
     def duration(self) -> float:
