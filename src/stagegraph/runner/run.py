@@ -16,7 +16,6 @@ from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunE
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
 from .calls import outermost
-from .executor import Executor, Resources
 from .observer import TraceStart
 from .options import check_prompts
 from .recorder import Recorder, with_deployed
@@ -25,10 +24,8 @@ from .state import call_tree, total
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
 
-    from .event_log import EventLog
+    from .executor import Executor
     from .limits import Seat
-    from .options import RunSpec
-    from .state import RunState
 
 _LAST_SECONDS = 5.0
 """Seconds that a cancelled run may take to record how it ended."""
@@ -37,20 +34,12 @@ _LAST_SECONDS = 5.0
 class ActiveRun:
     """One run: awaited once, readable at any time."""
 
-    def __init__(  # noqa: PLR0917
-        self,
-        spec: RunSpec,
-        state: RunState,
-        resources: Resources,
-        row: RunRow | None,
-        seat: Seat,
-        log: EventLog | None,
-    ) -> None:
-        self.spec = spec
-        self.state = state
-        self.log = log
-        self._resources = resources
-        self._executor = Executor(spec, state, resources, log)
+    def __init__(self, executor: Executor, row: RunRow | None, seat: Seat) -> None:
+        self.spec = executor.spec
+        self.state = executor.state
+        self._executor = executor
+        self._resources = executor.resources
+        self._log = executor.log
         self._row = row
         """The run's row in the journal, if it is recorded."""
         self._seat = seat
@@ -106,8 +95,8 @@ class ActiveRun:
             await self._seat.taken()
             if self._resources.tracing is not None:
                 self._executor.trace = self._resources.tracing.open(self._trace_start())
-            if self.log is not None:
-                self.log.put(RunStarted, graph=self.state.name)
+            if self._log is not None:
+                self._log.put(RunStarted, graph=self.state.name)
             cause = await self._flow()
         except Suspended:
             return await self._ended("suspended")
@@ -196,7 +185,7 @@ class ActiveRun:
         return run
 
     def _announce(self, run: Run[Any, Any]) -> None:
-        if self.log is None:
+        if self._log is None:
             return
         output = None
         if run.status == "succeeded":
@@ -205,17 +194,19 @@ class ActiveRun:
             except (ValueError, TypeError):
                 output = None  # the event only announces the end; the output itself is in the run
         error = run.error.message if run.error else None
-        self.log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
-        self.log.close()
+        self._log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
+        self._log.close()
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""
         spec, state = self.spec, self.state
         root, clock, calls = state.root, state.clock, state.calls
         status, error = state.end or (root.status, root.error)
-        frozen: Call | None = None
-        if state.end is None:
-            frozen = call_tree(list(calls.values()) or [root], clock)
+
+        def read_root() -> Call:
+            return call_tree(list(calls.values()) or [root], clock)
+
+        frozen = read_root() if state.end is None else None
         return Run(
             id=spec.run_id,
             graph=state.name,
@@ -233,7 +224,7 @@ class ActiveRun:
             pending=tuple(one for call in calls.values() if call.status == "suspended" for one in call.use.pending),
             rerun=dict(state.rerun),
             tree=state.tree,
-            read_root=lambda: frozen if frozen is not None else call_tree(list(calls.values()) or [root], clock),
+            read_root=read_root if frozen is None else lambda: frozen,
             read_spent=(lambda: total(calls.values())) if frozen is None and len(calls) > 1 else None,
         )
 

@@ -21,7 +21,7 @@ from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
 from .event_log import EventLog
-from .executor import Resources
+from .executor import Executor, Resources
 from .lifetime import Lifetime
 from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
@@ -283,7 +283,7 @@ class Runner:
         if row is None and journal is not None:
             row = new_row(spec, node, prompts)
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
-        return ActiveRun(spec, state, resources, row, self._queue.admit(patient=patient), log)
+        return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
         """By path, by stage, by agent, by run or runner: the more specific choice wins."""
