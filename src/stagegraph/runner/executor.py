@@ -108,7 +108,8 @@ class Executor:
             raise NotRunningError(msg)
         calls = state.calls
         if key in calls:
-            key = state.repeated(key)
+            number = state.repeats[key] = state.repeats.get(key, 0) + 1
+            key = f"{key}#{number}"
         call = calls[key] = CallState(node, path, key, parent, value, len(calls))
         if parent is None:
             state.root = call

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from stagegraph.data.call import CallError
-from stagegraph.record.run import RunError
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
@@ -97,17 +96,13 @@ class LiveRun(Generic[In, Out]):
         try:
             self._result = await self._active.complete()
         except asyncio.CancelledError:
-            self._error = self._cancelled()
+            self._error = self._active.cancelled()
         except Exception as error:  # noqa: BLE001 - raised by `result`
             self._error = error
-
-    def _cancelled(self) -> RunError:
-        run = self._active.record()
-        return RunError(f"the run of {run.graph} was cancelled", run=run)
 
     def _see_off(self, task: asyncio.Task[None]) -> None:
         """End the events of a run that never began: it was cancelled first, or its journal refused it."""
         if not self._log.closed:
             self._active.never_began(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
         if task.cancelled():
-            self._error = self._cancelled()
+            self._error = self._active.cancelled()

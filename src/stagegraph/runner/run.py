@@ -75,6 +75,11 @@ class ActiveRun:
         self._announce(self.record())
         self._leave()
 
+    def cancelled(self, why: str = "") -> RunError:
+        """The error of a run that was cancelled."""
+        run = self.record()
+        return RunError(f"the run of {run.graph} was cancelled{why}", run=run)
+
     def _leave(self) -> None:
         self._recorded.set()
         self._seat.leave()

@@ -120,11 +120,6 @@ class RunState:
         """The name of what is run."""
         return self.tree.root.__node__.name
 
-    def repeated(self, key: str) -> str:
-        """The key of another call at *key*, with a number."""
-        number = self.repeats[key] = self.repeats.get(key, 0) + 1
-        return f"{key}#{number}"
-
 
 def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
     """The tree of calls as it stands now; *calls* are in the order in which they began, so parents come first."""
