@@ -18,15 +18,14 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.usage import RunUsage
 
-from stagegraph.data.call import dump_pending
+from stagegraph.data.events import CallRetried, TextDelta
 from stagegraph.nodes.current import Suspended
 from stagegraph.record.deferred import pending_of
 from stagegraph.schema.errors import JournalError
 
-from .call import Deadline, LimitReached
-from .deferred import Deferral
+from .call import Deadline, Injection, LimitReached
+from .durable import Deferral
 from .failures import bad_deps, bad_render, is_retryable, stage_error, unanswered, wait_before
-from .inject import Injection
 
 if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
@@ -67,7 +66,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                         model_settings=stage.model_settings,
                         usage=usage,
                         capabilities=[*call.observing, Injection(stage, call, deadline, durable)],
-                        event_stream_handler=_listener(call.text_received) if call.streams else None,
+                        event_stream_handler=_listener(call) if call.streams else None,
                         infer_name=False,
                     )
             except (LimitReached, JournalError):
@@ -78,13 +77,13 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                 if use.attempts > stage.retries or not is_retryable(error):
                     raise stage_error(error, call, messages) from error
                 wait = wait_before(error, use.attempts)
-                call.retrying(use.attempts, error, wait)
+                call.emit(CallRetried, attempt=use.attempts, error=str(error), wait=wait)
             else:
                 if not isinstance(result.output, DeferredToolRequests):
                     return result.output
                 if durable is None:
                     raise unanswered(call)
-                use.pending = dump_pending(pending_of(call.key, call.path, result.output))
+                use.pending = pending_of(call.key, call.path, result.output)
                 raise Suspended
             finally:
                 use.usage.incr(usage if durable is None else usage - durable.overcounted)
@@ -125,9 +124,8 @@ async def _opening(
         return _content(stage, call), None, None
     use = call.use
     use.usage, use.messages = asked.usage, tuple(asked.history)
-    still_open = await asked.answered(call.answers, durable)
-    if still_open:
-        use.pending = dump_pending(still_open)
+    use.pending = await asked.answered(call.answers, durable)
+    if use.pending:
         raise Suspended
     return None, asked.history, asked.answers
 
@@ -144,14 +142,12 @@ def _content(stage: Stage[Any, Any], call: AgentCall) -> str | list[UserContent]
     return list(content)
 
 
-def _listener(
-    on_text: Callable[[str], None],
-) -> Callable[[RunContext[Any], AsyncIterable[AgentStreamEvent]], Awaitable[None]]:
+def _listener(call: AgentCall) -> Callable[[RunContext[Any], AsyncIterable[AgentStreamEvent]], Awaitable[None]]:
     async def listen(_ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
         async for event in events:
             if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart) and event.part.content:
-                on_text(event.part.content)
+                call.emit(TextDelta, text=event.part.content)
             elif isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
-                on_text(event.delta.content_delta)
+                call.emit(TextDelta, text=event.delta.content_delta)
 
     return listen

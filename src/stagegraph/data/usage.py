@@ -13,13 +13,13 @@ from pydantic_ai.usage import RunUsage
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelMessage
 
-    from .call import Call
+    from .call import Call, Pending
 
 USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
 """Writes usage as JSON and reads it back."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ModelUse:
     """The usage and the messages of a stage call; other calls have none."""
 
@@ -28,8 +28,8 @@ class ModelUse:
     """Whether the price of a request is unknown."""
     attempts: int = 1
     messages: tuple[ModelMessage, ...] = ()
-    pending: str | None = None
-    """JSON of a suspended agent's deferred calls."""
+    pending: tuple[Pending, ...] = ()
+    """The deferred tool calls of a suspended agent."""
 
     @property
     def cost(self) -> Decimal | None:
@@ -39,13 +39,13 @@ class ModelUse:
 NO_MODEL = ModelUse()
 
 
-def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
+def summed(uses: Iterable[Call | ModelUse]) -> tuple[RunUsage, Decimal | None]:
     """The total usage and cost of calls; the cost is `None` if that of one call is unknown."""
     usage, cost = RunUsage(), Decimal(0)
     known = True
-    for child in children:
-        usage.incr(child.usage)
-        known = known and child.cost is not None
-        cost += child.cost or 0
+    for use in uses:
+        usage.incr(use.usage)
+        known = known and use.cost is not None
+        cost += use.cost or 0
     usage.cost = cost if known else None
     return usage, usage.cost

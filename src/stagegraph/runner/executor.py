@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
+from decimal import Decimal
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from pydantic_ai.usage import RunUsage
 
 from stagegraph.agent.answer import answer
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
-from stagegraph.data.events import CallFinished, CallRetried, CallStarted, TextDelta, ToolCalled
+from stagegraph.data.events import CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.branches import is_cancelled
 from stagegraph.nodes.current import Suspended
@@ -23,14 +26,17 @@ from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
 from .identity import NodeKey, stage_parts, step_parts
-from .limits import Ledger, Limits, RequestLimiter
+from .limits import Ledger, Limits
 from .recorder import MISSING
 from .state import CallState
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import Model
+    from pydantic_ai.usage import RequestUsage
 
+    from stagegraph.data.events import CallRetried, TextDelta, ToolCalled
     from stagegraph.data.prompt import Prompt
     from stagegraph.data.prompts import Prompts, PromptSource
     from stagegraph.nodes.node import Node
@@ -73,33 +79,15 @@ class Resources:
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
 
-    __slots__ = (
-        "_node_keys",
-        "ledger",
-        "log",
-        "recorder",
-        "resources",
-        "scope",
-        "spec",
-        "state",
-        "trace",
-    )
-
-    def __init__(  # noqa: PLR0917
-        self,
-        spec: RunSpec,
-        state: RunState,
-        resources: Resources,
-        recorder: Recorder | None,
-        trace: Trace | None,
-        log: EventLog | None,
-    ) -> None:
+    def __init__(self, spec: RunSpec, state: RunState, resources: Resources, log: EventLog | None) -> None:
         self.spec = spec
         self.state = state
         self.resources = resources
-        self.recorder = recorder
-        self.trace = trace
         self.log = log
+        self.recorder: Recorder | None = None
+        """Set before the flow begins, if the run is recorded."""
+        self.trace: Trace | None = None
+        """Set before the flow begins, if the run is traced."""
         self.ledger = Ledger.of(resources.limits)
         self.scope = anyio.CancelScope()
         """Around the whole flow."""
@@ -120,7 +108,8 @@ class Executor:
             raise NotRunningError(msg)
         calls = state.calls
         if key in calls:
-            key = state.repeated(key)
+            number = state.repeats[key] = state.repeats.get(key, 0) + 1
+            key = f"{key}#{number}"
         call = calls[key] = CallState(node, path, key, parent, value, len(calls))
         if parent is None:
             state.root = call
@@ -170,7 +159,7 @@ class Executor:
             # A call that a limit stopped has not failed by itself: it continues when the run is resumed.
             call.status = "failed" if self.state.limit is None else "cancelled"
             leaf = call.node.__node__.kind != "graph"
-            origin = None if leaf else self._origin_of(error)
+            origin = None if leaf else self.origin_of(error)
             call.error = self._seen(error, call.key if origin is None else origin)
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
@@ -192,7 +181,7 @@ class Executor:
         """Write down on an exception where it was first seen, and return it as data: a group as its members."""
         members = leaves(error)
         for one in (error, *members):
-            if one is error or self._origin_of(one) is None:
+            if one is error or self.origin_of(one) is None:
                 vars(one)[_ORIGIN] = (self.spec.run_id, self.state.segment, origin)
         transient = is_transient(error)
         inner = [CallError(type(leaf).__name__, str(leaf), transient, origin) for leaf in members]
@@ -200,8 +189,25 @@ class Executor:
             return inner[0]
         return CallError(type(error).__name__, "; ".join(map(str, inner)), transient, origin)
 
-    def _origin_of(self, error: BaseException) -> str | None:
-        return origin_of(error, self.spec.run_id, self.state.segment)
+    def origin_of(self, error: BaseException) -> str | None:
+        """The key of the call of this run in which an exception, or what it was raised from, was first seen.
+
+        Follows `__cause__`. A group has the origin of its members, unless one of them was seen in no call.
+        """
+        seen: set[int] = set()
+        cause: BaseException | None = error
+        while cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
+            origin: tuple[str, int, str] | None = vars(cause).get(_ORIGIN)
+            if origin is not None and origin[:2] == (self.spec.run_id, self.state.segment):
+                return origin[2]
+            members = leaves(cause)
+            if members[0] is not cause:
+                origins = [self.origin_of(leaf) for leaf in members]
+                if None not in origins:
+                    return origins[0]
+            cause = cause.__cause__
+        return None
 
     def _log_end(self, log: EventLog, call: CallState) -> None:
         usage = call.use.usage
@@ -260,11 +266,10 @@ class Executor:
             raise stopped from error
 
 
-class StageCall(RequestLimiter):
-    """One call of a stage, as its agent sees it (`agent.call.AgentCall`)."""
+class StageCall:
+    """One call of a stage, as its agent sees it (`agent.call.AgentCall`); it limits and counts its model requests."""
 
     def __init__(self, executor: Executor, stage: Stage[Any, Any], call: CallState) -> None:
-        super().__init__(call, executor.ledger, executor.resources.slots)
         self.key = call.key
         self.path = call.path
         self.input = call.input
@@ -277,36 +282,79 @@ class StageCall(RequestLimiter):
         self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
+        self._ledger = executor.ledger
+        self._slots = executor.resources.slots
+        self._usage = RunUsage()
+        """Of the current attempt, with the usage of agents inside its tools."""
+        self._counted = RunUsage()
+        """The part of it that the ledger has counted, or that was recalled."""
 
-    def text_received(self, text: str) -> None:
+    def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
-            log.put(TextDelta, key=self.key, path=self.path, text=text)
+            log.put(event_type, at=None, key=self.key, path=self.path, **fields)
 
-    def tool_called(self, tool: str) -> None:
-        if (log := self._log) is not None:
-            log.put(ToolCalled, key=self.key, path=self.path, tool=tool)
+    def attempt_began(self, usage: RunUsage) -> None:
+        self._usage, self._counted = usage, RunUsage()
 
-    def retrying(self, attempt: int, error: Exception, wait: float) -> None:
-        if (log := self._log) is not None:
-            log.put(CallRetried, key=self.key, path=self.path, attempt=attempt, error=str(error), wait=wait)
+    def attempt_ended(self) -> None:
+        if self._ledger is not None:
+            self._charge(self._ledger)
 
+    async def request(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        ledger = self._ledger
+        if ledger is None:
+            return await self._in_slot(ask, waiting)
+        self._charge(ledger)
+        with waiting():  # before the slot: a run that waits for its own limit must not hold back other runs
+            reservation = await ledger.reserve(self.path)
+        spent: RequestUsage | None = None
+        try:
+            response = await self._in_slot(ask, waiting)
+            spent = response.usage
+            self._count(spent)
+        finally:
+            ledger.settle(reservation, spent)
+        return response
 
-def origin_of(error: BaseException, run_id: str, segment: int) -> str | None:
-    """The key of the call of this run in which an exception, or what it was raised from, was first seen.
+    async def _in_slot(
+        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
+    ) -> ModelResponse:
+        slots = self._slots
+        if slots is None:
+            response = await ask()
+        else:
+            with waiting():
+                await slots.acquire()
+            try:
+                response = await ask()
+            finally:
+                slots.release()
+        self.use.unpriced |= response.usage.cost is None
+        return response
 
-    Follows `__cause__`. A group has the origin of its members, unless one of them was seen in no call.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        origin: tuple[str, int, str] | None = vars(cause).get(_ORIGIN)
-        if origin is not None and origin[:2] == (run_id, segment):
-            return origin[2]
-        members = leaves(cause)
-        if members[0] is not cause:
-            origins = [origin_of(leaf, run_id, segment) for leaf in members]
-            if None not in origins:
-                return origins[0]
-        cause = cause.__cause__
-    return None
+    def request_recalled(self, usage: RequestUsage) -> None:
+        self.use.unpriced |= usage.cost is None
+        self._count(usage)
+
+    async def sleep(self, seconds: float) -> None:
+        if self._ledger is None:
+            await anyio.sleep(seconds)
+            return
+        with self._ledger.idle():
+            await anyio.sleep(seconds)
+
+    def _count(self, usage: RequestUsage) -> None:
+        self._counted.incr(usage)
+        self._counted.requests += 1
+
+    def _charge(self, ledger: Ledger) -> None:
+        """Count what agents inside the tools have spent since the last time."""
+        usage, counted = self._usage, self._counted
+        ledger.charge(
+            max(0, usage.requests - counted.requests),
+            max(0, usage.total_tokens - counted.total_tokens),
+            max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
+        )
+        self._counted = copy(usage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -53,14 +52,12 @@ async def feedback(
             "Runner(journal=SqliteJournal('runs.db')), or set the keys of Langfuse"
         )
         raise DeclarationError(msg)
-    now = time.time()
-    segment, begun = 0, now
+    given = Feedback(name=name, value=value, key=key, comment=comment, time=datetime.now(UTC))
+    segment, begun = 0, given.time
     if journal is not None:
-        segment, begun = await _store(journal, run_id, name, value, key, comment, now)
+        segment, begun = await _store(journal, run_id, given)
     if tracing is not None:
-        moment = datetime.fromtimestamp(now, UTC)
-        given = Feedback(name=name, value=value, key=key, comment=comment, time=moment)
-        tracing.score(run_id, given, segment, datetime.fromtimestamp(begun, UTC))
+        tracing.score(run_id, given, segment, begun)
 
 
 def _check(name: object, value: object, key: object, comment: object) -> None:
@@ -85,16 +82,14 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-async def _store(  # noqa: PLR0917
-    journal: Journal, run_id: str, name: str, value: Scored, key: str | None, comment: str | None, now: float
-) -> tuple[int, float]:
+async def _store(journal: Journal, run_id: str, given: Feedback) -> tuple[int, datetime]:
     """Store a score; returns the segment of the run in which the call was made last, and when the run began."""
     run = await journal.run(run_id)
     if run is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
     resumed = run.read_labels().resumed
-    segment = len(resumed)
+    segment, key = len(resumed), given.key
     if key is not None:
         rows = {row.key: row for row in await journal.calls(run_id)}
         if key not in rows:
@@ -102,13 +97,13 @@ async def _store(  # noqa: PLR0917
             raise JournalError(msg)
         segment = sum(moment <= rows[key].started for moment in resumed)
     row = FeedbackRow(
-        id=hashed(run_id, key or "", name),
+        id=hashed(run_id, key or "", given.name),
         run_id=run_id,
         key=key,
-        name=name,
-        value=json.dumps(value),
-        comment=comment,
-        time=now,
+        name=given.name,
+        value=json.dumps(given.value),
+        comment=given.comment,
+        time=given.time.timestamp(),
     )
     await journal.put(row)
-    return segment, run.started
+    return segment, datetime.fromtimestamp(run.started, UTC)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.record.run import RunError
 from stagegraph.schema.errors import BusyError, JournalError
 
 from .recovery import TakesUp, finish_interrupted
@@ -91,10 +90,7 @@ class Lifetime:
             finally:
                 del self._awaited[active]
                 self._note()
-        run = active.record()
-        why = "" if self.taking else ": this runner is shutting down"
-        msg = f"the run of {run.graph} was cancelled{why}"
-        raise RunError(msg, run=run)
+        raise active.cancelled("" if self.taking else ": this runner is shutting down")
 
     def _note(self) -> None:
         """Wake the shutdown, which waits until no run is left."""

@@ -1,26 +1,29 @@
-"""What a run may spend: its limits, the ledger that reserves it, and the limiter that each model request passes."""
+"""What holds runs and their requests back: what a run may spend, the requests in flight, and the queue of a runner."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
-from copy import copy
+import time
+from collections import Counter, deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import anyio
-from pydantic_ai.usage import RunUsage
 
 from stagegraph.agent.call import LimitReached
+from stagegraph.schema.errors import BusyError, DeclarationError
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.usage import RequestUsage
 
-    from .state import CallState
+_FIRST_GUESS = 1.0
+"""Assumed seconds of a run before the first one has ended."""
+_LONGEST_WAIT = 60.0
+_WEIGHT = 0.2
+"""Of the newest run in the moving average of durations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,87 +210,6 @@ class Ledger:
         return None
 
 
-class RequestLimiter:
-    """Limits and counts the model requests of one stage call."""
-
-    __slots__ = ("_counted", "_ledger", "_slots", "_usage", "call")
-
-    def __init__(self, call: CallState, ledger: Ledger | None, slots: anyio.Semaphore | None) -> None:
-        self.call = call
-        self._ledger = ledger
-        self._slots = slots
-        self._usage = RunUsage()
-        """Of the current attempt, with the usage of agents inside its tools."""
-        self._counted = RunUsage()
-        """The part of it that the ledger has counted, or that was recalled."""
-
-    def attempt_began(self, usage: RunUsage) -> None:
-        self._usage, self._counted = usage, RunUsage()
-
-    def attempt_ended(self) -> None:
-        if self._ledger is not None:
-            self._charge(self._ledger)
-
-    async def request(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        ledger = self._ledger
-        if ledger is None:
-            return await self._in_slot(ask, waiting)
-        self._charge(ledger)
-        with waiting():  # before the slot: a run that waits for its own limit must not hold back other runs
-            reservation = await ledger.reserve(self.call.path)
-        spent: RequestUsage | None = None
-        try:
-            response = await self._in_slot(ask, waiting)
-            spent = response.usage
-            self._count(spent)
-        finally:
-            ledger.settle(reservation, spent)
-        return response
-
-    async def _in_slot(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        slots = self._slots
-        if slots is None:
-            response = await ask()
-        else:
-            with waiting():
-                await slots.acquire()
-            try:
-                response = await ask()
-            finally:
-                slots.release()
-        self.call.use.unpriced |= response.usage.cost is None
-        return response
-
-    def request_recalled(self, usage: RequestUsage) -> None:
-        self.call.use.unpriced |= usage.cost is None
-        self._count(usage)
-
-    async def sleep(self, seconds: float) -> None:
-        if self._ledger is None:
-            await anyio.sleep(seconds)
-            return
-        with self._ledger.idle():
-            await anyio.sleep(seconds)
-
-    def _count(self, usage: RequestUsage) -> None:
-        self._counted.incr(usage)
-        self._counted.requests += 1
-
-    def _charge(self, ledger: Ledger) -> None:
-        """Count what agents inside the tools have spent since the last time."""
-        usage, counted = self._usage, self._counted
-        ledger.charge(
-            max(0, usage.requests - counted.requests),
-            max(0, usage.total_tokens - counted.total_tokens),
-            max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
-        )
-        self._counted = copy(usage)
-
-
 class RequestSlots:
     """The model requests of all runs of a runner that may be in flight at once."""
 
@@ -303,3 +225,91 @@ class RequestSlots:
         if self._made is None or self._made[0] is not loop:
             self._made = (loop, anyio.Semaphore(self._count))
         return self._made[1]
+
+
+# -- the runs of a runner
+
+
+class Queue:
+    """The seats of one runner, first come, first served; without *max_runs* their number is not limited."""
+
+    def __init__(self, max_runs: int | None, max_queued: int | None) -> None:
+        if max_queued is not None and (max_runs is None or max_queued < 0):
+            wrong = "0 or more may wait" if max_runs is not None else "runs only wait where `max_runs` limits them"
+            msg = f"Runner(max_runs={max_runs}, max_queued={max_queued}): {wrong}"
+            raise DeclarationError(msg)
+        self._max_runs = max_runs
+        self._max_queued = max_queued or 0
+        self._waiting: deque[Seat] = deque()
+        self._mean_seconds = _FIRST_GUESS
+        self.running = 0
+        """How many runs hold a seat."""
+
+    @property
+    def queued(self) -> int:
+        """How many runs wait for a seat."""
+        return len(self._waiting)
+
+    def admit(self, *, patient: bool = False) -> Seat:
+        """A seat, free or still waited for; does not wait itself. A *patient* run waits however long the queue is.
+
+        Raises:
+            BusyError: all seats are taken, and the queue is full.
+        """
+        if self._max_runs is None or self.running < self._max_runs:
+            self.running += 1
+            return Seat(self, free=True)
+        if not patient and len(self._waiting) >= self._max_queued:
+            waiting = f" and {len(self._waiting)} wait" if self._waiting else ""
+            msg = f"{self.running} runs are going on{waiting}, and no more may: try again later, or raise `max_runs`"
+            raise BusyError(msg, retry_after=self._wait())
+        seat = Seat(self, free=False)
+        self._waiting.append(seat)
+        return seat
+
+    def _wait(self) -> float:
+        """Estimated seconds until one more run gets a seat."""
+        likely = self._mean_seconds * (len(self._waiting) + 1) / (self._max_runs or 1)
+        return min(max(likely, 1.0), _LONGEST_WAIT)
+
+    def left(self, seat: Seat) -> None:
+        """Give a seat to the next run in the queue."""
+        if seat.since is None:
+            self._waiting.remove(seat)
+            return
+        self._mean_seconds += _WEIGHT * (time.monotonic() - seat.since - self._mean_seconds)
+        if self._waiting:
+            self._waiting.popleft().free()
+        else:
+            self.running -= 1
+
+
+class Seat:
+    """One run's place among the running runs, or in the queue."""
+
+    __slots__ = ("_free", "_left", "_queue", "since")
+
+    def __init__(self, queue: Queue, *, free: bool) -> None:
+        self._queue = queue
+        self._free: anyio.Event | None = None
+        self._left = False
+        self.since: float | None = time.monotonic() if free else None
+        """When it was taken; `None` while it is waited for."""
+
+    def free(self) -> None:
+        """The seat is this run's now."""
+        self.since = time.monotonic()
+        if self._free is not None:
+            self._free.set()
+
+    async def taken(self) -> None:
+        """Wait until the seat is this run's."""
+        if self.since is None:
+            self._free = anyio.Event()
+            await self._free.wait()
+
+    def leave(self) -> None:
+        """Give the seat to the next run; once."""
+        if not self._left:
+            self._left = True
+            self._queue.left(self)

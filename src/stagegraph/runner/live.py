@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from stagegraph.data.call import CallError
-from stagegraph.record.run import RunError
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
@@ -29,26 +28,16 @@ class LiveRun(Generic[In, Out]):
         self._log = log
         self._result: Run[Any, Any] | None = None
         self._error: BaseException | None = None
+        self.run_id = active.spec.run_id
+        self.graph = active.state.name
+        """The name of the graph, stage or step."""
+        self.user_id = active.spec.user_id
+        self.session_id = active.spec.session_id
+        self.segment = active.state.segment
+        """How often the run was resumed; each time, events are numbered from 0."""
         self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
         """The task it runs in; it never raises, `result` does."""
         self.task.add_done_callback(self._see_off)
-
-    @property
-    def run_id(self) -> str:
-        return self._active.spec.run_id
-
-    @property
-    def graph(self) -> str:
-        """The name of the graph, stage or step."""
-        return self._active.state.name
-
-    @property
-    def user_id(self) -> str | None:
-        return self._active.spec.user_id
-
-    @property
-    def session_id(self) -> str | None:
-        return self._active.spec.session_id
 
     @property
     def run(self) -> Run[In, Out]:
@@ -71,11 +60,6 @@ class LiveRun(Generic[In, Out]):
     def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
         """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
-
-    @property
-    def segment(self) -> int:
-        """How often the run was resumed; each time, events are numbered from 0."""
-        return self._active.state.segment
 
     async def recorded(self) -> None:
         """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.
@@ -112,17 +96,13 @@ class LiveRun(Generic[In, Out]):
         try:
             self._result = await self._active.complete()
         except asyncio.CancelledError:
-            self._error = self._cancelled()
+            self._error = self._active.cancelled()
         except Exception as error:  # noqa: BLE001 - raised by `result`
             self._error = error
-
-    def _cancelled(self) -> RunError:
-        run = self._active.record()
-        return RunError(f"the run of {run.graph} was cancelled", run=run)
 
     def _see_off(self, task: asyncio.Task[None]) -> None:
         """End the events of a run that never began: it was cancelled first, or its journal refused it."""
         if not self._log.closed:
             self._active.never_began(CallError(type(self._error).__name__, str(self._error)) if self._error else None)
         if task.cancelled():
-            self._error = self._cancelled()
+            self._error = self._active.cancelled()

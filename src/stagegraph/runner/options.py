@@ -102,36 +102,24 @@ class RunSpec:
     take_over: bool = False
 
     @classmethod
-    def of(  # noqa: PLR0917
-        cls,
-        node: Node[Any, Any],
-        value: object,
-        options: RunOptions,
-        model: Model | str | None,
-        deps: object,
-        prompts: Prompts | PromptSource | None,
-        *,
-        deltas: bool = False,
-    ) -> RunSpec:
-        """What a caller asks for."""
-        run_id, replay = options.get("run_id"), options.get("replay")
+    def of(cls, call: str, node: Node[Any, Any], value: object, options: RunOptions, **named: object) -> RunSpec:
+        """What the caller of *call* asks for, by options and *named* arguments; one that is `None` was not given.
+
+        Raises:
+            TypeError: an option is unknown, or one has a wrong type.
+        """
+        check_options(options, RunOptions, call, **named)
+        asked: dict[str, Any] = {name: one for name, one in {**named, **options}.items() if one is not None}
+        run_id, replay = asked.pop("run_id", None), asked.pop("replay", None)
         return cls(
             run_id=run_id or uuid.uuid4().hex,
             own_id=run_id is not None,
             node=node,
             input=value,
-            model=model,
-            models=options.get("models") or {},
-            deps=deps,
-            prompts=prompts,
-            limits=options.get("limits"),
-            session_id=options.get("session_id"),
-            user_id=options.get("user_id"),
-            tags=tuple(options.get("tags", ())),
-            metadata=MappingProxyType(dict(options.get("metadata") or {})),
-            deltas=deltas,
             replay=replay.id if isinstance(replay, Run) else replay,
-            override=options.get("override") or {},
+            tags=tuple(asked.pop("tags", ())),
+            metadata=MappingProxyType(dict(asked.pop("metadata", {}))),
+            **asked,
         )
 
     def check(self, tree: Tree) -> None:
@@ -148,7 +136,7 @@ class RunSpec:
                 leaves = [path for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
                 msg = f"`override` names `{key}`, and {tree.root.__node__.name} has no such stage or step"
                 raise ReplayError(msg + closest(path, leaves))
-        if unknown := unknown_stages(self.models, stages_of(tree.root)):
+        if self.models and (unknown := unknown_stages(self.models, stages_of(tree.root))):
             msg = f"the models do not fit {tree.root.__node__.name}: {'; '.join(unknown)}"
             raise DeclarationError(msg)
 

@@ -12,6 +12,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stagegraph.agent.durable import DurableOperations
+from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
@@ -82,10 +83,9 @@ class Recorder:
     def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
         self._journal = journal
         self._row = row
+        self._spec = spec
         self._continues = spec.resumed is not None
         """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
-        self._strict = spec.strict
-        self._override = spec.override
         self._state = state
         self._cache = cache
         self._overridden: set[str] = set()
@@ -147,10 +147,10 @@ class Recorder:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
         """
         key = call.key
-        if key in self._override:
+        if key in self._spec.override:
             call.replayed = True
             self._overridden.add(key)
-            return call.node.__node__.output_type.validate(self._override[key]), None
+            return call.node.__node__.output_type.validate(self._spec.override[key]), None
         try:
             given = call.node.__node__.input_type.to_json(call.input)
         except (PydanticSerializationError, ValueError):
@@ -192,7 +192,7 @@ class Recorder:
             self._note_loss(key)
             return
         self._state.rerun[key] = changed
-        if self._strict:
+        if self._spec.strict:
             msg = (
                 f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
             )
@@ -206,7 +206,7 @@ class Recorder:
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
-        unused = sorted(set(self._override) - self._overridden)
+        unused = sorted(set(self._spec.override) - self._overridden)
         if not unused:
             return None
         near = closest(unused[0], list(self._overridden))
@@ -271,5 +271,5 @@ class Recorder:
             row.attempts = use.attempts
             row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
             row.prompt = self._prompts.get(call.path)
-            row.pending = use.pending
+            row.pending = dump_pending(use.pending) if use.pending else None
         return row

@@ -1,4 +1,7 @@
-"""Resuming recorded runs: what is left of a run, and interrupted runs, whose process has ended."""
+"""Resuming recorded runs: the graphs that are known by name, what is left of a run, and interrupted runs.
+
+A recorded run has no more than the name of its graph; an interrupted run is one whose process has ended.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from stagegraph.agent.deferred import unanswered_in
+from stagegraph.agent.durable import unanswered_in
 from stagegraph.data.call import Status
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
@@ -18,7 +22,7 @@ from stagegraph.journal.owner import is_alive, this_process
 from stagegraph.record.deferred import by_call, check
 from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
-from stagegraph.schema.errors import JournalError, StagegraphError
+from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
 from .options import ResumeOptions, RunSpec
 
@@ -35,6 +39,53 @@ _MANY = 1_000_000
 
 DepsOf = Callable[[RunRow], Awaitable[object]]
 """From the row of an interrupted run to the deps with which it is resumed."""
+
+
+class Registry:
+    """Graphs by name, and how the interrupted runs of each are finished."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Node[Any, Any]] = {}
+        """The graphs that ran here or were added; `resume` looks them up."""
+        self._added: dict[str, tuple[Node[Any, Any], DepsOf | Literal["never"] | None]] = {}
+
+    def add(self, graph: Node[Any, Any], deps_of: DepsOf | Literal["never"] | None) -> None:
+        """Finish the interrupted runs of a graph; `"never"` leaves them alone.
+
+        Raises:
+            DeclarationError: another graph of that name was added, or the same one with other deps.
+        """
+        name = graph.__node__.name
+        before, deps_before = self._added.get(name, (graph, None))
+        if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
+            msg = (
+                f"two different graphs named {name!r} on one runner: runs are recorded by that name, so they "
+                "would be taken for each other's; give one of the classes another name, or a runner and a journal of "
+                "its own"
+            )
+            raise DeclarationError(msg)
+        if deps_of is not None and deps_before is not None and deps_of != deps_before:
+            msg = (
+                f"{name!r} was added twice to one runner, with different deps for interrupted runs, which are "
+                "recorded by that name alone: say the same both times, or give the second one another name"
+            )
+            raise DeclarationError(msg)
+        self.by_name[name] = before
+        self._added[name] = (before, deps_before if deps_of is None else deps_of)
+
+    def to_finish(self, name: str) -> tuple[Node[Any, Any], DepsOf | None] | None:
+        """The graph whose interrupted runs are finished here, and the function that makes their deps."""
+        graph, deps_of = self._added.get(name, (None, None))
+        return None if graph is None or deps_of == "never" else (graph, deps_of)
+
+
+def _state(node: Node[Any, Any]) -> dict[str, object]:
+    """The attributes of an object, without its cached properties."""
+    return {
+        name: value
+        for name, value in vars(node).items()
+        if not isinstance(getattr(type(node), name, None), cached_property)
+    }
 
 
 class TakesUp(Protocol):

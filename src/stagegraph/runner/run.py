@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.call import Call, CallError, Pending, Status, load_pending
+from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
@@ -16,7 +16,6 @@ from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunE
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
 from .calls import outermost
-from .executor import Executor, Resources, origin_of
 from .observer import TraceStart
 from .options import check_prompts
 from .recorder import Recorder, with_deployed
@@ -25,11 +24,8 @@ from .state import call_tree, total
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
 
-    from .event_log import EventLog
-    from .observer import Trace
-    from .options import RunSpec
-    from .queue import Seat
-    from .state import RunState
+    from .executor import Executor
+    from .limits import Seat
 
 _LAST_SECONDS = 5.0
 """Seconds that a cancelled run may take to record how it ended."""
@@ -38,19 +34,12 @@ _LAST_SECONDS = 5.0
 class ActiveRun:
     """One run: awaited once, readable at any time."""
 
-    def __init__(  # noqa: PLR0917
-        self,
-        spec: RunSpec,
-        state: RunState,
-        resources: Resources,
-        row: RunRow | None,
-        seat: Seat,
-        log: EventLog | None,
-    ) -> None:
-        self.spec = spec
-        self.state = state
-        self.log = log
-        self._resources = resources
+    def __init__(self, executor: Executor, row: RunRow | None, seat: Seat) -> None:
+        self.spec = executor.spec
+        self.state = executor.state
+        self._executor = executor
+        self._resources = executor.resources
+        self._log = executor.log
         self._row = row
         """The run's row in the journal, if it is recorded."""
         self._seat = seat
@@ -65,13 +54,12 @@ class ActiveRun:
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
         try:
-            row = await self._deploy()
+            await self._deploy()
             journal = self._resources.journal
-            recorder = None
-            if row is not None and journal is not None:
-                recorder = await Recorder.open(journal, row, self.spec, self.state)
+            if self._row is not None and journal is not None:
+                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state)
             self._recorded.set()
-            return await self._seated(recorder)
+            return await self._seated()
         finally:
             self._leave()
 
@@ -87,41 +75,44 @@ class ActiveRun:
         self._announce(self.record())
         self._leave()
 
+    def cancelled(self, why: str = "") -> RunError:
+        """The error of a run that was cancelled."""
+        run = self.record()
+        return RunError(f"the run of {run.graph} was cancelled{why}", run=run)
+
     def _leave(self) -> None:
         self._recorded.set()
         self._seat.leave()
 
-    async def _deploy(self) -> RunRow | None:
+    async def _deploy(self) -> None:
         """Ask a source of prompts once: what it has deployed may change while the run goes on."""
-        source, tree = self._resources.prompts, self.state.tree
+        source = self._resources.prompts
         if isinstance(source, Prompts):
-            return self._row
+            return
         deployed = await source.current(self.spec)
-        check_prompts(deployed, self.spec, tree)
+        check_prompts(deployed, self.spec, self.state.tree)
         self.state.prompts = deployed
-        return None if self._row is None else with_deployed(self._row, deployed)
+        if self._row is not None:
+            self._row = with_deployed(self._row, deployed)
 
-    async def _seated(self, recorder: Recorder | None) -> Run[Any, Any]:
-        trace: Trace | None = None
+    async def _seated(self) -> Run[Any, Any]:
         try:
             await self._seat.taken()
             if self._resources.tracing is not None:
-                trace = self._resources.tracing.open(self._trace_start())
-            if self.log is not None:
-                self.log.put(RunStarted, graph=self.state.name)
-            executor = Executor(self.spec, self.state, self._resources, recorder, trace, self.log)
-            cause = await self._flow(executor)
+                self._executor.trace = self._resources.tracing.open(self._trace_start())
+            if self._log is not None:
+                self._log.put(RunStarted, graph=self.state.name)
+            cause = await self._flow()
         except Suspended:
-            return await self._ended(recorder, trace, "suspended")
+            return await self._ended("suspended")
         except BaseException as error:
             with anyio.move_on_after(_LAST_SECONDS, shield=True):
-                vars(error)["stagegraph_run"] = await self._ended(recorder, trace, "cancelled")
+                vars(error)["stagegraph_run"] = await self._ended("cancelled")
             raise
         if cause is None:
-            return await self._ended(recorder, trace, "succeeded")
-        origin = origin_of(cause, self.spec.run_id, self.state.segment)
-        error = _run_error(cause, origin, self.record())
-        error.attach(await self._ended(recorder, trace, "failed", CallError(type(error).__name__, str(error))))
+            return await self._ended("succeeded")
+        error = _run_error(cause, self._executor.origin_of(cause), self.record())
+        error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
     def _trace_start(self) -> TraceStart:
@@ -139,9 +130,9 @@ class ActiveRun:
             metadata=spec.metadata,
         )
 
-    async def _flow(self, executor: Executor) -> Exception | None:
+    async def _flow(self) -> Exception | None:
         """Call what is run; returns the failure, if there was one."""
-        state, root = self.state, self.state.tree.root
+        executor, state, root = self._executor, self.state, self.state.tree.root
         failure: Exception | None = None
         try:
             value = root.__node__.input_type.validate(self.spec.input)
@@ -178,11 +169,9 @@ class ActiveRun:
         reached.__cause__ = failure or state.stopped
         return reached
 
-    async def _ended(
-        self, recorder: Recorder | None, trace: Trace | None, status: Status, error: CallError | None = None
-    ) -> Run[Any, Any]:
+    async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Settle how the run ended, in the record, the events, the trace and the journal."""
-        state = self.state
+        state, trace, recorder = self.state, self._executor.trace, self._executor.recorder
         state.over = True
         state.end = (status, error)
         if trace is not None:
@@ -201,7 +190,7 @@ class ActiveRun:
         return run
 
     def _announce(self, run: Run[Any, Any]) -> None:
-        if self.log is None:
+        if self._log is None:
             return
         output = None
         if run.status == "succeeded":
@@ -210,17 +199,19 @@ class ActiveRun:
             except (ValueError, TypeError):
                 output = None  # the event only announces the end; the output itself is in the run
         error = run.error.message if run.error else None
-        self.log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
-        self.log.close()
+        self._log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
+        self._log.close()
 
     def record(self) -> Run[Any, Any]:
         """The run as it stands now; once it ended, it does not change any more."""
         spec, state = self.spec, self.state
         root, clock, calls = state.root, state.clock, state.calls
         status, error = state.end or (root.status, root.error)
-        frozen: Call | None = None
-        if state.end is None:
-            frozen = call_tree(list(calls.values()) or [root], clock)
+
+        def read_root() -> Call:
+            return call_tree(list(calls.values()) or [root], clock)
+
+        frozen = read_root() if state.end is None else None
         return Run(
             id=spec.run_id,
             graph=state.name,
@@ -235,17 +226,12 @@ class ActiveRun:
             session_id=spec.session_id,
             user_id=spec.user_id,
             prompts_digest=state.prompts.digest,
-            pending=_pending(state),
+            pending=tuple(one for call in calls.values() if call.status == "suspended" for one in call.use.pending),
             rerun=dict(state.rerun),
             tree=state.tree,
-            read_root=lambda: frozen if frozen is not None else call_tree(list(calls.values()) or [root], clock),
+            read_root=read_root if frozen is None else lambda: frozen,
             read_spent=(lambda: total(calls.values())) if frozen is None and len(calls) > 1 else None,
         )
-
-
-def _pending(state: RunState) -> tuple[Pending, ...]:
-    waiting = [call.use.pending for call in state.calls.values() if call.status == "suspended"]
-    return tuple(one for text in filter(None, waiting) for one in load_pending(text))
 
 
 def _single(error: Exception) -> Exception:

@@ -21,16 +21,14 @@ from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
 from .event_log import EventLog
-from .executor import Resources
+from .executor import Executor, Resources
 from .lifetime import Lifetime
-from .limits import Limits, RequestSlots
+from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
 from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
-from .queue import Queue
 from .recorder import new_row
-from .recovery import DepsOf, resumed_spec
-from .registry import Registry
+from .recovery import DepsOf, Registry, resumed_spec
 from .run import ActiveRun
 from .state import RunState
 
@@ -142,8 +140,7 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        check_options(options, RunOptions, "run", model=model, prompts=prompts)
-        spec = RunSpec.of(node, input, options, model, deps, prompts)
+        spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
         return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
 
     def start(
@@ -169,8 +166,7 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        check_options(options, RunOptions, "start", model=model, prompts=prompts)
-        spec = RunSpec.of(node, input, options, model, deps, prompts, deltas=deltas)
+        spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
         return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
@@ -287,7 +283,7 @@ class Runner:
         if row is None and journal is not None:
             row = new_row(spec, node, prompts)
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
-        return ActiveRun(spec, state, resources, row, self._queue.admit(patient=patient), log)
+        return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
         """By path, by stage, by agent, by run or runner: the more specific choice wins."""

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic_ai.usage import RunUsage
-
 from stagegraph.data.call import Call, CallError, Status
-from stagegraph.data.usage import NO_MODEL, summed
+from stagegraph.data.usage import NO_MODEL, ModelUse, summed
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from pydantic_ai.usage import RunUsage
+
     from stagegraph.data.prompts import Prompts
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.schema.errors import StageError
@@ -50,46 +51,26 @@ class CacheKey(NamedTuple):
     parts_json: str
 
 
+@dataclass(slots=True, eq=False)
 class CallState:
     """One call while it runs. A handful of slots keeps a run of 100,000 calls small."""
 
-    __slots__ = (
-        "began",
-        "cache_key",
-        "ended",
-        "error",
-        "fan",
-        "input",
-        "key",
-        "node",
-        "output",
-        "parent",
-        "path",
-        "position",
-        "replayed",
-        "status",
-        "use",
-    )
-
-    def __init__(  # noqa: PLR0917 - made for every call
-        self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object, position: int
-    ) -> None:
-        self.node = node
-        self.path = path
-        self.key = key
-        self.parent = parent
-        self.input = value
-        self.position = position
-        self.output: Any = None
-        self.error: CallError | None = None
-        self.status: Status = "running"
-        self.use = NO_MODEL
-        self.replayed = False
-        self.cache_key: CacheKey | None = None
-        self.fan: tuple[int, int | None] | None = None
-        """Index and size of the fan-out that it was made for; set only for a trace."""
-        self.ended = 0.0
-        self.began = perf_counter()
+    node: Node[Any, Any]
+    path: str
+    key: str
+    parent: CallState | None
+    input: object
+    position: int
+    output: Any = None
+    error: CallError | None = None
+    status: Status = "running"
+    use: ModelUse = NO_MODEL
+    replayed: bool = False
+    cache_key: CacheKey | None = None
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it was made for; set only for a trace."""
+    ended: float = 0.0
+    began: float = field(default_factory=perf_counter)
 
     @property
     def duration(self) -> float:
@@ -139,11 +120,6 @@ class RunState:
         """The name of what is run."""
         return self.tree.root.__node__.name
 
-    def repeated(self, key: str) -> str:
-        """The key of another call at *key*, with a number."""
-        number = self.repeats[key] = self.repeats.get(key, 0) + 1
-        return f"{key}#{number}"
-
 
 def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
     """The tree of calls as it stands now; *calls* are in the order in which they began, so parents come first."""
@@ -162,14 +138,7 @@ def call_tree(calls: Iterable[CallState], clock: Clock) -> Call:
 
 def total(calls: Iterable[CallState]) -> tuple[RunUsage, Decimal | None]:
     """Usage and cost of all calls together; the cost is `None` when that of one call is not known."""
-    usage = RunUsage()
-    known = True
-    for call in calls:
-        if call.use is not NO_MODEL:
-            usage.incr(call.use.usage)
-            known = known and call.use.cost is not None
-    usage.cost = (usage.cost or Decimal(0)) if known else None
-    return usage, usage.cost
+    return summed(call.use for call in calls if call.use is not NO_MODEL)
 
 
 def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
