@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import typer
 
+from stagegraph.schema.errors import DeclarationError, closest
+
 from . import options as opt
+from .load import load_graph
 from .text import say
 
 if TYPE_CHECKING:
@@ -45,11 +48,8 @@ def export(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
-    from stagegraph import DeclarationError, save_examples, split_examples
+    from stagegraph import save_examples, split_examples
     from stagegraph.record.source import JournalRuns
-    from stagegraph.schema.errors import closest
-
-    from .load import load_graph
 
     shares = _shares(split)
     begin, end = opt.time_of(since), opt.time_of(until)
