@@ -34,9 +34,8 @@ def run(
     from .input import read_input
 
     async def work(node: Node[Any, Any], value: object, out: TextIO | None) -> None:
-        store = opt.open_journal(journal, create=True) if record else None
         async with (
-            nullcontext() if store is None else aclosing(store),
+            aclosing(opt.open_journal(journal, create=True)) if record else nullcontext() as store,
             make_runner(node, model, prompts, models, store) as runner,
         ):
             await _finish(runner.start(node, value, metadata={"graph": graph}), node, out)

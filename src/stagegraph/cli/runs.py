@@ -48,11 +48,10 @@ def runs(
     if status is not None and status not in states:
         msg = f"{status!r} is no status; there are {', '.join(states)}"
         raise typer.BadParameter(msg)
-    begin, end = opt.time_of(since), opt.time_of(until)
     stored_as = "running" if status == "interrupted" else status  # a process that dies writes no other status
     query = RunQuery(
-        since=begin,
-        until=end,
+        since=since,
+        until=until,
         status=stored_as,
         score=score,
         min_score=min_score,
@@ -67,8 +66,8 @@ def runs(
         wanted = RunFilter(
             graph=graph,
             status=stored_as,
-            since=None if begin is None else begin.timestamp(),
-            until=None if end is None else end.timestamp(),
+            since=None if since is None else since.timestamp(),
+            until=None if until is None else until.timestamp(),
             feedback=score,
             min_score=min_score,
             max_score=max_score,

@@ -191,14 +191,8 @@ async def watch(live: LiveRun[Any, Any], root: str) -> None:
             calls.take(event)
             if event.type == "call_finished" and event.kind != "graph":
                 err.print(calls.calls[event.key].text(root))
-    run = live.run
-    usage = run.usage
-    facts = [
-        f"{len(run.calls())} calls",
-        f"{usage.requests} requests",
-        f"{usage.input_tokens} + {usage.output_tokens} tokens",
-        "cost unknown" if run.cost is None else dollars(run.cost),
-        duration(run.duration),
-        f"run {run.id}",
-    ]
-    say(f"{run.status}: {', '.join(facts)}", "bold", stderr=True)
+    run, usage = live.run, live.run.usage
+    used = f"{usage.requests} requests, {usage.input_tokens} + {usage.output_tokens} tokens"
+    cost = "cost unknown" if run.cost is None else dollars(run.cost)
+    facts = f"{len(run.calls())} calls, {used}, {cost}, {duration(run.duration)}, run {run.id}"
+    say(f"{run.status}: {facts}", "bold", stderr=True)

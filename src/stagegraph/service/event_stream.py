@@ -7,6 +7,7 @@ their heartbeat has a fixed interval.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -70,42 +71,47 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
-    """The events of a run of this process."""
-    prefix = f"{live.segment}-" if live.segment else ""
-    async for batch in live.event_batches(after=after, every=heartbeat):
-        yield b"".join(_chunk(event, prefix, errors=errors) for event in batch) or _HEARTBEAT
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """How events are sent.
 
+    Args:
+        heartbeat: Seconds of silence after which a comment is sent.
+        errors: Whether events contain the texts of errors.
+    """
 
-async def journal_chunks(
-    events: JournalEvents,
-    after: int,
-    heartbeat: float,
-    *,
-    errors: bool,
-    find_live: Callable[[], LiveRun[Any, Any] | None],
-) -> AsyncIterator[bytes]:
-    """The events of a run of another process; once this process resumes the run, all events from then on."""
-    yield b": this run is in another process; its calls follow as they are recorded\n\n"
-    last = monotonic()
-    async for batch in events.batches(after):
-        if batch:
-            yield b"".join(_chunk(event, f"{events.name}-", errors=errors) for event in batch)
-        elif (live := find_live()) is not None:
-            async for chunk in live_chunks(live, -1, heartbeat, errors=errors):
-                yield chunk
-            return
-        elif monotonic() - last >= heartbeat:
-            yield _HEARTBEAT
-        else:
-            continue
+    heartbeat: float
+    errors: bool
+
+    async def live(self, live: LiveRun[Any, Any], after: int) -> AsyncIterator[bytes]:
+        """The events of a run of this process."""
+        prefix = f"{live.segment}-" if live.segment else ""
+        async for batch in live.event_batches(after=after, every=self.heartbeat):
+            yield b"".join(self._chunk(event, prefix) for event in batch) or _HEARTBEAT
+
+    async def recorded(
+        self, events: JournalEvents, after: int, find_live: Callable[[str], LiveRun[Any, Any] | None]
+    ) -> AsyncIterator[bytes]:
+        """The events of a run of another process; once this process resumes the run, all events from then on."""
+        yield b": this run is in another process; its calls follow as they are recorded\n\n"
         last = monotonic()
+        async for batch in events.batches(after):
+            if batch:
+                yield b"".join(self._chunk(event, f"{events.name}-") for event in batch)
+            elif (live := find_live(events.log.run_id)) is not None:
+                async for chunk in self.live(live, -1):
+                    yield chunk
+                return
+            elif monotonic() - last >= self.heartbeat:
+                yield _HEARTBEAT
+            else:
+                continue
+            last = monotonic()
 
-
-def _chunk(event: Event, prefix: str, *, errors: bool) -> bytes:
-    if not errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
-        event = event.model_copy(update={"error": _HIDDEN})
-    return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+    def _chunk(self, event: Event, prefix: str) -> bytes:
+        if not self.errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
+            event = event.model_copy(update={"error": _HIDDEN})
+        return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
 def last_seen(last_event_id: str | None, prefix: str) -> int:
