@@ -101,16 +101,16 @@ async def find_run(journal: Journal, name: str) -> RunRow:
     """
     from stagegraph.journal import RunFilter
 
-    exact = None if name == "last" else await journal.run(name)
-    if exact is not None:
+    if name == "last":
+        found = await journal.runs(RunFilter(limit=1))
+    elif exact := await journal.run(name):
         return exact
-    rows = await journal.runs(RunFilter(limit=1 if name == "last" else 100_000))
-    found = rows if name == "last" else [row for row in rows if row.run_id.startswith(name)]
+    else:
+        found = [row for row in await journal.runs(RunFilter(limit=100_000)) if row.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
-    if not found:
-        msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"
-    else:
+    msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"
+    if found:
         some = ", ".join(row.run_id for row in found[:5])
         msg = f"{len(found)} runs begin with {name!r}: {some}; write more of it"
     raise JournalError(msg)

@@ -19,15 +19,15 @@ from rich.text import Text
 if TYPE_CHECKING:
     from stagegraph.data.call import Pending
 
-_STYLES = {
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "suspended": "yellow",
-    "running": "cyan",
-    "interrupted": "yellow",
+_STATUSES = {
+    "succeeded": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "cancelled": ("-", "yellow"),
+    "suspended": ("?", "yellow"),
+    "running": ("…", "cyan"),
+    "interrupted": ("?", "yellow"),
 }
-MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
+"""Status of a run or call -> its mark and its colour."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -55,9 +55,10 @@ def print_error(text: str) -> None:
     console(stderr=True).print(Text.assemble(("error: ", "bold red"), plain(text)))
 
 
-def styled_status(status: str, text: str | None = None) -> Text:
-    """A status, or a text in its colour."""
-    return Text(status if text is None else text, _STYLES.get(status, ""))
+def styled_status(status: str, *, mark: bool = False) -> Text:
+    """A status, or its mark, in its colour."""
+    sign, style = _STATUSES[status]
+    return Text(sign if mark else status, style)
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections import OrderedDict
@@ -69,11 +68,7 @@ class Access:
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
         """Keep a run after its end, until *remember* other runs have ended."""
-
-        def ended(_: asyncio.Task[None]) -> None:
-            self._add(self._ended, live.run_id, live)
-
-        live.task.add_done_callback(ended)
+        live.task.add_done_callback(lambda _: self._add(self._ended, live.run_id, live))
 
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stagegraph.data.events import CallFinished, CallRetried, Event, RunFinished
@@ -27,7 +27,7 @@ _HEARTBEAT = b": still here\n\n"
 _HIDDEN = "the details are in the service's own records"
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """A response that sends chunks as they come, and notices at once when the client leaves.
 
     It reads and sends in one place, so that no task group or span is held open over a `yield`.
@@ -37,9 +37,7 @@ class EventStream(Response):
         self, chunks: AsyncIterator[bytes], run_id: str, *, on_leave: Callable[[], None] | None = None
     ) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Run-Id": run_id}
-        super().__init__(None, 200, headers, "text/event-stream")
-        del self.headers["content-length"]
-        self._chunks = chunks
+        super().__init__(chunks, headers=headers, media_type="text/event-stream")
         self._on_leave = on_leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,10 +45,7 @@ class EventStream(Response):
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._cancel_if_left, receive, group.cancel_scope)
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for chunk in self._chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self.stream_response(send)
                 complete = True
                 group.cancel_scope.cancel()
         except* OSError:
