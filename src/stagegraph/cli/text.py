@@ -57,7 +57,7 @@ def print_error(text: str) -> None:
 
 def styled_status(status: str, *, mark: bool = False) -> Text:
     """A status, or its mark, in its colour."""
-    sign, style = _STATUSES[status]
+    sign, style = _STATUSES.get(status, ("?", ""))
     return Text(sign if mark else status, style)
 
 
