@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from pydantic_ai import Agent, DeferredToolRequests, TextOutput
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UserError
+from typing_extensions import Unpack
 
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.record.run import RunError
@@ -46,10 +47,8 @@ def graph_agent(
     graph: BaseGraph[Any, Any],
     *,
     runner: Runner | None = None,
-    name: str | None = None,
     asks: bool = False,
-    user: Callable[[RunContext[Any]], str | None] | None = None,
-    errors: bool = False,
+    **options: Unpack[AgentOptions],
 ) -> Agent[Any, Any]:
     """See `Graph.as_agent`."""
 
@@ -64,12 +63,12 @@ def graph_agent(
     return Agent(
         UnboundModel(graph),
         output_type=[output, DeferredToolRequests] if asks else output,
-        name=name or snake_case(own),
+        name=options.get("name") or snake_case(own),
         description=described(graph),
         retries=0,
         tools=[approval_tool()] if asks else [],
         toolsets=[external_tools()] if asks else [],
-        capabilities=[RunsGraph(graph, runner, asks, user, errors)],
+        capabilities=[RunsGraph(graph, runner, asks, options)],
     )
 
 
@@ -80,8 +79,7 @@ class RunsGraph(AbstractCapability[Any]):
     graph: BaseGraph[Any, Any]
     runner: Runner | None
     asks: bool
-    user: Callable[[RunContext[Any]], str | None] | None
-    errors: bool
+    options: AgentOptions
     run: Run[Any, Any] | None = None
 
     async def for_run(self, ctx: RunContext[Any]) -> RunsGraph:
@@ -95,8 +93,9 @@ class RunsGraph(AbstractCapability[Any]):
             own = self.graph.__node__
             msg = f"{own.name} gives {own.output_type.name}; a run cannot have another `output_type`"
             raise UserError(msg)
-        user = None if self.user is None else self.user(ctx)
-        model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=self.errors)
+        user_of, errors = self.options.get("user"), self.options.get("errors", False)
+        user = None if user_of is None else user_of(ctx)
+        model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=errors)
         # A graph cannot use the tools that front ends add.
         tools = [tool for tool in parameters.function_tools if self.asks and tool.name in TOOL_NAMES]
         parameters = replace(parameters, function_tools=tools, native_tools=[])

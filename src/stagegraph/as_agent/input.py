@@ -61,7 +61,7 @@ def _from_text(graph: BaseGraph[Any, Any], text: str, before: Sequence[ModelMess
         return text
     history = _history_field(input_type.type)
     given = {} if history is None else {history: ModelMessagesTypeAdapter.dump_python(list(before), mode="json")}
-    field = _text_field(object_schema(input_type), without=history)
+    field = text_field(object_schema(input_type), without=history)
     problem: ValidationError | None = None
     try:
         data: JsonValue = json.loads(text)
@@ -94,7 +94,7 @@ def _history_field(type_: Any) -> str | None:
     return next((name for name, hint in hints.items() if hint == list[ModelMessage]), None)
 
 
-def _text_field(schema: Mapping[str, Any] | None, *, without: str | None = None) -> str | None:
+def text_field(schema: Mapping[str, Any] | None, *, without: str | None = None) -> str | None:
     """The field that a plain text fills: the only required one, or else the only one, if it is a text."""
     if schema is None:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +88,7 @@ def object_schema(schema: Schema) -> dict[str, Any] | None:
 
 def _one_argument(schema: dict[str, Any]) -> dict[str, Any]:
     """A type without fields as the one argument `input`; its definitions move to the root, where references point."""
-    inner = json.loads(json.dumps(schema))
+    inner = dict(schema)
     definitions = inner.pop("$defs", None)
     found: dict[str, Any] = {
         "type": "object",

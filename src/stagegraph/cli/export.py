@@ -10,12 +10,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import typer
 
+from stagegraph.schema.errors import DeclarationError, closest
+
 from . import options as opt
+from .load import load_graph
 from .text import say
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.record.source import RunSource
+
+
+def _shares(text: str) -> dict[str, float]:
+    """`train=0.6,val=0.2` as shares by name.
+
+    Raises:
+        BadParameter: a name is no identifier or occurs twice, or a share is no positive number.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = (word.strip() for word in part.partition("="))
+        try:
+            shares[name] = float(share) if name.isidentifier() and name not in shares else 0
+        except ValueError:
+            shares[name] = 0
+    if not all(isfinite(share) and share > 0 for share in shares.values()):
+        msg = f"{text!r} is no split: write train=0.6,val=0.2,test=0.2"
+        raise typer.BadParameter(msg)
+    return shares
 
 
 def export(
@@ -35,7 +57,8 @@ def export(
     max_score: Annotated[float | None, typer.Option(help="Only what has a score of at most this.")] = None,
     limit: Annotated[int | None, typer.Option(help="How many.", min=0)] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME=SHARE,...", help="Deal them out: train=0.6,val=0.2,test=0.2.")
+        dict[str, float] | None,
+        typer.Option(parser=_shares, metavar="NAME=SHARE,...", help="Deal them out: train=0.6,val=0.2,test=0.2."),
     ] = None,
     split_by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Each part gets its share of every value of this field.")
@@ -45,15 +68,10 @@ def export(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Write recorded runs as examples: what went in, and what came out or should have."""
-    from stagegraph import DeclarationError, save_examples, split_examples
+    from stagegraph import save_examples, split_examples
     from stagegraph.record.source import JournalRuns
-    from stagegraph.schema.errors import closest
 
-    from .load import load_graph
-
-    shares = _shares(split)
-    begin, end = opt.time_of(since), opt.time_of(until)
-    if split_by is not None and not shares:
+    if split_by is not None and split is None:
         msg = "--split-by says how to deal out; --split NAME=SHARE,... says into what"
         raise typer.BadParameter(msg)
     root = load_graph(graph)
@@ -63,14 +81,13 @@ def export(
         raise DeclarationError(msg)
 
     async def read() -> tuple[list[Example[Any]], dict[str, int]]:
-        store = None if langfuse else opt.open_journal(journal)
-        async with nullcontext() if store is None else aclosing(store):
+        async with nullcontext() if langfuse else aclosing(opt.open_journal(journal)) as store:
             source = _langfuse() if store is None else JournalRuns(store)
             found = await source.examples(
                 root,
                 stage=nodes[stage] if stage is not None else None,
-                since=begin,
-                until=end,
+                since=since,
+                until=until,
                 tags=tag or (),
                 user=user,
                 session=session,
@@ -84,8 +101,8 @@ def export(
 
     examples, skipped = anyio.run(read)
     files = {out: examples}
-    if shares:
-        parts = split_examples(examples, shares, by=split_by, seed=seed)
+    if split is not None:
+        parts = split_examples(examples, split, by=split_by, seed=seed)
         files = {out.with_name(f"{out.stem}.{name}{out.suffix}"): part for name, part in parts.items()}
     for file, rows in files.items():
         say(f"wrote {save_examples(rows, file)} examples to {file}", stderr=True)
@@ -97,24 +114,3 @@ def _langfuse() -> RunSource:
     from stagegraph.tracing import LangfuseRuns  # reading a journal loads nothing of it
 
     return LangfuseRuns()
-
-
-def _shares(text: str | None) -> dict[str, float]:
-    """`train=0.6,val=0.2` as shares by name.
-
-    Raises:
-        BadParameter: a name is no identifier or occurs twice, or a share is no positive number.
-    """
-    if text is None:
-        return {}
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, share = (word.strip() for word in part.partition("="))
-        try:
-            shares[name] = float(share) if name.isidentifier() and name not in shares else 0
-        except ValueError:
-            shares[name] = 0
-    if not all(isfinite(share) and share > 0 for share in shares.values()):
-        msg = f"{text!r} is no split: write train=0.6,val=0.2,test=0.2"
-        raise typer.BadParameter(msg)
-    return shares

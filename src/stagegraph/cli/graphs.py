@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as opt
+from .load import load_graph
 from .text import say
 
 prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -21,8 +22,6 @@ def draw(
 ) -> None:
     """Draw what a graph declares, as a Mermaid flowchart."""
     from stagegraph.record.mermaid import declared_chart
-
-    from .load import load_graph
 
     text = declared_chart(load_graph(graph))
     if out is None:
@@ -39,8 +38,6 @@ def show(
     """Print what a graph says to its models."""
     from stagegraph import Prompts
     from stagegraph.nodes.stage import stages_of
-
-    from .load import load_graph
 
     node = load_graph(graph)
     texts = Prompts.of(node)
@@ -59,8 +56,6 @@ def diff(
     """Compare two prompts files, or a graph and a file. Exits with 1 when they differ."""
     from stagegraph import Prompts
 
-    from .load import load_graph
-
     def texts(name: str) -> Prompts:
         return Prompts.load(name) if name.endswith((".yaml", ".yml")) else Prompts.of(load_graph(name))
 
@@ -73,8 +68,6 @@ def diff(
 def check(graph: opt.GraphArgument, file: Annotated[str, typer.Argument(help="A prompts file.")]) -> None:
     """Make sure that a prompts file and a graph name the same stages, and that demos, tools and fields fit."""
     from stagegraph import Prompts
-
-    from .load import load_graph
 
     node = load_graph(graph)
     Prompts.load(file).check(node)

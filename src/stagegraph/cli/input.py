@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagegraph.as_agent.input import text_field
+from stagegraph.as_agent.tool import object_schema
 from stagegraph.data.prompts_yaml import parse_yaml
 from stagegraph.record.run import InputError
 from stagegraph.schema.types import is_dict, is_list
@@ -89,9 +91,6 @@ def _data(content: str) -> Any:
 
 
 def _as_text_field(content: str, schema: Schema) -> Any:
-    """A text as the only required field of a model, if that is a text."""
-    fields = getattr(schema.type, "model_fields", {})
-    required = [name for name, field in fields.items() if field.is_required()]
-    if len(required) == 1 and fields[required[0]].annotation is str:
-        return {required[0]: content}
-    return content
+    """A text as the field of an input type that a plain text fills."""
+    field = text_field(object_schema(schema))
+    return content if field is None else {field: content}

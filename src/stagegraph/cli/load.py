@@ -10,10 +10,12 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph import DeclarationError, Graph, Node
-from stagegraph.schema.errors import closest
+from stagegraph.schema.errors import DeclarationError, closest
+
+if TYPE_CHECKING:
+    from stagegraph import Node
 
 
 def load_graph(text: str) -> Node[Any, Any]:
@@ -26,13 +28,8 @@ def load_graph(text: str) -> Node[Any, Any]:
     path = Path(place)
     if path.is_dir():
         path /= "graph.py"
-    if path.suffix == ".py" or path.exists():
-        if not path.is_file():
-            msg = f"{path}: there is no such file; a graph is a folder with a graph.py, FILE.py:Class, or module:Class"
-            raise DeclarationError(msg)
-        module = _module_at(path)
-    else:
-        module = _module_named(place, text)
+    hint = "; a graph is a folder with a graph.py, FILE.py:Class, or module:Class"
+    module = _module_at(path, hint) if path.suffix == ".py" or path.exists() else _module_named(place, text)
     return _instance(_named(module, name, text) if name else _only_graph(module, text), text)
 
 
@@ -46,11 +43,7 @@ def load_function(text: str) -> Any:
     if not name:
         msg = f"{text!r}: say which function, as in FILE.py:function or module:function"
         raise DeclarationError(msg)
-    is_file = place.endswith(".py")
-    if is_file and not Path(place).is_file():
-        msg = f"{place}: there is no such file"
-        raise DeclarationError(msg)
-    found = _named(_module_at(Path(place)) if is_file else _module_named(place, text), name, text)
+    found = _named(_module_at(Path(place)) if place.endswith(".py") else _module_named(place, text), name, text)
     if not callable(found):
         msg = f"{text}: {type(found).__name__} is no function"
         raise DeclarationError(msg)
@@ -65,10 +58,11 @@ def _split(text: str) -> tuple[str, str]:
     return place, name
 
 
-def _module_at(path: Path) -> ModuleType:
-    folder = str(path.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # so that a graph may import the files beside it
+def _module_at(path: Path, hint: str = "") -> ModuleType:
+    if not path.is_file():
+        msg = f"{path}: there is no such file{hint}"
+        raise DeclarationError(msg)
+    _importable_from(path.parent)  # so that a graph may import the files beside it
     name = f"stagegraph_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -86,8 +80,7 @@ def _module_at(path: Path) -> ModuleType:
 
 
 def _module_named(name: str, text: str) -> ModuleType:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    _importable_from(Path.cwd())
     try:
         return importlib.import_module(name)
     except DeclarationError:
@@ -99,6 +92,11 @@ def _module_named(name: str, text: str) -> ModuleType:
             msg = f"{text!r}: there is no folder, file or module of this name"
             raise DeclarationError(msg) from error
         raise _import_failed(name, error) from error
+
+
+def _importable_from(folder: Path) -> None:
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
 
 
 def _import_failed(place: str, error: Exception) -> DeclarationError:
@@ -123,16 +121,17 @@ def _only_graph(module: ModuleType, text: str) -> object:
         own = [graph for graph in own if graph not in inner] or own
     if len(own) == 1:
         return own[0]
-    if not own:
-        msg = f"{text}: no graph here"
-        raise DeclarationError(msg)
-    names = ", ".join(graph.__name__ for graph in own)
-    msg = f"{text}: there are several graphs, {names}: say which, {text}:{own[0].__name__}"
+    msg = f"{text}: no graph here"
+    if own:
+        names = ", ".join(graph.__name__ for graph in own)
+        msg = f"{text}: there are several graphs, {names}: say which, {text}:{own[0].__name__}"
     raise DeclarationError(msg)
 
 
 def _is_own_graph(value: Any, module: ModuleType) -> bool:
     """Whether a value is a graph's class that the module itself defines."""
+    from stagegraph import Graph
+
     return (
         isinstance(value, type)
         and issubclass(value, Graph)
@@ -153,6 +152,8 @@ def _named(module: ModuleType, name: str, text: str) -> object:
 
 
 def _instance(found: Any, text: str) -> Node[Any, Any]:
+    from stagegraph import Node
+
     kind = type(found).__name__
     if isinstance(found, type) and issubclass(found, Node):
         try:

@@ -18,6 +18,23 @@ if TYPE_CHECKING:
 P = TypeVar("P", Path, str, None)
 
 DEFAULT_JOURNAL = ".stagegraph/runs.db"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def _time(text: str) -> datetime:
+    """A time that a person wrote: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`.
+
+    Raises:
+        BadParameter: it is none of these, or no calendar has it.
+    """
+    try:
+        if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
+            return datetime.fromtimestamp(time.time() - float(text[:-1]) * _UNITS[text[-1]], UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        msg = f"{text!r} is no time: write `2h`, `3d`, `2026-11-21` or `2026-11-21T10:00`"
+        raise typer.BadParameter(msg) from None
+
 
 GraphArgument = Annotated[str, typer.Argument(help="A folder with a graph.py, FILE.py:Class, or module:Class.")]
 MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:function, of an example and a run.")]
@@ -26,7 +43,7 @@ ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="`openai:g
 PromptsOption = Annotated[str | None, typer.Option(metavar="FILE", help="A prompts file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=MODEL", help="Another model for a stage.")]
 OnlyJsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
-TimeOption = Annotated[str | None, typer.Option(help="`2h`, `3d`, or a date.")]
+TimeOption = Annotated[datetime | None, typer.Option(parser=_time, metavar="<str>", help="`2h`, `3d`, or a date.")]
 LangfuseOption = Annotated[
     bool, typer.Option("--langfuse", help="Read from Langfuse (its keys are in the environment), not from a journal.")
 ]
@@ -84,36 +101,16 @@ async def find_run(journal: Journal, name: str) -> RunRow:
     """
     from stagegraph.journal import RunFilter
 
-    exact = None if name == "last" else await journal.run(name)
-    if exact is not None:
+    if name == "last":
+        found = await journal.runs(RunFilter(limit=1))
+    elif exact := await journal.run(name):
         return exact
-    rows = await journal.runs(RunFilter(limit=1 if name == "last" else 100_000))
-    found = rows if name == "last" else [row for row in rows if row.run_id.startswith(name)]
+    else:
+        found = [row for row in await journal.runs(RunFilter(limit=100_000)) if row.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
-    if not found:
-        msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"
-    else:
+    msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"
+    if found:
         some = ", ".join(row.run_id for row in found[:5])
         msg = f"{len(found)} runs begin with {name!r}: {some}; write more of it"
     raise JournalError(msg)
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-
-
-def time_of(text: str | None) -> datetime | None:
-    """A time that a person wrote: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`.
-
-    Raises:
-        BadParameter: it is none of these, or no calendar has it.
-    """
-    if text is None:
-        return None
-    try:
-        if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
-            return datetime.fromtimestamp(time.time() - float(text[:-1]) * _UNITS[text[-1]], UTC)
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
-        msg = f"{text!r} is no time: write `2h`, `3d`, `2026-11-21` or `2026-11-21T10:00`"
-        raise typer.BadParameter(msg) from None

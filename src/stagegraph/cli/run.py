@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from stagegraph.schema.errors import closest
+
 from . import options as opt
+from .load import load_graph
 from .text import console, deferred, json_output, print_error, print_json
 
 if TYPE_CHECKING:
@@ -29,12 +32,10 @@ def run(
 ) -> None:
     """Run a graph, and show its calls while they go on."""
     from .input import read_input
-    from .load import load_graph
 
     async def work(node: Node[Any, Any], value: object, out: TextIO | None) -> None:
-        store = opt.open_journal(journal, create=True) if record else None
         async with (
-            nullcontext() if store is None else aclosing(store),
+            aclosing(opt.open_journal(journal, create=True)) if record else nullcontext() as store,
             make_runner(node, model, prompts, models, store) as runner,
         ):
             await _finish(runner.start(node, value, metadata={"graph": graph}), node, out)
@@ -62,8 +63,6 @@ def resume(
 ) -> None:
     """Finish a run that a crash, a limit, an error or a question interrupted."""
     from stagegraph import ReplayError
-
-    from .load import load_graph
 
     answers = dict(_answer(pair) for pair in answer or [])
 
@@ -108,7 +107,6 @@ def make_runner(
     from stagegraph import Prompts, Runner
     from stagegraph.agent.models import Models
     from stagegraph.nodes.stage import stages_of
-    from stagegraph.schema.errors import closest
 
     stages = stages_of(node)
     by_path: dict[str, str] = {}
@@ -157,7 +155,7 @@ async def _finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | N
         print_error(str(error))
         raise typer.Exit(1)
     for pending in result.pending:
-        console(stderr=True).print(deferred(result.id, pending.id, pending.kind, pending.tool, pending.args))
+        console(stderr=True).print(deferred(result.id, pending))
 
 
 def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:

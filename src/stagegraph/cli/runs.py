@@ -12,12 +12,14 @@ import anyio
 import typer
 from rich.text import Text
 
+from stagegraph.schema.errors import JournalError, TracingError, closest
+
 from . import options as opt
-from .langfuse import page_from_langfuse, runs_from_langfuse
 from .text import console, deferred, dollars, duration, new_table, plain, print_json, say, styled_status
 
 if TYPE_CHECKING:
     from stagegraph.journal import CallRow, FeedbackRow, RunRow
+    from stagegraph.record.source import RunQuery, RunRows
 
 _MANY = 1_000_000
 
@@ -39,28 +41,38 @@ def runs(
 ) -> None:
     """List recorded runs, the newest first."""
     from stagegraph.journal import RunFilter
+    from stagegraph.record.source import RunQuery
     from stagegraph.runner.recovery import GIVEN_UP
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
         msg = f"{status!r} is no status; there are {', '.join(states)}"
         raise typer.BadParameter(msg)
-    begin, end = opt.time_of(since), opt.time_of(until)
     stored_as = "running" if status == "interrupted" else status  # a process that dies writes no other status
-    wanted = RunFilter(
-        graph=graph,
+    query = RunQuery(
+        since=since,
+        until=until,
         status=stored_as,
-        since=None if begin is None else begin.timestamp(),
-        until=None if end is None else end.timestamp(),
-        feedback=score,
+        score=score,
         min_score=min_score,
         max_score=max_score,
-        limit=_MANY if stored_as == "running" and not langfuse else limit,
+        experiments=True,
+        limit=limit,
     )
 
     async def read() -> list[tuple[RunRow, list[FeedbackRow]]]:
         if langfuse:
-            return [(row, scores) for row, _, scores in await runs_from_langfuse(wanted)]
+            return [(row, scores) for row, _, scores in await _from_langfuse(graph, query)]
+        wanted = RunFilter(
+            graph=graph,
+            status=stored_as,
+            since=None if since is None else since.timestamp(),
+            until=None if until is None else until.timestamp(),
+            feedback=score,
+            min_score=min_score,
+            max_score=max_score,
+            limit=_MANY if stored_as == "running" else limit,
+        )
         async with aclosing(opt.open_journal(journal)) as store:
             rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
             return [(row, await store.feedback(row.run_id)) for row in rows[:limit]]
@@ -88,6 +100,34 @@ def runs(
     for row, _ in found:
         if row.error_type == GIVEN_UP:
             say(f"{row.run_id}: {row.error}", "yellow")
+
+
+async def _from_langfuse(graph: str | None, query: RunQuery) -> list[RunRows]:
+    """The newest runs that match, as a journal would have them."""
+    from stagegraph.record.calls import feedback_of
+    from stagegraph.tracing import LangfuseRuns
+
+    found: list[RunRows] = []
+    async with aclosing(LangfuseRuns().listed(graph, query)) as pages:
+        async for page in pages:
+            if query.scored([feedback_of(score) for score in page[2]]):
+                found.append(page)
+            if len(found) == query.limit:
+                break
+    return found
+
+
+async def _one_of_langfuse(run: str) -> RunRows:
+    """One run by its id, or the `last` one."""
+    from stagegraph.record.source import RunQuery
+    from stagegraph.tracing import LangfuseRuns
+
+    if run != "last":
+        return await LangfuseRuns().page(run)
+    for page in await _from_langfuse(None, RunQuery(experiments=True, limit=1)):
+        return page
+    msg = "there are no runs in this Langfuse project"
+    raise TracingError(msg)
 
 
 def _status(row: RunRow) -> str:
@@ -127,9 +167,9 @@ def show(
 ) -> None:
     """Look into a recorded run."""
 
-    async def read() -> tuple[RunRow, list[CallRow], list[FeedbackRow]]:
+    async def read() -> RunRows:
         if langfuse:
-            return await page_from_langfuse(run)
+            return await _one_of_langfuse(run)
         async with aclosing(opt.open_journal(journal)) as store:
             row = await opt.find_run(store, run)
             return row, await store.calls(row.run_id), await store.feedback(row.run_id)
@@ -152,6 +192,8 @@ def show(
 
 
 def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, everything: bool) -> None:
+    from stagegraph.data.call import load_pending
+
     from .tree import recorded_trees
 
     out = console()
@@ -170,15 +212,12 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
     for tree in recorded_trees(calls, everything=everything):
         out.print(tree)
     for one in calls if row.status == "suspended" else ():
-        for asked in json.loads(one.pending or "[]"):
-            place = f"{asked['key']}:{asked['tool_call_id']}"
-            out.print(deferred(row.run_id, place, asked["kind"], asked["tool"], asked["args"]))
+        for pending in load_pending(one.pending or "[]"):
+            out.print(deferred(row.run_id, pending))
 
 
 def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key: str, *, as_json: bool) -> None:
-    from stagegraph import JournalError
     from stagegraph.record.rows import RunRecord
-    from stagegraph.schema.errors import closest
 
     from .tree import call_line
 

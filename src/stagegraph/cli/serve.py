@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
+from stagegraph.schema.errors import DeclarationError
+
 from . import options as opt
+from .load import load_graph
 from .run import make_runner
 from .text import say
 
@@ -28,8 +31,6 @@ def serve(
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep runs in the journal.")] = True,
 ) -> None:
     """Serve a graph over HTTP, with a page on which to run it; what a crash interrupted is finished first."""
-    from stagegraph import DeclarationError
-
     try:
         import uvicorn
         from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -38,7 +39,6 @@ def serve(
     except ModuleNotFoundError as error:
         msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
         raise DeclarationError(msg) from error
-    from .load import load_graph
 
     node = load_graph(graph)
     store = opt.open_journal(journal, create=True) if record else None
@@ -60,8 +60,6 @@ def _listening(host: str, port: int) -> socket.socket:
     Raises:
         DeclarationError: the port is in use, or there is no such host.
     """
-    from stagegraph import DeclarationError
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)

@@ -9,22 +9,25 @@ import sys
 import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-_STYLES = {
-    "succeeded": "green",
-    "failed": "red",
-    "cancelled": "yellow",
-    "suspended": "yellow",
-    "running": "cyan",
-    "interrupted": "yellow",
+if TYPE_CHECKING:
+    from stagegraph.data.call import Pending
+
+_STATUSES = {
+    "succeeded": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "cancelled": ("-", "yellow"),
+    "suspended": ("?", "yellow"),
+    "running": ("…", "cyan"),
+    "interrupted": ("?", "yellow"),
 }
-MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "suspended": "?", "running": "…"}
+"""Status of a run or call -> its mark and its colour."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -52,9 +55,10 @@ def print_error(text: str) -> None:
     console(stderr=True).print(Text.assemble(("error: ", "bold red"), plain(text)))
 
 
-def styled_status(status: str, text: str | None = None) -> Text:
-    """A status, or a text in its colour."""
-    return Text(status if text is None else text, _STYLES.get(status, ""))
+def styled_status(status: str, *, mark: bool = False) -> Text:
+    """A status, or its mark, in its colour."""
+    sign, style = _STATUSES.get(status, ("?", ""))
+    return Text(sign if mark else status, style)
 
 
 def duration(seconds: float) -> str:
@@ -104,10 +108,9 @@ def json_output(wanted: bool) -> Generator[TextIO | None]:
             os.dup2(out.fileno(), 1)
 
 
-def deferred(run_id: str, place: str, kind: str, tool: str, args: object) -> Text:
+def deferred(run_id: str, pending: Pending) -> Text:
     """One question of a suspended run, and the command that answers it."""
-    asks = f"{place} asks ({kind}): {tool} {json.dumps(args, ensure_ascii=False)}"
-    answer = "true" if kind == "approval" else "JSON"
-    instead = ", or =false" if kind == "approval" else ""
-    command = f"  stagegraph resume {run_id} --answer {shlex.quote(f'{place}={answer}')}{instead}"
+    asks = f"{pending.id} asks ({pending.kind}): {pending.tool} {json.dumps(pending.args, ensure_ascii=False)}"
+    answer, instead = ("true", ", or =false") if pending.kind == "approval" else ("JSON", "")
+    command = f"  stagegraph resume {run_id} --answer {shlex.quote(f'{pending.id}={answer}')}{instead}"
     return Text.assemble((plain(asks), "yellow"), "\n", plain(command))

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from .text import MARKS, console, dollars, duration, plain, say, styled_status
+from .text import console, dollars, duration, plain, say, styled_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,12 +59,8 @@ class _Call:
     def text(self, root: str) -> Text:
         """One line; *root* is the name of the call without a key."""
         notes = ", ".join(self.notes)
-        line = Text.assemble(_mark(self.status), " ", plain(self.key or root), (f"  {notes}", "dim"))
+        line = Text.assemble(styled_status(self.status, mark=True), " ", plain(self.key or root), (f"  {notes}", "dim"))
         return line.append(f"  {self.problem}", "red") if self.problem else line
-
-
-def _mark(status: str) -> Text:
-    return styled_status(status, MARKS.get(status, "?"))
 
 
 def _of_row(row: CallRow) -> _Call:
@@ -191,14 +187,8 @@ async def watch(live: LiveRun[Any, Any], root: str) -> None:
             calls.take(event)
             if event.type == "call_finished" and event.kind != "graph":
                 err.print(calls.calls[event.key].text(root))
-    run = live.run
-    usage = run.usage
-    facts = [
-        f"{len(run.calls())} calls",
-        f"{usage.requests} requests",
-        f"{usage.input_tokens} + {usage.output_tokens} tokens",
-        "cost unknown" if run.cost is None else dollars(run.cost),
-        duration(run.duration),
-        f"run {run.id}",
-    ]
-    say(f"{run.status}: {', '.join(facts)}", "bold", stderr=True)
+    run, usage = live.run, live.run.usage
+    used = f"{usage.requests} requests, {usage.input_tokens} + {usage.output_tokens} tokens"
+    cost = "cost unknown" if run.cost is None else dollars(run.cost)
+    facts = f"{len(run.calls())} calls, {used}, {cost}, {duration(run.duration)}, run {run.id}"
+    say(f"{run.status}: {facts}", "bold", stderr=True)

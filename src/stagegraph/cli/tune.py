@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
+from stagegraph.schema.errors import TuningError
+
 from . import options as opt
+from .load import load_function, load_graph
 from .run import make_runner
 from .text import console, say
 
@@ -57,9 +60,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
 ) -> None:
     """Run a graph on examples, and say how good it is."""
-    from stagegraph import Prompts, TuningError, optimize
-
-    from .load import load_function, load_graph
+    from stagegraph import Prompts, optimize
 
     node, judge = load_graph(graph), load_function(metric)
     before = None if no_worse_than is None else optimize.Report.load(no_worse_than)
@@ -142,8 +143,6 @@ def tune(
 ) -> None:
     """Search for better texts for a graph's stages, and say whether they are better."""
     from stagegraph import Prompts, optimize
-
-    from .load import load_function, load_graph
 
     node, judge = load_graph(graph), load_function(metric)
     trains, vals = _read_examples(train, node), _read_examples(val, node)
@@ -240,7 +239,6 @@ def _check_common(before: Report, name: str, ids: set[str]) -> None:
     Raises:
         TuningError: they have no example in common.
     """
-    from stagegraph import TuningError
     from stagegraph.optimize.evaluation.compare import FEW
 
     common = len(before.scores.keys() & ids)

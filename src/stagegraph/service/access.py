@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections import OrderedDict
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from stagegraph.record.rows import CancelRow
-from stagegraph.record.run import stored_run
-from stagegraph.runner.recovery import give_up, is_interrupted
+from stagegraph.runner.recovery import is_interrupted
 
 from .journal_events import JournalEvents
 from .problems import Problem
@@ -22,7 +20,6 @@ from .problems import Problem
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.rows import Journal, RunRow
-    from stagegraph.record.run import Run
     from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
 
@@ -71,52 +68,38 @@ class Access:
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
         """Keep a run after its end, until *remember* other runs have ended."""
+        live.task.add_done_callback(lambda _: self._add(self._ended, live.run_id, live))
 
-        def ended(_: asyncio.Task[None]) -> None:
-            self._add(self._ended, live.run_id, live)
+    def here(self, run_id: str) -> LiveRun[Any, Any] | None:
+        """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
+        return self.runner.live(run_id) or self._ended.get(run_id)
 
-        live.task.add_done_callback(ended)
+    async def find(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | RunRow:
+        """A run of this process, or the row of any other one.
 
-    async def live(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | None:
-        """A run of this process that is running, or that ended recently."""
-        live = self.runner.live(run_id) or self._ended.get(run_id)
-        if live is not None:
-            await self._check(
-                user, RunRef(run_id=run_id, graph=live.graph, user_id=live.user_id, session_id=live.session_id)
-            )
-        return live
-
-    async def row(self, run_id: str, user: str | None) -> RunRow:
-        """The row of a run in the journal.
+        It is also the row of a run that was suspended in this process, which another one may have resumed since.
 
         Raises:
-            Problem: there is no such row, or this user may not see it.
+            Problem: there is no such run, or this user may not see it.
         """
-        row = None if self.runner.journal is None else await self.runner.journal.run(run_id)
-        if row is None:
-            raise _unknown(run_id)
-        labels = row.read_labels()
-        run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+        found, journal = self.here(run_id), self.runner.journal
+        if found is None or (found.done and journal is not None and found.run.status == "suspended"):
+            row = None if journal is None else await journal.run(run_id)
+            if row is None:
+                raise _unknown(run_id)
+            labels = row.read_labels()
+            run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+            await self._check(user, run)
+            return row
+        run = RunRef(run_id=run_id, graph=found.graph, user_id=found.user_id, session_id=found.session_id)
         await self._check(user, run)
-        return row
-
-    async def stored(self, row: RunRow) -> Run[Any, Any]:
-        """The run as it is recorded."""
-        return await stored_run(self.journal, row, self.graph)
+        return found
 
     def events(self, run_id: str) -> JournalEvents:
         """The events of a run of another process; all readers of one run share them, also those that reconnect."""
         found = self._followed.get(run_id) or JournalEvents(self.journal, run_id)
         self._add(self._followed, run_id, found)
         return found
-
-    async def give_up(self, row: RunRow) -> RunRow:
-        """End a run that no process runs, as cancelled.
-
-        Raises:
-            JournalError: another process has taken it up meanwhile.
-        """
-        return await give_up(self.journal, row, "cancelled")
 
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""

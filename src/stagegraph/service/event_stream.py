@@ -7,11 +7,12 @@ their heartbeat has a fixed interval.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from starlette.responses import Response
+from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stagegraph.data.events import CallFinished, CallRetried, Event, RunFinished
@@ -26,7 +27,7 @@ _HEARTBEAT = b": still here\n\n"
 _HIDDEN = "the details are in the service's own records"
 
 
-class EventStream(Response):
+class EventStream(StreamingResponse):
     """A response that sends chunks as they come, and notices at once when the client leaves.
 
     It reads and sends in one place, so that no task group or span is held open over a `yield`.
@@ -36,9 +37,7 @@ class EventStream(Response):
         self, chunks: AsyncIterator[bytes], run_id: str, *, on_leave: Callable[[], None] | None = None
     ) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Run-Id": run_id}
-        super().__init__(None, 200, headers, "text/event-stream")
-        del self.headers["content-length"]
-        self._chunks = chunks
+        super().__init__(chunks, headers=headers, media_type="text/event-stream")
         self._on_leave = on_leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,10 +45,7 @@ class EventStream(Response):
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._cancel_if_left, receive, group.cancel_scope)
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for chunk in self._chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self.stream_response(send)
                 complete = True
                 group.cancel_scope.cancel()
         except* OSError:
@@ -70,42 +66,47 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def live_chunks(live: LiveRun[Any, Any], after: int, heartbeat: float, *, errors: bool) -> AsyncIterator[bytes]:
-    """The events of a run of this process."""
-    prefix = f"{live.segment}-" if live.segment else ""
-    async for batch in live.event_batches(after=after, every=heartbeat):
-        yield b"".join(_chunk(event, prefix, errors=errors) for event in batch) or _HEARTBEAT
+@dataclass(frozen=True, slots=True)
+class EventFormat:
+    """How events are sent.
 
+    Args:
+        heartbeat: Seconds of silence after which a comment is sent.
+        errors: Whether events contain the texts of errors.
+    """
 
-async def journal_chunks(
-    events: JournalEvents,
-    after: int,
-    heartbeat: float,
-    *,
-    errors: bool,
-    find_live: Callable[[], LiveRun[Any, Any] | None],
-) -> AsyncIterator[bytes]:
-    """The events of a run of another process; once this process resumes the run, all events from then on."""
-    yield b": this run is in another process; its calls follow as they are recorded\n\n"
-    last = monotonic()
-    async for batch in events.batches(after):
-        if batch:
-            yield b"".join(_chunk(event, f"{events.name}-", errors=errors) for event in batch)
-        elif (live := find_live()) is not None:
-            async for chunk in live_chunks(live, -1, heartbeat, errors=errors):
-                yield chunk
-            return
-        elif monotonic() - last >= heartbeat:
-            yield _HEARTBEAT
-        else:
-            continue
+    heartbeat: float
+    errors: bool
+
+    async def live(self, live: LiveRun[Any, Any], after: int) -> AsyncIterator[bytes]:
+        """The events of a run of this process."""
+        prefix = f"{live.segment}-" if live.segment else ""
+        async for batch in live.event_batches(after=after, every=self.heartbeat):
+            yield b"".join(self._chunk(event, prefix) for event in batch) or _HEARTBEAT
+
+    async def recorded(
+        self, events: JournalEvents, after: int, find_live: Callable[[str], LiveRun[Any, Any] | None]
+    ) -> AsyncIterator[bytes]:
+        """The events of a run of another process; once this process resumes the run, all events from then on."""
+        yield b": this run is in another process; its calls follow as they are recorded\n\n"
         last = monotonic()
+        async for batch in events.batches(after):
+            if batch:
+                yield b"".join(self._chunk(event, f"{events.name}-") for event in batch)
+            elif (live := find_live(events.log.run_id)) is not None:
+                async for chunk in self.live(live, -1):
+                    yield chunk
+                return
+            elif monotonic() - last >= self.heartbeat:
+                yield _HEARTBEAT
+            else:
+                continue
+            last = monotonic()
 
-
-def _chunk(event: Event, prefix: str, *, errors: bool) -> bytes:
-    if not errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
-        event = event.model_copy(update={"error": _HIDDEN})
-    return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+    def _chunk(self, event: Event, prefix: str) -> bytes:
+        if not self.errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
+            event = event.model_copy(update={"error": _HIDDEN})
+        return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
 def last_seen(last_event_id: str | None, prefix: str) -> int:

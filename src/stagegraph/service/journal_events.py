@@ -6,7 +6,6 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from decimal import Decimal
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -88,31 +87,21 @@ class JournalEvents:
                 news.append((call.started + call.duration, True, -call.position, call))
             self._seen[call.key] = call.status
         for seconds, ended, _, call in sorted(news, key=lambda one: one[:3]):
-            if ended:
-                self._put_finished(call, seconds)
-            else:
-                self.log.put(CallStarted, at=_time(seconds), key=call.key, path=call.path, kind=call.kind)
+            self._put(call, seconds, ended=ended)
         if row.status != "running":
             output = json.loads(row.output) if row.status == "succeeded" and row.output is not None else None
             self.log.put(RunFinished, status=row.status, error=row.error, output=output, duration=row.duration)
             self.log.close()
 
-    def _put_finished(self, call: CallRow, seconds: float) -> None:
+    def _put(self, call: CallRow, seconds: float, *, ended: bool) -> None:
+        node = {name: getattr(call, name) for name in ("key", "path", "kind")}
+        if not ended:
+            self.log.put(CallStarted, at=_time(seconds), **node)
+            return
         usage = USAGE.validate_json(call.usage)
-        self.log.put(
-            CallFinished,
-            at=_time(seconds),
-            key=call.key,
-            path=call.path,
-            kind=call.kind,
-            status=call.status,
-            error=call.error,
-            duration=call.duration,
-            requests=usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cost=None if call.cost is None else Decimal(call.cost),
-        )
+        counts = {name: getattr(usage, name) for name in ("requests", "input_tokens", "output_tokens")}
+        result = {name: getattr(call, name) for name in ("status", "error", "duration", "cost")}
+        self.log.put(CallFinished, at=_time(seconds), **node, **counts, **result)
 
 
 def _time(seconds: float) -> datetime:

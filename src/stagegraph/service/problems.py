@@ -19,7 +19,6 @@ from stagegraph.schema.errors import BusyError, JournalError, StageError
 _log = logging.getLogger("stagegraph.service")
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER = "Retry-After"
 _UNPARSED = (400, "There was an error parsing the body")
 """The status and the detail of FastAPI's error for a body that it cannot parse."""
 _FACTS = {"type": "string", "title": "string", "status": "integer", "detail": "string", "run_id": "string"}
@@ -87,8 +86,8 @@ class Problem(Exception):  # noqa: N818 - the name that the RFC gives it
         return Response(json.dumps(body), self.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception) -> Problem:
-    """The response to an error that is not the failure of a run."""
+def problem_of(error: Exception, *, ready: bool) -> Problem:
+    """The response to an error that is not the failure of a run; *ready* is whether the runner accepts runs."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
@@ -101,8 +100,10 @@ def problem_of(error: Exception) -> Problem:
             return Problem(422, "invalid", "the body is not readable JSON")
         return Problem(error.status_code, "refused", str(error.detail), headers=error.headers)
     if isinstance(error, BusyError):
-        headers = {RETRY_AFTER: str(math.ceil(error.retry_after))}
-        return Problem(429, "busy", str(error), headers=headers)
+        after = {"Retry-After": str(math.ceil(error.retry_after))}
+        if ready:
+            return Problem(429, "busy", "the limit of concurrent runs is reached; try again later", headers=after)
+        return Problem(503, "draining", "the service is shutting down", headers=after)
     if isinstance(error, JournalError):
         _log.error("the journal failed: %s", error)
         return Problem(503, "journal", "the service cannot record runs now; try again later")
@@ -124,8 +125,13 @@ def _pointer(place: tuple[int | str, ...]) -> str:
     return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in place)
 
 
-def problem_of_run(error: RunError, run_id: str) -> Problem:
-    """The response to a failed run, by what its caller can do about it."""
+def problem_of_run(error: RunError, run_id: str, *, ready: bool) -> Problem:
+    """The response to a run without an output, by what its caller can do about it."""
+    if error.attached and error.run.status == "cancelled":
+        if ready:
+            return Problem(409, "cancelled", "the run was cancelled", run_id=run_id)
+        text = "the service is shutting down; it resumes the run after its restart, if it has a journal"
+        return Problem(503, "interrupted", text, headers={"Retry-After": "5"}, run_id=run_id)
     _log.info("run %s failed: %s", run_id, type(error).__name__)
     if isinstance(error, InputError):
         return Problem(422, "invalid", "the input does not fit the input type of the graph", run_id=run_id)

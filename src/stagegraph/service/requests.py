@@ -15,12 +15,13 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
+from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import StagegraphError
 
 from .problems import Problem, is_unparsed_body, problem_of
 
 
-def route_class(max_body: int) -> type[APIRoute]:
+def route_class(runner: Runner, max_body: int) -> type[APIRoute]:
     """A class of routes that read no body over *max_body* bytes, and answer errors with problem details.
 
     An error of a hook is left to the app where the app has registered a handler for it.
@@ -41,7 +42,7 @@ def route_class(max_body: int) -> type[APIRoute]:
                 except Exception as error:
                     if _has_handler(error, request):
                         raise
-                    return problem_of(error).response()
+                    return problem_of(error, ready=runner.ready).response()
 
             return handler
 

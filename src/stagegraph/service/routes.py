@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from fastapi.params import Depends as Dependency
+from fastapi.routing import APIRoute
 from pydantic import WrapValidator
 
 from stagegraph.nodes.node import Node
@@ -19,6 +20,7 @@ from stagegraph.schema.errors import DeclarationError
 from .access import Access, Policy, only_its_user
 from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
 from .endpoints import Endpoints
+from .event_stream import EventFormat
 from .problems import documented
 from .requests import route_class
 
@@ -105,12 +107,13 @@ def router(
         raise DeclarationError(msg)
     runner.add(graph, deps_of=resume_deps)
     access = Access(graph, runner, policy, remember)
-    endpoints = Endpoints(access, cancels=on_disconnect == "cancel", heartbeat=heartbeat, errors=errors)
-    outer = APIRouter(route_class=route_class(max_body))
-    outer.include_router(_health(runner, max_body))
+    endpoints = Endpoints(access, EventFormat(heartbeat, errors=errors), cancels=on_disconnect == "cancel")
+    route = route_class(runner, max_body)
+    outer = APIRouter(route_class=route)
+    outer.include_router(_health(runner, route))
     try:
         outer.include_router(
-            _runs(graph, endpoints, max_body, user=user or _none, session=session or _none, deps=deps or _none),
+            _runs(graph, endpoints, route, user=user or _none, session=session or _none, deps=deps or _none),
             dependencies=[*dependencies, *([Depends(user)] if user is not None else [])],
         )
     except Exception as error:
@@ -137,8 +140,8 @@ def _yields(hook: Hook) -> bool:
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in (hook, plain, call))
 
 
-def _health(runner: Runner, max_body: int) -> APIRouter:
-    api = APIRouter(prefix="/health", tags=["health"], route_class=route_class(max_body))
+def _health(runner: Runner, route: type[APIRoute]) -> APIRouter:
+    api = APIRouter(prefix="/health", tags=["health"], route_class=route)
 
     @api.get("/live")
     async def alive() -> Health:
@@ -155,9 +158,9 @@ def _health(runner: Runner, max_body: int) -> APIRouter:
 
 
 def _runs(
-    graph: Node[Any, Any], endpoints: Endpoints, max_body: int, *, user: Hook, session: Hook, deps: Hook
+    graph: Node[Any, Any], endpoints: Endpoints, route: type[APIRoute], *, user: Hook, session: Hook, deps: Hook
 ) -> APIRouter:
-    api = APIRouter(tags=[graph.__node__.name], route_class=route_class(max_body))
+    api = APIRouter(tags=[graph.__node__.name], route_class=route)
     view = view_type(graph)
     begins: Responses = {202: {"model": view, "description": "The run is running, or waits for answers."}}
     who, in_session, with_deps = Depends(_id_of(user)), Depends(_id_of(session)), Depends(deps)
