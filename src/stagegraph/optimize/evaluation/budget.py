@@ -40,18 +40,27 @@ class Budget:
             msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
             raise TuningError(msg)
         for name, limit in limits.items():
-            types, kind = (int, "a whole number") if name in {"runs", "tokens"} else ((int, float), "a number")
-            if isinstance(limit, bool) or not isinstance(limit, types):
-                msg = f"Budget({name}={limit!r}): it is {kind}"
-                raise TuningError(msg)
-            if not limit > 0:
-                msg = f"Budget({name}={limit}): it has to be above 0"
-                raise TuningError(msg)
+            check_above_zero(f"Budget({name}={limit!r})", limit, whole=name in {"runs", "tokens"})
 
     @property
     def only_money(self) -> bool:
         """Whether `usd` is the only limit."""
         return self.usd is not None and self.runs is self.tokens is self.seconds is None
+
+
+def check_above_zero(setting: str, number: object, *, whole: bool = True) -> None:
+    """Check a number that a user has set; *setting* is how it was written.
+
+    Raises:
+        TuningError: it is no number, has a fraction where it has to be *whole*, or is not above 0.
+    """
+    types, kind = (int, "a whole number") if whole else ((int, float), "a number")
+    if isinstance(number, bool) or not isinstance(number, types):
+        msg = f"{setting}: it is {kind}"
+        raise TuningError(msg)
+    if not number > 0:
+        msg = f"{setting}: {'at least 1 is needed' if whole else 'it has to be above 0'}"
+        raise TuningError(msg)
 
 
 def cost_text(usd: float, unpriced: int) -> str:
