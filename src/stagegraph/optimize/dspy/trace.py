@@ -73,18 +73,14 @@ class RunPrediction(dspy.Prediction):
 class StagePrediction(dspy.Prediction):
     """What one call of a stage gave; a failed call has `stage_error` as its only field."""
 
-    _call: Call | None = None
-
-    @property
-    def stage_call(self) -> Call | None:
-        """The call; `None` for a prediction that was read from a file."""
-        return self._call
+    stage_call: Call | None = None
+    """The call; `None` for a prediction that was read from a file."""
 
     @classmethod
     def of(cls, call: Call, fields: Mapping[str, Any]) -> Self:
         """The prediction of a call that gave these fields."""
         made: Self = cast("Any", cls).from_completions([dict(fields)]) if call.ok else cls(stage_error=str(call.error))
-        vars(made)["_call"] = call
+        made.stage_call = call
         return made
 
 
