@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,7 @@ class Budget:
         if not limits:
             msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
             raise TuningError(msg)
-        for name, limit in limits.items():
-            check_above_zero(f"Budget({name}={limit!r})", limit, whole=name in {"runs", "tokens"})
+        check_numbers(limits, shown="Budget({})", fractions=("usd", "seconds"))
 
     @property
     def only_money(self) -> bool:
@@ -48,19 +48,21 @@ class Budget:
         return self.usd is not None and self.runs is self.tokens is self.seconds is None
 
 
-def check_above_zero(setting: str, number: object, *, whole: bool = True) -> None:
-    """Check a number that a user has set; *setting* is how it was written.
+def check_numbers(numbers: Mapping[str, object], *, shown: str = "{}", fractions: Collection[str] = ()) -> None:
+    """Check that each number is above 0, and that it is whole unless its name is in *fractions*.
 
     Raises:
-        TuningError: it is no number, has a fraction where it has to be *whole*, or is not above 0.
+        TuningError: one is not; the message has `name=value` in the place of the braces of *shown*.
     """
-    types, kind = (int, "a whole number") if whole else ((int, float), "a number")
-    if isinstance(number, bool) or not isinstance(number, types):
-        msg = f"{setting}: it is {kind}"
-        raise TuningError(msg)
-    if not number > 0:
-        msg = f"{setting}: {'at least 1 is needed' if whole else 'it has to be above 0'}"
-        raise TuningError(msg)
+    for name, number in numbers.items():
+        setting = shown.format(f"{name}={number!r}")
+        whole = name not in fractions
+        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+            msg = f"{setting}: it is {'a whole number' if whole else 'a number'}"
+            raise TuningError(msg)
+        if not number > 0:
+            msg = f"{setting}: {'at least 1 is needed' if whole else 'it has to be above 0'}"
+            raise TuningError(msg)
 
 
 def cost_text(usd: float, unpriced: int) -> str:

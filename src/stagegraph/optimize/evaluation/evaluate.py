@@ -17,7 +17,7 @@ from stagegraph.runner.feedback import feedback
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError, leaves, problems_of
 
-from .budget import check_above_zero
+from .budget import check_numbers
 from .metric import Grader, Metric, grader_of
 from .report import Report, ReportRow, Trial, report_of
 from .retries import RETRY_DELAYS, ModelOptions, run_patiently
@@ -73,8 +73,7 @@ async def evaluate(
         PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
-    check_above_zero(f"repeats={repeats!r}", repeats)
-    check_above_zero(f"concurrency={concurrency!r}", concurrency)
+    check_numbers({"repeats": repeats, "concurrency": concurrency})
     grader = grader_of(metric)
     own = _able_to_record(runner or Runner(tracing=None), record=record)
     if prompts is not None:

@@ -11,7 +11,7 @@ from pydantic_ai.models import Model
 
 from stagegraph.agent.models import Models
 from stagegraph.data.prompts import Prompts
-from stagegraph.optimize.evaluation.budget import Budget, check_above_zero
+from stagegraph.optimize.evaluation.budget import Budget, check_numbers
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.schema.errors import TuningError
@@ -102,10 +102,9 @@ class Options:
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={self.budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
-        for name in ("minibatch", "concurrency", "stagnation"):
-            number = getattr(self, name)
-            if name != "stagnation" or number is not None:
-                check_above_zero(f"{name}={number!r}", number)
+        check_numbers({"minibatch": self.minibatch, "concurrency": self.concurrency})
+        if self.stagnation is not None:
+            check_numbers({"stagnation": self.stagnation})
         start = self.prompts if self.prompts is not None or self.runner is None else self.runner.prompts
         return replace(
             self,
