@@ -183,7 +183,7 @@ def test_the_trace_is_filled_in_declared_order(module: GraphModule) -> None:
         assert [entry[0] for entry in trace] == [module.plan, *[module.rate__judge] * 3]
         assert [entry[1] for entry in trace] == [{"text": "a bc d"}, {"input": "a"}, {"input": "bc"}, {"input": "d"}]
         assert [entry[2].score for entry in trace[1:]] == [1, 2, 1]
-        assert [entry[2]._call.key for entry in trace[1:]] == [f"rate[{index}].judge" for index in range(3)]
+        assert [entry[2].stage_call.key for entry in trace[1:]] == [f"rate[{index}].judge" for index in range(3)]
 
 
 def test_without_an_open_trace_nothing_is_kept(module: GraphModule) -> None:

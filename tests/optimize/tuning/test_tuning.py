@@ -176,7 +176,7 @@ async def test_what_cannot_work_is_refused_with_the_reason(options: dict[str, An
     ("limits", "message"),
     [
         ({}, "needs a limit"),
-        ({"runs": 0}, "has to be above 0"),
+        ({"runs": 0}, "at least 1 is needed"),
         ({"usd": -1.0}, "has to be above 0"),
         ({"seconds": float("nan")}, "has to be above 0"),
         ({"runs": "5"}, "runs='5'.: it is a whole number"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
-_OWN = frozenset({"callbacks", "history", "_program", "_attributes", "_compiled"})
+_OWN = frozenset({"callbacks", "history", "program", "_attributes", "_compiled"})
 """Attributes of an instance, which no predictor may replace."""
 
 
@@ -77,7 +77,8 @@ class GraphModule(dspy.Module):
             hint = f": write {graph.__name__}()" if isinstance(graph, type) else ""
             msg = f"GraphModule(graph) takes a graph or a stage, not {graph!r}{hint}"
             raise DeclarationError(msg)
-        program = self._program = Program(graph, model, runner, retry_delays, demo_limit)
+        program = self.program = Program(graph, model, runner, retry_delays, demo_limit)
+        """How it is run: graph, model, runner; shared with its copies."""
         if not program.stages:
             msg = f"{graph.__node__.name} has no stages, so there is nothing that could be tuned"
             raise DeclarationError(msg)
@@ -93,16 +94,11 @@ class GraphModule(dspy.Module):
     @property
     def graph(self) -> Node[Any, Any]:
         """What it runs."""
-        return self._program.graph
-
-    @property
-    def program(self) -> Program:
-        """How it is run: graph, model, runner; shared with its copies."""
-        return self._program
+        return self.program.graph
 
     def with_prompts(self, prompts: Prompts) -> Self:
         """A copy with other prompts and the same models."""
-        program = self._program
+        program = self.program
         new = type(self)(
             program.graph,
             prompts=prompts,
@@ -118,7 +114,7 @@ class GraphModule(dspy.Module):
     def prompts(self) -> Prompts:
         """The current prompts of the predictors, as a runner deploys them."""
         prompts = {path: predictor.prompt() for path, predictor in self._predictors().items()}
-        return Prompts(prompts, graph=self._program.graph.__node__.name)
+        return Prompts(prompts, graph=self.program.graph.__node__.name)
 
     def _predictors(self) -> dict[str, StagePredict]:
         """Stage path -> its current predictor, which an optimizer may have replaced."""
@@ -139,7 +135,7 @@ class GraphModule(dspy.Module):
             NotRunningError: this is the event loop that the run needs.
             TuningStopped: instead of these, where one of DSPy's evaluations would make a score of 0 out of them.
         """
-        program, evaluated = self._program, untyped.settings.get("stagegraph_in_executor", False)
+        program, evaluated = self.program, untyped.settings.get("stagegraph_in_executor", False)
         if evaluated:
             program.outage.check()
         try:
@@ -157,17 +153,17 @@ class GraphModule(dspy.Module):
         return self._predicted(*await await_here(self._run(self._input(inputs), self.chosen_models())))
 
     async def _run(self, value: Any, models: Mapping[str, Model[Any]]) -> tuple[Run[Any, Any], str | None]:
-        return await self._program.run(self._program.graph, value, self.prompts(), models)
+        return await self.program.run(self.program.graph, value, self.prompts(), models)
 
     def _predicted(self, run: Run[Any, Any], error: str | None) -> dspy.Prediction:
-        outputs = self._program.outputs
+        outputs = self.program.outputs
         record_trace(entries_of(run, self._predictors()))
         record_usage(run)
         fields = dict.fromkeys(outputs.names) if error is not None else outputs.split(run.output)
-        return RunPrediction(fields, run, run.output, error, self._program.outage)
+        return RunPrediction(fields, run, run.output, error, self.program.outage)
 
     def _input(self, fields: Mapping[str, Any]) -> Any:
-        inputs, name = self._program.inputs, self._program.graph.__node__.name
+        inputs, name = self.program.inputs, self.program.graph.__node__.name
         unknown = sorted(fields.keys() - inputs.names.keys())
         if unknown:
             msg = f"{name} has no input `{unknown[0]}`; it takes: {', '.join(inputs.names)}"
@@ -179,13 +175,13 @@ class GraphModule(dspy.Module):
 
     def chosen_models(self) -> dict[str, Model[Any]]:
         """Stage path -> the model, where DSPy chooses it."""
-        models = {path: self._program.model_for(path, one.lm) for path, one in self._predictors().items()}
+        models = {path: self.program.model_for(path, one.lm) for path, one in self._predictors().items()}
         return {path: model for path, model in models.items() if model is not None}
 
     def get_lm(self) -> Any:
         """The LM of all predictors; where none was set, the module's own model as one."""
         lm = untyped.Module.get_lm(self)
-        return bridged(self._program.model) if lm is None and self._program.model is not None else lm
+        return bridged(self.program.model) if lm is None and self.program.model is not None else lm
 
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Take over the prompts of a saved module.
@@ -198,7 +194,7 @@ class GraphModule(dspy.Module):
         unknown = [name for name in state if name not in own and name != "metadata"]
         if missing or unknown:
             parts = [f"`{name}` is missing" for name in missing] + [f"there is no `{name}`" for name in unknown]
-            msg = f"the saved program does not fit {self._program.graph.__node__.name}: {'; '.join(parts)}"
+            msg = f"the saved program does not fit {self.program.graph.__node__.name}: {'; '.join(parts)}"
             raise PromptError(msg)
         untyped.Module.load_state(self, state, allow_unsafe_lm_state=allow_unsafe_lm_state)
 

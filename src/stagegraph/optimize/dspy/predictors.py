@@ -65,7 +65,8 @@ class StagePredict(dspy.Predict):
     demos: list[Any]
 
     def __init__(self, declared: Declared, prompt: Prompt) -> None:
-        self._declared = declared
+        self.declared = declared
+        """The stage and the fields of its types."""
         self._seed = prompt
         signature = signature_of(declared.path, declared.inputs, declared.outputs, self._seed_text)
         untyped.Predict.__init__(self, signature)
@@ -76,12 +77,7 @@ class StagePredict(dspy.Predict):
     @property
     def path(self) -> str:
         """Where the stage is declared: `build.code`."""
-        return self._declared.path
-
-    @property
-    def declared(self) -> Declared:
-        """The stage and the fields of its types."""
-        return self._declared
+        return self.declared.path
 
     @property
     def text(self) -> str:
@@ -92,7 +88,7 @@ class StagePredict(dspy.Predict):
     @property
     def _seed_text(self) -> str:
         text = self._seed.instructions
-        return text if text is not None else self._declared.stage.instructions
+        return text if text is not None else self.declared.stage.instructions
 
     def prompt(self) -> Prompt:
         """The current prompt of the stage.
@@ -106,7 +102,7 @@ class StagePredict(dspy.Predict):
 
     def _fitting(self) -> Iterator[Demo]:
         """The demos of the seed, and as many of the others as there is room for."""
-        room = self._declared.program.demo_limit
+        room = self.declared.program.demo_limit
         for demo in map(self._demo, self.demos):
             if demo is None:
                 continue
@@ -118,14 +114,14 @@ class StagePredict(dspy.Predict):
                 yield demo
 
     def _example(self, demo: Demo) -> dspy.Example:
-        inputs, outputs = self._declared.inputs, self._declared.outputs
+        inputs, outputs = self.declared.inputs, self.declared.outputs
         given, answer = inputs.schema.load(demo.input), outputs.schema.load(demo.output)
         return untyped.Example(**inputs.split(given), **outputs.split(answer)).with_inputs(*inputs.names)
 
     def _demo(self, example: Any) -> Demo | None:
         fields: dict[str, Any] = dict(example.items())
         values: list[Any] = []
-        for side in (self._declared.inputs, self._declared.outputs):
+        for side in (self.declared.inputs, self.declared.outputs):
             if not fields.keys() & side.names.keys():
                 return None
             try:
@@ -151,17 +147,17 @@ class StagePredict(dspy.Predict):
         return self._predicted(inputs, await await_here(self._answer(inputs)))
 
     async def _answer(self, inputs: Mapping[str, Any]) -> Any:
-        program, stage = self._declared.program, self._declared.stage
+        program, stage = self.declared.program, self.declared.stage
         model = program.model_for(self.path, self.lm)
         models = {} if model is None else {stage.__node__.name: model}
-        value, prompts = self._declared.inputs.join(inputs), Prompts({stage.__node__.name: self.prompt()})
+        value, prompts = self.declared.inputs.join(inputs), Prompts({stage.__node__.name: self.prompt()})
         run, error = await program.run(stage, value, prompts, models)
         if error is not None:
             raise RunError(error, run=run)
         return run.output
 
     def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        prediction = untyped.Prediction.from_completions([self._declared.outputs.split(output)])
+        prediction = untyped.Prediction.from_completions([self.declared.outputs.split(output)])
         record_trace([(self, dict(inputs), prediction)])
         return prediction
 
@@ -196,7 +192,7 @@ class StagePredict(dspy.Predict):
         """A predictor of its own that shares the stage, its agent and the model."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        shared = {"_declared", "_seed", "lm", "callbacks"}
+        shared = {"declared", "_seed", "lm", "callbacks"}
         state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
         vars(new).update(state, callbacks=list(state["callbacks"]))
         # Some optimizers write into the signature class itself.

@@ -27,6 +27,12 @@ class RunPrediction(dspy.Prediction):
     """A graph's output as DSPy has it: the fields of the output, and the whole run behind them."""
 
     _store: dict[str, Any]
+    output: Any = None
+    """The graph's typed output; `None` when the run failed."""
+    error: str | None = None
+    """Why the run has no output."""
+    outage: Outage | None = None
+    """What ends an evaluation of the program that made it."""
 
     def __init__(
         self,
@@ -38,9 +44,7 @@ class RunPrediction(dspy.Prediction):
     ) -> None:
         untyped.Prediction.__init__(self, **fields)
         self._run = run
-        self._output = output
-        self._error = error
-        self._outage = outage
+        self.output, self.error, self.outage = output, error, outage
 
     @property
     def run(self) -> Run[Any, Any]:
@@ -54,26 +58,11 @@ class RunPrediction(dspy.Prediction):
             raise TuningError(msg)
         return self._run
 
-    @property
-    def output(self) -> Any:
-        """The graph's typed output; `None` when the run failed."""
-        return self._output
-
-    @property
-    def error(self) -> str | None:
-        """Why the run has no output."""
-        return self._error
-
-    @property
-    def outage(self) -> Outage | None:
-        """What ends an evaluation of the program that made it."""
-        return self._outage
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._store, None, self._output, self._error)
+        return type(self), (self._store, None, self.output, self.error)
 
     def __copy__(self) -> Self:
-        new = type(self)(self._store, self._run, self._output, self._error, self._outage)
+        new = type(self)(self._store, self._run, self.output, self.error, self.outage)
         untyped.Prediction.set_lm_usage(new, self.get_lm_usage())
         return new
 
@@ -84,18 +73,14 @@ class RunPrediction(dspy.Prediction):
 class StagePrediction(dspy.Prediction):
     """What one call of a stage gave; a failed call has `stage_error` as its only field."""
 
-    _call: Call | None = None
-
-    @property
-    def stage_call(self) -> Call | None:
-        """The call; `None` for a prediction that was read from a file."""
-        return self._call
+    stage_call: Call | None = None
+    """The call; `None` for a prediction that was read from a file."""
 
     @classmethod
     def of(cls, call: Call, fields: Mapping[str, Any]) -> Self:
         """The prediction of a call that gave these fields."""
         made: Self = cast("Any", cls).from_completions([dict(fields)]) if call.ok else cls(stage_error=str(call.error))
-        vars(made)["_call"] = call
+        made.stage_call = call
         return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,19 +40,29 @@ class Budget:
         if not limits:
             msg = "a budget needs a limit, as in Budget(runs=300) or Budget(usd=5)"
             raise TuningError(msg)
-        for name, limit in limits.items():
-            types, kind = (int, "a whole number") if name in {"runs", "tokens"} else ((int, float), "a number")
-            if isinstance(limit, bool) or not isinstance(limit, types):
-                msg = f"Budget({name}={limit!r}): it is {kind}"
-                raise TuningError(msg)
-            if not limit > 0:
-                msg = f"Budget({name}={limit}): it has to be above 0"
-                raise TuningError(msg)
+        check_numbers(limits, shown="Budget({})", fractions=("usd", "seconds"))
 
     @property
     def only_money(self) -> bool:
         """Whether `usd` is the only limit."""
         return self.usd is not None and self.runs is self.tokens is self.seconds is None
+
+
+def check_numbers(numbers: Mapping[str, object], *, shown: str = "{}", fractions: Collection[str] = ()) -> None:
+    """Check that each number is above 0, and that it is whole unless its name is in *fractions*.
+
+    Raises:
+        TuningError: one is not; the message has `name=value` in the place of the braces of *shown*.
+    """
+    for name, number in numbers.items():
+        setting = shown.format(f"{name}={number!r}")
+        whole = name not in fractions
+        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+            msg = f"{setting}: it is {'a whole number' if whole else 'a number'}"
+            raise TuningError(msg)
+        if not number > 0:
+            msg = f"{setting}: {'at least 1 is needed' if whole else 'it has to be above 0'}"
+            raise TuningError(msg)
 
 
 def cost_text(usd: float, unpriced: int) -> str:

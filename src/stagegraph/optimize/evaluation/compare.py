@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stagegraph.schema.errors import TuningError
 
-from .report import Report, ReportRow, markdown, section, write_page
+from .report import Report, ReportRow, dollars_text, markdown, section, write_page
 from .statistics import SAME, bootstrap, needed
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Comparison:
             ("mean score", *(f"{one.mean:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})" for one in both)),
             ("failed runs", *(str(len(one.failures)) for one in both)),
             ("seconds a run, median", *(f"{one.seconds():.2f}" for one in both)),
-            ("cost", *("unknown" if one.cost is None else f"${one.cost:.4f}" for one in both)),
+            ("cost", *(dollars_text(one.cost) for one in both)),
             *((f"notes for {path or 'the run'}", *(str(one.notes.get(path, 0)) for one in both)) for path in paths),
         ]
 

@@ -17,6 +17,7 @@ from stagegraph.runner.feedback import feedback
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError, leaves, problems_of
 
+from .budget import check_numbers
 from .metric import Grader, Metric, grader_of
 from .report import Report, ReportRow, Trial, report_of
 from .retries import RETRY_DELAYS, ModelOptions, run_patiently
@@ -72,7 +73,7 @@ async def evaluate(
         PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
-    check_counts(repeats=repeats, concurrency=concurrency)
+    check_numbers({"repeats": repeats, "concurrency": concurrency})
     grader = grader_of(metric)
     own = _able_to_record(runner or Runner(tracing=None), record=record)
     if prompts is not None:
@@ -184,18 +185,3 @@ def checked_examples(graph: Node[In, Any], examples: Sequence[Example[In]], what
         msg = f"{what}: ids have to differ, and these do not: {', '.join(twice[:5])}"
         raise TuningError(msg)
     return rows
-
-
-def check_counts(**counts: object) -> None:
-    """Check that each value is a whole number of at least 1.
-
-    Raises:
-        TuningError: one is not; the message has its name.
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int):
-            msg = f"{name}={count!r}: it is a whole number"
-            raise TuningError(msg)
-        if count < 1:
-            msg = f"{name}={count}: at least 1 is needed"
-            raise TuningError(msg)

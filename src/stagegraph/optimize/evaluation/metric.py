@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -11,9 +10,8 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
-import anyio.to_thread
-
 from stagegraph.data.score import Note, Score
+from stagegraph.optimize.lms.loop import call_user
 from stagegraph.record.run import causes_of
 from stagegraph.schema.errors import TuningError
 
@@ -88,11 +86,7 @@ class Grader:
 
     async def _ask(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         try:
-            if inspect.iscoroutinefunction(self.metric) or inspect.iscoroutinefunction(type(self.metric).__call__):
-                found = self.metric(example, run)
-            else:  # it may wait for a judge, and must not stop this loop meanwhile
-                found = await anyio.to_thread.run_sync(self.metric, example, run)
-            return _score_in(await found if inspect.isawaitable(found) else found, run)
+            return _score_in(await call_user(self.metric, example, run), run)
         except Exception as error:
             reason = str(error) if isinstance(error, TuningError) else f"it raised {type(error).__name__}: {error}"
             msg = f"the metric {self.name}, on example {example.id!r} (run {run.id}): {reason}"

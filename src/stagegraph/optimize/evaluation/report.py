@@ -20,7 +20,7 @@ from stagegraph.draw import html
 from stagegraph.draw.html import Html, element
 from stagegraph.schema.errors import TuningError
 
-from .blame import stage_of
+from .blame import blame, stage_of
 from .statistics import SAME, bootstrap, percentile
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Report:
 
     def _table(self) -> list[tuple[str, str]]:
         low, high = self.interval
-        cost = _dollars(self.cost)
+        cost = dollars_text(self.cost)
         if self.cost is not None:
             cost += f" in all, ${self.dollars(0.5) or 0:.5f} median, ${self.dollars(0.9) or 0:.5f} p90"
         times = ", ".join(f"{self.seconds(p):.2f} {name}" for p, name in ((0.5, "median"), (0.9, "p90"), (0.99, "p99")))
@@ -150,7 +150,7 @@ class Report:
             ("spread over repeats", f"{self.spread:.3f}"),
             ("seconds a run", times),
             ("cost", cost),
-            *([] if self.judging == 0 else [("cost of the judge", _dollars(self.judging))]),
+            *([] if self.judging == 0 else [("cost of the judge", dollars_text(self.judging))]),
             *((f"notes for {path or 'the run'}", str(count)) for path, count in self.notes.items()),
         ]
 
@@ -164,8 +164,7 @@ class Report:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
-        data = {"format": FORMAT} | {name: getattr(self, name) for name in _HEAD}
-        data["rows"] = [asdict(row) for row in self.rows]
+        data = {"format": FORMAT, **asdict(self)}
         Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
 
     @classmethod
@@ -180,21 +179,18 @@ class Report:
             if data.pop("format") != FORMAT:
                 msg = f"{path}: a report in a format that this version does not read"
                 raise TuningError(msg)
-            rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(data.pop("rows"))
-            if not rows:
-                msg = f"{path}: this report has no rows, so there is nothing to compare or to show"
-                raise TuningError(msg)
-            return cls(rows=rows, **data)
+            report = TypeAdapter(cls).validate_python(data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"{path}: this is no report of an evaluation: {type(error).__name__}: {str(error).splitlines()[0]}"
             raise TuningError(msg) from error
+        if not report.rows:
+            msg = f"{path}: this report has no rows, so there is nothing to compare or to show"
+            raise TuningError(msg)
+        return report
 
     def __repr__(self) -> str:
         low, high = self.interval
         return f"<Report of {self.graph}: {self.mean:.3f} ({low:.3f} to {high:.3f}), {len(self.scores)} examples>"
-
-
-_HEAD = ("graph", "metric", "prompts_digest", "created")
 
 
 def report_of(graph: Node[Any, Any], metric: str, prompts: Prompts | None, rows: Iterable[ReportRow]) -> Report:
@@ -247,6 +243,10 @@ class Trial:
     score: Score
     repeat: int = 0
 
+    def blame(self, perfect: float) -> dict[str, float]:
+        """Stage path -> how much of what went wrong it caused; *perfect* is the score that cannot be improved."""
+        return blame(self.run, self.score, perfect=perfect)
+
     @property
     def row(self) -> ReportRow:
         """It as a row of a report."""
@@ -272,6 +272,15 @@ class Trial:
         )
 
 
+def blame_in(trials: Iterable[Trial], perfect: float) -> dict[str, float]:
+    """Stage path -> its blame in all of the runs."""
+    total: dict[str, float] = {}
+    for trial in trials:
+        for path, weight in trial.blame(perfect).items():
+            total[path] = total.get(path, 0.0) + weight
+    return total
+
+
 def _plain(value: object) -> Any:
     """A value as JSON data, or its `repr`."""
     try:
@@ -285,5 +294,6 @@ def _total(costs: Iterable[float | None]) -> float | None:
     return None if None in known else math.fsum(cost or 0 for cost in known)
 
 
-def _dollars(cost: float | None) -> str:
+def dollars_text(cost: float | None) -> str:
+    """Money, if it is known."""
     return "unknown" if cost is None else f"${cost:.4f}"

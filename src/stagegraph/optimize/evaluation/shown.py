@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from hashlib import blake2b
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from pydantic_ai.messages import ToolCallPart, ToolReturnPart
 from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import key_order
+from stagegraph.data.examples import digest_of
 
 from .blame import blame_of, calls_of
 
@@ -164,7 +164,7 @@ def evidence(example: Example[Any], run: Run[Any, Any], limit: int) -> str:
     room = max(left // max(len(chosen), 1) - _TAGS, 0)
     shown = [(call, _text(call.input, room // 3), _answer(call, room - room // 3)) for call in chosen]
     # A text cannot contain the hash of everything, since it is itself a part of that.
-    mark = blake2b(repr((whole, [parts[1:] for parts in shown])).encode("utf-8", "replace"), digest_size=6).hexdigest()
+    mark = digest_of([whole, [parts[1:] for parts in shown]])
     parts = [_tagged(name, text, mark) for name, text in whole] + [_tagged_call(*one, mark) for one in shown]
     omitted = f"\n{len(calls) - len(chosen)} more calls are not shown." if len(chosen) < len(calls) else ""
     return f"The tags around what you judge end in {mark}.{omitted}\n\n" + "\n\n".join(parts)

@@ -1,13 +1,19 @@
-"""One event loop in the background for all threads: a provider's client belongs to the loop that it was used on."""
+"""One event loop in the background for all threads: a provider's client belongs to the loop that it was used on.
+
+A user's function that blocks is called in a thread, so that it does not stop a loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+import anyio.to_thread
 
 from stagegraph.schema.errors import NotRunningError
 
@@ -84,3 +90,12 @@ async def await_here(work: Coroutine[Any, Any, T]) -> T:
     if _background.is_here():
         return await work
     return await asyncio.wrap_future(submit(work))
+
+
+async def call_user(function: Callable[..., object], *args: Any) -> object:
+    """What a user's function returns: an async one on this loop, another one in a thread, since it may block."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        found = function(*args)
+    else:
+        found = await anyio.to_thread.run_sync(function, *args)
+    return await found if inspect.isawaitable(found) else found

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from zlib import crc32
 
+from stagegraph.data.examples import digest_of
 from stagegraph.data.prompt import Prompt
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
@@ -171,5 +171,4 @@ def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Te
 
 def text_digest(texts: Texts) -> str:
     """A hash of a candidate's texts."""
-    text = "\0".join(f"{name}\1{texts[name]}" for name in sorted(texts))
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+    return digest_of({str(name): text for name, text in texts.items()})

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gepa.core.adapter import EvaluationBatch
 
-from stagegraph.optimize.evaluation.blame import blame
 from stagegraph.optimize.evaluation.budget import BudgetReached
+from stagegraph.optimize.evaluation.report import blame_in
 from stagegraph.optimize.evaluation.shown import records, tool_use
 from stagegraph.optimize.lms.loop import submit
 from stagegraph.schema.errors import TuningError
@@ -99,14 +99,11 @@ class Adapter:
         lifted = [score + self._lift for score in scores]
         return EvaluationBatch([one.run.output for one in trials], lifted, trials, self._objectives(trials))
 
-    def _blame(self, trial: Trial) -> dict[str, float]:
-        return blame(trial.run, trial.score, perfect=self._options.perfect)
-
     def _objectives(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
         """What a candidate can be good at besides the score: that a stage earns no blame."""
         rows: list[dict[str, float]] = []
         for one in trials:
-            blamed = self._blame(one)
+            blamed = one.blame(self._options.perfect)
             own = {f"blame:{path}": -blamed.get(path, 0.0) for path in self._target.paths}
             rows.append({**one.score.objectives, "score": one.score.value, **own})
         return rows
@@ -115,15 +112,13 @@ class Adapter:
         """Keep a candidate that the engine has taken into its population."""
         texts = _plain(event["candidate"])
         trials = self._validated.pop(text_digest(texts))
-        blames = [self._blame(one) for one in trials]
-        blamed = dict.fromkeys(path for one in blames for path in one)
         calls = Counter(call.path for one in trials for call in one.run.root.walk())
         candidate = Candidate(
             texts=texts,
             parents=tuple(event["parent_ids"]),
             rows=[one.row for one in trials],
             objectives=self._objectives(trials),
-            blame={path: sum(one.get(path, 0.0) for one in blames) for path in blamed},
+            blame=blame_in(trials, self._options.perfect),
             calls={path: calls[path] / len(trials) for path in self._target.stages},
         )
         self._progress.candidates.append(candidate)

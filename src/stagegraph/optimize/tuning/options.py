@@ -11,8 +11,8 @@ from pydantic_ai.models import Model
 
 from stagegraph.agent.models import Models
 from stagegraph.data.prompts import Prompts
-from stagegraph.optimize.evaluation.budget import Budget
-from stagegraph.optimize.evaluation.evaluate import CONCURRENCY, check_counts
+from stagegraph.optimize.evaluation.budget import Budget, check_numbers
+from stagegraph.optimize.evaluation.evaluate import CONCURRENCY
 from stagegraph.optimize.evaluation.retries import RETRY_DELAYS
 from stagegraph.schema.errors import TuningError
 
@@ -102,9 +102,9 @@ class Options:
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={self.budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
-        check_counts(minibatch=self.minibatch, concurrency=self.concurrency)
+        check_numbers({"minibatch": self.minibatch, "concurrency": self.concurrency})
         if self.stagnation is not None:
-            check_counts(stagnation=self.stagnation)
+            check_numbers({"stagnation": self.stagnation})
         start = self.prompts if self.prompts is not None or self.runner is None else self.runner.prompts
         return replace(
             self,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 from pydantic_ai import Agent
 
 from stagegraph.agent.models import Models
 from stagegraph.optimize.evaluation.retries import NO_ANSWER, ask_patiently
 from stagegraph.optimize.evaluation.shown import SCHEMA, abridged, cut, restored
+from stagegraph.optimize.lms.loop import call_user
 from stagegraph.schema.errors import TuningError, closest
 
 from .components import Kind, named_part
@@ -221,18 +220,13 @@ async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
         TuningError: the proposer raised an exception, or returned something else.
     """
     try:
-        if inspect.iscoroutinefunction(proposer) or inspect.iscoroutinefunction(type(proposer).__call__):
-            found = proposer(proposal)
-        else:  # a plain function may block, and other runs continue meanwhile
-            found = await anyio.to_thread.run_sync(proposer, proposal)
-        if inspect.isawaitable(found):
-            found = await found
+        found = await call_user(proposer, proposal)
     except TuningError:
         raise
     except Exception as error:
         msg = f"the proposer raised {type(error).__name__} for `{proposal.component}`: {error}"
         raise TuningError(msg) from error
-    if found is not None and not isinstance(found, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if found is not None and not isinstance(found, str):
         msg = f"a proposer gives a text or None, not {found!r} (for `{proposal.component}`)"
         raise TuningError(msg)
     return found if found and found.strip() and found != proposal.text and found not in proposal.tried else None

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.optimize.evaluation.blame import blame
+from stagegraph.optimize.evaluation.report import blame_in
+from stagegraph.optimize.evaluation.statistics import SAME
 from stagegraph.schema.errors import TuningError
 
 from .components import EngineName
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .result import Progress
 
 _log = logging.getLogger("stagegraph.optimize")
-_SAME = 1e-9
 
 
 class Selector:
@@ -49,11 +49,8 @@ class Selector:
         """The one component to change; none when no stage is to blame or no score can be improved."""
         if all(trial.score.value >= self._perfect for trial in trajectories):
             return []
-        total: dict[str, float] = {}
-        for trial in trajectories:
-            for path, weight in blame(trial.run, trial.score, perfect=self._perfect).items():
-                if path in self._target.paths and weight > 0:
-                    total[path] = total.get(path, 0.0) + weight
+        blamed = blame_in(trajectories, self._perfect)
+        total = {path: blamed[path] for path in self._target.paths if blamed.get(path, 0.0) > 0}
         if not total:
             return []
         stage = min(total, key=lambda path: (-total[path] / (1 + self._turns[candidate_idx, path]), path))
@@ -77,23 +74,19 @@ class Acceptance:
     def should_accept(self, proposal: CandidateProposal[Any], state: GEPAState[Any, Any]) -> bool:
         """Whether to run a child on the whole validation set."""
         before, after = sum(proposal.subsample_scores_before or []), sum(proposal.subsample_scores_after or [])
-        if after > before + _SAME:
+        if after > before + SAME:
             return True
-        if after < before - _SAME or proposal.eval_before is None or proposal.eval_after is None:
+        if after < before - SAME or proposal.eval_before is None or proposal.eval_after is None:
             return False
         parent = state.program_candidates[proposal.parent_program_ids[0]]
         changed = {
             self._target.components[str(name)].path for name, text in proposal.candidate.items() if parent[name] != text
         }
-        earned = [
-            sum(
-                blame(trial.run, trial.score, perfect=self._perfect).get(path, 0.0)
-                for trial in batch.trajectories or []
-                for path in changed
-            )
-            for batch in (proposal.eval_before, proposal.eval_after)
+        blames = [
+            blame_in(batch.trajectories or [], self._perfect) for batch in (proposal.eval_before, proposal.eval_after)
         ]
-        return earned[1] < earned[0] - _SAME
+        earned_before, earned_after = (sum(one.get(path, 0.0) for path in changed) for one in blames)
+        return earned_after < earned_before - SAME
 
 
 class Stopper:
@@ -118,10 +111,10 @@ class Stopper:
         if reached is not None:
             return reached
         best = max((one.mean for one in self._progress.candidates), default=float("-inf"))
-        if best >= self._options.perfect - _SAME:
+        if best >= self._options.perfect - SAME:
             return "every validation example scored as well as can be"
         self._check_prices()
-        if best > self._best + _SAME:
+        if best > self._best + SAME:
             self._best, self._since = best, iteration
         elif self._options.stagnation is not None and iteration - self._since >= self._options.stagnation:
             return f"nothing got better in {self._options.stagnation} iterations"

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +120,7 @@ class RunDir:
 
     async def proposed(self, proposer: Proposer, proposal: Proposal, spent: Spent) -> str | None:
         """A new text: the recorded one, or one that the proposer writes now."""
-        text = json.dumps([asdict(proposal) | {"tried": sorted(proposal.tried)}], sort_keys=True, default=str)
-        key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        key = digest_of(asdict(proposal))
         known = self._proposals.get(key)
         if known is not None:
             if known["asked"]:

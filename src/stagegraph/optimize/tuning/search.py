@@ -33,7 +33,7 @@ from .trials import Trials
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.nodes.node import Node
-    from stagegraph.optimize.evaluation.report import Report
+    from stagegraph.optimize.evaluation.report import Report, ReportRow
 
     from .options import Options
 
@@ -135,8 +135,11 @@ class Search:
             trials = await await_here(self._trials.of(rows, texts, "verdict"))
         except Exception as error:
             raise _as_tuning_error(error) from error
-        prompts = self.target.prompts(texts)
-        return report_of(self.target.graph, self._trials.grader.name, prompts, [one.row for one in trials])
+        return self.report(texts, [one.row for one in trials])
+
+    def report(self, texts: Mapping[str, str], rows: Sequence[ReportRow]) -> Report:
+        """The evaluation of texts that these runs are."""
+        return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(texts), rows)
 
     def _optimize(self) -> TuningError | None:
         """Run the engine; the error that ended it, if one did."""

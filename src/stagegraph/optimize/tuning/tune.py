@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from stagegraph.optimize.evaluation.compare import Comparison, compare
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import grader_of
-from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.names import name_of
 from stagegraph.schema.errors import TuningError
 
@@ -145,7 +144,7 @@ async def tune(
         if held_out is not None:
             check_overlap(train=search.train, val=search.val, test=held_out)
         measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
-        found, before, after = await _with_verdict(search, grader.name, held_out)
+        found, before, after = await _with_verdict(search, held_out)
     return Tuning(
         graph=graph.__node__.name,
         prompts=found.prompts,
@@ -195,9 +194,7 @@ async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Prev
     return shown
 
 
-async def _with_verdict(
-    search: Search, metric: str, held_out: Sequence[Example[Any]] | None
-) -> tuple[SearchResult, Report, Report]:
+async def _with_verdict(search: Search, held_out: Sequence[Example[Any]] | None) -> tuple[SearchResult, Report, Report]:
     """The search's result, the evaluation of the seed and that of the best candidate."""
     found = await search.run()
     seed, best = found.candidates[0], found.candidates[found.best]
@@ -209,5 +206,4 @@ async def _with_verdict(
         except TuningError as error:
             found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
     # After an error, the runs that selected the candidate are the only evidence.
-    before = report_of(search.target.graph, metric, found.seed, seed.rows)
-    return found, before, report_of(search.target.graph, metric, found.prompts, best.rows)
+    return found, search.report(seed.texts, seed.rows), search.report(best.texts, best.rows)
