@@ -195,21 +195,17 @@ class Run(Generic[In, Out]):
         node = graph() if isinstance(graph, type) else graph
         try:
             data = json.loads(text)
-            if data["format"] == 1:
-                data = _from_format_1(data, node.__node__.tree)
-            elif data["format"] != FORMAT:
-                msg = (
-                    f"the record is in format {data['format']!r}, and this version of stagegraph reads format {FORMAT}"
-                )
+            if (found := data["format"]) != FORMAT:
+                msg = f"the record is in format {found!r}, and this version of stagegraph reads format {FORMAT}"
                 raise ReplayError(msg)
             record = RunRecord.model_validate(data)
-            labels = record.run.read_labels()
+            record.run.read_labels()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             msg = f"this is no record of a run that can be read: {reason}"
             raise ReplayError(msg) from error
         try:
-            return _run(record, labels, node, strict=True)
+            return _run(record, node, strict=True)
         except (ValueError, ArithmeticError, OSError) as error:  # the latter two: no number, no moment
             msg = f"the record does not fit {node.__node__.name}: {error}"
             raise ReplayError(msg) from error
@@ -335,11 +331,12 @@ async def stored_run(journal: Journal, row: RunRow, graph: Node[I, O]) -> Run[I,
 
 def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: Node[I, O]) -> Run[I, O]:
     """The same from rows."""
-    return _run(RunRecord(run=row, calls=calls, feedback=scores), row.read_labels(), graph)
+    return _run(RunRecord(run=row, calls=calls, feedback=scores), graph)
 
 
-def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
+def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
     row, tree, edges = record.run, graph.__node__.tree, record.edges
+    labels = row.read_labels()
     root = root_call(row, record.calls, tree, strict=strict)
     return Run(
         id=row.run_id,
@@ -362,32 +359,3 @@ def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool =
         read_root=lambda: root,
         read_edges=lambda: follow_contents(root) if edges is None else edges,
     )
-
-
-def _from_format_1(data: dict[str, Any], tree: Tree) -> dict[str, Any]:
-    """A record of format 1, where each call had its children inside, in the current format."""
-
-    def row(old: dict[str, Any], **more: object) -> dict[str, Any]:
-        error: dict[str, Any] = old["error"] or {}
-        facts = {"run_id": data["id"], "error_type": error.get("type"), "error": error.get("message")}
-        return {**old, **facts, "started": _seconds(old["started"]), **more}
-
-    calls: list[dict[str, Any]] = []
-    waiting: list[tuple[dict[str, Any], str | None]] = [(data["root"], None)]
-    while waiting:
-        call, parent = waiting.pop()
-        kind = tree.nodes.get(call["path"], tree.root).__node__.kind
-        pending = [one for one in data["pending"] if one["key"] == call["key"]] or None
-        calls.append(row(call, parent=parent, position=len(calls), kind=kind, pending=pending))
-        waiting += [(child, call["key"]) for child in reversed(call["children"])]
-    labels = {name: data[name] for name in ("metadata", "tags", "session_id", "user_id")}
-    run = row(data, labels=labels, input=calls[0]["input"], output=calls[0]["output"])
-    feedback = [
-        {**one, "id": str(number), "run_id": data["id"], "time": _seconds(one["time"])}
-        for number, one in enumerate(data["feedback"])
-    ]
-    return {**data, "format": FORMAT, "run": run, "calls": calls, "feedback": feedback}
-
-
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()
