@@ -54,16 +54,13 @@ class Prompt:
 
     def data(self) -> dict[str, JsonValue]:
         """The prompt as plain data, without its empty parts."""
-        parts: dict[str, JsonValue] = {}
-        if self.instructions is not None:
-            parts["instructions"] = self.instructions
-        if self.demos:
-            parts["demos"] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
-        if self.tools:
-            parts["tools"] = dict(self.tools)
-        if self.fields:
-            parts["fields"] = dict(self.fields)
-        return parts
+        parts: dict[str, JsonValue] = {
+            "instructions": self.instructions,
+            "demos": [{"input": demo.input, "output": demo.output} for demo in self.demos],
+            "tools": dict(self.tools),
+            "fields": dict(self.fields),
+        }
+        return {name: part for name, part in parts.items() if part or part == ""}
 
 
 @dataclass(frozen=True, slots=True)

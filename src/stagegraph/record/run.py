@@ -22,7 +22,7 @@ from stagegraph.schema.serialize import escaped
 from .calls import call_rows, error_of, feedback_of, root_call
 from .edges import follow_contents, follow_values
 from .mermaid import run_chart
-from .rows import FORMAT, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
+from .rows import FORMAT, OF_CALLER, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
@@ -149,9 +149,7 @@ class Run(Generic[In, Out]):
             calls = call_rows(self.root, self.tree, self.id, self.pending)
         except ValueError as error:
             raise RunError(str(error)) from error
-        labels = Labels(
-            metadata=self.metadata, tags=self.tags, session_id=self.session_id, user_id=self.user_id
-        ).to_json()
+        labels = Labels(**{name: getattr(self, name) for name in OF_CALLER})
         root = next(row for row in calls if row.parent is None)
         run = RunRow(
             run_id=self.id,
@@ -164,7 +162,7 @@ class Run(Generic[In, Out]):
             error_type=None if self.error is None else self.error.type,
             error=None if self.error is None else escaped(self.error.message),
             prompts_digest=self.prompts_digest,
-            labels=labels,
+            labels=labels.to_json(),
             requests=self.usage.requests,
             input_tokens=self.usage.input_tokens,
             output_tokens=self.usage.output_tokens,
@@ -337,6 +335,7 @@ def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: 
 def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
     row, tree, edges = record.run, graph.__node__.tree, record.edges
     labels = row.read_labels()
+    of_caller: dict[str, Any] = {name: getattr(labels, name) for name in OF_CALLER}
     root = root_call(row, record.calls, tree, strict=strict)
     return Run(
         id=row.run_id,
@@ -347,10 +346,6 @@ def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I
         error=error_of(row),
         started=datetime.fromtimestamp(row.started, UTC),
         duration=row.duration,
-        metadata=labels.metadata,
-        tags=labels.tags,
-        session_id=labels.session_id,
-        user_id=labels.user_id,
         pending=tuple(one for call in record.calls if call.pending is not None for one in load_pending(call.pending)),
         feedback=tuple(map(feedback_of, record.feedback)),
         rerun=record.rerun,
@@ -358,4 +353,5 @@ def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I
         tree=tree,
         read_root=lambda: root,
         read_edges=lambda: follow_contents(root) if edges is None else edges,
+        **of_caller,
     )
