@@ -155,12 +155,11 @@ class Prompts(Mapping[str, Prompt]):
             PromptError: it names every unknown and missing path, tool and field, and every demo that does not fit.
         """
         stages = graph.__node__.stages
-        problems = self._unknown(stages)
-        problems += [f"`{path}` is missing" for path in stages if path not in self]
+        problems = [f"`{path}` is missing" for path in stages if path not in self]
         for path, stage in stages.items():
             if path in self:
                 problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
-        self._reject(problems, graph.__node__.name)
+        self._check(stages, graph.__node__.name, problems)
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Make sure that all their paths are stages, and all fields are fields of the stage's answer.
@@ -170,19 +169,15 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: it names everything that is unknown.
         """
-        self._reject(self._unknown(stages), name)
+        self._check(stages, name, [])
 
-    @staticmethod
-    def _reject(problems: list[str], name: str) -> None:
-        if problems:
-            msg = f"the prompts do not fit {name}: " + "; ".join(problems)
-            raise PromptError(msg)
-
-    def _unknown(self, stages: Mapping[str, PromptedStage]) -> list[str]:
+    def _check(self, stages: Mapping[str, PromptedStage], name: str, other_problems: list[str]) -> None:
         problems = unknown_stages(self, stages)
         for path, prompt in self.items():
             problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
-        return problems
+        if problems + other_problems:
+            msg = f"the prompts do not fit {name}: " + "; ".join(problems + other_problems)
+            raise PromptError(msg)
 
     @property
     def digest(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -82,14 +83,15 @@ class Prunable(NamedTuple):
     """Seconds since 1970; for a run whose process died, when it began."""
 
 
-def prunable(runs: Iterable[Prunable], *, before: float | None, keep: int | None) -> list[str]:
-    """The ids of the runs that ended *before* a moment, and of all ended runs but the newest *keep*.
+def prunable(runs: Iterable[Prunable], *, older_than: float | None, keep: int | None) -> list[str]:
+    """The ids of the runs that ended *older_than* seconds ago, and of all ended runs but the newest *keep*.
 
     A run of a living process stays. *keep* does not count runs that can be resumed; they are deleted by age alone.
     """
     free = [run for run in runs if run.owner is None or not is_alive(run.owner)]
     ended = sorted((run for run in free if run.status not in _RESUMABLE), key=lambda run: run.ended, reverse=True)
     doomed = [] if keep is None else ended[max(keep, 0) :]
-    if before is not None:
+    if older_than is not None:
+        before = time.time() - older_than
         doomed += [run for run in free if run.ended < before]
     return list(dict.fromkeys(run.run_id for run in doomed))

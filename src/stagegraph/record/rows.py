@@ -20,18 +20,8 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_dict, is_list, is_mapping
 
-
-def _text(data: object) -> str:
-    return json.dumps(data, ensure_ascii=False)
-
-
-Json = Annotated[str, BeforeValidator(_text), PlainSerializer(json.loads)]
+Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
 """A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
-OptionalJson = Annotated[
-    str | None,
-    BeforeValidator(lambda data: None if data is None else _text(data)),
-    PlainSerializer(lambda text: None if text is None else json.loads(text)),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +100,11 @@ class RunRow:
     """Seconds since 1970, UTC."""
     duration: float = 0.0
     input: Json
-    output: OptionalJson = None
+    output: Json | None = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
-    prompts: OptionalJson = None
+    prompts: Json | None = None
     """The prompts that this run alone was given, for resuming it with the same ones."""
     model: str | None = None
     """The name of the model that this run alone was given."""
@@ -162,7 +152,7 @@ class CallRow:
     parts: Json = "{}"
     """The hash of each part of the identity, to say what changed."""
     input: Json
-    output: OptionalJson = None
+    output: Json | None = None
     error_type: str | None = None
     error: str | None = None
     origin: str | None = None
@@ -176,10 +166,10 @@ class CallRow:
     duration: float = 0.0
     attempts: int = 1
     messages: Json = "[]"
-    prompt: OptionalJson = None
+    prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
-    pending: OptionalJson = None
+    pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 
 
