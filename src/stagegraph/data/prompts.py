@@ -11,6 +11,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pydantic import JsonValue
+
 from stagegraph.schema.errors import PromptError
 from stagegraph.schema.types import is_dict
 
@@ -105,11 +107,14 @@ class Prompts(Mapping[str, Prompt]):
 
     def to_yaml(self) -> str:
         """What `save` writes."""
-        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self.items()})
+        return _files().dump(self.graph, self._data())
 
     def to_json(self) -> str:
         """The prompts as one line of JSON, for storing beside a run."""
-        return json.dumps({path: prompt.data() for path, prompt in self.items()}, ensure_ascii=False)
+        return json.dumps(self._data(), ensure_ascii=False)
+
+    def _data(self) -> dict[str, dict[str, JsonValue]]:
+        return {path: prompt.data() for path, prompt in self.items()}
 
     @classmethod
     def from_json(cls, text: str, origins: Mapping[str, Origin] | None = None) -> Prompts:
@@ -136,16 +141,13 @@ class Prompts(Mapping[str, Prompt]):
 
     def diff(self, other: Prompts) -> str:
         """The changes from these to *other* as a unified diff; empty when the content is equal."""
-        before, after = (self._lines(prompts) for prompts in (self, other))
-        return "".join(difflib.unified_diff(before, after, "before", "after"))
+        return "".join(difflib.unified_diff(self._lines(), other._lines(), "before", "after"))
 
-    @staticmethod
-    def _lines(prompts: Prompts) -> list[str]:
-        data = {path: prompts[path].data() for path in sorted(prompts)}
+    def _lines(self) -> list[str]:
+        """The file's lines, in an order that does not depend on that of the prompts."""
+        data = dict(sorted(self._data().items()))
         for parts in data.values():
-            for part in ("tools", "fields"):
-                if is_dict(texts := parts.get(part)):
-                    parts[part] = dict(sorted(texts.items()))
+            parts |= {name: dict(sorted(texts.items())) for name, texts in parts.items() if is_dict(texts)}
         return _files().dump(None, data).splitlines(keepends=True)
 
     def check(self, graph: PromptedGraph) -> None:
@@ -182,8 +184,7 @@ class Prompts(Mapping[str, Prompt]):
     @property
     def digest(self) -> str:
         """A hash of the content as 16 hexadecimal digits."""
-        data = {path: prompt.data() for path, prompt in self.items()}
-        text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        text = json.dumps(self._data(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __getitem__(self, path: str) -> Prompt:

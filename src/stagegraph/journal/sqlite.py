@@ -18,10 +18,9 @@ from stagegraph.schema.errors import DeclarationError, JournalError
 from .file import connect, journal_error, prepare, recognise, shrink
 from .owner import Prunable, prunable, refusal_to_claim
 from .redact import Redact, redacted
-from .tables import TABLES, row_of
+from .tables import TABLES, R, row_of
 from .writer import Writer, encodable, transaction, write_one
 
-R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 T = TypeVar("T")
 
 
