@@ -201,16 +201,16 @@ class RunSource(ABC):
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
                     if stage is None or of_calls.scored(about):
-                        self._add(self._example(run, call, about, resumed), call, found)
+                        self._add(self._example(run, call, about, resumed), found)
                 if limit is not None and len(found) >= limit:
                     break
         return list(found.values())[: max(0, limit) if limit is not None else None]
 
-    def _add(self, example: Example[Any] | None, call: Call, found: dict[str, Example[Any]]) -> None:
+    def _add(self, example: Example[Any] | None, found: dict[str, Example[Any]]) -> None:
         """Keep one example of each input: one with a correction, or else the newest."""
         if example is None:
             return
-        digest = digest_of(call.input)
+        digest = digest_of(example.input)
         before = found.get(digest)
         if before is not None:
             self.skipped["the same input again"] += 1
