@@ -285,7 +285,7 @@ async def test_a_renderer_that_gives_no_prompt_is_named(render: Callable[[str], 
 async def test_a_function_of_a_stage_is_not_async(option: str):
     """Nobody would await it, so the declaration is refused."""
     with pytest.raises(
-        DeclarationError, match=rf"Stage\({option}=\.\.\.\) takes an ordinary function .* leave out its `async`"
+        DeclarationError, match=rf"Stage\({option}=\.\.\.\) takes an ordinary function .* remove its `async`"
     ):
         Stage(str, Agent(output_type=str), **{option: late})  # type: ignore[arg-type]
 

@@ -165,8 +165,8 @@ async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
 
 BAD = {
     "no YAML": ("format: 1\nprompts: [", "line"),
-    "empty": ("", "no prompts file"),
-    "a list": ("- a\n", "no prompts file"),
+    "empty": ("", "not a prompts file"),
+    "a list": ("- a\n", "not a prompts file"),
     "no format": ("prompts: {}", "format"),
     "another format": ("format: 2\nprompts: {}", "format 2"),
     "unknown head": ("format: 1\nprompts: {}\nmore: 1", "more"),

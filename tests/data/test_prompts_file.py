@@ -179,8 +179,8 @@ HEAD = "format: 1\nprompts:\n"
         (HEAD + "  a: {demos: {input: 1, output: 2}}\n", "`a`: demos"),
         (HEAD + "  a: {demos: [{input: 1, output: 2, extra: 3}]}\n", "`a`: demos.0.extra"),
         (HEAD + "  a: {tools: {search: 5}}\n", "`a`: tools.search"),
-        (HEAD + "  a: {demos: [], demos: []}\n", "'demos' is here twice (line 3"),
-        (HEAD + "  a: {demos: [{input: {x: 1, x: 2}, output: 2}]}\n", "'x' is here twice (line 3"),
+        (HEAD + "  a: {demos: [], demos: []}\n", "'demos' occurs twice (line 3"),
+        (HEAD + "  a: {demos: [{input: {x: 1, x: 2}, output: 2}]}\n", "'x' occurs twice (line 3"),
         ("format: 1\nprompts:\n", "at prompts: "),
         ("format: true\nprompts: {}\n", "at format: "),
         ('format: "1"\nprompts: {}\n', "at format: "),
@@ -253,7 +253,7 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     """Saving to a pipe or a device would put a file in its place; it is refused."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(PromptError, match="no regular file"):
+    with pytest.raises(PromptError, match="not a regular file"):
         Prompts().save(pipe)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [found.name for found in tmp_path.iterdir()] == ["pipe"]
@@ -289,7 +289,7 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path: Path, 
     """A lone surrogate could be sent to no model: saving names its stage and leaves the old file."""
     path = tmp_path / "p.yaml"
     Prompts({"a": Prompt("old")}).save(path)
-    with pytest.raises(PromptError, match=r"p\.yaml.*'a'.*no valid Unicode"):
+    with pytest.raises(PromptError, match=r"p\.yaml.*'a'.*not valid Unicode"):
         Prompts(entries).save(path)
     assert Prompts.load(path)["a"].instructions == "old"
 

@@ -86,7 +86,7 @@ async def ask_once(local: LocalModel, *parts: Any) -> ModelResponse:
 
 def test_tools_are_refused() -> None:
     """An agent with tools is told that local models have none."""
-    with pytest.raises(UserError, match="local models have no tools: take them away or use a model of a provider"):
+    with pytest.raises(UserError, match="local models have no tools: remove the tools or use a provider's model"):
         asyncio.run(Agent(LocalModel(), tools=[len]).run("Hello"))
 
 
@@ -102,7 +102,7 @@ def test_output_through_a_tool_is_refused(output_type: Any) -> None:
 )
 def test_media_is_refused(content: Any) -> None:
     """Images and files are refused by kind."""
-    with pytest.raises(UserError, match=f"read text only, and there is {type(content).__name__}"):
+    with pytest.raises(UserError, match=f"read text only, but the prompt has {type(content).__name__}"):
         asyncio.run(Agent(LocalModel()).run(["What is this?", content]))
 
 

@@ -410,7 +410,7 @@ async def test_a_fan_out_that_cannot_work_is_refused():
     for function in (fan_out, settle):
         with pytest.raises(DeclarationError, match="limit=0: at least one branch must be allowed to run"):
             await function(add_one, [1], limit=0)
-    with pytest.raises(DeclarationError, match="a fan-out runs over items, and 5 cannot be iterated"):
+    with pytest.raises(DeclarationError, match="a fan-out runs over items, but 5 cannot be iterated"):
         await fan_out(add_one, 5)
     with pytest.raises(RunError, match=r"ZeroDivisionError"):
         await run(lambda g: fan_out(g.double, [1], key=lambda n: str(n / 0)))
@@ -1107,8 +1107,8 @@ async def test_a_failing_stage_among_parallel_ones_ends_their_requests():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda self: fan_out(self.double, self.double(1)), r"was given a coroutine: write `await` before the call"),
-        (lambda self: settle(self.double, self.double(1)), r"was given a coroutine: write `await` before the call"),
+        (lambda self: fan_out(self.double, self.double(1)), r"but got a coroutine: write `await` before the call"),
+        (lambda self: settle(self.double, self.double(1)), r"but got a coroutine: write `await` before the call"),
         (
             lambda self: fan_out(self.double(1), [1]),
             r"takes the node itself and then the items, as in `fan_out\(self\.node",
@@ -1116,7 +1116,7 @@ async def test_a_failing_stage_among_parallel_ones_ends_their_requests():
         (lambda self: gather([self.double(1), self.double(2)]), r"not a list of them: .* or `gather\(\*calls\)`"),
         (lambda self: gather(self.double(n) for n in (1, 2)), r"not a generator of them"),
         (lambda self: gather(self.double(1), self.double), r"<step double> was not called: write `gather\(self\.node"),
-        (lambda self: gather(self.double(1), 2), r"gather takes calls, as in .*, and 2 cannot be awaited"),
+        (lambda self: gather(self.double(1), 2), r"gather takes calls, as in .*, but 2 cannot be awaited"),
     ],
 )
 async def test_a_slip_in_what_runs_at_once_is_told_in_words(make: Flow, said: str):

@@ -126,7 +126,7 @@ def test_what_can_be_no_step_is_refused():
         async def many(text: str):
             yield text
 
-    with pytest.raises(DeclarationError, match="a method is no step, write it as a function outside the class"):
+    with pytest.raises(DeclarationError, match="a method cannot be a step, write it as a function outside the class"):
 
         class Has(Graph[str, str]):
             @step
@@ -156,7 +156,7 @@ def test_a_step_takes_exactly_one_value(like: object, shown: str):
     fn.__signature__ = __import__("inspect").signature(like)
     with pytest.raises(DeclarationError) as caught:
         step(fn)
-    assert f"must take exactly one value, and takes {shown}" in str(caught.value)
+    assert f"must take exactly one value, but takes {shown}" in str(caught.value)
     assert "put several values into one model" in str(caught.value)
 
 

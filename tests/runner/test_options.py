@@ -90,7 +90,9 @@ async def test_options_that_say_nothing_are_as_if_they_were_not_given() -> None:
 @pytest.mark.parametrize("limit", ["3", 1.5, True])
 async def test_a_fan_out_is_limited_by_a_whole_number(limit: Any) -> None:
     """The same for the limit of one fan-out; a number in quotes, as out of an environment variable, is named."""
-    with pytest.raises(DeclarationError, match=r"limit=.*: say how many branches may run at once as a whole number"):
+    with pytest.raises(
+        DeclarationError, match=r"limit=.*: the number of branches that run at once must be a whole number"
+    ):
         await fan_out(note.fn, [1], limit=limit)
     with pytest.raises(TypeError, match=r"Limits\(requests='3'\): a limit is a number, without quotes"):
         Limits(requests="3")  # type: ignore[arg-type]
@@ -100,10 +102,10 @@ async def test_a_fan_out_is_limited_by_a_whole_number(limit: Any) -> None:
     ("options", "said"),
     [
         ({"timeout": "3"}, r"Stage\(timeout='3'\): the seconds must be a number"),
-        ({"retries": "3"}, r"Stage\(retries='3'\): the number must be a whole one"),
+        ({"retries": "3"}, r"Stage\(retries='3'\): it must be a whole number"),
         ({"model": 3}, r"Stage\(model=3\): write a Pydantic AI model or its name"),
-        ({"render": "{text}"}, r"Stage\(render='{text}'\): write a function that gives text"),
-        ({"deps": 3}, r"Stage\(deps=3\): write a function that gives the deps"),
+        ({"render": "{text}"}, r"Stage\(render='{text}'\): write a function that returns text"),
+        ({"deps": 3}, r"Stage\(deps=3\): write a function that returns the deps"),
     ],
 )
 def test_an_option_of_a_stage_says_what_to_write(options: dict[str, Any], said: str) -> None:

@@ -146,8 +146,8 @@ async def test_what_was_cut_is_counted(desk: Desk) -> None:
     await desk.run(Desks(), [A, Ticket(text="long" * 20)], MODEL, run_id="long")
     source = desk.source()
     assert not await source.examples(Desks())
-    assert source.skipped == {"an observation was cut, or has no input": 1}
-    with pytest.raises(TracingError, match="was cut"):
+    assert source.skipped == {"an observation is truncated, or has no input": 1}
+    with pytest.raises(TracingError, match="is truncated"):
         await source.run("long", Desks())
     await desk.run(Single(), Ticket(text="text" * 20), MODEL)
     assert not await source.examples(Single(), stage=Single.sort)
@@ -203,7 +203,7 @@ async def test_an_item_that_does_not_fit_is_named(desk: Desk, given: Any, status
         "metadata": None,
         **({"status": status} if status else {}),
     }
-    with pytest.raises(TracingError, match="item odd of data set 'd' is no Ticket"):
+    with pytest.raises(TracingError, match="item odd of data set 'd' does not fit Ticket"):
         await from_dataset("d", Single())
     desk.server.dataset_items["odd"]["status"] = "ARCHIVED"
     assert [one.id for one in await from_dataset("d", Single())] == ["e"]

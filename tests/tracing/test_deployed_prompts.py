@@ -127,7 +127,7 @@ async def test_promotion_and_rollback_move_a_label(server: LangfuseServer) -> No
 
 async def test_nothing_to_move_is_an_error(server: LangfuseServer) -> None:
     """Without a candidate nothing can be promoted, and without a promotion nothing undone."""
-    with pytest.raises(TracingError, match="carries the label 'candidate'"):
+    with pytest.raises(TracingError, match="has the label 'candidate'"):
         promote_prompts(Write())
     deploy_prompts(MINE, Write())
     assert promote_prompts(Write()) == dict.fromkeys(PATHS, 1)

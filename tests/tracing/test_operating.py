@@ -78,7 +78,7 @@ async def test_a_closed_port_costs_nothing_but_the_traces(make: Make, caplog: py
     tracing.close(0)
     assert tracing.lost == 12
     (line,) = warned(caplog)
-    assert "runs go on" in line
+    assert "runs continue" in line
 
 
 async def test_a_hanging_server_holds_nobody_up(server: LangfuseServer, make: Make, caplog: pytest.LogCaptureFixture):

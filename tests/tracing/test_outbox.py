@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_lost(
     box.flush(20)
     assert counter.taken == [-1, *range(room)]
     (record,) = caplog.records
-    assert "too many wait" in record.getMessage()
+    assert "the queue is full" in record.getMessage()
     put(box, 1000, size)
     assert box.flush(20)
     assert (counter.taken[-1], box.lost) == (1000, 1000 - room)

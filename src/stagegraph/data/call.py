@@ -1,4 +1,4 @@
-"""One execution of a node, after it happened."""
+"""The record of one execution of a node."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """The call that is running: what `current_call()` returns in a step, a tool or a flow."""
+    """The running call, as returned by `current_call()` in a step, a tool or a flow."""
 
     path: str
     """Where the node is declared: `build.code`."""
     key: str
-    """Where it runs: `build[2].code`. A resumed run has the same keys: with the run's id, an idempotency key."""
+    """Where it runs: `build[2].code`. Unchanged in a resumed run: with the run's id it is an idempotency key."""
     run_id: str
     deps: object = None
     """What the caller passed as `deps=` to the run."""
@@ -49,10 +49,10 @@ class CallError:
     """The exception's class name."""
     message: str
     transient: bool = field(default=False, compare=False)
-    """Whether a provider or the network caused it (429, 5xx, no connection), so that trying again may help."""
+    """Whether a provider or the network caused it (429, 5xx, no connection), so that a retry may help."""
     origin: str | None = field(default=None, compare=False)
-    """The key of the call in which the exception was first seen: the failed call itself, or one below it. `None` where
-    a record does not have it."""
+    """The key of the call that first raised the exception: the failed call itself, or one below it. `None` if the
+    record does not have it."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -60,7 +60,7 @@ class CallError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """An open question of a suspended agent: whether it may call a tool, or the result of an external tool."""
+    """A deferred tool call of a suspended agent: it waits for an approval, or for the result of an external tool."""
 
     key: str
     """The suspended call."""
@@ -72,12 +72,12 @@ class Pending:
 
     @property
     def id(self) -> str:
-        """The name of the question for `Runner.resume(answers=)`, unique within the run."""
+        """The key of the answer in `Runner.resume(answers=)`, unique within the run."""
         return f"{self.key}:{self.tool_call_id}"
 
 
 def dump_pending(pending: Iterable[Pending]) -> str:
-    """Open questions as JSON."""
+    """Deferred calls as JSON."""
     return to_json([{name: getattr(one, name) for name in Pending.__slots__} for one in pending]).decode()
 
 
@@ -98,12 +98,12 @@ class Call(Generic[In, Out]):
     status: Status
     input: In
     output: Out
-    """What it returned; `None` when it did not succeed (see `error`)."""
+    """The return value; `None` if the call did not succeed (see `error`)."""
     error: CallError | None
     usage: RunUsage
     """Requests, tool calls and tokens of this call; for a graph, of everything in it."""
     cost: Decimal | None
-    """US dollars; `None` when the price of a request is not known."""
+    """US dollars; `None` if the price of a request is unknown."""
     started: datetime
     """Time zone aware, UTC."""
     duration: float
@@ -113,7 +113,7 @@ class Call(Generic[In, Out]):
     messages: tuple[ModelMessage, ...] = ()
     """The messages between the agent and its model in the last attempt."""
     children: tuple[Call, ...] = ()
-    """The calls made inside, in the order they began."""
+    """The calls inside this one, in the order they began."""
     replayed: bool = False
     """Whether the output came from a record instead of being computed."""
 

@@ -14,7 +14,7 @@ from stagegraph.schema.serialize import escaped
 from .call import Kind, Status
 
 Text = Annotated[str, AfterValidator(escaped)]
-"""A text that can be written as JSON: half a surrogate pair, which errors and models do have, is escaped."""
+"""A text that can be written as JSON: half a surrogate pair, which errors and models may contain, is escaped."""
 
 
 class _Event(BaseModel):
@@ -22,7 +22,7 @@ class _Event(BaseModel):
 
     run_id: str
     seq: int
-    """Counts from 0 within the run; a reader that lost its connection continues after it."""
+    """Number within the run, from 0; a reader that lost its connection continues after its last one."""
     time: datetime
 
 
@@ -43,7 +43,7 @@ class CallStarted(_Event):
 
 
 class FanOutStarted(_Event):
-    """A fan-out opened over a known number of items."""
+    """A fan-out over a known number of items began."""
 
     type: Literal["fan_out_started"] = "fan_out_started"
     key: str
@@ -128,7 +128,7 @@ Event = Annotated[
     | EventsDropped,
     Discriminator("type"),
 ]
-"""Any of the events above; `type` says which."""
+"""Any of the events above, by `type`."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Rows of data: the input of a graph, and what is expected as its output."""
+"""Rows of data: the input of a graph, and its expected output."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Example(Generic[In]):
     input: In
     """A value of the graph's (or the stage's) input type."""
     expected: Any = None
-    """The expected output, or what a metric needs to know about it; `None` when unknown."""
+    """The expected output, or data about it for a metric; `None` if unknown."""
     id: str = ""
-    """Unique within a data set, and the same each time the row is made; by default a hash of the input."""
+    """Unique within a data set, and the same whenever the row is created; by default a hash of the input."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Where it came from."""
+    """The origin of the row."""
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -69,13 +69,13 @@ def _canonical(value: object) -> str:
 def split_examples(
     examples: Sequence[Example[In]], shares: Mapping[str, float], *, by: str | None = None, seed: int = 0
 ) -> dict[str, list[Example[In]]]:
-    """Divide examples into parts, so that each part has its share of every kind; the same way each time.
+    """Divide examples into parts, each with its share of every kind; the result is always the same.
 
     Args:
         examples: The examples to divide.
         shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; relative to their sum.
-        by: What makes a kind: a field of `expected` or a name in the metadata; by default the whole `expected`.
-        seed: Another number divides differently.
+        by: The kind of an example: a field of `expected` or a name in the metadata; by default the whole `expected`.
+        seed: A different number gives a different division.
 
     Raises:
         DeclarationError: a share is not a positive number, or no example has *by*.
@@ -118,6 +118,6 @@ def _kind(example: Example[Any], by: str | None) -> str:
 
 
 def _fields(example: Example[Any]) -> dict[str, Any]:
-    """The metadata of an example and, first, the fields of what is expected."""
+    """The metadata of an example and, with precedence, the fields of its expected output."""
     expected: object = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
     return {**example.metadata, **(expected if is_dict(expected) else {})}

@@ -1,4 +1,4 @@
-"""The texts that one stage sends to its model, and whether they fit a stage."""
+"""The texts that one stage sends to its model, and the checks that they fit the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
 
 _LISTED = 20
-"""The most names that an error lists."""
+"""Maximum number of names in an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class _DemoEntry(BaseModel):
 
 
 class _Entry(BaseModel):
-    """What may stand under a stage's path in a prompts file."""
+    """The entry of one stage in a prompts file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -115,10 +115,10 @@ class _Types(Protocol):
 
 
 class PromptedStage(Protocol):
-    """What prompts know of a stage; a `Stage` satisfies it."""
+    """The part of a stage that prompts use; a `Stage` satisfies it."""
 
     @cached_property
-    def __node__(self) -> _Types: ...  # a checker tells a property from a cached one
+    def __node__(self) -> _Types: ...  # type checkers distinguish a property from a cached one
     @property
     def instructions(self) -> str: ...
     @cached_property
@@ -141,7 +141,7 @@ def unknown_fields(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]
 def unknown_tools(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
     """One problem for each tool of a prompt that the stage's agent does not have.
 
-    The tools of a server or a function are only known at run time: an agent with such tools has no problems.
+    The tools of a server or a function are known at run time only: an agent with such tools has no problems.
     """
     if not prompt.tools:
         return []
@@ -158,7 +158,7 @@ def unfit_demos(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
             try:
                 type_.load(value)
             except ValidationError as error:
-                problems.append(f"`{path}`, {what} of demo {number} is no {type_.name}: {first_problem(error)}")
+                problems.append(f"`{path}`, {what} of demo {number} does not fit {type_.name}: {first_problem(error)}")
     return problems
 
 

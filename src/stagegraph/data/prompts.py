@@ -39,17 +39,17 @@ class _Declared(Protocol):
 
 
 class PromptedGraph(Protocol):
-    """What prompts know of a graph; every node satisfies it."""
+    """The part of a graph that prompts use; every node satisfies it."""
 
     @cached_property
     def __node__(self) -> _Declared: ...
 
 
 class Prompts(Mapping[str, Prompt]):
-    """Stage path -> `Prompt`: what tuning changes, in a file that people review.
+    """Stage path -> `Prompt`: the texts that tuning changes, stored in a file that people review.
 
-    A stage without an entry keeps the text of the code; a `str` is its instructions alone. Two `Prompts` with the same
-    content are equal in any order.
+    A stage without an entry keeps the text of the code; a `str` is a prompt with instructions only. Two `Prompts` with
+    the same content are equal in any order.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Prompts(Mapping[str, Prompt]):
             raise TypeError(msg)
         self._prompts = {path: _prompt(path, prompt) for path, prompt in (prompts or {}).items()}
         self.graph = graph
-        """The name of the graph they were made for; information only."""
+        """The name of the graph that the prompts are for; information only."""
         self._origins = dict(origins or {})
 
     @property
     def origins(self) -> Mapping[str, Origin]:
-        """Stage path -> the deployed prompt it came from; empty for prompts of a file or of the code."""
+        """Stage path -> the deployed prompt that is its source; empty for prompts of a file or of the code."""
         return self._origins
 
     @classmethod
@@ -101,12 +101,12 @@ class Prompts(Mapping[str, Prompt]):
             try:
                 json.dumps([stage, prompt.data()], ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
-                msg = f"{path}: the prompts could not be saved: a text of {stage!r} is no valid Unicode: {error}"
+                msg = f"{path}: the prompts could not be saved: a text of {stage!r} is not valid Unicode: {error}"
                 raise PromptError(msg) from error
         _files().write(path, self.to_yaml())
 
     def to_yaml(self) -> str:
-        """What `save` writes."""
+        """The text that `save` writes."""
         return _files().dump(self.graph, self._data())
 
     def to_json(self) -> str:
@@ -121,17 +121,17 @@ class Prompts(Mapping[str, Prompt]):
         """Read back what `to_json` wrote.
 
         Raises:
-            PromptError: *text* is something else.
+            PromptError: *text* was not written by `to_json`.
         """
         try:
             entries = json.loads(text).items()
         except (ValueError, AttributeError) as error:
-            msg = f"these are no prompts: {error}"
+            msg = f"these are not recorded prompts: {error}"
             raise PromptError(msg) from error
         return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries}, origins=origins)
 
     def replace(self, changes: Mapping[str, str | Prompt]) -> Prompts:
-        """The same prompts with some changed; a `str` changes the instructions and keeps the rest."""
+        """A copy with some prompts changed; a `str` changes the instructions and keeps the rest."""
         changed = dict(self)
         for path, change in changes.items():
             before = changed.get(path, Prompt())
@@ -151,10 +151,10 @@ class Prompts(Mapping[str, Prompt]):
         return _files().dump(None, data).splitlines(keepends=True)
 
     def check(self, graph: PromptedGraph) -> None:
-        """Make sure that these prompts and *graph* name the same stages, and that every demo, tool and field fits.
+        """Check that these prompts and *graph* have the same stages, and that every demo, tool and field fits.
 
         Raises:
-            PromptError: it names every unknown and missing path, tool and field, and every demo that does not fit.
+            PromptError: the message names all unknown and missing paths, tools and fields, and all unfit demos.
         """
         stages = graph.__node__.stages
         problems = [f"`{path}` is missing" for path in stages if path not in self]
@@ -164,12 +164,12 @@ class Prompts(Mapping[str, Prompt]):
         self._check(stages, graph.__node__.name, problems)
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
-        """Make sure that all their paths are stages, and all fields are fields of the stage's answer.
+        """Check that all paths are stages, and all fields are fields of the stage's answer.
 
         Tools are not checked, since an agent may get other tools in every run.
 
         Raises:
-            PromptError: it names everything that is unknown.
+            PromptError: the message names everything that is unknown.
         """
         self._check(stages, name, [])
 
@@ -207,7 +207,7 @@ class Prompts(Mapping[str, Prompt]):
 
 
 class RunLabels(Protocol):
-    """What the caller of a run said about it."""
+    """The labels of a run, given by its caller."""
 
     @property
     def session_id(self) -> str | None: ...
@@ -221,26 +221,26 @@ class RunLabels(Protocol):
 
 @runtime_checkable
 class Checkable(Protocol):
-    """Prompts, or a source of them, that know which stages they are for."""
+    """Prompts, or a source of prompts, that can check whether they fit a graph."""
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
-        """Check that they fit a graph with these stages.
+        """Check that the prompts fit a graph with these stages.
 
         Raises:
-            PromptError: they do not.
+            PromptError: they do not fit.
         """
         ...
 
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """Where prompts come from that change while a program runs: what a runner or a run takes in place of `Prompts`."""
+    """A source of prompts that change while a program runs; a runner or a run takes it in place of `Prompts`."""
 
     async def current(self, labels: RunLabels | None) -> Prompts:
-        """The prompts in force now; a runner asks once a run, and the run uses them to its end.
+        """The current prompts; a runner calls this once per run, and the run uses the result to its end.
 
         Args:
-            labels: Of the run that begins; `None` outside of a run.
+            labels: The labels of the run that begins; `None` outside a run.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""The prompts file: YAML that reads like text, written whole or not at all, read as if it came from an enemy."""
+"""The prompts file: YAML that reads like text, written completely or not at all, and read as untrusted input."""
 
-# PyYAML's classes are typed in part only.
+# PyYAML's classes are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             scalar = isinstance(key, yaml.ScalarNode)
             if not scalar or key.value in seen:
-                problem = f"the key {key.value!r} is here twice" if scalar else "a key must be a plain word"
+                problem = f"the key {key.value!r} occurs twice" if scalar else "a key must be a plain word"
                 raise ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
@@ -58,7 +58,7 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
-_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1, where `no`, `12:30` and dates are no texts
+_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1, where `no`, `12:30` and dates are not texts
 for _tag, _pattern, _first_characters in (
     ("null", r"null|~|", ["n", "~", ""]),
     ("bool", r"true|false", ["t", "f"]),
@@ -137,7 +137,7 @@ def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
             node = next((value for key, value in node.value if key.value == "cases"), node)
         if not isinstance(node, yaml.SequenceNode):
             line = 1 if node is None else node.start_mark.line + 1
-            msg = f"it is no list, and no mapping with a list of `cases` (line {line})"
+            msg = f"it is neither a list nor a mapping with a list of `cases` (line {line})"
             raise ValueError(msg)  # noqa: TRY004 - every problem of a text is a ValueError here
         return [(item.start_mark.line + 1, loader.construct_object(item, deep=True)) for item in node.value]
     except (yaml.YAMLError, RecursionError) as error:
@@ -165,22 +165,22 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
     """The graph's name and the entries of a prompts file.
 
     Raises:
-        PromptError: it names the file, and the line where there is one.
+        PromptError: the file cannot be read; the message names it, and the line if there is one.
     """
     try:
         with Path(path).open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid path
         msg = f"{path}: the prompts file cannot be read: {_reason(error)}"
         raise PromptError(msg) from error
     if len(raw) > MAX_BYTES:
-        msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is no prompts file"
+        msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is not a prompts file"
         raise PromptError(msg)
     try:
         file = _File.model_validate(parse_yaml(raw.decode()))
     except ValidationError as error:
         msg = (
-            f"{path}: this is no prompts file, at {problems_of(error, whole='the file', most=1)}; it begins with "
+            f"{path}: this is not a prompts file, at {problems_of(error, whole='the file', most=1)}; it begins with "
             f"`format: {FORMAT}` and has `prompts:` (`Prompts.of(graph).save(path)` writes one)"
         )
         raise PromptError(msg) from error
@@ -188,7 +188,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
         msg = f"{path}: not a YAML file that can be read: {error}"
         raise PromptError(msg) from error
     if file.format != FORMAT:
-        msg = f"{path}: written in format {file.format}, and this version of stagegraph reads format {FORMAT}"
+        msg = f"{path}: written in format {file.format}, but this version of stagegraph reads format {FORMAT}"
         raise PromptError(msg)
     return file.graph, file.prompts
 
@@ -205,7 +205,7 @@ def write(path: str | os.PathLike[str], text: str) -> None:
         data = text.encode()
         target = target.resolve()  # a link stays a link, and its file is replaced
         if target.exists() and not target.is_file():
-            reason = "it is no regular file"
+            reason = "it is not a regular file"
             raise OSError(errno.EINVAL, reason)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         temporary = Path(name)
@@ -215,12 +215,12 @@ def write(path: str | os.PathLike[str], text: str) -> None:
             os.fsync(file.fileno())
         temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
         temporary.replace(target)
-    except (OSError, ValueError, RuntimeError) as error:  # the latter two: a path that no file can have
+    except (OSError, ValueError, RuntimeError) as error:  # the latter two: an invalid path
         msg = f"{target}: the prompts could not be saved: {_reason(error)}"
         raise PromptError(msg) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)  # it is still there only where something failed
+            temporary.unlink(missing_ok=True)  # it still exists only after a failure
 
 
 def _reason(error: Exception) -> object:

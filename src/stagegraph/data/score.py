@@ -20,7 +20,7 @@ class Note:
     """A call's key, a stage's path, or an empty string for the run."""
     text: str
     weight: float = 1.0
-    """How much the note counts beside others: 1.0 is ordinary, 0.0 blames no call."""
+    """The weight relative to other notes: 1.0 is normal, 0.0 blames no call."""
 
     def __post_init__(self) -> None:
         for name, text in (("target", self.target), ("text", self.text)):
@@ -45,9 +45,9 @@ class Score:
     objectives: Mapping[str, float] = field(default_factory=dict[str, float])
     """Further values, of which more is better too: `{"cost": -0.02}`."""
     cost: float | None = field(default=0.0, kw_only=True)
-    """US dollars that the verdict itself cost, where a model gave it; `None` when not known."""
+    """US dollars of the verdict itself, if a model gave it; `None` if unknown."""
     tokens: int = field(default=0, kw_only=True)
-    """Tokens that the verdict itself took."""
+    """Tokens of the verdict itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", _finite("a score", self.value))

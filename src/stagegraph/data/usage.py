@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .call import Call
 
 USAGE: TypeAdapter[RunUsage] = TypeAdapter(RunUsage)
-"""How usage is written as JSON and read back."""
+"""Writes usage as JSON and reads it back."""
 
 
 @dataclass(slots=True)
@@ -25,11 +25,11 @@ class ModelUse:
 
     usage: RunUsage = field(default_factory=RunUsage)
     unpriced: bool = False
-    """Whether a request was made whose price is not known."""
+    """Whether the price of a request is unknown."""
     attempts: int = 1
     messages: tuple[ModelMessage, ...] = ()
     pending: str | None = None
-    """JSON of a suspended agent's open questions."""
+    """JSON of a suspended agent's deferred calls."""
 
     @property
     def cost(self) -> Decimal | None:
@@ -40,7 +40,7 @@ NO_MODEL = ModelUse()
 
 
 def summed(children: Iterable[Call]) -> tuple[RunUsage, Decimal | None]:
-    """The usage of calls together; the cost is unknown if one of theirs is."""
+    """The total usage and cost of calls; the cost is `None` if that of one call is unknown."""
     usage, cost = RunUsage(), Decimal(0)
     known = True
     for child in children:

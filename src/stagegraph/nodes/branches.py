@@ -35,19 +35,19 @@ class Outcome(Generic[Out]):
 
     @property
     def ok(self) -> bool:
-        """Whether there is a value."""
+        """Whether the outcome has a value."""
         return self.error is None
 
     @property
     def value(self) -> Out:
-        """The value; raises the error when there is none."""
+        """The value; raises the error if the outcome has no value."""
         if self.error is not None:
             raise self.error
         return cast("Out", self._value)
 
 
 class Failures:
-    """How the members of one task group failed; raised when all of them have ended."""
+    """The failures of one task group's members; the first is raised when all members have ended."""
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
@@ -70,16 +70,16 @@ class Failures:
             group.cancel()
 
     def raise_first(self) -> None:
-        """Raise the first failure; without one, the cancellation or suspension of a member, if there was any."""
+        """Raise the first failure; without a failure, the cancellation or suspension of a member, if any."""
         if (problem := self._error or self._lost or self._pause) is not None:
             raise problem
 
 
 def is_cancelled(error: BaseException) -> bool:
-    """Whether *error* is the cancellation of this very task.
+    """Whether *error* is the cancellation of the current task.
 
-    A `CancelledError` may also come out of something that was awaited. A task group takes it for its own and drops it,
-    so the group's owner keeps it and raises it in the end: no result may be missing without an error.
+    A `CancelledError` may also come from an awaited object. A task group takes it for its own and drops it, so the
+    group's owner keeps it and raises it at the end: no result may be missing without an error.
     """
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
@@ -108,7 +108,7 @@ class Branches(Generic[In, Out]):
             self._items = None
             self._async_items = aiter(items)
         else:
-            msg = f"a fan-out runs over items, and {items!r} cannot be iterated"
+            msg = f"a fan-out runs over items, but {items!r} cannot be iterated"
             raise DeclarationError(msg)
         self._size = len(items) if isinstance(items, Sized) else None
         if self.call is not None and self._size is not None:
@@ -159,7 +159,7 @@ class Branches(Generic[In, Out]):
             group.start_soon(work, pulled, lambda: self._pull(announce))
 
     async def _feed(self, start: Callable[[In, Callable[[], None]], None]) -> None:
-        """Take an async item when a worker is free, always in this task: cancel scopes of the iterator stay in one."""
+        """Take an async item when a worker is free, always in this task, since the iterator may hold cancel scopes."""
         free = anyio.Semaphore(self.limit)
         items = self._async_items
         try:
@@ -174,7 +174,7 @@ class Branches(Generic[In, Out]):
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         try:
             value = await self.node(item)
-        except Exception as error:  # noqa: BLE001 - the whole point: an outcome holds any error
+        except Exception as error:  # noqa: BLE001 - an outcome holds any error
             return Outcome(index, self._branch_key(label), error)
         return Outcome(index, self._branch_key(label), None, value)
 
@@ -195,7 +195,7 @@ class Branches(Generic[In, Out]):
 
 
 def _label(name: object) -> str:
-    """A name that is safe between the brackets of a key: a model may have chosen it."""
+    """A name without characters that have a meaning in keys; a model may have chosen the name."""
     text = "".join("_" if char in "[]#" or not char.isprintable() else char for char in str(name))
     if len(text) <= _LABEL_LENGTH:
         return text

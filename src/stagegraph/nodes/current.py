@@ -1,7 +1,7 @@
-"""The call that is running now: the one context variable, and the protocol of what it holds.
+"""The running call: the only context variable, and the protocol of its value.
 
-Nodes know this protocol and the runner implements it. That is how `await self.plan(spec)` reaches the run it belongs
-to, although no node knows a runner.
+Nodes use this protocol and the runner implements it. So `await self.plan(spec)` reaches its run, although nodes do not
+depend on the runner.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Graph_contra = TypeVar("Graph_contra", contravariant=True)
 
 
 class Suspended(BaseException):
-    """An agent waits for an approval or an external result: siblings finish first, then the run ends as suspended.
+    """Raised when an agent waits for an approval or an external result: siblings finish, then the run is suspended.
 
-    It is no `Exception`, so that a flow does not catch it by accident.
+    It is not an `Exception`, so that a flow does not catch it by accident.
     """
 
 
@@ -43,19 +43,19 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
         ...
 
     def run_stage(self, stage: Stage_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a stage in here; returns its output."""
+        """Call a stage inside this call; returns its output."""
         ...
 
     def run_step(self, step: Step_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a step in here; returns its output."""
+        """Call a step inside this call; returns its output."""
         ...
 
     def run_graph(self, graph: Graph_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a graph in here; returns its output."""
+        """Call a graph inside this call; returns its output."""
         ...
 
     def branch(self, label: str, index: int, size: int | None) -> OpenCall[Stage_contra, Step_contra, Graph_contra]:
-        """The branch for item *index* of a fan-out of *size*; calls made in it carry `[label]` in their key."""
+        """The branch for item *index* of a fan-out of *size*; its calls have `[label]` in their key."""
         ...
 
     def branch_key(self, target: object, label: str) -> str:
@@ -63,7 +63,7 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
         ...
 
     def fanned_out(self, target: object, size: int) -> None:
-        """Record the event that a fan-out over *size* items begins."""
+        """Record the event that a fan-out over *size* items starts."""
         ...
 
 

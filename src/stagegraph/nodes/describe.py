@@ -1,4 +1,4 @@
-"""The tools and answer fields that a model sees of an agent, as far as they are known before a run."""
+"""The tools and answer fields of an agent as a model sees them, as far as they are known before a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic_ai._output import OutputSchema  # the only way from an output spec to what a model is given
+from pydantic_ai._output import OutputSchema  # the only way from an output spec to the schema that a model receives
 from pydantic_ai.toolsets import (
     AbstractToolset,
     ApprovalRequiredToolset,
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A tool or a field with the description that the code gives it."""
+    """A tool or a field with its description in the code."""
 
     text: str
-    """Its description; empty where the code has none."""
+    """The description; empty if the code has none."""
     schema: Mapping[str, Any]
     """The JSON schema of the tool's parameters, or of the field."""
 
 
 def fields_of(agent: AbstractAgent[Any, Any]) -> dict[str, Offered]:
-    """Dotted path -> the field of the answer there; empty for an agent that answers in text."""
+    """Dotted path -> field of the answer; empty for an agent that answers in text."""
     spec = OutputSchema[Any].build(agent.output_type)
     given = [one.object_def.json_schema for one in spec.toolset.processors.values()] if spec.toolset else []
     if not given and spec.object_def is not None:

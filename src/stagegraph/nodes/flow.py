@@ -1,4 +1,4 @@
-"""How a flow runs several things at once: structured, ordered, without a barrier, on a bounded number of workers."""
+"""Concurrency in a flow: structured, ordered, without a barrier, on a bounded number of workers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ async def fan_out(
     Args:
         node: A node, a bound method or a plain async function.
         items: Any number of items, also from an async iterator; it is read only as fast as workers are free.
-        limit: How many branches run at once; the runner's `fan_out_limit` (64) without it.
-        key: Names an item in the calls' keys (`build[intro]` for `build[2]`).
+        limit: Number of branches that run at once; by default the runner's `fan_out_limit` (64).
+        key: The name of an item in the calls' keys (`build[intro]` instead of `build[2]`).
 
     Raises:
         Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
@@ -150,11 +150,11 @@ async def gather(
     *more: Awaitable[T1],
 ) -> tuple[T1, ...]: ...
 async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
-    """Await different things at once: `tests, docs = await gather(self.tests(code), self.docs(code))`.
+    """Await different calls at once: `tests, docs = await gather(self.tests(code), self.docs(code))`.
 
     Raises:
         Exception: the first failure, after the others were cancelled.
-        DeclarationError: what it was given cannot be awaited.
+        DeclarationError: an argument cannot be awaited.
     """
     for awaitable in awaitables:
         if not inspect.isawaitable(awaitable):
@@ -174,7 +174,7 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             for index, awaitable in enumerate(awaitables):
                 group.start_soon(one, index, awaitable)
     finally:
-        _close(awaitables)  # a coroutine that never began would warn that it was never awaited
+        _close(awaitables)  # a coroutine that never started would warn that it was never awaited
     failures.raise_first()
     return tuple(results)
 
@@ -192,8 +192,8 @@ def _not_awaitable(value: object) -> str:
         what = type(cast("object", value)).__name__
         return f"gather takes awaitables one by one, not a {what} of them: write `gather(a, b)`, or `gather(*calls)`"
     if callable(value):
-        return f"gather takes calls, and {value!r} was not called: write `gather(self.node(value), ...)`"
-    return f"gather takes calls, as in `gather(self.node(value), ...)`, and {value!r} cannot be awaited"
+        return f"gather takes calls, but {value!r} was not called: write `gather(self.node(value), ...)`"
+    return f"gather takes calls, as in `gather(self.node(value), ...)`, but {value!r} cannot be awaited"
 
 
 def _branches(
@@ -202,24 +202,24 @@ def _branches(
     limit: object,
     key: Callable[[In], str] | None,
 ) -> Branches[In, Out]:
-    """The branches of a fan-out; refuses the most likely mistakes.
+    """The branches of a fan-out, after a check for the most likely mistakes.
 
     Raises:
-        DeclarationError: an argument is not what a fan-out takes.
+        DeclarationError: an argument has the wrong type.
     """
     if not callable(node):
         _close([node])
         msg = (
             "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
-            f"and {type(node).__name__} is no node: do not call it"
+            f"but {type(node).__name__} is not a node: do not call it"
         )
         raise DeclarationError(msg)
     if inspect.iscoroutine(items):
         items.close()
-        msg = "a fan-out runs over items, and was given a coroutine: write `await` before the call that gives them"
+        msg = "a fan-out runs over items, but got a coroutine: write `await` before the call that returns the items"
         raise DeclarationError(msg)
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-        msg = f"limit={limit!r}: say how many branches may run at once as a whole number, as in `limit=8`"
+        msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
         raise DeclarationError(msg)
     return Branches(node, items, limit, key)
 

@@ -24,7 +24,7 @@ Out_co = TypeVarWithDefault("Out_co", covariant=True)
 
 
 class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
-    """Nodes as attributes, and `flow`, which calls them; `stagegraph.Graph` adds the methods that run it."""
+    """Nodes as attributes, and a `flow` that calls them; `stagegraph.Graph` adds the methods that run it."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,7 +59,7 @@ _ARGUMENTS = {"Stage": "Input, Agent(...)", "Step": "function"}
 
 
 def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) -> None:
-    """Refuse a class in the place of a node, unless its name or an annotation shows that a class is meant."""
+    """Reject a class in the place of a node, unless its name or an annotation shows that a class is meant."""
     if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
         return
     inside = next(
@@ -72,13 +72,13 @@ def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) ->
 
 @cache
 def _schemas_of(cls: type) -> tuple[Schema, Schema]:
-    """The `[In, Out]` of a graph class, computed once a class: a service may make a graph for every request."""
+    """The `[In, Out]` of a graph class, computed once per class: a service may create a graph for every request."""
     takes, gives = _given(cls, BaseGraph)
     return Schema(takes), Schema(gives)
 
 
 def _given(cls: Any, top: type) -> tuple[Any, Any]:
-    """Through generic base classes as well; another base class may have types of its own."""
+    """The types of *cls*, also through generic base classes; another base class may have types of its own."""
     bases: tuple[Any, ...] = get_original_bases(cls)
     for base in bases:
         origin: Any = get_origin(base) or base
@@ -104,7 +104,7 @@ def _substituted(type_: Any, given: Mapping[Any, Any]) -> Any:
 
 
 def _is_forward(type_: Any) -> bool:
-    """Whether a type is, or holds, the name of one that may be defined later."""
+    """Whether a type is, or contains, the name of a type that may be defined later."""
     if isinstance(type_, list):  # the parameters of a `Callable`
         return any(map(_is_forward, cast("list[Any]", type_)))
     if get_origin(type_) is Literal:

@@ -37,7 +37,7 @@ class Node(ABC, Generic[In_contra, Out_co]):
     @cached_property
     @abstractmethod
     def __node__(self) -> Declaration:
-        """What the framework keeps about the node. One dunder, so that no other name is taken from users."""
+        """The framework's data about the node, in one dunder, so that users may use all other names."""
 
     @abstractmethod
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
@@ -50,7 +50,7 @@ class Node(ABC, Generic[In_contra, Out_co]):
         """
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy of a node declares its own nodes."""
+        """The state without the declaration: a copy of a node declares its own nodes."""
         return {name: value for name, value in vars(self).items() if name != "__node__"}
 
 
@@ -72,7 +72,7 @@ def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
 
 
 class Declaration:
-    """What the framework keeps about one node (`node.__node__`): kind, name, types, and the nodes below it."""
+    """The framework's data about one node (`node.__node__`): kind, name, types, and the nodes below it."""
 
     def __init__(
         self,
@@ -126,14 +126,14 @@ class Tree:
     nodes: Mapping[str, Node[Any, Any]]
     """Path -> node, parents before children, in the order of declaration."""
     names: Mapping[str, Mapping[int, tuple[str, str]]] = field(repr=False)
-    """Path of a graph -> `id` of each of its own nodes -> its name in it and its path. A dataclass may be
-    equal to another, or have no hash."""
+    """Path of a graph -> `id` of each of its own nodes -> the node's name and path. The key is the `id`, since
+    a node may be a dataclass that is equal to another or unhashable."""
 
     def paths(self, node: Node[Any, Any]) -> set[str]:
         """Where *node* is declared; a class attribute that a subclass redeclares is found under its new node.
 
         Raises:
-            DeclarationError: it is declared nowhere in here.
+            DeclarationError: the tree does not have the node.
         """
         found = {path for path, candidate in self.nodes.items() if candidate is node}
         found |= {
@@ -151,7 +151,7 @@ class Tree:
 
 
 def reject_reserved(cls: type[Node[Any, Any]], name: str) -> None:
-    """Refuse a node whose name would hide a method of every graph, or is private."""
+    """Reject a node whose name would hide a method of every graph, or is private."""
     if name in _RESERVED:
         msg = f"{cls.__name__}.{name}: every graph has a method `{name}`; give the node another name"
         raise DeclarationError(msg)
@@ -174,7 +174,7 @@ def _collect(
     title = graph.__node__.name
     if any(graph is one for one in above):
         msg = (
-            f"graph {title} contains itself at `{path}`, so it has no end of paths: "
+            f"graph {title} contains itself at `{path}`, so its paths would be infinite: "
             "write the recursion as an async method and fan out over that"
         )
         raise DeclarationError(msg)
@@ -186,7 +186,7 @@ def _collect(
         if id(node) in own:
             msg = (
                 f"{title} declares the same {node.__node__.kind} twice, as `{own[id(node)][0]}` and `{name}`, "
-                f"so a call could not say which it is: make a second {type(node).__name__} for `{name}`"
+                f"so a call of it would be ambiguous: make a second {type(node).__name__} for `{name}`"
             )
             raise DeclarationError(msg)
         below = _below(path, name)

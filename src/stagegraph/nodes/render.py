@@ -47,7 +47,7 @@ def _without_media(value: Any, media: list[UserContent]) -> Any:
 
 
 def render_output(value: object, dump: Callable[[object], Any]) -> str:
-    """The output of a demo: text as it is, everything else as the JSON a model would answer."""
+    """The output of a demo: text as it is, everything else as the JSON that a model would return."""
     return value if isinstance(value, str) else json.dumps(dump(value), ensure_ascii=False)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 OWN_INSTRUCTIONS = InstructionId(AgentInstructionSource())
-"""What Pydantic AI calls an agent's own literal instructions in a request."""
+"""Pydantic AI's id for an agent's own literal instructions in a request."""
 
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
@@ -39,7 +39,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     """A Pydantic AI agent with a typed input; its instructions and demos are what tuning changes.
 
     Args:
-        input: The type of the value it takes.
+        input: The type of its input.
         agent: Any Pydantic AI agent; it is never modified and keeps its own tools, validators and retries.
         render: Turns an input into the user prompt, live and in demos. The default sends a `str` unchanged and
             everything else as XML, with media fields (`ImageUrl`, `BinaryContent`, ...) as content parts.
@@ -47,7 +47,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         model_settings: Merged over the agent's own.
         deps: Picks this agent's deps from the run's: `deps=lambda app: app.db`.
         timeout: Seconds that one attempt may take.
-        retries: How often a failed attempt is repeated (0 by default), after the wait that the provider asks for.
+        retries: Maximum number of repeated attempts (0 by default), each after the wait that the provider asks for.
             Lasting errors (a bad key, an unknown model) are not repeated. The agent's own retries of bad output and
             tools happen inside an attempt.
         version: Part of the identity of a recorded call. Increase it when the code of a tool changed.
@@ -110,7 +110,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def instructions(self) -> str:
         """The agent's own literal instructions: the text that prompts replace and that tuning starts from."""
         # Pydantic AI has no public reader for them: `agent.instructions` is a decorator. A test compares this
-        # with what a model is really sent.
+        # with the text that a model receives.
         sourced = cast("list[Any]", getattr(_unwrapped(self.agent), "_instructions", []))
         own = [s.instruction for s in sourced if s.id == OWN_INSTRUCTIONS]
         texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
@@ -155,15 +155,15 @@ def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> 
         raise DeclarationError(msg)
     if getattr(inner.model, "system", None) == "stagegraph":
         msg = (
-            f"the agent {inner.name or ''!r} is a graph (`as_agent`), which could wait for its own requests for ever: "
+            f"the agent {inner.name or ''!r} is a graph (`as_agent`), which could wait for its own requests forever: "
             "declare the graph itself as a node, as in `build = Build()`"
         )
         raise DeclarationError(msg)
     if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"Stage(timeout={timeout!r}): the seconds must be a number, more than 0"
+        msg = f"Stage(timeout={timeout!r}): the seconds must be a number above 0"
         raise DeclarationError(msg)
     if retries is not None and not (isinstance(retries, int) and retries >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"Stage(retries={retries!r}): the number must be a whole one, 0 or more"
+        msg = f"Stage(retries={retries!r}): it must be a whole number, 0 or more"
         raise DeclarationError(msg)
 
 
@@ -173,8 +173,8 @@ def _reject_values(model: object, render: object, deps: object) -> None:
         raise DeclarationError(msg)
     for name, function, gives in (("render", render, "text or a list of content parts"), ("deps", deps, "the deps")):
         if inspect.iscoroutinefunction(function):
-            msg = f"Stage({name}=...) takes an ordinary function that gives {gives}: leave out its `async`"
+            msg = f"Stage({name}=...) takes an ordinary function that returns {gives}: remove its `async`"
             raise DeclarationError(msg)
         if function is not None and not callable(function):
-            msg = f"Stage({name}={function!r}): write a function that gives {gives}, such as `{name}=lambda given: ...`"
+            msg = f"Stage({name}={function!r}): write a function that returns {gives}, as in `{name}=lambda given: ...`"
             raise DeclarationError(msg)

@@ -35,7 +35,7 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         if not inspect.iscoroutinefunction(fn):
             msg = (
                 f"@step needs an async function, and `{name}` is not one: write `async def {name}`, "
-                "with `await anyio.to_thread.run_sync(...)` around what blocks"
+                "with `await anyio.to_thread.run_sync(...)` around blocking code"
             )
             raise DeclarationError(msg)
         if not hasattr(fn, "__name__"):
@@ -92,8 +92,8 @@ def _only_parameter(fn: Callable[..., object], name: str) -> str:
     ):
         return required[0].name
     msg = (
-        f"step `{name}` must take exactly one value, and takes ({', '.join(p.name for p in required)}): "
-        "put several values into one model; a method is no step, write it as a function outside the class"
+        f"step `{name}` must take exactly one value, but takes ({', '.join(p.name for p in required)}): "
+        "put several values into one model; a method cannot be a step, write it as a function outside the class"
     )
     raise DeclarationError(msg)
 

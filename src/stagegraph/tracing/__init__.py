@@ -1,4 +1,4 @@
-"""Runs seen from outside: Langfuse traces, scores and deployed prompts, and what they give for the next training."""
+"""Langfuse: traces, scores, deployed prompts and data sets, and recorded runs as data for training."""
 
 from stagegraph.record.source import JournalRuns, RunSource
 

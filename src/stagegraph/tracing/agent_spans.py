@@ -1,8 +1,8 @@
-"""How Pydantic AI's own spans come to stand under the right call, and nobody else's do.
+"""The tracer that puts Pydantic AI's spans below the right call and leaves the host's spans where they are.
 
-Its instrumentation makes every span the current one, which would turn the host's spans (of its HTTP client, say) into
-children of spans that the host's tracing backend never gets. So our spans are transparent: to the host they look like
-the span that was current when the agent was called, and only our own tracer sees through them.
+Pydantic AI's instrumentation makes each span the current one. The host's spans (of its HTTP client, for example) would
+become children of spans that the host's tracing backend never receives. So the spans here are transparent: the host
+sees the context of the span that was current when the agent was called; only `CallTracer` uses the real span.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Transparent(Span):
-    """A span that others look through: its context is that of the host's own span."""
+    """A span that shows the host the context of the host's own span."""
 
     def __init__(self, real: Span, host: SpanContext, owner: CallTracer) -> None:
         self.real = real
@@ -70,13 +70,13 @@ class Transparent(Span):
 
 
 class CallTracer(Tracer):
-    """Makes the spans of one stage call's agent, below the call's own observation.
+    """The tracer of one stage call's agent: its spans are below the call's own observation.
 
     Args:
-        real: Makes and exports the spans.
+        real: Creates and exports the spans.
         call: The call's observation.
         common: Attributes of all spans.
-        generation: Attributes of the model requests alone.
+        generation: Attributes of model requests only.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CallTracer(Tracer):
         self._call = NonRecordingSpan(call)
         self._common, self._generation = common, generation
         self._run: Span | None = None
-        """The newest run of the call's agent, below which everything stands that it does."""
+        """The newest run of the call's agent: the parent of the agent's other spans."""
 
     def start_span(
         self,
@@ -109,10 +109,10 @@ class CallTracer(Tracer):
         return Transparent(real, around.get_span_context(), self)
 
     def _parent(self, around: Span) -> Span:
-        # A tool may run another graph, whose agents' spans belong below their own calls.
+        # A tool may run another graph; the spans of that graph's agents belong below their own calls.
         if isinstance(around, Transparent) and around.owner is self:
             return around.real
-        # The host may have put a span of its own around what the agent does.
+        # The host may have opened a span of its own inside the agent run.
         return self._run if self._run is not None and self._run.is_recording() else self._call
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""A Langfuse project and its API: where it is, Langfuse's own client for it, when to ask again, and what failed.
+"""The API of a Langfuse project through Langfuse's own client, with retries and errors.
 
-The `langfuse` package is imported only where its API is used: that takes a third of a second. `Langfuse()` itself is
-never made: the second client of one key ignores its address, and reading a prompt may block for 16 seconds.
+The `langfuse` package is imported only where its API is used: the import takes a third of a second. `Langfuse()` itself
+is never created: the second client of one key ignores its address, and reading a prompt may block for 16 seconds.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _LATER = frozenset((408, 425, 429))
-"""What a server answers that would take the same later; so does what is 500 or above."""
+"""Statuses after which a retry may succeed; so do those from 500."""
 _BACKOFF, _LONGEST_BACKOFF = 0.5, 30.0
 _LONGEST_WAIT = 300.0
-"""Seconds; a server that asks for more is asked again after these."""
+"""Seconds; a longer Retry-After is cut to this."""
 
 
 class NotFoundError(TracingError):
-    """The server has no such thing."""
+    """The server does not have the requested object."""
 
 
 class UnreachableError(TracingError):
-    """The server did not take a request now, and may later: *retry_after* seconds from now, if it says so."""
+    """The server did not accept a request but may later: in *retry_after* seconds, if it sent that header."""
 
     def __init__(self, text: str, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -52,7 +52,7 @@ class UnreachableError(TracingError):
 
 
 class RefusedError(TracingError):
-    """The server will not take *count* items of a batch (`None`: all); *divisible*: but it may take parts of it."""
+    """The server rejects *count* items of a batch (`None`: all); if *divisible*, it may accept parts of it."""
 
     def __init__(self, text: str, *, count: int | None = None, divisible: bool = False) -> None:
         super().__init__(text)
@@ -60,14 +60,11 @@ class RefusedError(TracingError):
 
 
 class _UnreadableError(TracingError):
-    """The server's answer is not what its API promises."""
+    """The server's answer does not have the form of its API."""
 
 
 def failure(base: str, error: Exception, what: str = "") -> TracingError:
-    """What an error of httpx, of Langfuse's client or of its types means; *what* was asked for.
-
-    An answer as `httpx.HTTPStatusError` is one that is not success.
-    """
+    """The `TracingError` for an error of httpx, of Langfuse's client or of its types; *what* was requested."""
     if isinstance(error, httpx.HTTPStatusError):
         return _refused(base, error.response.status_code, error.response.headers, what)
     if isinstance(error, httpx.HTTPError):
@@ -76,11 +73,11 @@ def failure(base: str, error: Exception, what: str = "") -> TracingError:
     if isinstance(status, int) and status >= 300:  # noqa: PLR2004 - Langfuse's `ApiError`
         said = str(body.get("message") or "") if is_mapping(body) else ""
         return _refused(base, status, headers or {}, what, said)
-    return _UnreadableError(f"{base} answered something else than {what} of Langfuse's API; is it a Langfuse server?")
+    return _UnreadableError(f"{base} did not answer with {what} of Langfuse's API; is it a Langfuse server?")
 
 
 def _refused(base: str, status: int, headers: Mapping[str, str], what: str, said: str = "") -> TracingError:
-    """What an answer other than success means; the server *said* so."""
+    """The error for an answer other than success; *said* is the server's message."""
     if status in _LATER or status >= 500:  # noqa: PLR2004
         text = f"{base} answered {status}{what and ' to ' + what}"
         return UnreachableError(text, _retry_after(headers.get("retry-after")))
@@ -94,7 +91,7 @@ def _refused(base: str, status: int, headers: Mapping[str, str], what: str, said
 
 
 def _retry_after(text: str | None) -> float | None:
-    """Seconds that a server asks to be left alone; `None` when it does not say, or says a date."""
+    """The seconds of a Retry-After header; `None` when it is missing or a date."""
     try:
         return max(0.0, float(text)) if text else None
     except ValueError:
@@ -102,13 +99,11 @@ def _retry_after(text: str | None) -> float | None:
 
 
 class Retry:
-    """When to ask a server again that did not take a request: the one policy for everything that is sent and read.
-
-    A server that says when to come back is believed any number of times.
+    """The retries of one request: one policy for everything that is sent and read.
 
     Args:
-        attempts: How often it is asked in all, without a time that the server named.
-        seconds: How long in all.
+        attempts: Maximum number of attempts; those that the server answers with Retry-After do not count.
+        seconds: Maximum time of all attempts.
     """
 
     def __init__(self, *, attempts: int = 100, seconds: float = inf) -> None:
@@ -129,7 +124,7 @@ class Retry:
 
 
 def load_langfuse() -> None:
-    """Import `langfuse` and leave the host's logging as it was: the package sets up the logger of httpx for itself."""
+    """Import `langfuse` and restore the host's logging: the package sets up the logger of httpx."""
     if "langfuse" in sys.modules:
         return
     logger = logging.getLogger("httpx")
@@ -141,16 +136,16 @@ def load_langfuse() -> None:
 
 
 def as_sent(value: object, what: str) -> Any:
-    """A value as the JSON that is sent holds it; half of a surrogate pair, which no UTF-8 holds, is a question mark."""
+    """A value as in the JSON that is sent; half of a surrogate pair, which UTF-8 cannot hold, is a question mark."""
     try:
         return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, TypeError) as error:
-        msg = f"what should go to {what} cannot be written as JSON: {error}"
+        msg = f"the data for {what} cannot be written as JSON: {error}"
         raise TracingError(msg) from error
 
 
 def mended(read: Callable[[object], T], defaults: Mapping[str, object]) -> Callable[[object], T | None]:
-    """What makes the best of one row of a page that does not fit: a field that does not is left out, or its default."""
+    """A parser of one row that tolerates wrong fields: each is omitted, or replaced by its default."""
 
     def parse(row: object) -> T | None:
         if not is_mapping(row):
@@ -167,7 +162,7 @@ def mended(read: Callable[[object], T], defaults: Mapping[str, object]) -> Calla
 
 
 class _Page(Protocol[T_co]):
-    """One page of a list; its meta is a cursor, or the number of pages."""
+    """One page of a list; its meta holds a cursor, or the number of pages."""
 
     @property
     def data(self) -> Sequence[T_co]: ...
@@ -176,7 +171,7 @@ class _Page(Protocol[T_co]):
 
 
 class _Body(TypedDict):
-    """The same, of whatever rows."""
+    """A page of rows of any type."""
 
     data: list[Any]
     meta: NotRequired[dict[str, Any]]
@@ -186,11 +181,11 @@ _BODY = TypeAdapter(_Body)
 
 
 class Api:
-    """A session with the server, by Langfuse's own client (`sdk`). Use it as an async context manager.
+    """A session with the server through Langfuse's own client (`sdk`). Use it as an async context manager.
 
     Args:
-        connection: Which project.
-        patience: Seconds in all that one request may be tried again for, while the server is busy (429, 5xx) or away.
+        connection: The project.
+        patience: Seconds in total for retries of one request while the server is busy (429, 5xx) or unreachable.
     """
 
     def __init__(self, connection: Connection, *, patience: float = 60.0) -> None:
@@ -218,11 +213,11 @@ class Api:
         self._answer = answer
 
     async def ask(self, what: str, request: Callable[..., Awaitable[T]], /, *args: object, **query: object) -> T:
-        """Send one request of `sdk`; *what* names in errors what it is about.
+        """Send one request of `sdk`; *what* is its subject in errors.
 
         Raises:
-            TracingError: the server does not answer, or not as its API promises; `NotFoundError`: it has no such thing;
-                `RefusedError`: it does not take it.
+            TracingError: the server does not answer, or not in the form of its API; `NotFoundError`: it does not have
+                the requested object; `RefusedError`: it rejects the request.
         """
         once: RequestOptions = {"max_retries": 0}
         retry = Retry(seconds=self._patience)
@@ -235,7 +230,7 @@ class Api:
                     raise problem from error
                 wait = retry.wait(problem)
                 if wait is None:
-                    msg = f"{problem}, and was asked {retry.asked} times; try again later"
+                    msg = f"{problem}, after {retry.asked} attempts; try again later"
                     raise TracingError(msg) from error
             await anyio.sleep(wait)
 
@@ -247,10 +242,10 @@ class Api:
         /,
         **query: object,
     ) -> AsyncGenerator[T | None]:
-        """All rows of a list, page after page, whether the server counts pages or gives a cursor.
+        """All rows of a list, page by page, whether the server counts pages or returns a cursor.
 
-        A page that does not fit Langfuse's types is read row by row: *parse* makes the best of each, and gives `None`
-        for one that cannot be used.
+        A page that does not fit Langfuse's types is read row by row with *parse*, which returns `None` for an unusable
+        row.
 
         Raises:
             TracingError: the server does not answer, or not with a list.

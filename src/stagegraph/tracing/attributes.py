@@ -1,6 +1,6 @@
-"""What identifies and describes an observation: ids, names of attributes, metadata.
+"""Identity and description of an observation: ids, names of attributes, metadata.
 
-A program that only sends does not load `langfuse`: that costs a third of a second, and sets up the host's httpx logger.
+A program that only sends does not import `langfuse`, which takes a third of a second and sets up the httpx logger.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Attributes = dict[str, Any]
 
 
 class Names:
-    """Names of attributes: those of `langfuse.LangfuseOtelSpanAttributes`."""
+    """Names of attributes, equal to those of `langfuse.LangfuseOtelSpanAttributes`."""
 
     INPUT, OUTPUT = "langfuse.observation.input", "langfuse.observation.output"
     TYPE, LEVEL = "langfuse.observation.type", "langfuse.observation.level"
@@ -40,54 +40,54 @@ class Names:
 
 
 EXPERIMENTS = "sdk-experiment"
-"""The environment in which Langfuse keeps runs of experiments apart."""
+"""The environment in which Langfuse keeps the runs of experiments."""
 OWN = frozenset(
     "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
 )
-"""Names in the metadata of an observation that are ours; a run's own of that name gets `user_` before it."""
+"""Reserved names in the metadata of an observation; the same names in a run's own metadata get the prefix `user_`."""
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _TEXT_LIMIT = 200
-"""Langfuse drops a user, session or tag that is longer."""
+"""Characters; Langfuse drops a longer user, session or tag."""
 
 
 def trace_id(run_id: str) -> str:
-    """32 hexadecimal digits: what `Langfuse.create_trace_id(seed=run_id)` gives."""
+    """32 hexadecimal digits, as from `Langfuse.create_trace_id(seed=run_id)`."""
     return sha256(run_id.encode("utf-8", "replace")).digest()[:16].hex()
 
 
 def observation_id(run_id: str, key: str, segment: int = 0) -> str:
-    """16 hexadecimal digits for the call at *key*, in the run's *segment*: a resumed call is another observation."""
+    """16 hexadecimal digits for the call at *key* in the run's *segment*: a resumed call is a new observation."""
     return f"{span_number(run_id, key, segment):016x}"
 
 
 def span_number(run_id: str, key: str, segment: int) -> int:
-    """The same as a number."""
+    """`observation_id` as a number."""
     digest = sha256(f"{run_id}\0{segment}\0{key}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") or 1
 
 
 def score_id(run_id: str, key: str | None, name: str) -> str:
-    """The same score of the same call replaces the one before."""
+    """The id of a score, so that the same score of the same call replaces the earlier one."""
     return sha256(f"{run_id}\0{key or ''}\0{name}".encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def sampled(trace: int, span: int) -> SpanContext:
-    """The context of an observation."""
+    """The span context of an observation."""
     return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
 def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a JSON object, or something like it."""
+    """Whether a value is a mapping, such as a JSON object."""
     return isinstance(value, Mapping)
 
 
 def without_none(values: Mapping[str, Any]) -> Attributes:
-    """The attributes that an observation has."""
+    """The attributes that have a value."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
-    """Each value as JSON of its own, which is how the server reads it; `None` is left out."""
+    """Each value as separate JSON, which is how the server reads it; `None` is omitted."""
     return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
 
 
@@ -99,18 +99,18 @@ def _json(value: object) -> str:
 
 
 def _with_prefix(name: str) -> str:
-    """The name that a run's own metadata gets in an observation."""
+    """The name in an observation for a name in a run's own metadata."""
     return f"user_{name}" if re.sub(r"^(?:user_)+", "", name) in OWN else name
 
 
 def without_prefix(name: str) -> str:
-    """The same the other way round."""
+    """The inverse of `_with_prefix`."""
     short = name.removeprefix("user_")
     return short if short != name and _with_prefix(short) == name else name
 
 
 def common(start: TraceStart, connection: Connection) -> Attributes:
-    """What every observation of a run carries, so that each can be found by it."""
+    """The attributes of every observation of a run, so that each observation can be found by them."""
     own = {_with_prefix(name): value for name, value in start.metadata.items()}
     experiment = own.get(EXPERIMENT)
     item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}

@@ -1,4 +1,4 @@
-"""Where a Langfuse project is and how to speak to it."""
+"""The address, the keys and the request headers of a Langfuse project."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Connection:
         """The arguments, and Langfuse's own environment variables for those that are `None`.
 
         Raises:
-            DeclarationError: there are no keys, or the address is none.
+            DeclarationError: a key is missing, or the address is not valid.
         """
         env = os.environ
         public = (public_key or env.get("LANGFUSE_PUBLIC_KEY") or "").strip()
@@ -69,7 +69,7 @@ class Connection:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request to the ingestion endpoints carries."""
+        """The headers of every request to the ingestion endpoints."""
         token = base64.b64encode(f"{self.public_key}:{self.secret_key}".encode()).decode("ascii")
         return {
             "Authorization": f"Basic {token}",

@@ -1,4 +1,4 @@
-"""Langfuse data sets: examples written to them and read from them, and graphs evaluated on them as experiments."""
+"""Langfuse data sets: writing and reading their examples, and evaluating graphs on them as experiments."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ _MISSING: dict[str, Any] = {
     "status": "ACTIVE", "expectedOutput": None, "metadata": None, "mediaReferences": [],
     "datasetId": "", "datasetName": "", "createdAt": _NEVER, "updatedAt": _NEVER,
 }  # fmt: skip
-"""What an item has of which an older server says nothing."""
+"""Defaults for fields of an item that older servers do not send."""
 _ORDER = "example_order"
-"""The key in an item's metadata: when `to_dataset` was called, and which of its examples it was."""
+"""The key in an item's metadata for the time of the `to_dataset` call and the example's index in it."""
 
 
 async def to_dataset(
@@ -59,12 +59,12 @@ async def to_dataset(
     description: str | None = None,
     connection: Connection | None = None,
 ) -> int:
-    """Put examples into a Langfuse data set, which is made if there is none; gives how many.
+    """Put examples into a Langfuse data set, which is created if necessary; returns the number of examples.
 
-    An example with the same id is replaced. Examples that came from recorded runs are linked to the run and the call.
+    An example with the same id is replaced. Examples from recorded runs are linked to the run and the call.
 
     Raises:
-        TracingError: the server does not take them; those before have been sent.
+        TracingError: the server does not accept an example; earlier ones have been sent.
     """
     began = datetime.now(UTC).isoformat()
     rows = [_item(example, name, f"{began}/{place:09}") for place, example in enumerate(examples)]
@@ -80,7 +80,7 @@ async def to_dataset(
 
 
 async def _for_each(rows: Iterable[T], work: Callable[[T], Awaitable[None]], limit: int) -> None:
-    """Do it for each row, so many at once; the first error ends the others, and is raised by itself."""
+    """Do *work* for each row, at most *limit* at once; the first error cancels the others and is raised alone."""
     limiter = anyio.CapacityLimiter(limit)
 
     async def one(row: T) -> None:
@@ -97,9 +97,9 @@ async def _for_each(rows: Iterable[T], work: Callable[[T], Awaitable[None]], lim
 
 
 def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
-    """What the server is sent; as examples go there side by side, *order* says where this one stood."""
+    """The request for one example; requests are sent concurrently, so *order* keeps the example's position."""
     data = example.data()
-    # Ids are unique in a whole project, and the same example may stand in several data sets.
+    # Ids are unique in a whole project, and several data sets may contain the same example.
     item = {
         "id": sha256(f"{dataset}\0{example.id}".encode()).hexdigest()[:32],
         "dataset_name": dataset,
@@ -116,10 +116,10 @@ def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
 
 
 async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connection | None = None) -> list[Example[In]]:
-    """The active items of a Langfuse data set, with inputs of the graph's type: the oldest first, as they were given.
+    """The active items of a Langfuse data set with inputs of the graph's type, the oldest first, in their given order.
 
     Raises:
-        TracingError: there is no such data set, an input does not fit (it names the item), or nobody answers.
+        TracingError: no such data set, an input that does not fit (the message names the item), or no answer.
     """
     return [example for example, _ in await _items(name, graph, connection or Connection.of())]
 
@@ -142,7 +142,7 @@ async def _items(name: str, graph: Node[In, Any], connection: Connection) -> lis
                 given = graph.__node__.input_type.load(item.input)
             except (ValidationError, ValueError) as error:
                 reason = first_problem(error) if isinstance(error, ValidationError) else str(error)
-                msg = f"item {item.id} of data set {name!r} is no {graph.__node__.input_type.name}: {reason}"
+                msg = f"item {item.id} of data set {name!r} does not fit {graph.__node__.input_type.name}: {reason}"
                 raise TracingError(msg) from error
             metadata: dict[str, Any] = dict(item.metadata) if is_mapping(item.metadata) else {}
             id_ = str(metadata.pop("example_id", None) or item.id)
@@ -191,14 +191,14 @@ async def run_experiment(
     """Run a graph on every item of a Langfuse data set, and record it there as an experiment.
 
     Args:
-        graph: What to evaluate.
+        graph: The graph to evaluate.
         dataset: The data set's name.
-        runner: Runs it; its tracing is `LangfuseTracing`.
-        metrics: Name -> a function (also an async one) of the example and the whole run, which gives a number. A run
-            that failed is not scored; a metric that fails is logged and gives no score.
-        name: Of the experiment; the graph's name and the time without it.
-        description: What a reader should know.
-        side_by_side: How many items run at once.
+        runner: Runs the graph; its tracing is `LangfuseTracing`.
+        metrics: Name -> a function (also an async one) of the example and the whole run that returns a number. A failed
+            run is not scored; a metric that fails is logged and gives no score.
+        name: Name of the experiment; by default the graph's name and the time.
+        description: A text for readers of the experiment.
+        side_by_side: Number of items that run at once.
 
     Raises:
         TracingError: the runner does not trace to Langfuse, there is no such data set, or the server does not answer.
@@ -249,6 +249,6 @@ async def run_experiment(
 
 
 def _experiment_id(project: str, dataset: str, name: str) -> str:
-    """The id that the server works out for an experiment of this name on this data set."""
+    """The id that the server computes for an experiment with this name on this data set."""
     text = json.dumps(["langfuse-experiment-v1", project, dataset, name], separators=(",", ":"), ensure_ascii=False)
     return sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What may leave the process: contents changed by the user's function, without secrets, cut to size, or their shape."""
+"""The policy for data that leaves the process: redacted by the user's function, without secrets, limited in size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 Capture = Literal["all", "shape", "none"]
-"""Whole inputs, outputs and messages; only their types and sizes; nothing of them."""
+"""Complete inputs, outputs and messages; only their types and sizes; nothing of them."""
 
 Redact = Callable[[Any], Any]
-"""Gets a JSON value (an input, an output, messages, a text) and gives what may be sent."""
+"""Takes a JSON value (an input, an output, messages, a text) and returns what may be sent."""
 
 _CONTENT = {
     Names.INPUT, Names.OUTPUT, Names.STATUS,
@@ -30,9 +30,9 @@ _CONTENT = {
     "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",
     "gen_ai.tool.description", "metadata", "pydantic_ai.tool.deferral.metadata",
 }  # fmt: skip
-"""Attributes that hold what a user, a developer or a model wrote."""
+"""Attributes with content of a user, a developer or a model."""
 _SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "model_name", "agent_name", "logfire.")
-"""What remains of Pydantic AI's spans when content is not captured."""
+"""Prefixes of the attributes that Pydantic AI's spans keep when content is not captured."""
 _USAGE = {
     "gen_ai.usage.input_tokens": "input",
     "gen_ai.usage.output_tokens": "output",
@@ -40,26 +40,26 @@ _USAGE = {
     "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
 }
 _CONVERSATION = "gen_ai.conversation.id"
-"""One for each agent run, which Langfuse would take for the session."""
+"""Differs in each agent run; Langfuse would take it for the session."""
 _OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
 _DEEP = 5
 _FILE = re.compile(r"(?<=\"data\":\")[A-Za-z0-9+/=_-]{100,}(?=\",\"media_type\":)")
 
 
 def redacted(text: str, redact: Redact) -> str:
-    """JSON (or a plain text) through the user's function; what it fails on is not sent."""
+    """JSON (or a plain text) after the user's function; if that raises, the value is not sent."""
     try:
         value = json.loads(text)
     except ValueError:
         return redacted_text(text, redact)
     try:
         return json.dumps(redact(value), ensure_ascii=False)
-    except Exception as error:  # noqa: BLE001 - a user's function; its message may quote what must not be told
+    except Exception as error:  # noqa: BLE001 - a user's function; its message may quote private data
         return json.dumps(_failed(error))
 
 
 def redacted_text(text: str, redact: Redact) -> str:
-    """A text through the user's function; what it fails on is not sent."""
+    """A text after the user's function; if that raises, the text is not sent."""
     try:
         return str(redact(text))
     except Exception as error:  # noqa: BLE001
@@ -76,7 +76,7 @@ def without_files(text: str) -> str:
 
 
 def cut(text: str, limit: int) -> tuple[str, int | None]:
-    """At most *limit* bytes of UTF-8, and how many there were when it is less than all."""
+    """At most *limit* bytes of UTF-8, and the full size if the text was cut."""
     if len(text) * 4 <= limit:
         return text, None
     raw = text.encode("utf-8", "replace")
@@ -86,7 +86,7 @@ def cut(text: str, limit: int) -> tuple[str, int | None]:
 
 
 def shape(value: object, depth: int = 0) -> Any:
-    """The types and sizes in a value, and nothing that a user or a model wrote."""
+    """The types and sizes in a value, without content of a user or a model."""
     kind = type(value).__name__
     if value is None or isinstance(value, bool):
         return kind
@@ -108,14 +108,14 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What of a span may leave the process; applied to every span, ours and Pydantic AI's, before it is sent."""
+    """The rules for one span; applied to every span, ours and Pydantic AI's, before it is sent."""
 
     capture: Capture
     redact: Redact | None
     limit: int
     """Bytes of one input, output or list of messages."""
     secrets: tuple[re.Pattern[str], ...] = ()
-    """Values that never leave, the longest first."""
+    """Values that are always hidden, the longest first."""
 
     def apply(self, span: ReadableSpan) -> ReadableSpan:
         """The span as it may leave the process."""
@@ -143,11 +143,11 @@ class Policy:
         )
 
     def text(self, text: str) -> str:
-        """A text that a user or a model wrote, as it may leave the process."""
+        """A text of a user or a model, as it may leave the process."""
         return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
 
     def json(self, text: str) -> str:
-        """The same for a value as JSON."""
+        """A value as JSON, as it may leave the process."""
         return self._clean(redacted(text, self.redact) if self.redact is not None else text)
 
     def _reason(self, span: ReadableSpan) -> str | None:
@@ -186,7 +186,7 @@ def _is_technical(name: str) -> bool:
 
 
 def _bridge(attributes: Attributes) -> None:
-    """Usage and cost under the names that Langfuse reads, once: it takes the details for further tokens."""
+    """Set usage and cost under Langfuse's names and remove the details, which it would count as further tokens."""
     usage = {short: attributes[name] for name, short in _USAGE.items() if name in attributes}
     details = sum(count for name, count in usage.items() if name.startswith("input_"))
     for name in [name for name in attributes if name.startswith("gen_ai.usage.details.")]:

@@ -1,4 +1,4 @@
-"""Prompts that live in Langfuse: deployed, promoted and taken back by label, and read without holding up a run."""
+"""Prompts in Langfuse: deployed, promoted and rolled back by label, and read without delaying a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PATIENCE = 20.0
 
 
 class _Own(BaseModel):
-    """What this package keeps in the config of a version: demos, and the texts of tools and fields."""
+    """This package's data in the config of a version: demos, and the texts of tools and fields."""
 
     parts: dict[str, Any] = {}
 
@@ -49,10 +49,9 @@ class _Config(BaseModel):
 
 
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
-    """A version as a prompt of this stage."""
     name = f"{version.name}, version {version.version},"
     if not isinstance(version.prompt, str):
-        msg = f"{name} is no text prompt"
+        msg = f"{name} is not a text prompt"
         raise PromptError(msg)
     parts = _parts(version)
     if parts is None:
@@ -67,7 +66,7 @@ def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
 
 
 def _parts(version: Version) -> dict[str, Any] | None:
-    """What a version has beside its text; `None` when its config is not what this package writes there."""
+    """The data of a version besides its text; `None` when its config was not written by this package."""
     try:
         return _Config.model_validate(version.config or {}).stagegraph.parts
     except ValidationError:
@@ -75,18 +74,18 @@ def _parts(version: Version) -> dict[str, Any] | None:
 
 
 class _Versions:
-    """The versions of the prompts of one graph: one prompt a stage, named `<graph>/<path>`."""
+    """The prompt versions of one graph: one prompt per stage, named `<graph>/<path>`."""
 
     def __init__(self, api: Api, graph: Node[Any, Any]) -> None:
         self._api = api
         self._graph = graph.__node__.name
 
     def name(self, path: str) -> str:
-        """The name of a stage's prompt; a stage that is run by itself has its own name alone."""
+        """The name of a stage's prompt; for a stage that runs by itself, only its own name."""
         return self._graph if self._graph == path else f"{self._graph}/{path}"
 
     async def get(self, path: str, label: str) -> Version | None:
-        """The version that carries a label."""
+        """The version with a label."""
         name = self.name(path)
         try:
             return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.get, quote(name, safe=""), label=label)
@@ -94,13 +93,12 @@ class _Versions:
             return None
 
     async def give(self, path: str, version: int, label: str) -> None:
-        """Give a version a label, which others lose."""
+        """Move a label to a version."""
         name = self.name(path)
         update = self._api.sdk.prompt_version.update
         await self._api.ask(f"prompts/{name}", update, quote(name, safe=""), version, new_labels=[label])
 
     async def make(self, path: str, body: Mapping[str, object]) -> Version:
-        """Make a new version."""
         from langfuse.api import CreateTextPromptRequest  # noqa: PLC0415
 
         name = self.name(path)
@@ -109,17 +107,17 @@ class _Versions:
 
 
 class LangfusePrompts:
-    """The prompts of a graph that carry a label in Langfuse now: a `PromptSource`; what `langfuse_prompts` gives.
+    """The prompts of a graph that have a label in Langfuse: a `PromptSource`, made by `langfuse_prompts`.
 
-    They are fetched in a thread, at once and again when they are older than *ttl*. Whatever is wrong with them or with
-    the server, a stage keeps what it had: what was fetched before, or else the code's text.
+    A thread fetches them immediately, and again when they are older than *ttl*. If a prompt or the server has a
+    problem, the stage keeps the text that was fetched before, or else the code's text.
 
     Args:
-        graph: What they are for: the prompt of each stage is named `<graph>/<path>`.
-        label: Which version of each: `production`, `candidate`.
-        ttl: Seconds after which a run lets them be fetched again (it does not wait for it).
-        wait: Seconds that the first run waits at most for the first answer.
-        connection: Which project; Langfuse's own environment variables say it otherwise.
+        graph: The graph; the prompt of each stage is named `<graph>/<path>`.
+        label: The label of the versions: `production`, `candidate`.
+        ttl: Seconds after which a run starts a new fetch, without waiting for it.
+        wait: Maximum seconds that the first run waits for the first fetch.
+        connection: The project; by default from Langfuse's own environment variables.
 
     Raises:
         DeclarationError: the keys are not set.
@@ -140,7 +138,7 @@ class LangfusePrompts:
         self._ttl, self._wait = ttl, wait
         self._state = Prompts(graph=graph.__node__.name)
         self._warned: set[str] = set()
-        load_langfuse()  # not in the thread: a fork meanwhile would leave its lock held in the child
+        load_langfuse()  # not in the thread: after a fork during the import, its lock would be held in the child
         self._begin()
         after_fork(self._forked)
         self._refresh()
@@ -148,16 +146,16 @@ class LangfusePrompts:
     def _begin(self) -> None:
         self._fetched = -float("inf")
         self._answered: Future[None] = Future()
-        """Done when the first answer is there."""
+        """Done after the first fetch."""
         self._until = float("inf")
-        """When the time is over that the first answer is waited for."""
+        """The deadline of waiting for the first fetch."""
         self._one = threading.Lock()
         self._asked = False
 
     def _forked(self) -> None:
-        """Fetch anew in a forked child, when it first asks: the parent's thread is not here, and its locks may be held.
+        """Fetch again on first use in a forked child, which has no thread, and where the parent's locks may be held.
 
-        What the parent knew already is used meanwhile, as it would be there.
+        Until then it uses what the parent had fetched.
         """
         known = self._answered.done()
         self._begin()
@@ -165,7 +163,7 @@ class LangfusePrompts:
             self._answered.set_result(None)
 
     async def current(self, labels: RunLabels | None = None) -> Prompts:
-        """The prompts in force now: what was fetched last. Only the first call waits, at most for *wait* seconds."""
+        """The prompts that were fetched last. Only the first call waits, for at most *wait* seconds."""
         if self._answered.done():
             if time.monotonic() - self._fetched > self._ttl:
                 self._refresh()
@@ -178,10 +176,10 @@ class LangfusePrompts:
         return self._state
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
-        """Make sure that they are for a graph with these stages, without waiting for them.
+        """Check that the prompts are for a graph with these stages, without waiting for a fetch.
 
         Raises:
-            PromptError: they are for another one.
+            PromptError: they are for another graph.
         """
         Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, name)
 
@@ -193,7 +191,7 @@ class LangfusePrompts:
     def _fetch(self) -> None:
         try:
             self._state = asyncio.run(self._ask())
-        except Exception as error:  # noqa: BLE001 - whatever a server does, runs go on with what there is
+        except Exception as error:  # noqa: BLE001 - runs continue with the known prompts, whatever a server does
             self._warn([("", f"prompts of {self.graph.__node__.name} could not be fetched: {error!r}")])
         finally:
             self._fetched = time.monotonic()
@@ -236,14 +234,14 @@ class LangfusePrompts:
         )
 
     def _warn(self, problems: list[tuple[str, str]]) -> None:
-        """Log what is wrong, in one warning, and again only after it was right in between."""
+        """Log all problems in one warning; a stage's problem is logged again only after the stage had none."""
         new = [(path, problem) for path, problem in problems if path not in self._warned]
         self._warned = {path for path, _ in problems}
         if new:
             reasons = "; ".join(dict.fromkeys(problem for _, problem in new))
             stages = ", ".join(f"`{path}`" for path, _ in new if path)
             log.warning(
-                "%s; until that changes, %s what it said before, or what the code says (said once)",
+                "%s; until that changes, %s the text that was fetched before, or the code's text (logged once)",
                 reasons,
                 f"the prompt of {stages} is" if stages else "every prompt is",
             )
@@ -255,7 +253,7 @@ class LangfusePrompts:
 def langfuse_prompts(
     graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
 ) -> LangfusePrompts:
-    """The prompts of a graph that carry a label in Langfuse: what a runner or a run takes in place of `Prompts`.
+    """The prompts of a graph that have a label in Langfuse; a runner or a run takes them in place of `Prompts`.
 
     Raises:
         DeclarationError: the keys are not set.
@@ -272,24 +270,24 @@ def deploy_prompts(
     message: str | None = None,
     connection: Connection | None = None,
 ) -> dict[str, int]:
-    """Make a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and give it a label.
+    """Create a version of each stage's prompt in Langfuse, named `<graph>/<path>`, and move a label to it.
 
-    A stage whose newest version says the same gets the label and no new version.
+    If the newest version of a stage has the same content, it gets the label and there is no new version.
 
     Args:
-        prompts: What to deploy; a stage that is not in them goes with the code's text.
-        graph: What they are for.
-        label: The label that the versions get, and others lose.
-        provenance: Where they come from (optimizer, metric, data), as plain data; it stands in each version's config.
-        message: A line about the change.
-        connection: Which project; the environment says it otherwise.
+        prompts: The prompts to deploy; a stage without one is deployed with the code's text.
+        graph: The graph of the prompts.
+        label: The label, which earlier versions lose.
+        provenance: Their origin (optimizer, metric, data) as plain data, stored in each version's config.
+        message: The versions' commit message.
+        connection: The project; by default from the environment.
 
     Returns:
         Stage path -> version.
 
     Raises:
         PromptError: the prompts name stages or fields that the graph does not have.
-        TracingError: the server does not take them; stages before the one it names have been sent.
+        TracingError: the server does not accept a prompt; stages before the named one have been sent.
     """
     stages = stages_of(graph)
     prompts.check_known(stages, graph.__node__.name)
@@ -306,7 +304,6 @@ def deploy_prompts(
 def _body(
     prompts: Prompts, path: str, stage: Stage[Any, Any], provenance: Mapping[str, object] | None
 ) -> dict[str, Any]:
-    """The text and the config of a version."""
     prompt = prompts.get(path, Prompt())
     text = prompt.instructions if prompt.instructions is not None else stage.instructions
     parts = {name: value for name, value in prompt.data().items() if name != "instructions"}
@@ -333,13 +330,13 @@ def promote_prompts(
     target: str = "production",
     connection: Connection | None = None,
 ) -> dict[str, int]:
-    """Give the label *target* to what carries *source*; what carried it before stays known for `rollback_prompts`.
+    """Move the label *target* to the versions with the label *source*; `rollback_prompts` moves it back.
 
     Returns:
         Stage path -> version, of the stages that have a version with the label *source*.
 
     Raises:
-        TracingError: no stage has one, or the server refuses.
+        TracingError: no stage has such a version, or the server refuses.
     """
 
     async def promote(versions: _Versions) -> dict[str, int]:
@@ -352,21 +349,21 @@ def promote_prompts(
 def rollback_prompts(
     graph: Node[Any, Any], *, label: str = "production", connection: Connection | None = None
 ) -> dict[str, int]:
-    """Undo the last promotion to *label*: each stage goes back to the version that carried it before.
+    """Undo the last promotion to *label*: each stage returns to the version that had the label before.
 
-    Rolling back once more undoes the rollback.
+    A second rollback undoes the first.
 
     Returns:
         Stage path -> version, of the stages that had another version before.
 
     Raises:
-        TracingError: there is nothing to go back to, or the server refuses.
+        TracingError: there is no promotion to undo, or the server refuses.
     """
 
     async def roll_back(versions: _Versions) -> dict[str, int]:
         new, changed = await _move(versions, graph, _before(label), label)
         if not changed:
-            msg = f"the prompts of {graph.__node__.name} with the label {label!r} are what they were before it"
+            msg = f"the prompts of {graph.__node__.name} have no promotion to the label {label!r} that could be undone"
             raise TracingError(msg)
         return {path: new[path] for path in changed}
 
@@ -374,14 +371,14 @@ def rollback_prompts(
 
 
 def _before(label: str) -> str:
-    """The label of what carried a label before."""
+    """The label of the versions that had *label* before."""
     return f"{label}-before"
 
 
 async def _move(
     versions: _Versions, graph: Node[Any, Any], source: str, target: str
 ) -> tuple[dict[str, int], list[str]]:
-    """Move *target* to what carries *source*, and remember where it was; gives all versions, and what changed."""
+    """Move *target* to the versions with *source* and mark its old ones; returns all versions and the changed paths."""
     new: dict[str, int] = {}
     old: dict[str, int | None] = {}
     for path in stages_of(graph):
@@ -390,12 +387,12 @@ async def _move(
             before = await versions.get(path, target)
             new[path], old[path] = version.version, None if before is None else before.version
     if not new:
-        msg = f"no prompt of {graph.__node__.name} carries the label {source!r} in Langfuse"
+        msg = f"no prompt of {graph.__node__.name} has the label {source!r} in Langfuse"
         raise TracingError(msg)
     changed = [path for path in new if new[path] != old[path]]
     for path in changed:
         await versions.give(path, new[path], target)
-    # A stage that stays remembers its own version: a rollback undoes this promotion, none before it.
+    # An unchanged stage is marked with its own version: a rollback undoes this promotion and no earlier one.
     for path in new if changed else ():
         was = old[path]
         if was is not None:
@@ -406,7 +403,7 @@ async def _move(
 def _now(
     work: Callable[[_Versions], Coroutine[Any, Any, T]], graph: Node[Any, Any], connection: Connection | None
 ) -> T:
-    """Run it to its end from code of any kind: in a thread of its own, a running event loop does not matter."""
+    """Do *work* in a thread, so that it also works while an event loop is running."""
 
     async def within() -> T:
         async with Api(connection or Connection.of(), patience=_PATIENCE) as api:

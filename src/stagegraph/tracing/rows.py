@@ -1,4 +1,4 @@
-"""A trace as the rows of a journal: what Langfuse knows of a run, in the form in which everything else reads runs."""
+"""A Langfuse trace as the rows of a journal, the form in which all other code reads runs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
-"""Ends of a call that the level of its observation does not tell."""
+"""Statuses of a call that the level of its observation does not show."""
 _NOT_TOLD = OWN | {"resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated"}
-"""Names in the metadata of a run's observation that are not of its caller."""
-NO_RUN = "a trace has no run in it (yet)"
+"""Names in the metadata of a run's observation that the caller did not set."""
+NO_RUN = "a trace contains no run (yet)"
 _CUT = 200
-"""Characters of a value of the metadata that a server shows without being asked for the whole."""
+"""Characters of a metadata value that a server returns unless the whole value is requested."""
 
 
 def meta(row: ObservationV2, name: str) -> Any:
-    """One value of an observation's metadata; older servers give it as the JSON that was sent."""
+    """One value of an observation's metadata; older servers return it as the JSON that was sent."""
     known = row.metadata or {}
     value = known.get(name)
     if isinstance(value, str) and str(known.get("kind"))[:1] == '"':
@@ -42,30 +42,30 @@ def meta(row: ObservationV2, name: str) -> Any:
 
 
 def is_root(row: ObservationV2) -> bool:
-    """Whether an observation is a whole run."""
+    """Whether an observation is that of a whole run."""
     return meta(row, "run_id") is not None and (row.parent_observation_id is None or meta(row, "path") == "")
 
 
 def name_of(root: ObservationV2) -> str:
-    """The name of what was run."""
+    """The name of the node that ran."""
     name = root.name or ""
     return root.trace_name or (name if meta(root, "path") == "" else name.partition(":")[2])
 
 
 def cut_metadata(rows: Iterable[ObservationV2]) -> list[str]:
-    """Names of what a caller said about the run and a server did not show whole."""
+    """Names in the caller's metadata whose values the server may have truncated."""
     told = (row.metadata or {} for row in rows if is_root(row))
     found = {name for one in told for name, value in one.items() if isinstance(value, str) and len(value) >= _CUT}
     return sorted(found - _NOT_TOLD)
 
 
 def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: Counter[str]) -> RunRows | None:
-    """The rows of one run from its trace, or `None` when there is none of ours in it."""
+    """The rows of one run from its trace, or `None` when the trace contains no run of stagegraph."""
     rows = list(rows)
     own = [row for row in rows if meta(row, "key") is not None and meta(row, "run_id") is not None]
     latest: dict[str, ObservationV2] = {}
     for row in sorted(own, key=lambda one: (_count(meta(one, "segment")), one.start_time)):
-        latest[str(meta(row, "key"))] = row  # a call that was resumed counts as it went the last time
+        latest[str(meta(row, "key"))] = row  # of a resumed call, the last observation counts
     root = latest.get("") or next((row for row in latest.values() if is_root(row)), None)
     if root is None:
         skipped[NO_RUN] += 1
@@ -79,7 +79,7 @@ def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: C
         if call is not None:
             usable[key] = call
             continue
-        skipped["an observation was cut, or has no input"] += 1
+        skipped["an observation is truncated, or has no input"] += 1
         if row is root:
             return None
     above = {key: parents.get(latest[key].parent_observation_id or "") for key in usable}
@@ -91,7 +91,7 @@ def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: C
 
 
 def _parents(rows: Iterable[ObservationV2], own: Iterable[ObservationV2]) -> dict[str, str]:
-    """Id of any observation -> key of the call it happened in (or, for a call, that it is)."""
+    """Id of any observation -> key of the call that contains it, or, for a call's own observation, of that call."""
     keys = {row.id: str(meta(row, "key")) for row in own}
     above = {row.id: row.parent_observation_id or "" for row in rows}
     found: dict[str, str] = {}
@@ -109,16 +109,16 @@ _Spent = dict[str | None, tuple[dict[str, int], Decimal | None]]
 
 
 def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
-    """Key -> usage and cost of its model requests; the cost is unknown as soon as one of theirs is.
+    """Key -> usage and cost of its model requests; the cost is `None` if that of one request is unknown.
 
-    Under `None` stands what is said of all other calls: nothing is known of them when a request belongs to any.
+    The value under `None` applies to all other calls: it is unknown if a request cannot be assigned to a call.
     """
     found: _Spent = {None: ({}, Decimal(0))}
     for row in rows:
         details = row.usage_details or {}
         request = row.type == "GENERATION" or (not row.type and details)
         if not request or not (details or row.output):
-            continue  # a request that was not answered costs nothing
+            continue  # an unanswered request costs nothing
         key = parents.get(row.id)
         if key is None:
             found[None] = {}, None
@@ -141,7 +141,7 @@ def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
 
 
 def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
-    """One call, still without its place; `None` when its input or output is not whole."""
+    """One call without parent and position; `None` when its input or output is incomplete."""
     given, output, status = _json(row.input), _json(row.output), _status(row)
     if given is None or (status == "succeeded" and output is None):
         return None
@@ -210,7 +210,7 @@ def _feedback(scores: Iterable[ScoreV3], run_id: str, places: Mapping[str, str],
         about = subject.id if subject is not None and subject.kind == "observation" else None
         key = None if about is None else places.get(about)
         if about is not None and key is None:
-            continue  # of an observation that is none of our calls
+            continue  # its observation is not a call of the run
         found.append(
             FeedbackRow(
                 id=score.id,
@@ -226,7 +226,7 @@ def _feedback(scores: Iterable[ScoreV3], run_id: str, places: Mapping[str, str],
 
 
 def _given(score: ScoreV3) -> datetime:
-    """When a score was given: all of a run's carry the time the run began, so it stands in the metadata."""
+    """The time a score was given, from its metadata: the timestamps of all scores are the start of the run."""
     try:
         return datetime.fromisoformat(str((score.metadata or {}).get("given")))
     except ValueError:
@@ -238,7 +238,7 @@ def _status(row: ObservationV2) -> Status:
 
 
 def _json(value: object) -> str | None:
-    """A value as JSON text, if it is one."""
+    """A value as JSON text; `None` if it is not JSON."""
     if value is None or not isinstance(value, str):
         return None if value is None else json.dumps(value)
     try:
@@ -253,9 +253,9 @@ def _count(value: object) -> int:
 
 
 def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: str) -> list[CallRow]:
-    """The calls with their parents and places: each after the one it was made in, siblings as they began.
+    """The calls with parents and positions: each after its parent, siblings in the order of their start.
 
-    Servers keep milliseconds, so times alone do not tell what began first.
+    Servers keep milliseconds, so times alone do not show which call began first.
     """
     inside: dict[str, list[CallRow]] = {}
     for key, call in calls.items():
@@ -266,7 +266,7 @@ def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: st
     ordered: list[CallRow] = []
     pending = [calls[root]]
     while pending or inside:
-        if not pending:  # calls in a circle, which only nonsense can give
+        if not pending:  # a circle of calls, possible only in corrupt data
             _, pending = inside.popitem()
             for call in pending:
                 call.parent = root
@@ -278,7 +278,7 @@ def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: st
 
 
 def _in_order(siblings: list[CallRow]) -> list[CallRow]:
-    """As they began; of those that began in the same millisecond, what ended first, a fan-out by its numbers."""
+    """Siblings in the order of their start; within one millisecond by their end, and a fan-out by its indices."""
     ends: dict[tuple[float, str], float] = {}
     for call in siblings:
         place, end = (call.started, call.path), call.started + call.duration
@@ -287,6 +287,6 @@ def _in_order(siblings: list[CallRow]) -> list[CallRow]:
 
 
 def _around(key: str, calls: Mapping[str, CallRow], root: str) -> str:
-    """The call that a key says it was made in, as near as it was recorded."""
+    """The nearest recorded call around *key*, according to the key itself."""
     known = [other for other in calls if other and key.startswith(f"{other}.")]
     return max(known, key=len, default=root)

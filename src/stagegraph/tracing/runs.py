@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _WHOLE = "key,path,run_id"
-"""Names in the metadata whose values are read whole."""
+"""Names in the metadata whose values are read without truncation."""
 _PAGE = 200
 _PAUSE, _LONGEST_PAUSE = 0.25, 2.0
-"""Seconds between two attempts to read a run that is not there yet."""
+"""Seconds between two attempts to read a run that the server does not show yet."""
 _MISSING = {"projectId": "", "type": "", "startTime": "1970-01-01T00:00:00Z"}
-"""What an observation has of which an older server says nothing."""
+"""Defaults for fields of an observation that older servers do not send."""
 
 
 class LangfuseRuns(RunSource):
-    """Recorded runs of a Langfuse project, as the typed runs they were.
+    """The recorded runs of a Langfuse project, as typed runs.
 
     Args:
-        public_key: Like everything that is `None`, from Langfuse's own variable: `LANGFUSE_PUBLIC_KEY`.
-        secret_key: `LANGFUSE_SECRET_KEY`.
-        base_url: `LANGFUSE_BASE_URL`.
-        patience: Seconds in all that one request may be tried again for, while the server is busy (429) or away.
+        public_key: Defaults to the environment variable `LANGFUSE_PUBLIC_KEY`.
+        secret_key: Defaults to `LANGFUSE_SECRET_KEY`.
+        base_url: Defaults to `LANGFUSE_BASE_URL`, then to Langfuse's cloud.
+        patience: Seconds in total for retries of one request while the server is busy (429) or unreachable.
 
     Raises:
-        DeclarationError: there are no keys.
+        DeclarationError: the keys are missing.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class LangfuseRuns(RunSource):
                 yield found
 
     async def listed(self, label: str | None, query: RunQuery, name: str | None = None) -> AsyncGenerator[RunRows]:
-        """The runs of what is called *label* (of everything without one), the newest first.
+        """The runs of the node named *label* (`None`: of all nodes), the newest first.
 
-        With the *name* of their root observations, the server has less to look through.
+        The *name* of their root observations lets the server search less.
         """
         seen: set[str] = set()
         async with Api(self.connection, patience=self._patience) as api:
@@ -91,7 +91,7 @@ class LangfuseRuns(RunSource):
             async with aclosing(roots) as rows:
                 async for row in rows:
                     if not is_root(row):
-                        self.skipped["an observation does not say of which run it is"] += 1
+                        self.skipped["an observation has no run id"] += 1
                         continue
                     trace = row.trace_id or trace_id(str(meta(row, "run_id")))
                     if trace in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
@@ -106,20 +106,20 @@ class LangfuseRuns(RunSource):
 
         Args:
             run_id: Its id.
-            graph: What ran.
-            wait: Seconds to wait for a run that ended just now: a server takes 15 to 30 to show it.
+            graph: The node that ran.
+            wait: Seconds to wait for a run that has just ended: a server takes 15 to 30 seconds to show it.
 
         Raises:
-            TracingError: the server does not know it (yet), or does not answer.
+            TracingError: the server does not have the run (yet), or does not answer.
         """
         row, calls, scores = await self.page(run_id, wait=wait)
         return run_of(row, calls, scores, graph)
 
     async def page(self, run_id: str, *, wait: float = 0.0) -> RunRows:
-        """The same as the rows of a journal, without knowing the graph.
+        """One run as the rows of a journal, without its graph.
 
         Raises:
-            TracingError: the server does not know it (yet), or does not answer.
+            TracingError: the server does not have the run (yet), or does not answer.
         """
         until, pause = anyio.current_time() + wait, _PAUSE
         base = self.connection.base_url
@@ -135,7 +135,7 @@ class LangfuseRuns(RunSource):
         self.skipped.update(skipped)
         if found is not None:
             return found
-        msg = f"{base} has no run {run_id!r}; one that ended just now takes up to 30 seconds to be seen"
+        msg = f"{base} has no run {run_id!r}; a run that has just ended takes up to 30 seconds to appear"
         if reasons := "; ".join(reason for reason in skipped if reason != NO_RUN):
             msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
         raise TracingError(msg)
@@ -190,5 +190,5 @@ def _wanted(row: ObservationV2, query: RunQuery) -> bool:
 
 
 def _milliseconds(moment: datetime | None) -> datetime | None:
-    """A moment as exact as a server keeps when a run began."""
+    """A time in the precision in which a server keeps the start of a run."""
     return None if moment is None else moment.replace(microsecond=moment.microsecond // 1000 * 1000)

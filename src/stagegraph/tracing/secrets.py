@@ -1,6 +1,6 @@
-"""Secrets: values of the environment, and what looks like a key, a password or a header that carries one.
+"""Removal of secrets: values of the environment, and text that looks like a key, a password or a header with one.
 
-They are taken out of JSON as the data that it is, which stays JSON, and out of anything else as text.
+JSON is searched as data and stays JSON; everything else is searched as text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LONG_ENOUGH = 8
 _COUNTED = re.compile(
     r"(?i)(?:count|length|len|size|age|limit|total|used|attempts|ttl|seconds|expir\w*|version|index)$"
 )
-"""Names of numbers about secrets, which are none."""
+"""Names of numbers that describe a secret and are not secret."""
 _LARGEST_COUNT = 1000
 _NAMES, _VALUES = ("name", "key", "header", "field", "variable"), ("value", "values")
-"""What a pair is made of where it is written as an object: `{"name": "password", "value": ...}`."""
+"""The keys of a pair that is written as an object: `{"name": "password", "value": ...}`."""
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _WORDS = (
@@ -35,7 +35,7 @@ _NAME = re.compile(rf"(?i){_WORDS}$")
 _SHORT_NAME = re.compile(
     r"(?i)(?<![^\W_])(?<!first[_-])(?<!second[_-])(?<!third[_-])(?<!final[_-])(?<!last[_-])(?:pass|pwd)$"
 )
-"""What a password is called where there is little room, and not the `first_pass` of several."""
+"""Short names of passwords, but not ordinals such as `first_pass`."""
 _STEMS = ("pass", "key", "secret", "authorization", "token", "cookie")
 _PATTERNS = (
     re.compile(r"(?<=[Aa]uthorization: )[A-Za-z]{5,6}\s{1,5}[^\s\"'\\,;]+"),
@@ -47,8 +47,8 @@ _PATTERNS = (
     re.compile(r"(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"),
     re.compile(r"(?<=PRIVATE KEY-----)[\w+/=\s\\:,.]{1,10000}"),
 )
-"""What a secret looks like. A text may be long, and a search holds up every thread of the process: so none of these
-(nor of the next) looks far ahead from many places."""
+"""Forms of secrets. A text may be long, and a search blocks every thread of the process, so none of these patterns
+(nor the next one) looks far ahead from many places."""
 _NAMED = re.compile(
     rf"""(?ixs){_WORDS}(?:
         (?P<plain> ["']?\s{{0,9}}[:=]\s{{0,9}}(?P<quote>["']) )
@@ -60,20 +60,20 @@ _NAMED = re.compile(
       | (?P<text> \s{{0,9}}(?:=\s{{0,9}}|:\s{{0,9}}(?=\S{{0,200}}[\d_-])) ) (?!\[secret\])[^\s"'\\,;&{{}}\[\])]{{3,}}
     )"""
 )
-"""A name that sounds like a secret, and its value: in quotes (where a text was quoted again, any number of backslashes
-belongs to what comes after them); in quotes of a text in a text; where a quote is never
-closed (only the next word is hidden then: it may be an apostrophe); in a text."""
+"""A secret-sounding name and its value: in quotes (where a text was quoted again, any number of backslashes belongs to
+the character after them); in the quotes of a text inside a text; after a quote that is never closed (only the next word
+is hidden then, since the quote may be an apostrophe); in plain text."""
 
 
 def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
-    """A text, or a value as JSON, without *secrets* and without what looks like one."""
+    """A text, or a value as JSON, without *secrets* and without text that looks like a secret."""
     if text.lstrip()[:1] not in {"{", "[", '"'}:
         return encodable(_scrubbed_text(text, secrets))
     try:
         value: JsonValue = json.loads(text)
         clean = _Scrubber(secrets).value(value)
         return encodable(text if clean == value else _json(clean))
-    except RecursionError:  # too deep to look at as a whole
+    except RecursionError:  # nested too deeply for the parser
         return encodable(_STRING.sub(lambda found: _json(_scrubbed_text(_text(found[0]), secrets)), text))
     except ValueError:
         return encodable(_scrubbed_text(text, secrets))
@@ -91,8 +91,6 @@ def _text(string: str) -> str:
 
 
 class _Scrubber:
-    """Gives JSON values without the secrets in them."""
-
     def __init__(self, secrets: Sequence[re.Pattern[str]]) -> None:
         self._secrets = secrets
 
@@ -117,7 +115,7 @@ class _Scrubber:
         }
 
     def _schemas(self, properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """What a schema says of a field is no secret, whatever the field is called."""
+        """The schema of a field is not a secret, whatever the field's name."""
         return {
             _scrubbed_text(name, self._secrets): self.value(held) if isinstance(held, dict) else self._named(name, held)
             for name, held in properties.items()
@@ -135,7 +133,7 @@ class _Scrubber:
 
 
 def _are_pairs(items: list[JsonValue]) -> bool:
-    """Whether a list is names and values, as headers often are."""
+    """Whether a list holds pairs of name and value, as headers often do."""
     return bool(items) and all(
         isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)  # noqa: PLR2004
         for item in items
@@ -143,7 +141,7 @@ def _are_pairs(items: list[JsonValue]) -> bool:
 
 
 def _hidden(name: str, value: JsonValue) -> JsonValue:
-    """Everything in the value of a secret field: what is no text, number or collection tells nothing."""
+    """The value of a secret field without its texts and large numbers; other values reveal nothing."""
     if isinstance(value, dict):
         return {key: _hidden(name, held) for key, held in value.items()}
     if isinstance(value, list):
@@ -156,7 +154,7 @@ def _hidden(name: str, value: JsonValue) -> JsonValue:
 
 
 def _scrubbed_text(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
-    """A text without *secrets* and without what looks like one."""
+    """`scrubbed` for a text that is not JSON."""
     for secret in secrets:
         text = secret.sub(HIDDEN, text)
     for pattern in _PATTERNS:
@@ -172,15 +170,14 @@ def _without_value(found: re.Match[str]) -> str:
 
 
 def sounds_secret(name: str) -> bool:
-    """Whether a field of that name holds a secret."""
+    """Whether a field with this name holds a secret."""
     return _NAME.search(name) is not None
 
 
 def _is_secret(name: str, value: object) -> bool:
-    """Whether a field of that name with that value holds a secret."""
     if sounds_secret(name):
         return True
-    # Of a shell, `PWD` is where it works; in words of a person, a pass is many things.
+    # `PWD` is the working directory of a shell; in prose, "pass" has many meanings.
     return (
         _SHORT_NAME.search(name) is not None
         and name not in {"PWD", "OLDPWD"}
@@ -189,7 +186,7 @@ def _is_secret(name: str, value: object) -> bool:
 
 
 def known_secrets(*more: str) -> tuple[re.Pattern[str], ...]:
-    """*more* and the values of environment variables that are named like secrets, the longest first."""
+    """*more* and the values of environment variables with secret-sounding names, the longest first."""
     variables = os.environ.items()
     found = {value for name, value in variables if _SECRET_NAME.search(name) and len(value) >= _LONG_ENOUGH}
     return tuple(_spelled(secret) for secret in sorted({*found, *more}, key=len, reverse=True))
@@ -197,7 +194,7 @@ def known_secrets(*more: str) -> tuple[re.Pattern[str], ...]:
 
 @lru_cache(maxsize=256)
 def _spelled(secret: str) -> re.Pattern[str]:
-    """A secret as it is, and as it stands in JSON, in code, or in JSON that is a text in JSON."""
+    """A pattern for a secret as it is, and as it is escaped in JSON, in code, or in JSON inside JSON."""
     return re.compile("".join(map(_spelled_character, secret)))
 
 

@@ -1,9 +1,9 @@
-"""Spans and scores on their way to the server: bounded, sent by threads of their own, counted when they are lost.
+"""The sender of spans and scores: a bounded queue, its own threads, counted losses.
 
-OpenTelemetry's `BatchSpanProcessor` keeps the queue. Around it stands what it lacks: a bound in bytes, counted losses,
-a flush and an end of bounded time, halves of batches that are too large, and Retry-After. OpenTelemetry's OTLP exporter
-is not used: it sends along what the host set for its own collector (`OTEL_EXPORTER_OTLP_HEADERS`, certificates), logs
-each failure, and gives neither status nor Retry-After.
+OpenTelemetry's `BatchSpanProcessor` keeps the queue. This file adds what it lacks: a bound in bytes, counted losses,
+a flush and a shutdown of bounded time, splitting of batches that are too large, and Retry-After. OpenTelemetry's OTLP
+exporter is not used: it applies the host's settings for its own collector (`OTEL_EXPORTER_OTLP_HEADERS`, certificates),
+logs each failure, and exposes neither status nor Retry-After.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ log = logging.getLogger("stagegraph.tracing")
 
 _ATTEMPTS = 4
 _LARGEST = 5_000_000
-"""Bytes of one request before compression; servers and proxies take a little more."""
+"""Bytes of one request before compression; servers and proxies accept slightly more."""
 _OVERHEAD = 1_000
-"""Bytes of a span beside its texts."""
+"""Bytes of a span besides its texts."""
 _SCORE = "score"
 
 
 def score_span(body: str) -> ReadableSpan:
-    """A score, as JSON, in the form in which the processor keeps what waits."""
+    """A score, as JSON, inside a span, which is what the processor can queue."""
     return ReadableSpan(_SCORE, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
 
 
@@ -53,18 +53,18 @@ def _size(span: ReadableSpan) -> int:
 
 
 class Sender(SpanProcessor, SpanExporter):
-    """Spans on their way to a server. Putting one in (`on_end`) never waits and never fails.
+    """A queue of spans, and the threads that send them. Adding one (`on_end`) never waits and never fails.
 
     A batch is tried four times, and once while the server seems to be down.
 
     Args:
         send: Sends one batch in a thread of the sender; raises `UnreachableError` or `RefusedError`.
-        what: What the spans are called when some are lost.
-        max_items: How many may wait, and *max_bytes* of what size; what comes when it is full is lost.
-        batch_items: How many are sent at once, and *batch_bytes* of what size.
+        what: Name of the spans in the warning about losses.
+        max_items: Capacity of the queue, with *max_bytes*; spans that arrive when it is full are lost.
+        batch_items: Size of one batch, with *batch_bytes*.
         delay: Seconds that a span waits for others.
-        exit_seconds: How long the end of the process may be held up.
-        on_close: Called by a thread when there is nothing more to send.
+        exit_seconds: Seconds that the end of the process may be delayed.
+        on_close: Called in a thread when nothing is left to send.
     """
 
     def __init__(
@@ -87,26 +87,26 @@ class Sender(SpanProcessor, SpanExporter):
         self._on_close = on_close
         self._warned = False
         self._until: float | None = None
-        """When closed: until when what waits may still be sent."""
+        """When closed: the deadline for sending what is queued."""
         self._processor: BatchSpanProcessor | None = None
         self._begin()
         _senders.add(self)
         after_fork(self._begin)
 
     def _begin(self) -> None:
-        """Begin empty, also in a forked child: the parent sends what it had. The processor does the same by itself."""
+        """Start empty, also in a forked child: the parent sends its own spans. The processor resets itself likewise."""
         self.lost = 0
-        """Spans that could not be sent, in this process."""
+        """Number of spans of this process that could not be sent."""
         self._changed = threading.Condition()
         self._waiting = self._bytes = 0
         self._entered = self._settled = 0
-        """How many came in, and how many of these were sent or lost; the others wait or are being sent."""
+        """Number of accepted spans, and of those that were sent or lost; the others are queued or being sent."""
         self._hurry = self._down = False
         self._flusher: threading.Thread | None = None
-        """Sends at once when it is asked to, and at the end; the processor's own thread sends in its time."""
+        """Sends immediately on request and at the end; the processor's own thread sends on its schedule."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Let a span wait for its turn."""
+        """Queue a span."""
         size = _size(span)
         with self._changed:
             obstacle = self._obstacle(size)
@@ -122,14 +122,14 @@ class Sender(SpanProcessor, SpanExporter):
             self.lose(1, obstacle)
 
     def _obstacle(self, size: int) -> str | None:
-        """Why a span cannot wait; `None` when it can, and there are threads to send it."""
+        """Why a span cannot be queued; `None` when it can. Starts the threads if necessary."""
         if self._until is not None:
             return "tracing is closed"
         if self._waiting >= self._max_items or self._bytes + size > self._max_bytes:
-            return "too many wait already"
+            return "the queue is full"
         try:
             self._start()
-        except RuntimeError as error:  # too many threads, or the interpreter is about to end
+        except RuntimeError as error:  # too many threads, or the interpreter is shutting down
             return str(error)
         return None
 
@@ -161,21 +161,21 @@ class Sender(SpanProcessor, SpanExporter):
             self._on_close()
 
     def lose(self, count: int, reason: str) -> None:
-        """Count what will not arrive; the first time, log it."""
+        """Count lost spans, and log the first loss."""
         with self._changed:
             self.lost += count
         self._warn(reason)
 
     def _warn(self, reason: str) -> None:
-        """Log once, without the lock held: handlers of the log are not ours, and may wait for other threads."""
+        """Log once, without holding the lock: the host's log handlers may wait for other threads."""
         with self._changed:
             first, self._warned = not self._warned, True
         if first:
             with suppress(Exception):
-                log.warning("%s are not reaching Langfuse (%s); runs go on, and this is said once", self._what, reason)
+                log.warning("%s are not reaching Langfuse (%s); runs continue (logged once)", self._what, reason)
 
     def flush(self, seconds: float) -> bool:
-        """Send what waits now, for so long at most; whether all of it went and nothing was lost meanwhile."""
+        """Send what is queued, for at most *seconds*; returns whether all was sent and nothing was lost meanwhile."""
         with self._changed:
             goal, lost = self._entered, self.lost
             if self._settled < goal:
@@ -185,14 +185,14 @@ class Sender(SpanProcessor, SpanExporter):
             return done and self.lost == lost
 
     def end(self, seconds: float | None) -> float:
-        """Take nothing more; gives the moment until which what waits may still be sent."""
+        """Accept nothing more; returns the deadline for sending what is queued."""
         with self._changed:
             self._until = monotonic() + (self._exit_seconds if seconds is None else seconds)
             self._changed.notify_all()
             return self._until
 
     def settle(self, until: float) -> None:
-        """Wait until all is sent or *until* has come; what is left then is lost."""
+        """Wait until everything is sent or the deadline has passed; what is left then is lost."""
         flusher = self._flusher
         if flusher is None or flusher is threading.current_thread():
             return
@@ -203,14 +203,14 @@ class Sender(SpanProcessor, SpanExporter):
             self._settled = self._entered
             self._changed.notify_all()
             if left:
-                self._flusher = None  # it may hang for as long as it likes
+                self._flusher = None  # a hanging thread is not waited for
         if left:
             self._warn("the program ended before they could be sent")
         else:
             flusher.join(_left(until))
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send what the processor took out of its queue; each span is counted as sent or lost, once."""
+        """Send spans from the processor's queue; each is counted once, as sent or as lost."""
         part: list[ReadableSpan] = []
         size = 0
         for span in spans:
@@ -223,7 +223,7 @@ class Sender(SpanProcessor, SpanExporter):
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        """Called by the processor at its end, when all was sent."""
+        """Do nothing; the processor calls it at its end, when everything was sent."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return True
@@ -233,7 +233,7 @@ class Sender(SpanProcessor, SpanExporter):
             self._waiting -= len(part)
             self._bytes -= size
             if self._settled == self._entered:
-                return  # there are none, or `settle` has given them up
+                return  # nothing is queued, or `settle` has counted it as lost
         self._deliver(part)
 
     def _deliver(self, batch: list[ReadableSpan]) -> None:
@@ -250,12 +250,12 @@ class Sender(SpanProcessor, SpanExporter):
             lost, reason = count if error.count is None else error.count, str(error)
         except UnreachableError as error:
             self._down, reason = True, str(error)
-        except Exception as error:  # noqa: BLE001 - others go on; the text may quote what is in the batch
+        except Exception as error:  # noqa: BLE001 - other batches are still sent; the text may quote the batch
             reason = type(error).__name__
         if lost:
             self._warn(reason)
         with self._changed:
-            if self._settled + count <= self._entered:  # otherwise `settle` has given them up, and counted them
+            if self._settled + count <= self._entered:  # otherwise `settle` has counted them as lost
                 self._settled += count
                 self.lost += lost
                 self._changed.notify_all()
@@ -271,7 +271,7 @@ class Sender(SpanProcessor, SpanExporter):
                     raise
 
     def _rest(self, seconds: float) -> bool:
-        """Wait before the next attempt, at most until the sender is closed; `False` when it would come too late."""
+        """Wait before the next attempt, at most until the sender is closed; `False` if no time is left."""
         with self._changed:
             if self._until is None:
                 self._changed.wait_for(lambda: self._until is not None, seconds)
@@ -287,9 +287,9 @@ def _left(until: float) -> float:
 
 
 class Http:
-    """One connection pool to one Langfuse project, for one sender.
+    """The connection pool of one sender to one Langfuse project.
 
-    Its methods raise `UnreachableError` when it may work later, `RefusedError` when it will not, or not in one request.
+    Its methods raise `UnreachableError` when a retry may succeed, and `RefusedError` when it cannot, or only in parts.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -298,7 +298,7 @@ class Http:
         self._process = 0
 
     def close(self) -> None:
-        """Close the connections; the next request makes new ones."""
+        """Close the connections; the next request opens new ones."""
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -308,7 +308,7 @@ class Http:
         try:
             content = encode_spans(spans).SerializeToString()
         except (TypeError, ValueError) as error:
-            msg = f"one could not be encoded: {type(error).__name__}"
+            msg = f"a span could not be encoded: {type(error).__name__}"
             raise RefusedError(msg, divisible=True) from None
         self._post("otel/v1/traces", content, len(spans), "application/x-protobuf", compressed=True)
 
@@ -323,7 +323,7 @@ class Http:
             except (KeyError, TypeError, ValueError):
                 rejected = len(scores)
             rejected = min(max(rejected, 0), len(scores))
-            msg = f"the server did not take {rejected} of {len(scores)} scores"
+            msg = f"the server rejected {rejected} of {len(scores)} scores"
             raise RefusedError(msg, count=rejected)
 
     def _post(self, path: str, content: bytes, count: int, type_: str, *, compressed: bool = False) -> httpx.Response:
@@ -347,17 +347,17 @@ class Http:
 
 
 _senders: WeakSet[Sender] = WeakSet()
-"""All of this process, which are closed together at its end."""
+"""All senders of this process, closed together at its end."""
 
 
 def close_all(senders: Iterable[Sender], seconds: float | None = None) -> None:
-    """Close several senders in the time of one: send what waits, for so long at most, and take nothing more."""
+    """Close several senders in the time of one: send what is queued, for at most *seconds*, and accept nothing more."""
     for sender, until in [(sender, sender.end(seconds)) for sender in senders]:
         sender.settle(until)
 
 
 def after_fork(method: Callable[[], None]) -> None:
-    """Call a method in every child that this process forks, as long as its object lives."""
+    """Call a method in every child that this process forks, as long as the method's object exists."""
     weak = WeakMethod(method)
 
     def call() -> None:
@@ -370,13 +370,13 @@ def after_fork(method: Callable[[], None]) -> None:
 
 
 def _close_at_exit() -> None:
-    """Close every sender of this process at its end; called in each process that has something to send."""
+    """Close every sender at the end of this process; called in each process that has something to send."""
     atexit.unregister(_close_everyone)
     atexit.register(_close_everyone)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
-        # Not before Python 3.14 does a forked worker of `multiprocessing` call what is registered with `atexit`.
-        from multiprocessing.util import Finalize  # noqa: PLC0415 - it is loaded where it is needed
+        # Before Python 3.14, a forked worker of `multiprocessing` does not call the functions of `atexit`.
+        from multiprocessing.util import Finalize  # noqa: PLC0415 - imported only where it is needed
 
         Finalize(None, _close_everyone, exitpriority=0)
 

@@ -1,4 +1,4 @@
-"""One run as a trace: one observation a call, with Pydantic AI's spans inside those of the stages."""
+"""One run as a trace: one observation per call, with Pydantic AI's spans inside those of the stages."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from .sending import Sender
 
 _KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
-"""Kind of call -> the first word of the observation's name, and its type."""
+"""Kind of call -> the first word of the observation's name, and the observation's type."""
 
 _NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
-"""In a key, what `fan_out(key=)` made of an item."""
+"""The part of a key that `fan_out(key=)` made from an item."""
 _SCOPE = InstrumentationScope("langfuse-sdk")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where the observations of a tracing go, and how they are made."""
+    """The destination of a tracing's observations, and the settings for creating them."""
 
     connection: Connection
     capture: Capture
@@ -57,12 +57,12 @@ class Output:
     settings: InstrumentationSettings
 
     def miss(self, problem: Exception) -> None:
-        """Count an observation that could not be made."""
-        self.spans.lose(1, f"one could not be made: {type(problem).__name__}")
+        """Count an observation that could not be created."""
+        self.spans.lose(1, f"an observation could not be created: {type(problem).__name__}")
 
 
 class LangfuseTrace:
-    """One run on its way to Langfuse."""
+    """The trace of one run."""
 
     def __init__(self, start: TraceStart, output: Output) -> None:
         self._output = output
@@ -71,40 +71,40 @@ class LangfuseTrace:
         self._common = common(start, output.connection)
 
     def agent(self, entry: CallState, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
-        """The instrumentation of one stage call's agent, beside what the host may have put on it."""
+        """The instrumentation of one stage call's agent, together with the host's own if there is one."""
         settings = copy(self._output.settings)
         call = sampled(self._number, self._span(entry))
         settings.tracer = CallTracer(self._output.tracer, call, self._common, self._link(entry.path))
         own = Instrumentation(settings=settings, id="stagegraph")
-        # Any `Instrumentation` on a run takes the place of the one that `Agent.instrument_all` would add; the host's
-        # has to stay, and there is no public way to ask for it.
+        # Any `Instrumentation` on a run replaces the one that `Agent.instrument_all` would add. The host's has to stay,
+        # and Pydantic AI has no public way to read it.
         resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
         hosts = resolve() if resolve is not None else None
         return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
 
     def replaying(self) -> AbstractContextManager[None]:
-        """Around an agent that recalls recorded requests."""
+        """The context for an agent that replays recorded requests."""
         return replay_scope()
 
     def ended(self, entry: CallState) -> None:
-        """Show a call that ended."""
+        """Send the observation of a call that ended."""
         self._try_to_show(entry, entry.status, entry.error)
 
     def finished(self, root: CallState, status: CallStatus, error: CallError | None) -> None:
-        """Show the run itself."""
+        """Send the observation of the run itself."""
         self._try_to_show(root, status, error)
 
     def _try_to_show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         try:
             self._show(entry, status, error)
-        except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and no run fails for being watched
+        except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and tracing must not fail a run
             self._output.miss(problem)
 
     def _span(self, entry: CallState) -> int:
         return span_number(self._start.run_id, entry.key, self._start.segment)
 
     def _link(self, path: str) -> Attributes:
-        """Which deployed prompt the requests of a stage used."""
+        """Attributes that name the deployed prompt of a stage's requests."""
         origin = self._start.prompts.origins.get(path)
         return {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
 

@@ -1,4 +1,4 @@
-"""Runs as Langfuse traces: what a runner takes as its tracing."""
+"""Runs as Langfuse traces: the object for `Runner(tracing=)`."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart
 
 MAX_CONTENT = 256_000
-"""Bytes of one input or output; what is longer is cut and flagged."""
-
+"""Bytes of one input or output; longer content is cut and flagged."""
 
 _LIMITS = ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length")
 _NO_LIMITS = SpanLimits(**dict.fromkeys(_LIMITS, SpanLimits.UNSET))
-"""What the host wrote in OpenTelemetry's variables is meant for its own spans."""
+"""The limits in OpenTelemetry's environment variables are meant for the host's own spans."""
 
 
 class LangfuseTracing:
-    """Shows runs in Langfuse: what `Runner(tracing=)` takes, and has by itself when the keys are in the environment.
+    """Tracing to Langfuse, for `Runner(tracing=)`. A runner uses it by default if the keys are in the environment.
 
-    Runs never wait for the server, and never fail because of it. What it does not take is counted (`lost`) and logged
-    once. The host's OpenTelemetry is left alone: the spans are made by a tracer provider of their own.
+    Runs never wait for the server and never fail because of it. Data that the server does not accept is counted
+    (`lost`), and the first loss is logged. The spans come from a separate tracer provider, so that the host's
+    OpenTelemetry is not changed.
 
     Args:
-        public_key: Like everything that is `None`, from Langfuse's own variable: `LANGFUSE_PUBLIC_KEY`.
-        secret_key: `LANGFUSE_SECRET_KEY`.
-        base_url: `LANGFUSE_BASE_URL`; Langfuse's cloud without it.
-        environment: `LANGFUSE_TRACING_ENVIRONMENT`: `production`, `staging`.
-        release: `LANGFUSE_RELEASE`: the version of the program.
-        sample_rate: `LANGFUSE_SAMPLE_RATE`: the share of runs that is shown, from 0 to 1, all without it; a run is
-            shown whole or not at all.
-        redact: Gets every JSON value and text that was written by a user or a model, and gives what may be sent.
-        capture: `all`; `shape` shows types and sizes in place of contents; `none` shows neither.
+        public_key: Defaults to the environment variable `LANGFUSE_PUBLIC_KEY`.
+        secret_key: Defaults to `LANGFUSE_SECRET_KEY`.
+        base_url: Defaults to `LANGFUSE_BASE_URL`, then to Langfuse's cloud.
+        environment: Such as `production` or `staging`. Defaults to `LANGFUSE_TRACING_ENVIRONMENT`.
+        release: The version of the program. Defaults to `LANGFUSE_RELEASE`.
+        sample_rate: The share of runs that is traced, from 0 to 1; each run completely or not at all. Defaults to
+            `LANGFUSE_SAMPLE_RATE`, then to 1.
+        redact: Takes every JSON value and text that a user or a model wrote, and returns what may be sent.
+        capture: `all`; `shape` sends types and sizes instead of contents; `none` sends neither.
         max_content: Bytes of one input or output, or of the messages of one request.
-        exit_seconds: How long the end of the process may be held up for what was not sent yet.
+        exit_seconds: Seconds that the end of the process may be delayed by unsent data.
 
     Raises:
-        DeclarationError: there are no keys, or a value is out of its range.
+        DeclarationError: the keys are missing, or a value is out of range.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LangfuseTracing:
         labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
             labels[Names.RELEASE] = self.connection.release
-        resource = Resource(labels)  # `create` would add what the host's variables say
+        resource = Resource(labels)  # `create` would add the values of the host's variables
         provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, span_limits=_NO_LIMITS)
         provider.add_span_processor(self._spans)
         provider._disabled = False  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - OTEL_SDK_DISABLED is the host's
@@ -107,21 +107,21 @@ class LangfuseTracing:
 
     @property
     def lost(self) -> int:
-        """Observations and scores of this process that the server did not take."""
+        """Number of observations and scores of this process that the server did not accept."""
         return self._spans.lost + self._scores.lost
 
     def open(self, start: TraceStart) -> LangfuseTrace | None:
-        """Begin the trace of a run, unless it is not in the sample."""
+        """Start the trace of a run; returns `None` if the run is not in the sample."""
         if not self._shows(start.run_id):
             return None
         try:
             return LangfuseTrace(start, self._output)
-        except Exception as problem:  # noqa: BLE001 - no run fails for being watched
+        except Exception as problem:  # noqa: BLE001 - tracing must not fail a run
             self._output.miss(problem)
             return None
 
     def _shows(self, run_id: str) -> bool:
-        """Whether the run is in the sample: its id decides, in every process and whenever it is resumed."""
+        """Whether the run is in the sample. The id decides, so a resumed run gets the same answer in every process."""
         return int(trace_id(run_id)[:16], 16) < self._sample_rate * 2**64
 
     def _send_spans(self, spans: list[ReadableSpan]) -> None:
@@ -134,10 +134,10 @@ class LangfuseTracing:
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
         """Send a score to the run's trace, or to the observation of one call.
 
-        The server replaces a score only by one with the same id and time, so all of a run's carry the time it began.
+        The server replaces a score only if id and time are equal, so all scores of a run carry the run's start time.
         """
         if not self._shows(run_id) or (feedback.name == CORRECTION and self.capture != "all"):
-            return  # a correction is an output, and nothing but that
+            return  # a correction contains an output
         value, kind = feedback.value, _kind(feedback)
         policy = self._policy()
         body: dict[str, Any] = {
@@ -159,14 +159,14 @@ class LangfuseTracing:
         self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
 
     async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what waits, for so long at most; whether the server took everything."""
+        """Send what is queued, for at most *seconds*; returns whether the server accepted everything."""
         done = await asyncio.gather(
             asyncio.to_thread(self._spans.flush, seconds), asyncio.to_thread(self._scores.flush, seconds)
         )
         return all(done)
 
     def close(self, seconds: float | None = None) -> None:
-        """Send what waits and take nothing more; the end of the process does it, too."""
+        """Send what is queued and accept nothing more; called at the end of the process, too."""
         close_all((self._spans, self._scores), seconds)
 
     def __repr__(self) -> str:
@@ -174,7 +174,7 @@ class LangfuseTracing:
 
 
 def _kind(feedback: Feedback) -> str:
-    """What Langfuse calls a score of this value."""
+    """Langfuse's data type for a score of this value."""
     value = feedback.value
     if isinstance(value, bool):
         return "BOOLEAN"
@@ -202,5 +202,5 @@ _of_process: dict[None, LangfuseTracing] = {}
 
 
 def shared() -> LangfuseTracing:
-    """The tracing of runners that were given none: one for the process, also when threads ask for it at once."""
+    """The tracing of runners without one of their own: one per process, also when several threads call at once."""
     return _of_process.get(None) or _of_process.setdefault(None, LangfuseTracing())

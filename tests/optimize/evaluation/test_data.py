@@ -149,7 +149,7 @@ def test_a_table(tmp_path: Path) -> None:
         ("a.json", '{"cases":\n [{"name": "x",\n "inputs": [1]}]}', "a.json, line 2: .*mapping"),
         ("a.jsonl", '{"text": "x"}\n{"text": "x"}\n', "line 2: the id .* equal inputs"),
         ("a.yaml", "- text: x\n- text: [1]\n", "a.yaml, line 2: .*text"),
-        ("a.yaml", "text: x\n", "a.yaml: .*no list"),
+        ("a.yaml", "text: x\n", "a.yaml: .*neither a list"),
         ("a.yaml", "- text: x\n- text: 'y\n", "a.yaml: .*line"),
         ("a.csv", "text,total\nx,1\ny\n", "a.csv, line 3: 1 cells under 2"),
         ("a.csv", "text,text\nx,1\n", "a.csv, line 1: .*name"),
