@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.schema.errors import PromptError, first_problem
+from stagegraph.schema.errors import PromptError, closest, first_problem
 
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
@@ -171,5 +170,5 @@ def _unknown(path: str, what: str, names: Iterable[str], known: Mapping[str, obj
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+    hint = closest(name, known).removeprefix("; ")
+    return f" ({hint})" if hint else ""

@@ -59,15 +59,17 @@ def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool, take_ove
         return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
     if known is None:
         return f"there is no run {run_id!r} in this journal"
-    host = None if known.owner is None else _other_host(known.owner)
-    if host is not None and not take_over:
-        return (
-            f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there. Whether that process "
-            f"still lives on host {host!r} cannot be checked here: if it is gone for good, take the run over with "
-            f"`runner.resume({run_id!r}, take_over=True)` or `stagegraph resume {run_id} --take-over`"
-        )
-    if known.owner is not None and host is None and is_alive(known.owner):
-        return f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there"
+    if known.owner is not None:
+        running = f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there"
+        host = _other_host(known.owner)
+        if host is None and is_alive(known.owner):
+            return running
+        if host is not None and not take_over:
+            return (
+                f"{running}. Whether that process still lives on host {host!r} cannot be checked here: if it is gone "
+                f"for good, take the run over with `runner.resume({run_id!r}, take_over=True)` or "
+                f"`stagegraph resume {run_id} --take-over`"
+            )
     if known.status == "succeeded" or row.segment != known.segment + 1:
         return f"run {run_id!r} was resumed by another process, or finished, meanwhile; read it again"
     return None
