@@ -26,6 +26,13 @@ class _Event(BaseModel):
     time: datetime
 
 
+class _CallEvent(_Event):
+    """What events of one call have in common."""
+
+    key: str
+    path: str
+
+
 class RunStarted(_Event):
     """A run began."""
 
@@ -33,12 +40,10 @@ class RunStarted(_Event):
     graph: str
 
 
-class CallStarted(_Event):
+class CallStarted(_CallEvent):
     """A node was called."""
 
     type: Literal["call_started"] = "call_started"
-    key: str
-    path: str
     kind: Kind
 
 
@@ -51,30 +56,24 @@ class FanOutStarted(_Event):
     size: int
 
 
-class TextDelta(_Event):
+class TextDelta(_CallEvent):
     """A model wrote a piece of text; only when the run was started with `deltas=True`."""
 
     type: Literal["text_delta"] = "text_delta"
-    key: str
-    path: str
     text: Text
 
 
-class ToolCalled(_Event):
+class ToolCalled(_CallEvent):
     """An agent called one of its tools."""
 
     type: Literal["tool_called"] = "tool_called"
-    key: str
-    path: str
     tool: Text
 
 
-class CallRetried(_Event):
+class CallRetried(_CallEvent):
     """A stage failed and will be tried again."""
 
     type: Literal["call_retried"] = "call_retried"
-    key: str
-    path: str
     attempt: int
     """The attempt that failed, from 1."""
     error: Text
@@ -82,12 +81,10 @@ class CallRetried(_Event):
     """Seconds until the next attempt."""
 
 
-class CallFinished(_Event):
+class CallFinished(_CallEvent):
     """A call ended, with or without an output."""
 
     type: Literal["call_finished"] = "call_finished"
-    key: str
-    path: str
     kind: Kind
     status: Status
     error: Text | None = None

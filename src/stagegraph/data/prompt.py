@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from stagegraph.schema.errors import PromptError, first_problem
+from stagegraph.schema.errors import PromptError, closest, first_problem
 
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
@@ -54,16 +53,13 @@ class Prompt:
 
     def data(self) -> dict[str, JsonValue]:
         """The prompt as plain data, without its empty parts."""
-        parts: dict[str, JsonValue] = {}
-        if self.instructions is not None:
-            parts["instructions"] = self.instructions
-        if self.demos:
-            parts["demos"] = [{"input": demo.input, "output": demo.output} for demo in self.demos]
-        if self.tools:
-            parts["tools"] = dict(self.tools)
-        if self.fields:
-            parts["fields"] = dict(self.fields)
-        return parts
+        parts: dict[str, JsonValue] = {
+            "instructions": self.instructions,
+            "demos": [{"input": demo.input, "output": demo.output} for demo in self.demos],
+            "tools": dict(self.tools),
+            "fields": dict(self.fields),
+        }
+        return {name: part for name, part in parts.items() if part or part == ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,5 +170,5 @@ def _unknown(path: str, what: str, names: Iterable[str], known: Mapping[str, obj
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+    hint = closest(name, known).removeprefix("; ")
+    return f" ({hint})" if hint else ""

@@ -11,6 +11,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pydantic import JsonValue
+
 from stagegraph.schema.errors import PromptError
 from stagegraph.schema.types import is_dict
 
@@ -105,11 +107,14 @@ class Prompts(Mapping[str, Prompt]):
 
     def to_yaml(self) -> str:
         """The text that `save` writes."""
-        return _files().dump(self.graph, {path: prompt.data() for path, prompt in self.items()})
+        return _files().dump(self.graph, self._data())
 
     def to_json(self) -> str:
         """The prompts as one line of JSON, for storing beside a run."""
-        return json.dumps({path: prompt.data() for path, prompt in self.items()}, ensure_ascii=False)
+        return json.dumps(self._data(), ensure_ascii=False)
+
+    def _data(self) -> dict[str, dict[str, JsonValue]]:
+        return {path: prompt.data() for path, prompt in self.items()}
 
     @classmethod
     def from_json(cls, text: str, origins: Mapping[str, Origin] | None = None) -> Prompts:
@@ -136,16 +141,13 @@ class Prompts(Mapping[str, Prompt]):
 
     def diff(self, other: Prompts) -> str:
         """The changes from these to *other* as a unified diff; empty when the content is equal."""
-        before, after = (self._lines(prompts) for prompts in (self, other))
-        return "".join(difflib.unified_diff(before, after, "before", "after"))
+        return "".join(difflib.unified_diff(self._lines(), other._lines(), "before", "after"))
 
-    @staticmethod
-    def _lines(prompts: Prompts) -> list[str]:
-        data = {path: prompts[path].data() for path in sorted(prompts)}
+    def _lines(self) -> list[str]:
+        """The file's lines, in an order that does not depend on that of the prompts."""
+        data = dict(sorted(self._data().items()))
         for parts in data.values():
-            for part in ("tools", "fields"):
-                if is_dict(texts := parts.get(part)):
-                    parts[part] = dict(sorted(texts.items()))
+            parts |= {name: dict(sorted(texts.items())) for name, texts in parts.items() if is_dict(texts)}
         return _files().dump(None, data).splitlines(keepends=True)
 
     def check(self, graph: PromptedGraph) -> None:
@@ -155,12 +157,11 @@ class Prompts(Mapping[str, Prompt]):
             PromptError: the message names all unknown and missing paths, tools and fields, and all unfit demos.
         """
         stages = graph.__node__.stages
-        problems = self._unknown(stages)
-        problems += [f"`{path}` is missing" for path in stages if path not in self]
+        problems = [f"`{path}` is missing" for path in stages if path not in self]
         for path, stage in stages.items():
             if path in self:
                 problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
-        self._reject(problems, graph.__node__.name)
+        self._check(stages, graph.__node__.name, problems)
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Check that all paths are stages, and all fields are fields of the stage's answer.
@@ -170,25 +171,20 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: the message names everything that is unknown.
         """
-        self._reject(self._unknown(stages), name)
+        self._check(stages, name, [])
 
-    @staticmethod
-    def _reject(problems: list[str], name: str) -> None:
-        if problems:
-            msg = f"the prompts do not fit {name}: " + "; ".join(problems)
-            raise PromptError(msg)
-
-    def _unknown(self, stages: Mapping[str, PromptedStage]) -> list[str]:
+    def _check(self, stages: Mapping[str, PromptedStage], name: str, other_problems: list[str]) -> None:
         problems = unknown_stages(self, stages)
         for path, prompt in self.items():
             problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
-        return problems
+        if problems + other_problems:
+            msg = f"the prompts do not fit {name}: " + "; ".join(problems + other_problems)
+            raise PromptError(msg)
 
     @property
     def digest(self) -> str:
         """A hash of the content as 16 hexadecimal digits."""
-        data = {path: prompt.data() for path, prompt in self.items()}
-        text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        text = json.dumps(self._data(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __getitem__(self, path: str) -> Prompt:

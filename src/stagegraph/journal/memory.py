@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
@@ -66,9 +65,8 @@ class MemoryJournal:
         return [row for row in self._cancels.values() if self._runs[row.run_id].owner is not None]
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        before = time.time() - older_than if older_than is not None else None
         runs = [Prunable(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
-        doomed = prunable(runs, before=before, keep=keep)
+        doomed = prunable(runs, older_than=older_than, keep=keep)
         tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
         for run_id in doomed:
             for table in tables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -58,15 +59,17 @@ def refusal_to_claim(row: RunRow, known: RunRow | None, *, fresh: bool, take_ove
         return None if known is None else f"the run id {run_id!r} is taken; resume that run, or choose another id"
     if known is None:
         return f"there is no run {run_id!r} in this journal"
-    host = None if known.owner is None else _other_host(known.owner)
-    if host is not None and not take_over:
-        return (
-            f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there. Whether that process "
-            f"still lives on host {host!r} cannot be checked here: if it is gone for good, take the run over with "
-            f"`runner.resume({run_id!r}, take_over=True)` or `stagegraph resume {run_id} --take-over`"
-        )
-    if known.owner is not None and host is None and is_alive(known.owner):
-        return f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there"
+    if known.owner is not None:
+        running = f"run {run_id!r} is already running ({known.owner}); wait for it, or cancel it there"
+        host = _other_host(known.owner)
+        if host is None and is_alive(known.owner):
+            return running
+        if host is not None and not take_over:
+            return (
+                f"{running}. Whether that process still lives on host {host!r} cannot be checked here: if it is gone "
+                f"for good, take the run over with `runner.resume({run_id!r}, take_over=True)` or "
+                f"`stagegraph resume {run_id} --take-over`"
+            )
     if known.status == "succeeded" or row.segment != known.segment + 1:
         return f"run {run_id!r} was resumed by another process, or finished, meanwhile; read it again"
     return None
@@ -82,14 +85,15 @@ class Prunable(NamedTuple):
     """Seconds since 1970; for a run whose process died, when it began."""
 
 
-def prunable(runs: Iterable[Prunable], *, before: float | None, keep: int | None) -> list[str]:
-    """The ids of the runs that ended *before* a moment, and of all ended runs but the newest *keep*.
+def prunable(runs: Iterable[Prunable], *, older_than: float | None, keep: int | None) -> list[str]:
+    """The ids of the runs that ended *older_than* seconds ago, and of all ended runs but the newest *keep*.
 
     A run of a living process stays. *keep* does not count runs that can be resumed; they are deleted by age alone.
     """
     free = [run for run in runs if run.owner is None or not is_alive(run.owner)]
     ended = sorted((run for run in free if run.status not in _RESUMABLE), key=lambda run: run.ended, reverse=True)
     doomed = [] if keep is None else ended[max(keep, 0) :]
-    if before is not None:
+    if older_than is not None:
+        before = time.time() - older_than
         doomed += [run for run in free if run.ended < before]
     return list(dict.fromkeys(run.run_id for run in doomed))

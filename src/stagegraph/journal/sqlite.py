@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,10 +18,9 @@ from stagegraph.schema.errors import DeclarationError, JournalError
 from .file import connect, journal_error, prepare, recognise, shrink
 from .owner import Prunable, prunable, refusal_to_claim
 from .redact import Redact, redacted
-from .tables import TABLES, row_of
+from .tables import TABLES, R, row_of
 from .writer import Writer, encodable, transaction, write_one
 
-R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 T = TypeVar("T")
 
 
@@ -138,13 +136,12 @@ class SqliteJournal:
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         self._check_writable()
-        before = time.time() - older_than if older_than is not None else None
 
         def delete(connection: sqlite3.Connection) -> int:
             with transaction(connection):
                 query = "SELECT run_id, status, owner, started + duration FROM runs"
                 runs = [Prunable(*values) for values in connection.execute(query)]
-                doomed = [(run_id,) for run_id in prunable(runs, before=before, keep=keep)]
+                doomed = [(run_id,) for run_id in prunable(runs, older_than=older_than, keep=keep)]
                 for table, _ in TABLES.values():
                     connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
             if doomed:

@@ -12,8 +12,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,13 +199,10 @@ class Writer:
     def _flush(self) -> None:
         self._loop = None
         if not self._write(0):
-            self._in_thread(self._wait_and_write)
+            self._in_thread(partial(self._write, self._timeout))
         elif self._rows_in_log >= _ROWS_PER_CHECKPOINT or self._size_in_log >= _SIZE_PER_CHECKPOINT:
             self._rows_in_log = self._size_in_log = 0
             self._in_thread(self._checkpoint)
-
-    def _wait_and_write(self) -> None:
-        self._write(self._timeout)
 
     def _write(self, timeout: float) -> bool:
         """Commit all waiting rows; `False` when another process is writing and *timeout* is 0."""
@@ -264,18 +262,15 @@ class Writer:
     def _checkpoint(self) -> None:
         """Move the log into the file, so that it does not grow for ever."""
         try:
-            connection = connect(self._path, timeout=self._timeout)
-            try:
+            with closing(connect(self._path, timeout=self._timeout)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 # Almost all is done beside the writers; the log only starts again at a moment without them.
                 connection.execute(f"PRAGMA busy_timeout = {_MILLISECONDS_WITHOUT_WRITERS}")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            finally:
-                connection.close()
         except sqlite3.Error:
             return  # the rows are safe in the log; the next checkpoint moves them
 
-    def _in_thread(self, work: Callable[[], None]) -> None:
+    def _in_thread(self, work: Callable[[], object]) -> None:
         try:
             with self._lock:
                 if self._thread is None:

@@ -22,12 +22,14 @@ from stagegraph.schema.serialize import escaped, json_of
 from .rows import CallRow, FeedbackRow, RunRow
 
 if TYPE_CHECKING:
-    from stagegraph.nodes.node import Node, Tree
+    from stagegraph.nodes.node import Declaration, Tree
     from stagegraph.schema.schema import Schema
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""
+_OF_RUN = ("run_id", "status", "input", "error_type", "error", "started", "duration")
+"""The fields that the root call has in common with its run while no calls are recorded."""
 
 
 def call_row(
@@ -108,21 +110,8 @@ def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool
         return found
     node = tree.root.__node__
     name = "" if node.kind == "graph" else node.name
-    begun = CallRow(
-        run_id=row.run_id,
-        key=name,
-        path=name,
-        kind=node.kind,
-        parent=None,
-        position=0,
-        status=row.status,
-        input=row.input,
-        error_type=row.error_type,
-        error=row.error,
-        cost="0",
-        started=row.started,
-        duration=row.duration,
-    )
+    same: dict[str, Any] = {name: getattr(row, name) for name in _OF_RUN}
+    begun = CallRow(key=name, path=name, kind=node.kind, parent=None, position=0, cost="0", **same)
     return _Reader(tree, strict=strict).call(begun, {})
 
 
@@ -150,10 +139,8 @@ class _Reader:
     def call(self, row: CallRow, inside: dict[str | None, list[CallRow]]) -> Call:
         """A call with those inside it, whose rows it takes out of *inside* (key of the parent -> rows)."""
         children = tuple(self.call(child, inside) for child in inside.pop(row.key, ()))
-        types = self._node(row)
-        input_type, output_type = (
-            (None, None) if types is None else (types.__node__.input_type, types.__node__.output_type)
-        )
+        node = self._node(row)
+        input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
         usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
         if children:
             usage, cost = summed(children)
@@ -174,12 +161,12 @@ class _Reader:
             **same,
         )
 
-    def _node(self, row: CallRow) -> Node[Any, Any] | None:
+    def _node(self, row: CallRow) -> Declaration | None:
         node = None if self._tree is None else self._tree.nodes.get(row.path)
         if self._strict and node is None:
             msg = f"it has a call `{row.key}` of `{row.path}`, which {self._name} does not declare"
             raise ValueError(msg)
-        return node
+        return None if node is None else node.__node__
 
     def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None) -> Any:
         data = json.loads(text or "null")
@@ -205,9 +192,8 @@ def error_of(row: RunRow | CallRow) -> CallError | None:
     """The error of a run or a call that failed."""
     if row.error_type is None:
         return None
-    if isinstance(row, RunRow):
-        return CallError(row.error_type, row.error or "")
-    return CallError(row.error_type, row.error or "", row.transient, row.origin)
+    transient, origin = (row.transient, row.origin) if isinstance(row, CallRow) else (False, None)
+    return CallError(row.error_type, row.error or "", transient, origin)
 
 
 def feedback_of(row: FeedbackRow) -> Feedback:

@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,8 +33,10 @@ _CASE = {"inputs": "input", "expected_output": "expected", "name": "id", "metada
 """Field of a case of a pydantic_evals data set -> field of an example."""
 _DECODER = json.JSONDecoder()
 
+_Path: TypeAlias = "str | os.PathLike[str]"
 
-def save_examples(examples: Iterable[Example[Any]], path: str | os.PathLike[str]) -> int:
+
+def save_examples(examples: Iterable[Example[Any]], path: _Path) -> int:
     """Write one JSON object a line; returns the number of examples.
 
     Raises:
@@ -63,16 +65,10 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 @overload
-def load_examples(
-    path: str | os.PathLike[str], graph: Node[In, Any], *, split: str | None = None
-) -> list[Example[In]]: ...
+def load_examples(path: _Path, graph: Node[In, Any], *, split: str | None = None) -> list[Example[In]]: ...
 @overload
-def load_examples(
-    path: str | os.PathLike[str], graph: None = None, *, split: str | None = None
-) -> list[Example[Any]]: ...
-def load_examples(
-    path: str | os.PathLike[str], graph: Node[Any, Any] | None = None, *, split: str | None = None
-) -> list[Example[Any]]:
+def load_examples(path: _Path, graph: None = None, *, split: str | None = None) -> list[Example[Any]]: ...
+def load_examples(path: _Path, graph: Node[Any, Any] | None = None, *, split: str | None = None) -> list[Example[Any]]:
     """Read a file of JSON lines, a JSON or YAML list, a CSV table, or a data set of pydantic_evals.
 
     A row has an `input`, or the fields of the input model beside each other, and may have `id`, `metadata`, `split` and
@@ -91,35 +87,35 @@ def load_examples(
     return [example for example in rows if split is None or example.metadata.get("split") == split]
 
 
-def read_examples(path: str | os.PathLike[str], input_type: Schema | None) -> Iterator[tuple[int, Example[Any]]]:
+def read_examples(path: _Path, input_type: Schema | None) -> Iterator[tuple[int, Example[Any]]]:
     """The examples of a file one by one, each with the line where it begins.
 
     Raises:
         InputError: as `load_examples`.
     """
-    name, suffix = str(path), Path(path).suffix.lower()
+    suffix = Path(path).suffix.lower()
     try:
         text = Path(path).read_text("utf-8-sig")
     except OSError as error:
-        msg = f"{name}: the examples cannot be read: {error.strerror or error}"
+        msg = f"{path}: the examples cannot be read: {error.strerror or error}"
         raise InputError(msg) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        msg = f"{name}, line {line}: the examples cannot be read: {error}"
-        raise InputError(msg) from error
-    read = _READERS.get(suffix)
-    if read is None:
-        msg = f"{name}: examples are read from {', '.join(sorted(_READERS))} files, not from `{suffix}`"
+        raise _problem(path, line, f"the examples cannot be read: {error}") from error
+    if suffix not in _READERS:
+        msg = f"{path}: examples are read from {', '.join(sorted(_READERS))} files, not from `{suffix}`"
         raise InputError(msg)
-    for line, row in read(text, name):
+    for line, row in _READERS[suffix](text, path):
         if not is_dict(row):
-            msg = f"{name}, line {line}: this is no example: a row is a mapping, not {type(row).__name__}"
-            raise InputError(msg)
+            raise _problem(path, line, f"this is no example: a row is a mapping, not {type(row).__name__}")
         try:
             yield line, _example(_from_case(row), input_type, flat=suffix == ".csv")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            msg = f"{name}, line {line}: this is no example: {_reason(error)}"
-            raise InputError(msg) from error
+            raise _problem(path, line, f"this is no example: {_reason(error)}") from error
+
+
+def _problem(path: _Path, line: int, problem: str) -> InputError:
+    return InputError(f"{path}, line {line}: {problem}")
 
 
 def _reason(error: Exception) -> str:
@@ -189,23 +185,21 @@ def _cell(value: Any, *, flat: bool) -> Any:
     return value
 
 
-def _jsonl(text: str, name: str) -> Iterator[tuple[int, object]]:
+def _jsonl(text: str, path: _Path) -> Iterator[tuple[int, object]]:
     for line, content in enumerate(text.split("\n"), 1):
         if content.strip():
             try:
                 yield line, json.loads(content)
             except (ValueError, RecursionError) as error:
-                msg = f"{name}, line {line}: this is no JSON: {error}"
-                raise InputError(msg) from error
+                raise _problem(path, line, f"this is no JSON: {error}") from error
 
 
-def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
+def _json(text: str, path: _Path) -> Iterator[tuple[int, object]]:
     """The items of a JSON list (or of the list `cases` of an object), each with its line."""
     try:
         whole: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"{name}, line {getattr(error, 'lineno', 1)}: this is no JSON: {getattr(error, 'msg', error)}"
-        raise InputError(msg) from error
+        raise _problem(path, getattr(error, "lineno", 1), f"this is no JSON: {getattr(error, 'msg', error)}") from error
     start = _after_gap(text, 0)
     if isinstance(whole, dict):
         entries = list(_parts(text, start))
@@ -213,8 +207,7 @@ def _json(text: str, name: str) -> Iterator[tuple[int, object]]:
         start = values.get("cases", start)
     if text[start] != "[":
         line = 1 + text.count("\n", 0, start)
-        msg = f"{name}, line {line}: a JSON file of examples is a list, or an object with a list of `cases`"
-        raise InputError(msg)
+        raise _problem(path, line, "a JSON file of examples is a list, or an object with a list of `cases`")
     for position, item in _parts(text, start):
         yield 1 + text.count("\n", 0, position), item
 
@@ -234,36 +227,33 @@ def _after_gap(text: str, position: int) -> int:
     return position
 
 
-def _yaml(text: str, name: str) -> Iterator[tuple[int, object]]:
+def _yaml(text: str, path: _Path) -> Iterator[tuple[int, object]]:
     from stagegraph.data.prompts_yaml import parse_yaml_rows  # noqa: PLC0415 - PyYAML is loaded for a YAML file only
 
     try:
         yield from parse_yaml_rows(text)
     except ValueError as error:
-        msg = f"{name}: these are no YAML examples: {error}"
+        msg = f"{path}: these are no YAML examples: {error}"
         raise InputError(msg) from error
 
 
-def _csv(text: str, name: str) -> Iterator[tuple[int, object]]:
+def _csv(text: str, path: _Path) -> Iterator[tuple[int, object]]:
     """Rows under a header; an empty cell is a missing value."""
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
         header = next(reader, list[str]())
         if len(set(header)) < len(header) or not all(header):
-            msg = f"{name}, line 1: each column has a name of its own"
-            raise InputError(msg)
+            raise _problem(path, 1, "each column has a name of its own")
         before = reader.line_num
         for cells in reader:
             line, before = before + 1, reader.line_num
             if not cells:
                 continue
             if len(cells) != len(header):
-                msg = f"{name}, line {line}: {len(cells)} cells under {len(header)} columns"
-                raise InputError(msg)
+                raise _problem(path, line, f"{len(cells)} cells under {len(header)} columns")
             yield line, {column: cell for column, cell in zip(header, cells, strict=True) if cell}
     except csv.Error as error:
-        msg = f"{name}, line {reader.line_num}: this is no CSV: {error}"
-        raise InputError(msg) from error
+        raise _problem(path, reader.line_num, f"this is no CSV: {error}") from error
 
 
 _READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".yaml": _yaml, ".yml": _yaml, ".csv": _csv}

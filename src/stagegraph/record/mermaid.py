@@ -26,27 +26,30 @@ _STYLES = (
 
 class _Chart:
     def __init__(self) -> None:
-        self.lines = ["flowchart TD"]
+        self._lines = ["flowchart TD"]
         self._ids: dict[str, str] = {}
+        self._members: dict[str, list[str]] = {}
+        """Name of a style -> the nodes that have it."""
 
     def id(self, name: str) -> str:
         return self._ids.setdefault(name, f"n{len(self._ids)}")
 
     def add(self, depth: int, line: str) -> None:
-        self.lines.append("    " * (depth + 1) + line)
+        self._lines.append("    " * (depth + 1) + line)
 
-    def node(self, depth: int, name: str, label: str, kind: str) -> None:
+    def node(self, depth: int, name: str, label: str, kind: str, style: str = "") -> None:
         # Stages are rounded and steps are plain boxes, so that they differ without colours too.
         left, right = ('("', '")') if kind == "stage" else ('["', '"]')
         self.add(depth, f"{self.id(name)}{left}{label}{right}")
+        self._members.setdefault(style or kind, []).append(self.id(name))
 
-    def text(self, classes: dict[str, list[str]]) -> str:
+    def text(self) -> str:
         for style in _STYLES:
             name = style.split()[1]
-            if classes.get(name):
+            if name in self._members:
                 self.add(0, style)
-                self.add(0, f"class {','.join(self.id(member) for member in classes[name])} {name}")
-        return "\n".join(self.lines) + "\n"
+                self.add(0, f"class {','.join(self._members[name])} {name}")
+        return "\n".join(self._lines) + "\n"
 
 
 def _escaped(text: str) -> str:
@@ -58,15 +61,14 @@ def declared_chart(root: Node[Any, Any]) -> str:
     """The declared nodes; a dotted arrow where the output type of one is, or contains, the input type of another."""
     tree = root.__node__.tree
     chart = _Chart()
-    classes: dict[str, list[str]] = {}
-    _declare(chart, tree, "", 0, classes)
+    _declare(chart, tree, "", 0)
     leaves = [(path, node.__node__) for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
     for path, maker in leaves:
         made = named_models(maker.output_type.type)
         for other, taker in leaves:
             if path != other and made & _taken(taker.input_type.type):
                 chart.add(0, f"{chart.id(path)} -.-> {chart.id(other)}")
-    return chart.text(classes)
+    return chart.text()
 
 
 def _taken(type_: Any) -> set[type]:
@@ -77,22 +79,20 @@ def _taken(type_: Any) -> set[type]:
     return models | {whole} if isinstance(whole, type) else models
 
 
-def _declare(chart: _Chart, tree: Tree, path: str, depth: int, classes: dict[str, list[str]]) -> None:
+def _declare(chart: _Chart, tree: Tree, path: str, depth: int) -> None:
     node = tree.nodes.get(path, tree.root).__node__
     if node.kind != "graph":
         chart.node(depth, path or node.name, _escaped(node.name), node.kind)
-        classes.setdefault(node.kind, []).append(path or node.name)
         return
     title = f"{path} ({node.name})" if path else node.name
     chart.add(depth, f'subgraph {chart.id(f"graph {path}")} ["{_escaped(title)}"]')
     for name, below in tree.names[path].values():
         child = tree.nodes[below].__node__
         if child.kind == "graph":
-            _declare(chart, tree, below, depth + 1, classes)
+            _declare(chart, tree, below, depth + 1)
         else:
             label = f"{_escaped(name)}<br/>{_escaped(child.input_type.name)} to {_escaped(child.output_type.name)}"
             chart.node(depth + 1, below, label, child.kind)
-            classes.setdefault(child.kind, []).append(below)
     chart.add(depth, "end")
 
 
@@ -102,28 +102,24 @@ def run_chart(graph: str, root: Call, edges: Sequence[tuple[str, str]]) -> str:
     chart = _Chart()
     if len(calls) > _WIDEST:
         return _counted(chart, calls, edges)
-    classes: dict[str, list[str]] = {}
-    _draw(chart, graph, root, 0, classes)
+    _draw(chart, graph, root, 0)
     for before, after in edges:
         chart.add(0, f"{chart.id(before)} --> {chart.id(after)}")
-    return chart.text(classes)
+    return chart.text()
 
 
-def _draw(chart: _Chart, graph: str, call: Call, depth: int, classes: dict[str, list[str]]) -> None:
+def _draw(chart: _Chart, graph: str, call: Call, depth: int) -> None:
     label = f"{_escaped(call.key or graph)}<br/>{call.duration:.2f} s"
     if call.kind != "graph" or not call.children:
-        chart.node(depth, call.key, label, call.kind)
-        style = call.status if call.status in ("failed", "cancelled") else call.kind
-        classes.setdefault(style, []).append(call.key)
+        chart.node(depth, call.key, label, call.kind, call.status if call.status in {"failed", "cancelled"} else "")
         return
     chart.add(depth, f'subgraph {chart.id(call.key)} ["{label}"]')
     for child in call.children:
-        _draw(chart, graph, child, depth + 1, classes)
+        _draw(chart, graph, child, depth + 1)
     chart.add(depth, "end")
 
 
 def _counted(chart: _Chart, calls: Iterable[Call], edges: Sequence[tuple[str, str]]) -> str:
-    classes: dict[str, list[str]] = {}
     by_key = {call.key: call for call in calls}
     counts = Counter(call.path for call in by_key.values() if call.kind != "graph")
     failed = Counter(call.path for call in by_key.values() if call.kind != "graph" and call.status == "failed")
@@ -131,10 +127,10 @@ def _counted(chart: _Chart, calls: Iterable[Call], edges: Sequence[tuple[str, st
     for path, count in counts.items():
         trouble = f", {failed[path]} failed" if failed[path] else ""
         number = "1 call" if count == 1 else f"{count} calls"
-        chart.node(0, path, f"{_escaped(path)}<br/>{number}{trouble}", kinds[path])
-        classes.setdefault("failed" if failed[path] else kinds[path], []).append(path)
+        style = "failed" if failed[path] else ""
+        chart.node(0, path, f"{_escaped(path)}<br/>{number}{trouble}", kinds[path], style)
     flows = Counter((by_key[a].path, by_key[b].path) for a, b in edges)
     for (before, after), count in flows.items():
         if before in counts and after in counts:
             chart.add(0, f"{chart.id(before)} -->|{count}| {chart.id(after)}")
-    return chart.text(classes)
+    return chart.text()

@@ -20,18 +20,8 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_dict, is_list, is_mapping
 
-
-def _text(data: object) -> str:
-    return json.dumps(data, ensure_ascii=False)
-
-
-Json = Annotated[str, BeforeValidator(_text), PlainSerializer(json.loads)]
+Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
 """A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
-OptionalJson = Annotated[
-    str | None,
-    BeforeValidator(lambda data: None if data is None else _text(data)),
-    PlainSerializer(lambda text: None if text is None else json.loads(text)),
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +56,9 @@ class Labels:
         if not is_dict(data) or not is_dict(data.get("metadata", {})) or not is_list(data.get("tags", [])):
             msg = "the labels of a run are an object with `metadata` and a list of `tags`"
             raise ValueError(msg)
-        known: dict[str, Any] = {name: data[name] for name in _LABELS if name in data}
-        for name, value in known.items():
-            known[name] = tuple(value) if is_list(value) else value
+        known: dict[str, Any] = {
+            name: tuple(value) if is_list(value) else value for name, value in data.items() if name in _LABELS
+        }
         known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
         return cls(**known)
 
@@ -78,11 +68,10 @@ class Labels:
         Raises:
             DeclarationError: the metadata cannot be written as JSON.
         """
-        kept = {name: getattr(self, name) for name in _LABELS}
         data = {
             name: dict(value) if is_mapping(value) else value
-            for name, value in kept.items()
-            if value or name in _ALWAYS_WRITTEN
+            for name in _LABELS
+            if (value := getattr(self, name)) or name in OF_CALLER
         }
         try:
             return json.dumps(data, ensure_ascii=False, default=str)
@@ -96,7 +85,8 @@ class Labels:
 
 
 _LABELS = Labels.__slots__
-_ALWAYS_WRITTEN = frozenset({"metadata", "tags", "session_id", "user_id"})
+OF_CALLER = ("metadata", "tags", "session_id", "user_id")
+"""The labels that a caller gives, which `Run` has as well; they are always written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +100,11 @@ class RunRow:
     """Seconds since 1970, UTC."""
     duration: float = 0.0
     input: Json
-    output: OptionalJson = None
+    output: Json | None = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
-    prompts: OptionalJson = None
+    prompts: Json | None = None
     """The prompts that this run alone was given, for resuming it with the same ones."""
     model: str | None = None
     """The name of the model that this run alone was given."""
@@ -162,7 +152,7 @@ class CallRow:
     parts: Json = "{}"
     """The hash of each part of the identity, to say what changed."""
     input: Json
-    output: OptionalJson = None
+    output: Json | None = None
     error_type: str | None = None
     error: str | None = None
     origin: str | None = None
@@ -176,10 +166,10 @@ class CallRow:
     duration: float = 0.0
     attempts: int = 1
     messages: Json = "[]"
-    prompt: OptionalJson = None
+    prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
-    pending: OptionalJson = None
+    pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 
 
@@ -235,11 +225,18 @@ class Recorded:
 Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
 
 
-def in_range(value: object, least: float | None, most: float | None) -> bool:
-    """Whether the value of a score is within two limits; only a number is, where there is a limit."""
-    if least is None and most is None:
+def has_score(scores: Iterable[tuple[str, object]], name: str | None, least: float | None, most: float | None) -> bool:
+    """Whether one of a run's scores (name and value) has a name and a number within limits, as far as they are given.
+
+    The scores are read only where they decide.
+    """
+    if name is None and least is None and most is None:
         return True
-    return isinstance(value, (int, float)) and (least is None or value >= least) and (most is None or value <= most)
+    values = [value for found, value in scores if name in {None, found}]
+    if least is None and most is None:
+        return bool(values)
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    return any((least is None or number >= least) and (most is None or number <= most) for number in numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,17 +256,14 @@ class RunFilter:
 
     def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
         """Whether a run is to be listed; *feedback* are its scores, which are read only where they decide."""
-        if (
-            self.graph not in {None, row.graph}
-            or self.status not in {None, row.status}
-            or (self.since is not None and row.started < self.since)
-            or (self.until is not None and row.started > self.until)
-        ):
-            return False
-        if self.feedback is None and self.min_score is None and self.max_score is None:
-            return True
-        values = [json.loads(one.value) for one in feedback if self.feedback in {None, one.name}]
-        return any(in_range(value, self.min_score, self.max_score) for value in values)
+        scores = ((one.name, json.loads(one.value)) for one in feedback)
+        return (
+            self.graph in {None, row.graph}
+            and self.status in {None, row.status}
+            and (self.since is None or row.started >= self.since)
+            and (self.until is None or row.started <= self.until)
+            and has_score(scores, self.feedback, self.min_score, self.max_score)
+        )
 
 
 FORMAT = 2

@@ -22,7 +22,7 @@ from stagegraph.schema.serialize import escaped
 from .calls import call_rows, error_of, feedback_of, root_call
 from .edges import follow_contents, follow_values
 from .mermaid import run_chart
-from .rows import FORMAT, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
+from .rows import FORMAT, OF_CALLER, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
@@ -149,9 +149,7 @@ class Run(Generic[In, Out]):
             calls = call_rows(self.root, self.tree, self.id, self.pending)
         except ValueError as error:
             raise RunError(str(error)) from error
-        labels = Labels(
-            metadata=self.metadata, tags=self.tags, session_id=self.session_id, user_id=self.user_id
-        ).to_json()
+        labels = Labels(**{name: getattr(self, name) for name in OF_CALLER})
         root = next(row for row in calls if row.parent is None)
         run = RunRow(
             run_id=self.id,
@@ -164,7 +162,7 @@ class Run(Generic[In, Out]):
             error_type=None if self.error is None else self.error.type,
             error=None if self.error is None else escaped(self.error.message),
             prompts_digest=self.prompts_digest,
-            labels=labels,
+            labels=labels.to_json(),
             requests=self.usage.requests,
             input_tokens=self.usage.input_tokens,
             output_tokens=self.usage.output_tokens,
@@ -195,21 +193,17 @@ class Run(Generic[In, Out]):
         node = graph() if isinstance(graph, type) else graph
         try:
             data = json.loads(text)
-            if data["format"] == 1:
-                data = _from_format_1(data, node.__node__.tree)
-            elif data["format"] != FORMAT:
-                msg = (
-                    f"the record is in format {data['format']!r}, and this version of stagegraph reads format {FORMAT}"
-                )
+            if (found := data["format"]) != FORMAT:
+                msg = f"the record is in format {found!r}, and this version of stagegraph reads format {FORMAT}"
                 raise ReplayError(msg)
             record = RunRecord.model_validate(data)
-            labels = record.run.read_labels()
+            record.run.read_labels()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             msg = f"this is no record of a run that can be read: {reason}"
             raise ReplayError(msg) from error
         try:
-            return _run(record, labels, node, strict=True)
+            return _run(record, node, strict=True)
         except (ValueError, ArithmeticError, OSError) as error:  # the latter two: no number, no moment
             msg = f"the record does not fit {node.__node__.name}: {error}"
             raise ReplayError(msg) from error
@@ -335,11 +329,13 @@ async def stored_run(journal: Journal, row: RunRow, graph: Node[I, O]) -> Run[I,
 
 def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: Node[I, O]) -> Run[I, O]:
     """The same from rows."""
-    return _run(RunRecord(run=row, calls=calls, feedback=scores), row.read_labels(), graph)
+    return _run(RunRecord(run=row, calls=calls, feedback=scores), graph)
 
 
-def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
+def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
     row, tree, edges = record.run, graph.__node__.tree, record.edges
+    labels = row.read_labels()
+    of_caller: dict[str, Any] = {name: getattr(labels, name) for name in OF_CALLER}
     root = root_call(row, record.calls, tree, strict=strict)
     return Run(
         id=row.run_id,
@@ -350,10 +346,6 @@ def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool =
         error=error_of(row),
         started=datetime.fromtimestamp(row.started, UTC),
         duration=row.duration,
-        metadata=labels.metadata,
-        tags=labels.tags,
-        session_id=labels.session_id,
-        user_id=labels.user_id,
         pending=tuple(one for call in record.calls if call.pending is not None for one in load_pending(call.pending)),
         feedback=tuple(map(feedback_of, record.feedback)),
         rerun=record.rerun,
@@ -361,33 +353,5 @@ def _run(record: RunRecord, labels: Labels, graph: Node[I, O], *, strict: bool =
         tree=tree,
         read_root=lambda: root,
         read_edges=lambda: follow_contents(root) if edges is None else edges,
+        **of_caller,
     )
-
-
-def _from_format_1(data: dict[str, Any], tree: Tree) -> dict[str, Any]:
-    """A record of format 1, where each call had its children inside, in the current format."""
-
-    def row(old: dict[str, Any], **more: object) -> dict[str, Any]:
-        error: dict[str, Any] = old["error"] or {}
-        facts = {"run_id": data["id"], "error_type": error.get("type"), "error": error.get("message")}
-        return {**old, **facts, "started": _seconds(old["started"]), **more}
-
-    calls: list[dict[str, Any]] = []
-    waiting: list[tuple[dict[str, Any], str | None]] = [(data["root"], None)]
-    while waiting:
-        call, parent = waiting.pop()
-        kind = tree.nodes.get(call["path"], tree.root).__node__.kind
-        pending = [one for one in data["pending"] if one["key"] == call["key"]] or None
-        calls.append(row(call, parent=parent, position=len(calls), kind=kind, pending=pending))
-        waiting += [(child, call["key"]) for child in reversed(call["children"])]
-    labels = {name: data[name] for name in ("metadata", "tags", "session_id", "user_id")}
-    run = row(data, labels=labels, input=calls[0]["input"], output=calls[0]["output"])
-    feedback = [
-        {**one, "id": str(number), "run_id": data["id"], "time": _seconds(one["time"])}
-        for number, one in enumerate(data["feedback"])
-    ]
-    return {**data, "format": FORMAT, "run": run, "calls": calls, "feedback": feedback}
-
-
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()

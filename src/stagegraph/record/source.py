@@ -6,24 +6,24 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
-from pydantic import ValidationError
 from typing_extensions import Unpack
 
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
-from .rows import RunFilter, in_range
+from .rows import RunFilter, has_score
 from .run import run_of
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.data.score import Feedback
     from stagegraph.nodes.node import Node
+    from stagegraph.schema.schema import Schema
 
     from .rows import CallRow, FeedbackRow, Journal, RunRow
     from .run import Run
@@ -100,10 +100,8 @@ class RunQuery:
 
     def scored(self, scores: Sequence[Feedback]) -> bool:
         """Whether one of a run's scores matches."""
-        if self.score is None and self.min_score is None and self.max_score is None:
-            return True
-        values = [one.value for one in scores if self.score in {None, one.name} and one.name != CORRECTION]
-        return any(in_range(value, self.min_score, self.max_score) for value in values)
+        values = ((one.name, one.value) for one in scores if one.name != CORRECTION)
+        return has_score(values, self.score, self.min_score, self.max_score)
 
 
 def _moment(value: datetime | timedelta | None) -> datetime | None:
@@ -203,16 +201,16 @@ class RunSource(ABC):
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
                     if stage is None or of_calls.scored(about):
-                        self._add(self._example(run, call, about, resumed), call, found)
+                        self._add(self._example(run, call, about, resumed), found)
                 if limit is not None and len(found) >= limit:
                     break
         return list(found.values())[: max(0, limit) if limit is not None else None]
 
-    def _add(self, example: Example[Any] | None, call: Call, found: dict[str, Example[Any]]) -> None:
+    def _add(self, example: Example[Any] | None, found: dict[str, Example[Any]]) -> None:
         """Keep one example of each input: one with a correction, or else the newest."""
         if example is None:
             return
-        digest = digest_of(call.input)
+        digest = digest_of(example.input)
         before = found.get(digest)
         if before is not None:
             self.skipped["the same input again"] += 1
@@ -222,32 +220,27 @@ class RunSource(ABC):
     def _example(
         self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], resumed: Sequence[float]
     ) -> Example[Any] | None:
-        node = run.tree.nodes[call.path]
-        if not node.__node__.input_type.is_instance(call.input):
+        node = run.tree.nodes[call.path].__node__
+        if not node.input_type.is_instance(call.input):
             self.skipped["an input does not fit its type any more"] += 1
             return None
         corrections = [one for one in about if one.name == CORRECTION]
         if corrections:
             try:
-                expected = _corrected(corrections[-1].value, node)
-            except (ValidationError, ValueError):
+                expected = _corrected(corrections[-1].value, node.output_type)
+            except ValueError:
                 self.skipped["a correction does not fit the output type"] += 1
                 return None
         elif not call.ok:
             self.skipped["it failed, and nobody corrected it"] += 1
             return None
-        elif not node.__node__.output_type.is_instance(call.output):
+        elif not node.output_type.is_instance(call.output):
             self.skipped["an output does not fit its type any more"] += 1
             return None
         else:
             expected = call.output
         scores = {one.name: one.value for one in about if one.name != CORRECTION}
-        metadata: dict[str, Any] = {
-            "run_id": run.id,
-            "key": call.key,
-            "corrected": bool(corrections),
-            "scores": scores,
-        }
+        metadata: dict[str, Any] = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
         if segment := sum(moment <= call.started.timestamp() for moment in resumed):
             metadata["segment"] = segment
         name = digest_of([run.id, call.key])
@@ -273,8 +266,8 @@ class JournalRuns(RunSource):
         rows = await self._journal.runs(
             RunFilter(
                 graph=graph.__node__.name,
-                since=query.since.timestamp() if query.since is not None else None,
-                until=query.until.timestamp() if query.until is not None else None,
+                since=None if query.since is None else query.since.timestamp(),
+                until=None if query.until is None else query.until.timestamp(),
                 limit=_ALL,
             )
         )
@@ -291,14 +284,9 @@ class JournalRuns(RunSource):
                 yield row, calls, await self._journal.feedback(row.run_id)
 
 
-def _corrected(value: object, node: Node[Any, Any]) -> Any:
-    if not isinstance(value, str):
-        return node.__node__.output_type.load(value)
-    try:
-        data = json.loads(value)
-    except ValueError:
-        data = value  # a plain text, for a stage that returns one
-    try:
-        return node.__node__.output_type.load(data)
-    except ValidationError:
-        return node.__node__.output_type.load(value)
+def _corrected(value: object, type_: Schema) -> Any:
+    """The expected output: its data, or a text that is its JSON; a plain text for a stage that returns one."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return type_.load(json.loads(value))
+    return type_.load(value)

@@ -78,24 +78,20 @@ def leaves(error: BaseException) -> list[BaseException]:
 def problems_of(error: ValidationError, *, whole: str = "input", most: int = 5) -> str:
     """Pydantic's problems, each with its place; *whole* is the place of the value itself."""
     found = error.errors(include_url=False, include_input=False)
-    texts = [f"{_place(one) or whole}: {_reason(one)}" for one in found[:most]]
+    texts = [_described(one, whole) for one in found[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(texts) + more
 
 
 def first_problem(error: ValidationError) -> str:
     """Pydantic's first problem with its place; without a place where the value itself is wrong."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = _place(first)
-    return f"{place}: {_reason(first)}" if place else _reason(first)
+    return _described(error.errors(include_url=False, include_input=False)[0], "")
 
 
-def _place(problem: ErrorDetails) -> str:
-    return ".".join(map(str, problem["loc"]))
-
-
-def _reason(problem: ErrorDetails) -> str:
-    return "Input should be a mapping" if problem["type"] == "model_type" else problem["msg"]
+def _described(problem: ErrorDetails, whole: str) -> str:
+    place = ".".join(map(str, problem["loc"])) or whole
+    reason = "Input should be a mapping" if problem["type"] == "model_type" else problem["msg"]
+    return f"{place}: {reason}" if place else reason
 
 
 def closest(name: str, options: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, get_args, get_origin
@@ -165,7 +164,7 @@ class Schema:
             return self.load(data)
         except ValidationError:
             numbers = _with_numbers(data)
-            if numbers is data:
+            if numbers == data:
                 raise
             return self.load(numbers)
 
@@ -250,11 +249,9 @@ def _with_numbers(data: Any) -> Any:
     if isinstance(data, str):
         return _NO_NUMBERS.get(data, data)
     if is_list(data):
-        found = [_with_numbers(item) for item in data]
-        return data if all(map(operator.is_, data, found)) else found
+        return list(map(_with_numbers, data))
     if is_dict(data):
-        after = {name: _with_numbers(value) for name, value in data.items()}
-        return data if all(map(operator.is_, data.values(), after.values())) else after
+        return {name: _with_numbers(value) for name, value in data.items()}
     return data
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer
 
-from .types import is_dict, is_list, is_mapping, is_sequence
+from .types import is_dict, is_mapping, is_sequence
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
@@ -144,10 +144,8 @@ def serializer_of(core: Any, config: CoreConfig, *, asked: bool = False) -> Sche
 
 
 def _rewritten(core: Any, *, asked: bool) -> Any:
-    if is_list(core):
-        return [_rewritten(part, asked=asked) for part in core]
     if is_sequence(core):
-        return tuple(_rewritten(part, asked=asked) for part in core)
+        return type(core)(_rewritten(part, asked=asked) for part in core)
     if not is_dict(core):
         return core
     copied = {key: part if key in _APART else _rewritten(part, asked=asked) for key, part in core.items()}

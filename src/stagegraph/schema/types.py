@@ -109,10 +109,7 @@ def _is_structured_dict(type_: Any) -> bool:
 def _check_generic(type_: type[BaseModel]) -> Check:
     """A `Box[int]`: also a plain `Box(...)` whose fields hold values of the declared types."""
     origin: Any = type_.__pydantic_generic_metadata__["origin"]
-
-    @cache
-    def fields() -> dict[str, Check]:
-        return {name: check(field.annotation) for name, field in type_.model_fields.items()}
+    fields = cache(lambda: {name: check(field.annotation) for name, field in type_.model_fields.items()})
 
     def accepts(value: object) -> bool:
         if isinstance(value, type_):
@@ -123,9 +120,7 @@ def _check_generic(type_: type[BaseModel]) -> Check:
 
 
 def _check_alias(alias: Any) -> Check:
-    @cache
-    def made() -> Check:  # made at the first use, since an alias may contain itself
-        return check(alias.__value__)
+    made = cache(lambda: check(alias.__value__))  # at the first use, since an alias may contain itself
 
     def accepts(value: object) -> bool:
         return made()(value)
