@@ -9,6 +9,7 @@ PACKAGES = [
     "stagegraph",
     "stagegraph.journal",
     "stagegraph.draw",
+    "stagegraph.errors",
     "stagegraph.local",
     "stagegraph.optimize",
     "stagegraph.service",

@@ -19,3 +19,32 @@ StagegraphError
 Inside a graph, an exception of a user's step or `flow` keeps its type, so ordinary `except` works there. The runner
 wraps it in a `RunError` at the outer door, with the original as `__cause__`.
 """
+
+from .record.run import InputError, LimitError, ReplayError, RunError
+from .schema.errors import (
+    BusyError,
+    DeclarationError,
+    JournalError,
+    NotRunningError,
+    PromptError,
+    StageError,
+    StagegraphError,
+    TracingError,
+    TuningError,
+)
+
+__all__ = [
+    "BusyError",
+    "DeclarationError",
+    "InputError",
+    "JournalError",
+    "LimitError",
+    "NotRunningError",
+    "PromptError",
+    "ReplayError",
+    "RunError",
+    "StageError",
+    "StagegraphError",
+    "TracingError",
+    "TuningError",
+]
