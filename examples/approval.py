@@ -1,4 +1,4 @@
-"""An agent asks before it does something: the run is suspended, and goes on when somebody has answered."""
+"""An agent asks before it acts: the run is suspended, and continues with the answer."""
 
 import asyncio
 import tempfile

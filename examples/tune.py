@@ -65,7 +65,7 @@ def examples(*names: str) -> list[Example[str]]:
 
 
 async def main() -> None:
-    """Search, and show what was found and whether it is better on examples that nobody has looked at."""
+    """Search, and show what was found and whether it is better on examples that had no part in the search."""
     result = await tune(
         Headline(),
         metric,

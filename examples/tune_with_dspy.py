@@ -45,7 +45,7 @@ def grade(example: Example[Inbox], run: Run[Inbox, list[Ticket]]) -> Score:
 
 
 def student(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    """Instead of a real model: it takes every mail for urgent until somebody tells it about outages."""
+    """Instead of a real model: it calls every mail urgent until its instructions mention outages."""
     part = messages[-1].parts[-1]
     mail = str(part.content) if isinstance(part, UserPromptPart) else ""
     urgent = "outage" in mail if "outage" in (info.instructions or "") else True

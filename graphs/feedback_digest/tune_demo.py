@@ -23,7 +23,7 @@ POOL = (
     "Extract the name of the customer and the number of stars from the review.",
     "Who wrote the review, and how many stars did they give? Copy the name from the review.",
 )
-"""What somebody might try instead; two of them are not good either."""
+"""Texts to try instead; two of them are not good either."""
 
 
 def right(example: Example[str], run: Run[Any, Any]) -> Score:

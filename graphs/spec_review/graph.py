@@ -10,7 +10,7 @@ from stagegraph import Graph, Stage, fan_out, step
 
 
 class Spec(BaseModel):
-    """What somebody wants."""
+    """A specification that a customer wrote."""
 
     text: str
 

@@ -97,7 +97,7 @@ async def _run(folder: Path, limits: Limits) -> Verdict:
     ran, failed = verdict or (0, 0)
     if stopped is None and verdict is None:
         stopped = f"the process ended without a verdict (exit code {process.returncode})"
-    log = log.replace(f"{folder}{os.sep}", "")  # the folder's name is chance, and nobody's business
+    log = log.replace(f"{folder}{os.sep}", "")  # the folder's name is random
     passed = stopped is None and failed == 0 and ran > 0
     if stopped is None and ran == 0:
         log += "\nno tests were found"
@@ -130,7 +130,7 @@ async def _watched(process: asyncio.subprocess.Process, order: str, limits: Limi
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # also what it started, as long as it stayed in the group
-        _let_go(process)  # first: the wait lasts until every pipe is closed, and nobody reads on
+        _let_go(process)  # first: the wait lasts until every pipe is closed, and no reader is left
         await asyncio.shield(process.wait())
     return bytes(output[: limits.output]).decode("utf-8", "replace"), stopped
 

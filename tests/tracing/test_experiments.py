@@ -61,7 +61,7 @@ async def test_an_experiment_is_recorded(desk: Desk) -> None:
 
 async def test_an_item_that_fails_does_not_stop_the_others(desk: Desk) -> None:
     """A run that failed has no scores, a metric that failed has none of its own; the means are of what there is."""
-    done = await experiment(desk, side_by_side=1)
+    done = await experiment(desk, concurrency=1)
     rows = {row.example.id: (row.run.status, row.scores) for row in done.rows}
     assert rows == {
         "a": ("succeeded", {"right": 1, "picky": 1}),

@@ -186,7 +186,7 @@ async def run_experiment(
     metrics: dict[str, Metric],
     name: str | None = None,
     description: str | None = None,
-    side_by_side: int = _CONCURRENCY,
+    concurrency: int = _CONCURRENCY,
 ) -> Experiment[In, Out]:
     """Run a graph on every item of a Langfuse data set, and record it there as an experiment.
 
@@ -198,7 +198,7 @@ async def run_experiment(
             run is not scored; a metric that fails is logged and gives no score.
         name: Name of the experiment; by default the graph's name and the time.
         description: A text for readers of the experiment.
-        side_by_side: Number of items that run at once.
+        concurrency: Number of items that run at once.
 
     Raises:
         TracingError: the runner does not trace to Langfuse, there is no such data set, or the server does not answer.
@@ -243,7 +243,7 @@ async def run_experiment(
             tracing.score(run.id, score, 0, run.started)
         rows[item.id] = ExperimentRow(example, run, scores)
 
-    await _for_each(items, evaluate, side_by_side)
+    await _for_each(items, evaluate, concurrency)
     await tracing.flush()
     return Experiment(label, experiment, dataset, tuple(rows[item.id] for _, item in items))
 
