@@ -69,7 +69,7 @@ def test_copies() -> None:
 
 def test_unknown_name() -> None:
     """An unknown name is refused with the known ones."""
-    with pytest.raises(DeclarationError, match="no local model 'smollm9'; known: smollm2"):
+    with pytest.raises(DeclarationError, match="no local model is named 'smollm9'; known: smollm2"):
         model("smollm9")
 
 
