@@ -10,11 +10,26 @@ from pydantic_ai.models import Model, infer_model
 from stagegraph.schema.errors import DeclarationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
+
+    from stagegraph.nodes.stage import Stage
 
 ENTRY_POINTS = "stagegraph.models"
 """A package adds a prefix with an entry point in this group: a function from what follows `prefix:` to a `Model`."""
+
+
+def chosen_model(
+    path: str,
+    stage: Stage[Any, Any],
+    *,
+    of_run: Mapping[str, Model[Any] | str],
+    of_runner: Mapping[str, Model[Any] | str],
+    default: Model[Any] | str | None,
+) -> Model[Any] | str | None:
+    """The model of a stage, or its name: by path, stage, agent, run or runner; the more specific choice wins."""
+    choices = (of_run.get(path), of_runner.get(path), stage.model, stage.agent.model, default)
+    return next((choice for choice in choices if choice is not None), None)
 
 
 class Models:

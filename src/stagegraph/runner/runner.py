@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
-from stagegraph.agent.models import Models
+from stagegraph.agent.models import Models, chosen_model
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.memory import MemoryJournal
 from stagegraph.nodes.branches import DEFAULT_LIMIT
@@ -98,7 +98,7 @@ class Runner:
             msg = f"Runner(journal={journal!r}): write SqliteJournal({str(journal)!r})"
             raise TypeError(msg)
         self.model = model
-        self._models_by_path = dict(models or {})
+        self.models: Mapping[str, Model | str] = dict(models or {})
         self.prompts: Prompts | PromptSource = prompts if prompts is not None else Prompts()
         self.limits = limits or Limits()
         self._fan_out_limit = fan_out_limit
@@ -286,12 +286,9 @@ class Runner:
         return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
-        """By path, by stage, by agent, by run or runner: the more specific choice wins."""
         default = spec.model if spec.model is not None else self.model
-        for choice in (spec.models.get(path), self._models_by_path.get(path), stage.model, stage.agent.model, default):
-            if choice is not None:
-                return self._models.get(choice)
-        return None
+        choice = chosen_model(path, stage, of_run=spec.models, of_runner=self.models, default=default)
+        return None if choice is None else self._models.get(choice)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from stagegraph.agent.models import chosen_model
+
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
@@ -24,9 +26,8 @@ def model_named(
     *,
     default: Model[Any] | str | None = None,
     own: Mapping[str, Model[Any] | str] | None = None,
-) -> Any:
+) -> Model[Any] | str | None:
     """The model of a stage, or its name, chosen as a runner chooses it; `None` when no model is named."""
-    by_path = {} if runner is None else runner._models_by_path  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    of_runner: Mapping[str, Model[Any] | str] = {} if runner is None else runner.models
     general = default if default is not None or runner is None else runner.model
-    choices = ((own or {}).get(path), by_path.get(path), stage.model, stage.agent.model, general)
-    return next((choice for choice in choices if choice is not None), None)
+    return chosen_model(path, stage, of_run=own or {}, of_runner=of_runner, default=general)
