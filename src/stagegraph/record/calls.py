@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PydanticUserError, ValidationError
+from pydantic import BaseModel, Field, PydanticUserError, ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
@@ -19,7 +20,7 @@ from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import plain
 from stagegraph.schema.serialize import escaped, json_of
 
-from .rows import CallRow, FeedbackRow, RunRow
+from .rows import CallRow, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
@@ -186,6 +187,23 @@ class _Reader:
 
     def _misfit(self, row: CallRow, what: str, problem: str, error: ValidationError) -> ValueError:
         return ValueError(f"{what} of `{row.key or self._name}` {problem}: {first_problem(error)}")
+
+
+class _Answered(BaseModel):
+    """The part of a recorded answer that says what it cost."""
+
+    usage: RequestUsage = Field(default_factory=RequestUsage)
+
+
+def paid(ops: Iterable[OpRow]) -> dict[str, RunUsage]:
+    """Key of a stage call -> usage of the answers that it got, also of those that a killed process left behind."""
+    found: dict[str, RunUsage] = {}
+    for op in ops:
+        if op.op.startswith("request:"):
+            usage = found.setdefault(op.key, RunUsage())
+            usage.incr(RunUsage(requests=1))
+            usage.incr(_Answered.model_validate_json(op.payload).usage)
+    return found
 
 
 def error_of(row: RunRow | CallRow) -> CallError | None:

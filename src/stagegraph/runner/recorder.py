@@ -7,6 +7,8 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
-from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
+from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
 from stagegraph.schema.serialize import json_of
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .identity import NodeKey
+    from .limits import Ledger
     from .options import RunSpec
     from .state import CacheKey, CallState, RunState
 
@@ -58,6 +61,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         user_id=spec.user_id,
         models=models,
         override=to_jsonable_python(dict(spec.override), fallback=str),
+        limits=spec.limits.as_label() if spec.limits is not None else {},
         replay=spec.replay,
     )
     return RunRow(
@@ -83,11 +87,12 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> None:
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
         self._state = state
+        self._ledger = ledger
         self._own = ReplayCache()
         """What the run has recorded before it was resumed."""
         self._other = ReplayCache()
@@ -99,7 +104,9 @@ class Recorder:
         """Path -> JSON of the prompt in force."""
 
     @classmethod
-    async def open(cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> Recorder:
+    async def open(
+        cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None
+    ) -> Recorder:
         """Take the run for this process, and read the run that it resumes or replays.
 
         Raises:
@@ -111,11 +118,12 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
         else:
             journal.put_soon(mine)
-        recorder = cls(journal, mine, spec, state)
+        recorder = cls(journal, mine, spec, state, ledger)
         calls: list[CallRow] = []
         if spec.resumed is not None:
             calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
             recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+            recorder._go_on(calls, ops)
         if spec.replay is not None:
             if spec.resumed is None and await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
@@ -123,15 +131,39 @@ class Recorder:
             recorder._other = ReplayCache(await journal.calls(spec.replay), used=used_of(spec.replay, calls))
         return recorder
 
+    def _go_on(self, calls: list[CallRow], ops: list[OpRow]) -> None:
+        """Count what the run has spent before it was resumed."""
+        labels = self._row.read_labels()
+        begins, ended = (self._row.started, *labels.resumed), list(labels.ended)
+        for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
+            moments = [row.started + row.duration for row in calls if begin <= row.started < end]
+            ended.append(min(end, max(moments, default=begin)))
+        self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
+        self._journal.put_soon(self._row)
+        if self._ledger is not None:
+            self._ledger.go_on(calls, ops)
+
+    def seconds_before(self) -> float:
+        """How long the run has been going on before it was resumed."""
+        return sum(max(0.0, end - begin) for begin, end in self._row.segments())
+
+    async def note_spent(self) -> None:
+        """Record what is spent with the next request, before it is made: no crash may forget it."""
+        if self._ledger is not None:
+            await self._journal.put(self._ledger.as_row(self._row.run_id))
+
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
         output_type = run.tree.root.__node__.output_type
+        labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
+            *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
                 self._row,
                 status="running" if left else run.status,
-                duration=time.time() - self._row.started,
+                duration=max(0.0, now - self._row.started),
+                labels=replace(labels, ended=(*labels.ended, now)).to_json(),
                 output=output_type.as_json(run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
@@ -140,7 +172,7 @@ class Recorder:
                 output_tokens=min(usage.output_tokens, _LARGEST),
                 cost=None if cost is None else str(cost),
                 owner=None,
-            )
+            ),
         )
 
     def begin(self, call: CallState) -> None:

@@ -57,7 +57,8 @@ class ActiveRun:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state)
+                ledger = self._executor.ledger
+                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state, ledger)
             self._recorded.set()
             return await self._seated()
         finally:
@@ -145,7 +146,8 @@ class ActiveRun:
         seconds = self._resources.limits.seconds
         with executor.scope as scope:
             if seconds is not None:
-                scope.deadline = anyio.current_time() + seconds
+                before = 0.0 if executor.recorder is None else executor.recorder.seconds_before()
+                scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
                     await root(value)
