@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from .rows import CallRow, FeedbackRow, OpRow, RunRow
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
     from stagegraph.schema.schema import Schema
+
+    from .rows import Journal
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
@@ -202,8 +205,37 @@ def paid(ops: Iterable[OpRow]) -> dict[str, RunUsage]:
         if op.op.startswith("request:"):
             usage = found.setdefault(op.key, RunUsage())
             usage.incr(RunUsage(requests=1))
-            usage.incr(_Answered.model_validate_json(op.payload).usage)
+            with suppress(ValidationError):  # whatever it cost, it was a request
+                usage.incr(_Answered.model_validate_json(op.payload).usage)
     return found
+
+
+async def rows_so_far(journal: Journal, row: RunRow) -> tuple[RunRow, list[CallRow]]:
+    """The rows of a run and its calls; while it has not ended, with what it has spent so far.
+
+    The journal writes what a run and a call have spent when they end, and each answer when it comes.
+    """
+    calls = await journal.calls(row.run_id)
+    if row.status != "running":
+        return row, calls
+    answered = paid(await journal.ops(row.run_id))
+    for place, call in enumerate(calls):
+        if call.status == "running" and (spent := answered.get(call.key)) is not None:
+            text, cost = USAGE.dump_json(spent, exclude_defaults=True).decode(), spent.cost
+            calls[place] = replace(call, usage=text, cost=None if cost is None else str(cost))
+    usage = RunUsage()
+    for call in calls:
+        usage.incr(USAGE.validate_json(call.usage))
+    last = max((call.started + call.duration for call in calls), default=row.started)
+    so_far = replace(
+        row,
+        duration=max(0.0, last - row.started),
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
+    )
+    return so_far, calls
 
 
 def error_of(row: RunRow | CallRow) -> CallError | None:

@@ -27,7 +27,7 @@ from stagegraph.schema.serialize import json_of
 
 from .identity import ReplayCache, changes, used_of
 from .recovery import counted
-from .state import total
+from .state import Clock, total
 
 if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
@@ -140,6 +140,9 @@ class Recorder:
             ended.append(min(end, max(moments, default=begin)))
         self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
         self._journal.put_soon(self._row)
+        # Where the clock was set back meanwhile, what comes now is still later than what was before.
+        offset = max(self._state.clock.offset, max(ended, default=0.0) - perf_counter())
+        self._state.clock = Clock(offset)
         if self._ledger is not None:
             self._ledger.go_on(calls, ops)
 
@@ -177,6 +180,8 @@ class Recorder:
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
+        if (began := self._own.graph_began(call.key)) is not None:
+            call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
 
     def step_begins(self, call: CallState) -> None:
@@ -242,6 +247,7 @@ class Recorder:
         call.replayed = True
         same_run = row.run_id == self._row.run_id
         call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
             call.use = ModelUse(attempts=row.attempts, messages=messages)
@@ -327,6 +333,7 @@ class Recorder:
         output, whole = None, True
         if call.status == "succeeded":
             output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
+        began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
             key=call.key,
@@ -339,8 +346,8 @@ class Recorder:
             parts=cache_key.parts_json if cache_key is not None else "{}",
             input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
             output=output,
-            started=self._state.clock.seconds(call.began),
-            duration=call.duration,
+            started=began,
+            duration=duration,
             replayed=call.replayed,
             source=call.source,
             cost="0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -214,6 +215,7 @@ class ActiveRun:
             return call_tree(list(calls.values()) or [root], clock)
 
         frozen = read_root() if state.end is None else None
+        began, duration = root.times(clock)
         return Run(
             id=spec.run_id,
             graph=state.name,
@@ -221,8 +223,8 @@ class ActiveRun:
             input=root.input,
             output=root.output,
             error=error,
-            started=clock.calendar(root.began),
-            duration=root.duration,
+            started=datetime.fromtimestamp(began, UTC),
+            duration=duration,
             metadata=spec.metadata,
             tags=spec.tags,
             session_id=spec.session_id,
