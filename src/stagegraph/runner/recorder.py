@@ -221,6 +221,8 @@ class Recorder:
         cache_key = call.cache_key = node_key.of_call(given)
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        if not (self._own or self._other):
+            return MISSING, None
         found = self._claim(call, cache_key.identity)
         if found is None:
             self._note_change(call, cache_key)
