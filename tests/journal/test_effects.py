@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from forked import Process, python
 
 WORKER = Path(__file__).with_name("shop.py")
@@ -25,7 +27,7 @@ KEYS = {
     },
 }
 """Workload -> the key of each order that is wanted, and its item."""
-KILLS = int(os.environ.get("STAGEGRAPH_SEEDS", "8"))
+KILLS = int(os.environ.get("STAGEGRAPH_SEEDS", "12"))
 MOST = 4
 """Kills of one run."""
 
@@ -75,34 +77,36 @@ class Killed:
             assert key.removesuffix("#1") == answer.replace("ask", "order"), "an answer is where another one belongs"
 
 
-def test_kills_lose_double_and_cross_no_order(tmp_path: Path) -> None:
-    """Equal orders, side by side and in a row, in graphs, from agents: killed at any moment, also while resumed."""
+def until_killed(folder: Path, workload: str, **variables: str) -> Iterator[Killed]:
+    """Runs of a workload, until its share of all processes was killed."""
     kills = seed = 0
-    while kills < KILLS:
-        workload = list(KEYS)[seed % len(KEYS)]
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        run = Killed(folder, workload, seed)
-        run.check()
+    while kills < -(-KILLS // len(KEYS)):
+        place = folder / str(seed)
+        place.mkdir()
+        run = Killed(place, workload, seed, **variables)
+        yield run
         kills += run.kills
         seed += 1
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workload", KEYS)
+def test_kills_lose_double_and_cross_no_order(tmp_path: Path, workload: str) -> None:
+    """Equal orders, side by side and in a row, in graphs, from agents: killed at any moment, also while resumed."""
+    for run in until_killed(tmp_path, workload):
+        run.check()
+
+
+@pytest.mark.timeout(1800)
 def test_kills_give_no_run_more_than_its_limit(tmp_path: Path) -> None:
     """Of eight agents and eleven requests: what was on its way when a process was killed is spent, answered or not."""
-    kills = seed = 0
-    while kills < KILLS:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        run = Killed(folder, "nested", seed, REQUESTS="11")
+    for run in until_killed(tmp_path, "nested", REQUESTS="11"):
         made = len(list(run.lines("asked")))
         assert made <= 11
-        if (folder / "limit").exists():
+        if (run.folder / "limit").exists():
             assert made > 0
         else:
             run.check()
-        kills += run.kills
-        seed += 1
 
 
 TWO_CUPS = """
