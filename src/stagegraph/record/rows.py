@@ -42,6 +42,8 @@ class Labels:
     """Call key -> the output that the call gets in this run, as JSON data."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
+    replay: str | None = None
+    """The id of the run whose outputs it may use."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -169,6 +171,8 @@ class CallRow:
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
+    source: Json | None = None
+    """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 

@@ -231,7 +231,10 @@ class Executor:
         if node_key is None:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
         output, _ = recorder.recalled(call, node_key, None)
-        return await step.fn(call.input) if output is MISSING else output
+        if output is not MISSING:
+            return output
+        recorder.step_begins(call)
+        return await step.fn(call.input)
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
 from stagegraph.schema.serialize import json_of
 
-from .identity import ReplayCache
+from .identity import ReplayCache, changes, used_of
 from .recovery import counted
 from .state import total
 
@@ -56,6 +58,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         user_id=spec.user_id,
         models=models,
         override=to_jsonable_python(dict(spec.override), fallback=str),
+        replay=spec.replay,
     )
     return RunRow(
         run_id=spec.run_id,
@@ -80,14 +83,17 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
-        self._continues = spec.resumed is not None
-        """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
         self._state = state
-        self._cache = cache
+        self._own = ReplayCache()
+        """What the run has recorded before it was resumed."""
+        self._other = ReplayCache()
+        """What the run that it replays has recorded."""
+        self._begun: list[CallState] = []
+        """Steps that have begun in this turn of the event loop."""
         self._overridden: set[str] = set()
         self._prompts: dict[str, str] = {}
         """Path -> JSON of the prompt in force."""
@@ -105,16 +111,17 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
         else:
             journal.put_soon(mine)
+        recorder = cls(journal, mine, spec, state)
+        calls: list[CallRow] = []
         if spec.resumed is not None:
-            cache = ReplayCache(await journal.calls(spec.run_id), await journal.ops(spec.run_id))
-        elif spec.replay is not None:
-            if await journal.run(spec.replay) is None:
+            calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
+            recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+        if spec.replay is not None:
+            if spec.resumed is None and await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
                 raise JournalError(msg)
-            cache = ReplayCache(await journal.calls(spec.replay))
-        else:
-            cache = ReplayCache()
-        return cls(journal, mine, spec, state, cache)
+            recorder._other = ReplayCache(await journal.calls(spec.replay), used=used_of(spec.replay, calls))
+        return recorder
 
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
@@ -140,6 +147,21 @@ class Recorder:
         """Record that a graph was called, so that others see a run that is still running."""
         self._journal.put_soon(self._call_row(call))
 
+    def step_begins(self, call: CallState) -> None:
+        """Record that a step has begun: after a crash its row says that it may have had an effect.
+
+        Nothing waits for that row, and a step that has ended until the next turn of the event loop needs none.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._put_begun)
+        self._begun.append(call)
+
+    def _put_begun(self) -> None:
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
+        self._begun = []
+        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+            self._journal.put_soon(*map(self._call_row, going_on))
+
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
 
@@ -153,21 +175,31 @@ class Recorder:
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
         try:
             given = call.node.__node__.input_type.to_json(call.input)
-        except (PydanticSerializationError, ValueError):
-            return MISSING, None  # an input that JSON cannot hold identifies nothing
+        except (PydanticSerializationError, ValueError):  # an input that JSON cannot hold identifies nothing
+            self._claim(call, "")
+            self._note_unidentified(call)
+            return MISSING, None
         cache_key = call.cache_key = node_key.of_call(given)
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
-        found = self._cache.claim(key, cache_key.identity) if self._cache else None
+        found = self._claim(call, cache_key.identity)
         if found is None:
-            self._note_change(key, cache_key)
+            self._note_change(call, cache_key)
         elif found.finished:
             output = self._output(call, found.row)
             if output is not MISSING:
                 return output, None
         else:
-            self._note_loss(key)
+            self._note_loss(call)
         return MISSING, found
+
+    def _claim(self, call: CallState, identity: str) -> Recorded | None:
+        kind = call.node.__node__.kind
+        return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
+
+    def _before(self, key: str) -> CallRow | None:
+        """The call that was recorded with this key."""
+        return self._own.at(key) or self._other.at(key)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
@@ -176,33 +208,52 @@ class Recorder:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
         call.replayed = True
+        same_run = row.run_id == self._row.run_id
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
             call.use = ModelUse(attempts=row.attempts, messages=messages)
-            if self._continues:
+            if same_run:  # another run that replays it has spent nothing
                 call.use.usage = USAGE.validate_json(row.usage)
                 call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, key: str, cache_key: CacheKey) -> None:
-        changed = self._cache.changed(key, cache_key.input, cache_key.parts)
-        if changed is None:
-            return
-        if changed == "nothing":
-            self._note_loss(key)
-            return
-        self._state.rerun[key] = changed
-        if self._spec.strict:
-            msg = (
-                f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
-            )
-            raise ReplayError(msg)
+    def _note_change(self, call: CallState, cache_key: CacheKey) -> None:
+        before = self._before(call.key)
+        changed = None if before is None else changes(before, cache_key)
+        if changed:
+            self._note(call, changed, f"differs from its record: {changed} changed")
+        else:
+            self._note_loss(call)
 
-    def _note_loss(self, key: str) -> None:
+    def _note_loss(self, call: CallState) -> None:
         """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._cache.at(key)
-        if before is not None and before.status == "succeeded" and not before.identity:
-            self._state.rerun[key] = "the output cannot be written down whole"
+        before = self._before(call.key)
+        if before is None:
+            return
+        if before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+            self._note(call, why, f"has a record that is not whole: {why}", strictly=before.kind == "step")
+        elif before.status == "running" and before.kind == "step" and before.run_id == self._row.run_id:
+            self._state.rerun[call.key] = "it had begun, and its end was not recorded"
+
+    def _note_unidentified(self, call: CallState) -> None:
+        if self._before(call.key) is not None:
+            why = "the input cannot be written down whole"
+            self._note(
+                call, why, f"cannot be compared with its record: {why}", strictly=call.node.__node__.kind == "step"
+            )
+
+    def _note(self, call: CallState, why: str, problem: str, *, strictly: bool = True) -> None:
+        """Keep why a recorded call runs again.
+
+        Raises:
+            ReplayError: in strict mode.
+        """
+        self._state.rerun[call.key] = why
+        if self._spec.strict and strictly:
+            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
+            raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
@@ -237,7 +288,7 @@ class Recorder:
     def _may_write(self, call: CallState) -> bool:
         """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
         identity = call.cache_key.identity if call.cache_key is not None else ""
-        return not self._continues or not self._cache.holds(call.key, identity)
+        return not self._own.holds(call.key, identity)
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, cache_key = call.node.__node__, call.error, call.cache_key
@@ -259,6 +310,7 @@ class Recorder:
             started=self._state.clock.seconds(call.began),
             duration=call.duration,
             replayed=call.replayed,
+            source=call.source,
             cost="0",
         )
         if error is not None:

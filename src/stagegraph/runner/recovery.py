@@ -220,6 +220,7 @@ async def resumed_spec(
         tags=labels.tags,
         metadata=labels.metadata,
         override=labels.override,
+        replay=labels.replay,
         answers=answered,
         resumed=row,
         strict=strict,

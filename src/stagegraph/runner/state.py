@@ -67,6 +67,8 @@ class CallState:
     use: ModelUse = NO_MODEL
     replayed: bool = False
     cache_key: CacheKey | None = None
+    source: str | None = None
+    """`CallRow.source`."""
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it was made for; set only for a trace."""
     ended: float = 0.0
