@@ -40,10 +40,14 @@ class Labels:
     """Stage path -> the model that this run alone was given."""
     override: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Call key -> the output that the call gets in this run, as JSON data."""
+    override_whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The same as `CallRow.output_whole`, where an output needs it."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
     replay: str | None = None
     """The id of the run whose outputs it may use."""
+    lost: bool = False
+    """Whether the record of the input does not hold all of it, as of a secret, so that a resume is given it anew."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -103,6 +107,9 @@ class RunRow:
     duration: float = 0.0
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where its plain JSON does not determine it (`schema.whole`)."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
@@ -155,6 +162,9 @@ class CallRow:
     """The hash of each part of the identity, to say what changed."""
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where its plain JSON does not determine it (`schema.whole`)."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     origin: str | None = None

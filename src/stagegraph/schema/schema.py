@@ -157,6 +157,18 @@ class Schema:
         self._check_known()
         return self.serializer.to_json(value, by_alias=False, round_trip=True, warnings=False)
 
+    def check_written(self, value: object) -> None:
+        """Refuse an instance that can be written down as a text about it only.
+
+        Raises:
+            PydanticSerializationError: the value, or a part of it, has no JSON.
+        """
+        try:
+            _ = lazy(value) or self.record(value)
+        except PydanticSerializationError as error:
+            if "surrogates" not in str(error):  # which are replaced
+                raise
+
     def _check_known(self) -> None:
         if self._unknown is not None:
             raise PydanticSerializationError(self._unknown)
@@ -171,6 +183,10 @@ class Schema:
     @cached_property
     def _holds_sets(self) -> bool:
         return '"uniqueItems"' in self._described
+
+    def as_json(self, value: object) -> str:
+        """The plain record of any value; a value without JSON is written as far as possible."""
+        return self.recorded(value).plain
 
     def recorded(self, value: object) -> Record:
         """The record of any value."""
