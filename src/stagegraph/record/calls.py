@@ -16,7 +16,7 @@ from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
 from stagegraph.data.usage import USAGE, summed
 from stagegraph.schema.errors import first_problem
-from stagegraph.schema.serialize import escaped, json_of
+from stagegraph.schema.serialize import escaped, json_of, without_json
 
 from .rows import CallRow, FeedbackRow, RunRow
 
@@ -60,7 +60,7 @@ def call_row(
     if call.kind == "stage":
         row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost)
-        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
+        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
     return row
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
+from stagegraph.data.call import path_of
 from stagegraph.data.prompt import unknown_stages
 from stagegraph.data.prompts import Checkable, Prompts, PromptSource
 from stagegraph.nodes.stage import stages_of
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.record.rows import RunRow
     from stagegraph.schema.schema import Schema
-
-_BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
-"""The parts of a call's key that its path does not have."""
-
-
-def path_of(key: str) -> str:
-    """Where the node is declared whose call has this key."""
-    return _BRANCH_OR_REPEAT.sub("", key)
 
 
 class RunOptions(TypedDict, total=False):

@@ -21,7 +21,7 @@ from stagegraph.journal.owner import this_process
 from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
-from stagegraph.schema.serialize import json_of
+from stagegraph.schema.serialize import json_of, without_json
 
 from .identity import ReplayCache, changes, used_of
 from .recovery import counted
@@ -86,8 +86,8 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
 @cache
 def _say_lost(graph: str) -> None:
     _log.warning(
-        "a record cannot hold the whole input of a run of %s (a secret, an excluded field, an object without JSON): when "
-        "such a run is interrupted, it cannot go on by itself, but needs `runner.resume(run_id, input=...)`",
+        "a record cannot hold the whole input of a run of %s (a secret, an excluded field, an object without JSON): "
+        "an interrupted one cannot go on by itself, but needs `runner.resume(run_id, input=...)`",
         graph,
     )
 
@@ -341,7 +341,7 @@ class Recorder:
             row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
-            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
+            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages), fallback=without_json)
             row.prompt = self._prompts.get(call.path)
             row.pending = dump_pending(use.pending) if use.pending else None
         return row

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stagegraph.agent.durable import unanswered_in
-from stagegraph.data.call import Status
+from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.owner import is_alive, this_process
@@ -24,7 +24,7 @@ from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
-from .options import ResumeOptions, RunSpec, path_of
+from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
@@ -250,8 +250,8 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
     gone = labels.redacted
     if labels.lost and not anew:
         msg = (
-            f"the record of run {row.run_id!r} does not hold its whole input, of which a part is a secret, or excluded, "
-            f"or has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+            f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
         )
         raise ReplayError(msg)
     if "input" in gone and not anew:

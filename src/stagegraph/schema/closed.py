@@ -6,36 +6,21 @@ an instance of a subclass, or `True` where a number is declared, is not covered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from enum import Enum, Flag
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from pydantic_core import TzInfo
 
-from .types import Check
+from .types import Check, is_dict, is_list
 
-_ABSENT = object()
-_LEAVES: dict[str, type] = {
-    "none": type(None),
-    "str": str,
-    "int": int,
-    "bool": bool,
-    "date": date,
-    "uuid": UUID,
+_LEAVES: dict[str, type] = {"none": type(None), "str": str, "int": int, "bool": bool}
+_ANY = {
+    *("type", "ref", "metadata", "strict", "frozen", "gt", "ge", "lt", "le", "multiple_of"),
+    *("min_length", "max_length", "pattern", "validation_alias", "serialization_alias"),
 }
-_CONSTRAINTS = {"gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern", "regex_engine"}
-_ANY = {"type", "ref", "metadata", "strict", "frozen", "title", *_CONSTRAINTS}
-_CONFIG = {
-    *("title", "frozen", "strict", "from_attributes", "loc_by_alias", "extra_fields_behavior"),
-    *("validate_by_name", "validate_by_alias", "populate_by_name", "serialize_by_alias"),
-}
-"""What a configuration may say without an effect on JSON by the names of fields."""
 _KEYS: dict[str, set[str]] = {
-    **{kind: set() for kind in (*_LEAVES, "float", "decimal")},
-    "datetime": {"microseconds_precision"},
+    **{kind: set() for kind in (*_LEAVES, "float")},
     "definitions": {"schema", "definitions"},
     "definition-ref": {"schema_ref"},
     "nullable": {"schema"},
@@ -44,14 +29,20 @@ _KEYS: dict[str, set[str]] = {
     "dict": {"keys_schema", "values_schema"},
     "literal": {"expected"},
     "enum": {"cls", "members", "sub_type"},
+    "datetime": {"microseconds_precision"},
     "model": {"cls", "schema", "config", "root_model", "custom_init", "generic_origin"},
     "model-fields": {"fields", "model_name", "computed_fields"},
-    "model-field": {"schema", "validation_alias", "serialization_alias"},
-    "dataclass": {"cls", "schema", "config", "fields", "post_init", "slots", "generic_origin"},
-    "dataclass-args": {"fields", "dataclass_name", "computed_fields", "collect_init_only"},
-    "dataclass-field": {"name", "schema", "init", "kw_only", "validation_alias", "serialization_alias"},
+    "model-field": {"schema"},
 }
-"""Kind of a core schema -> the keys that are known to leave it closed; any other kind or key makes a type open."""
+"""Kind of a core schema -> the keys that leave it closed, besides those of any kind; all others make a type open."""
+_CONFIG = {
+    *("title", "frozen", "strict", "from_attributes", "extra_fields_behavior"),
+    *("validate_by_name", "validate_by_alias", "populate_by_name", "serialize_by_alias"),
+}
+"""The same for the configuration of a model."""
+
+_Kind = type | Check
+"""A class, whose own instances are meant, or a check."""
 
 
 class _OpenError(Exception):
@@ -61,117 +52,110 @@ class _OpenError(Exception):
 def closed(core: Any) -> Check | None:
     """A check whether plain JSON determines a value of the type with this core schema; `None` if the type is open."""
     try:
-        return _Checks().of(core)
+        return _check(_Kinds().of(core))
     except _OpenError:
         return None
 
 
-class _Checks:
-    """The checks of the parts of one type."""
+class _Kinds:
+    """What the parts of one type are made of."""
 
     def __init__(self) -> None:
         self._defined: dict[str, Any] = {}
         self._made: dict[str, Check] = {}
 
-    def of(self, node: Mapping[str, Any]) -> Check:
+    def of(self, node: Mapping[str, Any], expected: str | None = None) -> _Kind:
         kind: str = node["type"]
-        if kind not in _KEYS or node.keys() - _ANY - _KEYS[kind]:
+        if kind not in _KEYS or node.keys() - _ANY - _KEYS[kind] or expected not in {None, kind}:
             raise _OpenError
         if kind in _LEAVES:
-            return _exactly(_LEAVES[kind])
-        make: Callable[[Mapping[str, Any]], Check] = getattr(self, f"_{kind.replace('-', '_')}")
+            return _LEAVES[kind]
+        if kind in {"default", "model-field"}:
+            return self.of(node["schema"])
+        make: Callable[[Mapping[str, Any]], _Kind] = getattr(self, f"_{kind.replace('-', '_')}")
         return make(node)
 
-    def _definitions(self, node: Mapping[str, Any]) -> Check:
+    def _definitions(self, node: Mapping[str, Any]) -> _Kind:
         self._defined.update((one["ref"], one) for one in node["definitions"])
         return self.of(node["schema"])
 
-    def _definition_ref(self, node: Mapping[str, Any]) -> Check:
-        ref: str = node["schema_ref"]
-        if ref not in self._made:
-            self._made[ref] = lambda value: self._made[ref](value)  # the type may contain itself
-            self._made[ref] = self.of(self._defined[ref])
-        return self._made[ref]
+    def _definition_ref(self, node: Mapping[str, Any]) -> _Kind:
+        ref, made = node["schema_ref"], self._made
+        if ref not in made:
+            made[ref] = lambda value: made[ref](value)  # noqa: PLW0108 - replaced below: the type may contain itself
+            made[ref] = _check(self.of(self._defined[ref]))
+        return made[ref]
 
     def _float(self, _node: Mapping[str, Any]) -> Check:
         return lambda value: type(value) is float and value - value == 0  # a finite one
 
-    def _decimal(self, _node: Mapping[str, Any]) -> Check:
-        return lambda value: type(value) is Decimal and value.is_finite()
-
-    def _datetime(self, _node: Mapping[str, Any]) -> Check:
-        def exact(value: Any) -> bool:
-            zone = value.tzinfo if type(value) is datetime else _ABSENT
-            return (zone is None or zone is UTC or type(zone) is TzInfo) and not value.fold
-
-        return exact
-
     def _nullable(self, node: Mapping[str, Any]) -> Check:
-        inner = self.of(node["schema"])
+        inner = _check(self.of(node["schema"]))
         return lambda value: value is None or inner(value)
 
-    def _default(self, node: Mapping[str, Any]) -> Check:
-        return self.of(node["schema"])
-
     def _list(self, node: Mapping[str, Any]) -> Check:
-        item = self.of(node.get("items_schema", {"type": "any"}))
-        return lambda value: type(value) is list and all(map(item, value))
+        fit = _all(self._item(node, "items_schema"))
+        return lambda value: is_list(value) and type(value) is list and fit(value)
 
     def _dict(self, node: Mapping[str, Any]) -> Check:
-        if node.get("keys_schema", {"type": "any"})["type"] != "str":
+        keys, fit = self._item(node, "keys_schema"), _all(self._item(node, "values_schema"))
+        if keys is not str:
             raise _OpenError
-        key, item = self.of(node["keys_schema"]), self.of(node.get("values_schema", {"type": "any"}))
-        return lambda value: type(value) is dict and all(map(key, value)) and all(map(item, value.values()))
+        named = _all(str)
+        return lambda value: is_dict(value) and type(value) is dict and named(value) and fit(value.values())
 
-    def _literal(self, node: Mapping[str, Any]) -> Check:
-        return _exactly(_one_of(node["expected"]))
+    def _item(self, node: Mapping[str, Any], name: str) -> _Kind:
+        return self.of(node.get(name, {"type": "any"}))
 
-    def _enum(self, node: Mapping[str, Any]) -> Check:
-        cls: type[Enum] = node["cls"]
-        _one_of([member.value for member in cls])
-        if issubclass(cls, Flag):
+    def _datetime(self, _node: Mapping[str, Any]) -> Check:
+        def fits(value: Any) -> bool:
+            zone = value.tzinfo if type(value) is datetime else ...
+            return (zone is None or zone is UTC or type(zone) is TzInfo) and not value.fold
+
+        return fits
+
+    def _enum(self, node: Mapping[str, Any]) -> _Kind:
+        self._literal({"expected": [member.value for member in node["cls"]]})
+        kind: type = node["cls"]
+        return kind
+
+    def _literal(self, node: Mapping[str, Any]) -> _Kind:
+        if {type(option) for option in node["expected"]} != {str}:
             raise _OpenError
-        return _exactly(cls)
+        return str
 
-    def _model(self, node: Mapping[str, Any]) -> Check:
-        config, cls = node.get("config", {}), node["cls"]
+    def _model(self, node: Mapping[str, Any]) -> _Kind:
+        config, cls, inner = node.get("config", {}), node["cls"], node["schema"]
         odd = node.get("root_model") or node.get("custom_init") or getattr(cls, "__private_attributes__", None)
         if odd or config.keys() - _CONFIG or config.get("extra_fields_behavior") == "allow":
             raise _OpenError
-        return self._instance(cls, node["schema"], lambda fields: fields.items())
+        self.of(inner, "model-fields")
+        fields = {name: self.of(one, "model-field") for name, one in inner["fields"].items()}
+        exact = [(name, kind) for name, kind in fields.items() if isinstance(kind, type)]
+        checked = [(name, kind) for name, kind in fields.items() if not isinstance(kind, type)]
 
-    def _dataclass(self, node: Mapping[str, Any]) -> Check:
-        if node.get("post_init") or node.get("config", {}).keys() - _CONFIG:
-            raise _OpenError
-        return self._instance(node["cls"], node["schema"], lambda fields: ((one["name"], one) for one in fields))
-
-    def _instance(self, cls: type, inner: Mapping[str, Any], named: Callable[[Any], Any]) -> Check:
-        if inner["type"] not in {"model-fields", "dataclass-args"} or inner.keys() - _ANY - _KEYS[inner["type"]]:
-            raise _OpenError
-        fields: list[tuple[str, Check]] = []
-        for name, one in named(inner["fields"]):
-            if one.keys() - _ANY - _KEYS[one["type"]] or not one.get("init", True):
-                raise _OpenError
-            fields.append((name, self.of(one["schema"])))
-
-        def exact(value: Any) -> bool:
-            if type(value) is not cls or len(getattr(value, "__dict__", fields)) != len(fields):
+        def fits(value: Any) -> bool:
+            state: Mapping[str, Any] = value.__dict__ if type(value) is cls else {}
+            if len(state) != len(fields) or (not state and type(value) is not cls):
                 return False
-            for name, fits in fields:  # noqa: SIM110 - a generator takes twice as long
-                if not fits(getattr(value, name, _ABSENT)):
+            for name, kind in exact:
+                if type(state.get(name, ...)) is not kind:
                     return False
-            return True
+            return all(fit(state.get(name, ...)) for name, fit in checked)
 
-        return exact
+        return fits
+
+    def _model_fields(self, _node: Mapping[str, Any]) -> _Kind:
+        return object
 
 
-def _exactly(cls: type) -> Check:
-    return lambda value: type(value) is cls
+def _check(kind: _Kind) -> Check:
+    return (lambda value: type(value) is kind) if isinstance(kind, type) else kind
 
 
-def _one_of(options: list[Any]) -> type:
-    """The class of all options, if JSON keeps them apart."""
-    kinds = set(map(type, options))
-    if kinds not in ({str}, {int}):
-        raise _OpenError
-    return kinds.pop()
+def _all(kind: _Kind) -> Callable[[Iterable[Any]], bool]:
+    """A check of several values."""
+    if isinstance(kind, type):
+        one = {kind}
+        return lambda values: set(map(type, values)) <= one
+    return lambda values: all(map(kind, values))

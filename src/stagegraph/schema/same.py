@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime, time, timezone
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic_core import TzInfo
@@ -16,6 +16,7 @@ from pydantic_core import TzInfo
 from .types import is_mapping, is_sequence, is_set
 
 _ABSENT = object()
+_SIMPLE = {str, int, bool, bytes, type(None)}
 
 
 def same(value: Any, again: Any) -> bool:
@@ -23,8 +24,11 @@ def same(value: Any, again: Any) -> bool:
 
     `1` is neither `True` nor `1.0`, not a number is not a number, and fields that JSON leaves out count as well.
     """
-    if type(value) is not type(again):
+    cls = cast("type[Any]", type(value))
+    if cls is not type(again):
         return False
+    if cls in _SIMPLE:
+        return bool(value == again)
     if value is again:
         return True
     if isinstance(value, (float, complex, Decimal)):
@@ -35,7 +39,8 @@ def same(value: Any, again: Any) -> bool:
         known = {one: one for one in again}
         return len(value) == len(again) and all(same(one, known.get(one, _ABSENT)) for one in value)
     if _goes_inside(value):
-        return _all_same(list(_parts(value)), list(_parts(again)))
+        parts, others = list(_parts(value)), list(_parts(again))
+        return len(parts) == len(others) and all(map(same, parts, others))
     return bool(value == again) and same(getattr(value, "__dict__", None), getattr(again, "__dict__", None))
 
 
@@ -58,27 +63,25 @@ def _goes_inside(value: object) -> bool:
     return known and not isinstance(value, type)
 
 
-def _all_same(parts: list[Any], others: list[Any]) -> bool:
-    return len(parts) == len(others) and all(map(same, parts, others))
-
-
 def _parts(value: Any) -> Iterator[Any]:
     """All that an instance of its class may differ in, in order."""
-    state = dict(getattr(value, "__dict__", {}))
+    whole, cls = value, cast("Any", type(value))
+    state: dict[str, Any] = dict(getattr(whole, "__dict__", {}))
     if is_mapping(value):
         yield from value
         yield from value.values()
-        yield getattr(value, "default_factory", None)
+        yield getattr(whole, "default_factory", None)
     elif is_sequence(value) or is_set(value) or isinstance(value, deque):
         yield from value
-        yield getattr(value, "maxlen", None)
+        yield getattr(whole, "maxlen", None)
     elif isinstance(value, BaseModel):
         yield value.__pydantic_extra__
         yield value.__pydantic_private__
-    elif dataclasses.is_dataclass(value):
-        state |= {one.name: getattr(value, one.name, _ABSENT) for one in dataclasses.fields(value)}
+        yield from (state.pop(name, _ABSENT) for name in cls.model_fields)
+    else:
+        yield from (getattr(whole, one.name, state.pop(one.name, _ABSENT)) for one in dataclasses.fields(value))
     for name in sorted(state):
-        if name != "__orig_class__" and not isinstance(getattr(type(value), name, None), cached_property):
+        if name != "__orig_class__" and not isinstance(getattr(cls, name, None), cached_property):
             yield name
             yield state[name]
 

@@ -13,6 +13,7 @@ from pydantic_core import (
     PydanticSerializationError,
     SchemaError,
     SchemaSerializer,
+    core_schema,
     from_json,
     to_json,
     to_jsonable_python,
@@ -35,7 +36,7 @@ class Record(NamedTuple):
     """What is written down of a value."""
 
     plain: str
-    """JSON, for readers: by the names of fields, without computed fields; as far as possible, where JSON has no more."""
+    """JSON, for readers: by the names of fields, without computed fields; as far as possible where it has no JSON."""
     whole: str | None
     """The value in the form of `whole.Whole`, where its plain JSON does not determine it."""
     holds: bool
@@ -69,18 +70,37 @@ class Schema:
         """The type as it is written in code."""
         return type_name(self.type)
 
-    @cached_property
+    @property
     def adapter(self) -> TypeAdapter[Any]:
-        return self._configured[0]
+        """Pydantic's adapter.
+
+        Raises:
+            PydanticUserError: Pydantic does not know the type.
+        """
+        made = self._configured[0]
+        if isinstance(made, str):
+            raise PydanticUserError(made, code=None)
+        return made
 
     @cached_property
-    def _configured(self) -> tuple[TypeAdapter[Any], CoreConfig]:
+    def _configured(self) -> tuple[TypeAdapter[Any] | str, CoreConfig]:
+        """The adapter, or why there is none, and the configuration of serializers."""
+        config: CoreConfig = {**_WHOLE, "ser_json_bytes": "base64"}
         try:
-            return TypeAdapter(self.type, config=_BYTES), {**_WHOLE, "ser_json_bytes": "base64"}
-        except PydanticUserError:  # a model has a configuration of its own
-            return TypeAdapter(self.type), _WHOLE
+            return TypeAdapter(self.type, config=_BYTES), config
+        except PydanticUserError:  # perhaps a model has a configuration of its own
+            pass
         except SchemaError as error:
-            raise PydanticUserError(str(error), code=None) from error
+            return str(error), config
+        try:
+            return TypeAdapter(self.type), _WHOLE
+        except PydanticUserError as error:
+            return error.message, config
+
+    @cached_property
+    def _core(self) -> Any:
+        made = self._configured[0]
+        return core_schema.any_schema() if isinstance(made, str) else made.core_schema
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,21 +116,18 @@ class Schema:
 
     @cached_property
     def serializer(self) -> SchemaSerializer:
-        adapter, config = self._configured
-        return serializer_of(adapter.core_schema, config)
+        return serializer_of(self._core, self._configured[1])
 
     @cached_property
     def _asked(self) -> SchemaSerializer:
-        adapter, config = self._configured
-        return serializer_of(adapter.core_schema, config, asked=True)
+        return serializer_of(self._core, self._configured[1], asked=True)
 
     @cached_property
     def traits(self) -> Traits:
         """Facts about the JSON of the type's values."""
-        try:
-            return traits_of(self.adapter.core_schema, self.type)
-        except PydanticUserError:  # the type has no JSON at all
-            return Traits()
+        found = traits_of(self._core, self.type)
+        found.hides |= isinstance(self._configured[0], str)
+        return found
 
     def validate(self, raw: object) -> Any:
         """Turn outside data into the type; an instance passes unchanged.
@@ -125,24 +142,9 @@ class Schema:
     def _annotated(self) -> bool:
         return _mentions_annotated(self.type)
 
-    @property
-    def own_form(self) -> bool:
-        return self.traits.own_form
-
     @cached_property
     def _closed(self) -> Check | None:
-        try:
-            return closed(self.adapter.core_schema)
-        except PydanticUserError:
-            return None
-
-    @cached_property
-    def _unknown(self) -> str | None:
-        """Why Pydantic does not know the type, if so."""
-        try:
-            return None if self.serializer else ""
-        except PydanticUserError as error:
-            return error.message
+        return closed(self._core)
 
     @cached_property
     def _whole(self) -> Whole:
@@ -154,7 +156,6 @@ class Schema:
         Raises:
             PydanticSerializationError: the value, or a part of it, has no JSON.
         """
-        self._check_known()
         return self.serializer.to_json(value, by_alias=False, round_trip=True, warnings=False)
 
     def check_written(self, value: object) -> None:
@@ -168,10 +169,6 @@ class Schema:
         except PydanticSerializationError as error:
             if "surrogates" not in str(error):  # which are replaced
                 raise
-
-    def _check_known(self) -> None:
-        if self._unknown is not None:
-            raise PydanticSerializationError(self._unknown)
 
     def _sorted_record(self, value: object) -> bytes:
         """The same with sorted sets, so that equal values have equal records in every process."""
@@ -271,7 +268,6 @@ class Schema:
         Raises:
             PydanticSerializationError: the value, or a part of it, has no JSON.
         """
-        self._check_known()
         return self.serializer.to_json(value, by_alias=True, warnings=False)
 
     def shown(self, value: object) -> str:

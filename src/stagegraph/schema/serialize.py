@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,6 +16,7 @@ from .types import is_dict, is_sequence
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
 
+NO_JSON = "<without JSON: "
 _LEFT_OUT = {"serialization_exclude", "serialization_exclude_if"}
 _FIELDS = ("model-fields", "typed-dict", "dataclass-args")
 
@@ -39,16 +40,24 @@ def hashed(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def json_of(adapter: TypeAdapter[Any], value: object) -> str:
+def json_of(adapter: TypeAdapter[Any], value: object, *, fallback: Callable[[Any], str] | None = None) -> str:
     """A value as JSON text; half a surrogate pair, which models do send, is replaced.
+
+    *fallback* gives a text for an object without JSON.
 
     Raises:
         PydanticSerializationError: a part of the value has no JSON.
     """
     try:
-        return adapter.dump_json(value).decode()
+        return adapter.dump_json(value, fallback=fallback, warnings=fallback is None).decode()
     except PydanticSerializationError:
-        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
+        data = adapter.dump_python(value, mode="json", fallback=fallback, warnings=fallback is None)
+        return encodable(json.dumps(data, ensure_ascii=False))
+
+
+def without_json(value: object) -> str:
+    """The text for an object without JSON: the same in every process."""
+    return f"{NO_JSON}{type(value).__name__}>"
 
 
 @dataclass(slots=True)
@@ -56,7 +65,7 @@ class Traits:
     """Facts about the JSON of a type's values."""
 
     hides: bool = False
-    """Whether a part of it may be left out or masked on purpose: a secret, an excluded field."""
+    """Whether a part of it may be left out or masked: a secret, an excluded field, all of a type without a schema."""
     clashes: bool = False
     """Whether the alias of one field is the name of another."""
     own_form: bool = False

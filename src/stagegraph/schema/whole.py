@@ -1,9 +1,9 @@
 """JSON that says what each part of a value is, for values that their plain JSON does not determine.
 
-A list, a text, a finite number and the like stand for themselves; everything else is an object with one key, the name of
+Lists, texts, finite numbers and the like stand for themselves. Everything else is an object with one key, the name of
 its class after a `$`. A name leads to a class only if the declared type mentions that class, or one that it is derived
-from: nothing is imported, and every object is made by validation. Secrets, and what a type leaves out or writes in a way
-of its own, are not written in this form.
+from: nothing is imported, and every object is made by validation. Secrets, and parts that a type leaves out or writes
+in a way of its own, are not written in this form.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import json
 import math
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, RootModel
-from typing_extensions import TypeAliasType, get_type_hints
+from typing_extensions import get_type_hints
 
-from .types import is_dict, is_list, is_mapping, is_set
+from .types import is_dict, is_list, is_set
 
 _SERIES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 _MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
@@ -34,37 +35,18 @@ _PLAIN: dict[str, type] = {
     **{one.__name__: one for one in (bytes, complex, date, datetime, time, timedelta, Decimal, UUID)},
     "Path": type(Path()),
 }
-"""Classes whose values are determined by their own plain JSON."""
+"""Classes whose values are determined by their plain JSON."""
 _NAMES = {one: name for name, one in {**_SERIES, **_MAPPINGS, **_PLAIN}.items()}
 _NOT_OURS = sys.stdlib_module_names | {"pydantic"}
 """Of a class of these packages, the subclasses are not what somebody means who declares it."""
 
 
-class Plain(Protocol):
-    """A class and the plain JSON of its values (`Schema`)."""
-
-    type: Any
-
-    def record(self, value: object) -> bytes: ...
-    def recall(self, data: object) -> Any: ...
-    def validate(self, raw: object) -> Any: ...
-    def build(self, fields: object) -> Any:
-        """Validate the fields of an instance, by name, each a value already."""
-        ...
-
-    @property
-    def own_form(self) -> bool:
-        """Whether it leaves a part of a value out, or writes it in a way of its own, as a secret."""
-        ...
-
-
 class Whole:
-    """The form for values of one declared type; *plain* gives the same for each class in it."""
+    """The form for values of one declared type; *schema* makes the `Schema` of each class in it."""
 
-    def __init__(self, declared: Plain, plain: Callable[[type], Plain]) -> None:
+    def __init__(self, declared: Any, schema: Callable[[type], Any]) -> None:
         self._declared = declared
-        self._plain = plain
-        self._known: dict[type, Plain] = {}
+        self._of = cache(schema)
         self._classes: dict[str, type | None] = {}
 
     def write(self, value: object) -> str:
@@ -73,62 +55,54 @@ class Whole:
         Raises:
             ValueError: a part of the value is of a class that the declared type does not mention, or a secret.
         """
-        if self._declared.own_form:
+        if self._declared.traits.own_form:
             msg = "the type leaves a part out, or writes it in a way of its own"
             raise ValueError(msg)
         return json.dumps(self._written(value), allow_nan=False)
 
     def read(self, text: str) -> Any:
-        """The value.
-
-        Raises:
-            Exception: the text was not written by `write`, or the types have changed; anything a validator may raise.
-        """
+        """The value; a text that was not written by `write` for these types raises any exception."""
         return self._declared.validate(self._read(json.loads(text)))
 
     def _written(self, value: Any) -> Any:
-        cls = type(value)
+        cls = cast("type[Any]", type(value))
         if cls in {str, int, bool, type(None)} or (cls is float and math.isfinite(value)):
             return value
         if cls is list:
             return list(map(self._written, value))
         if cls is dict and all(type(key) is str and key[:1] != "$" for key in value):
-            return {key: self._written(one) for key, one in value.items()}
-        name, data = self._tagged(cls, value)
-        return {f"${name}": data}
-
-    def _tagged(self, cls: type, value: Any) -> tuple[str, Any]:
+            return self._pairs(value.items())
         if cls is float:
-            return "float", str(value)
+            return {"$float": str(value)}
+        if cls is datetime and isinstance(value.tzinfo, ZoneInfo):
+            return {"$zoned": [value.replace(tzinfo=None).isoformat(), value.tzinfo.key, value.fold]}
         name = _NAMES.get(cls)
+        return {f"${name}": self._builtin(name, value)} if name else {f"${self._name(cls)}": self._object(cls, value)}
+
+    def _pairs(self, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: self._written(one) for name, one in pairs}
+
+    def _builtin(self, name: str, value: Any) -> Any:
         if name in _SERIES:
             items = list(map(self._written, value))
-            return name, sorted(items, key=json.dumps) if is_set(value) else items
+            return sorted(items, key=json.dumps) if is_set(value) else items
         if name in _MAPPINGS:
-            return name, [[self._written(key), self._written(one)] for key, one in value.items()]
-        if cls is datetime and isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key:
-            return "zoned", [value.replace(tzinfo=None).isoformat(), value.tzinfo.key, value.fold]
-        if name is not None:
-            return name, json.loads(self._of(cls).record(value))
-        name, plain = self._name(cls), self._of(cls)
-        if isinstance(value, Enum):
-            return name, value.name
-        if plain.own_form:
-            return name, json.loads(plain.record(value))
-        if isinstance(value, RootModel):
-            return name, [self._written(value.root)]
-        if isinstance(value, BaseModel):
-            fields = {field: getattr(value, field) for field in cls.model_fields if hasattr(value, field)}
-            return name, self._pairs({**fields, **(value.model_extra or {})})
-        if dataclasses.is_dataclass(value):
-            fields = [one.name for one in dataclasses.fields(value) if one.init]
-            return name, self._pairs({field: getattr(value, field) for field in fields})
-        if isinstance(value, tuple):  # a named one
-            return name, list(map(self._written, value))
-        return name, json.loads(plain.record(value))
+            return [[self._written(key), self._written(one)] for key, one in value.items()]
+        return json.loads(self._of(_PLAIN[name]).record(value))
 
-    def _pairs(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: self._written(one) for name, one in fields.items()}
+    def _object(self, cls: type, value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if self._of(cls).traits.own_form:
+            return json.loads(self._of(cls).record(value))
+        if isinstance(value, RootModel):
+            return [self._written(cast("Any", value.root))]  # pyright: ignore[reportUnknownMemberType]
+        if isinstance(value, BaseModel):
+            fields = [(name, getattr(value, name)) for name in type(value).model_fields if hasattr(value, name)]
+            return self._pairs([*fields, *(value.model_extra or {}).items()])
+        if dataclasses.is_dataclass(value):
+            return self._pairs((one.name, getattr(value, one.name)) for one in dataclasses.fields(value) if one.init)
+        return list(map(self._written, value))  # a named tuple
 
     def _read(self, data: Any) -> Any:
         if is_list(data):
@@ -138,36 +112,28 @@ class Whole:
         tag = next(iter(data), "")
         if tag[:1] != "$":
             return {key: self._read(one) for key, one in data.items()}
-        return self._untagged(tag[1:], data[tag])
-
-    def _untagged(self, name: str, data: Any) -> Any:
+        name, inside = tag[1:], data[tag]
         if name == "float":
-            return float(data)
-        if name in _SERIES:
-            return _SERIES[name](map(self._read, data))
-        if name in _MAPPINGS:
-            return _MAPPINGS[name]({self._read(key): self._read(one) for key, one in data})
+            return float(inside)
         if name == "zoned":
-            moment, key, fold = data
+            moment, key, fold = inside
             return datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(key), fold=fold)
-        if name in _PLAIN:
-            return self._of(_PLAIN[name]).recall(data)
-        cls = self._class(name)
+        if name in _SERIES:
+            return _SERIES[name](map(self._read, inside))
+        if name in _MAPPINGS:
+            return _MAPPINGS[name]({self._read(key): self._read(one) for key, one in inside})
+        return self._of(_PLAIN[name]).recall(inside) if name in _PLAIN else self._read_object(self._class(name), inside)
+
+    def _read_object(self, cls: type, data: Any) -> Any:
         plain = self._of(cls)
         if issubclass(cls, Enum):
             return cls[data]
-        if plain.own_form:
+        if plain.traits.own_form:
             return plain.recall(data)
-        if issubclass(cls, RootModel):
-            return plain.build(self._read(data[0]))
         if is_dict(data):
-            return plain.build({field: self._read(one) for field, one in data.items()})
-        return plain.build(self._read(data)) if is_list(data) else plain.recall(data)
-
-    def _of(self, cls: type) -> Plain:
-        if cls not in self._known:
-            self._known[cls] = self._plain(cls)
-        return self._known[cls]
+            return plain.build({name: self._read(one) for name, one in data.items()})
+        items = list(map(self._read, data))
+        return plain.build(items[0] if issubclass(cls, RootModel) else items)
 
     def _name(self, cls: type) -> str:
         name = _name_of(cls)
@@ -195,8 +161,7 @@ def _reachable(type_: Any) -> dict[str, type | None]:
 
     A name that two classes share leads to none.
     """
-    found: dict[type, None] = {}
-    names: dict[str, type | None] = {}
+    found: dict[str, type | None] = {}
     pending: list[Any] = [type_]
     seen: dict[int, Any] = {}
     while pending:
@@ -205,28 +170,26 @@ def _reachable(type_: Any) -> dict[str, type | None]:
             continue
         seen[id(one)] = one
         pending += one if is_list(one) else [get_origin(one), *get_args(one), *_mentioned(one)]
-        if isinstance(one, Enum):
-            pending.append(type(one))  # an option of a `Literal`
         if isinstance(one, type) and not get_args(one):
-            found[one] = None
-    for one in found:
-        name = _name_of(one)
-        names[name] = None if name in names else one
-    return names
+            found[_name_of(one)] = None if _name_of(one) in found else one
+    return found
 
 
 def _mentioned(one: Any) -> list[Any]:
-    """What a type leads to besides its own arguments."""
+    """What a type leads to besides its own arguments; an option of a `Literal` leads to its class."""
     if isinstance(one, TypeVar):
-        return [one.__bound__, *one.__constraints__, getattr(one, "__default__", None)]
-    if not isinstance(one, type) or (one is not BaseModel and one.__module__.partition(".")[0] in _NOT_OURS):
-        return [getattr(one, "__supertype__", None), getattr(one, "__value__", None)]
+        return [one.__bound__, *one.__constraints__]
+    if not isinstance(one, type):
+        alias = [getattr(one, "__supertype__", None), getattr(one, "__value__", None)]
+        return [type(one)] if isinstance(one, Enum) else alias
+    if one is not BaseModel and one.__module__.partition(".")[0] in _NOT_OURS:
+        return []
+    inside: list[Any] = []
     if issubclass(one, BaseModel):
         generic = getattr(one, "__pydantic_generic_metadata__", {"origin": None, "args": ()})  # `BaseModel` has none
         inside = [generic["origin"], *generic["args"], *(field.annotation for field in one.model_fields.values())]
     else:
-        try:
+        with suppress(NameError, TypeError):  # a type that is local to a function
             inside = list(get_type_hints(one, include_extras=True).values())
-        except (NameError, TypeError):  # a type that is local to a function
-            inside = []
-    return inside + type.__subclasses__(one)
+    derived: list[Any] = type.__subclasses__(cast("type[Any]", one))
+    return [*inside, *derived]
