@@ -449,7 +449,7 @@ async def half_fails(text: str) -> str:
 async def test_what_cannot_be_json_is_named_by_its_call() -> None:
     """A value without JSON: the call is named, in one line."""
     run = await Runner().run(odd, "x")
-    with pytest.raises(RunError, match="call `odd`: a value cannot be written as JSON: .*serializer") as caught:
+    with pytest.raises(RunError, match="call `odd`: a value cannot be written as JSON") as caught:
         run.to_json()
     assert "\n" not in str(caught.value)
 
