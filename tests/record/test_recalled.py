@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -453,7 +453,7 @@ def _made_of(inner: st.SearchStrategy[tuple[Any, st.SearchStrategy[Any]]]) -> st
         ),
         hashable.map(lambda one: (set[one[0]], st.sets(one[1], max_size=3))),
         hashable.map(lambda one: (frozenset[one[0]], st.frozensets(one[1], max_size=3))),
-        st.tuples(inner, inner).map(lambda two: (two[0][0] | two[1][0], two[0][1] | two[1][1])),
+        st.tuples(inner, inner).map(lambda two: (Union[two[0][0], two[1][0]], two[0][1] | two[1][1])),  # noqa: UP007
         inner.map(model),
     )
 

@@ -79,8 +79,8 @@ def _values(row: Row, redact: Redact) -> tuple[dict[str, Any], set[str]]:
             changes[name] = _dumped(redact(json.loads(text)))
         if text is not None and changes[name] != _dumped(json.loads(text)):
             changed.add(name)
-        if whole is not None and (name in changed or redact(json.loads(whole)) != json.loads(whole)):
-            changes[f"{name}_whole"] = None
+        if whole and (name in changed or redact(json.loads(whole)) != json.loads(whole)):
+            changes[f"{name}_whole"] = ""
             changed.add(name)
     return changes, changed
 

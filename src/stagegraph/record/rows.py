@@ -46,8 +46,6 @@ class Labels:
     """Stage path -> name and version of its deployed prompt."""
     replay: str | None = None
     """The id of the run whose outputs it may use."""
-    lost: bool = False
-    """Whether the record of the input does not hold all of it, as of a secret, so that a resume is given it anew."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -108,7 +106,8 @@ class RunRow:
     input: Json
     output: Json | None = None
     input_whole: str | None = None
-    """The input in a form that says its types, where its plain JSON does not determine it (`schema.whole`)."""
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
     output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
@@ -163,7 +162,8 @@ class CallRow:
     input: Json
     output: Json | None = None
     input_whole: str | None = None
-    """The input in a form that says its types, where its plain JSON does not determine it (`schema.whole`)."""
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
     output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None

@@ -52,8 +52,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         DeclarationError: the metadata cannot be recorded.
     """
     given = node.__node__.input_type.recorded(spec.input)
-    lost = spec.fits and not given.holds
-    if lost and resumable:
+    if resumable and spec.fits and not given.holds:
         _say_lost(node.__node__.name)
     outputs = {key: spec.output_type(key).recorded(value) for key, value in spec.override.items()}
     own = spec.prompts if isinstance(spec.prompts, Prompts) else None
@@ -65,8 +64,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         user_id=spec.user_id,
         models=models,
         override={key: json.loads(output.plain) for key, output in outputs.items()},
-        override_whole={key: output.whole for key, output in outputs.items() if output.whole is not None},
-        lost=lost,
+        override_whole={key: output.whole for key, output in outputs.items() if output.whole},
         replay=spec.replay,
     )
     return RunRow(
@@ -75,7 +73,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         status="running",
         started=time.time(),
         input=given.plain,
-        input_whole=given.whole,
+        input_whole=given.whole if spec.fits else None,
         prompts_digest=prompts.digest if isinstance(prompts, Prompts) else "",
         prompts=own.to_json() if own is not None else None,
         model=spec.model if isinstance(spec.model, str) else None,

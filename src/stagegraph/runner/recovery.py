@@ -246,9 +246,8 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
 
 def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: bool) -> None:
     """Refuse to resume a run whose input or prompts the record does not hold, unless they are given *anew*."""
-    labels = row.read_labels()
-    gone = labels.redacted
-    if labels.lost and not anew:
+    gone = row.read_labels().redacted
+    if row.input_whole == "" and not anew:
         msg = (
             f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
             f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"

@@ -56,7 +56,7 @@ class CacheKey(NamedTuple):
     @property
     def record(self) -> Record:
         """The record of the input."""
-        return Record(self.input, self.input_whole, holds=True)
+        return Record(self.input, self.input_whole)
 
 
 @dataclass(slots=True, eq=False)

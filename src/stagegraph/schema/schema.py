@@ -38,9 +38,12 @@ class Record(NamedTuple):
     plain: str
     """JSON, for readers: by the names of fields, without computed fields; as far as possible where it has no JSON."""
     whole: str | None
-    """The value in the form of `whole.Whole`, where its plain JSON does not determine it."""
-    holds: bool
-    """Whether the value can be made from the record, type included: only then may it stand for the value."""
+    """The value in the form of `whole.Whole`, where its plain JSON does not determine it; empty where neither does."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value can be made from the record, type included: only then may it stand for the value."""
+        return self.whole != ""
 
     @property
     def identity(self) -> bytes | None:
@@ -190,26 +193,25 @@ class Schema:
         exact = self._closed
         try:
             if exact is not None and exact(value):
-                return Record(self.record(value).decode(), None, holds=True)
+                return Record(self.record(value).decode(), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
         return self._proved(value)
 
     def _proved(self, value: object) -> Record:
         if lazy(value):
-            return Record(_as_far_as_possible(value), None, holds=False)
+            return Record(_as_far_as_possible(value), "")
         try:
             plain = self._sorted_record(value).decode()
             if self._comes_back(value, plain, None):
-                return Record(plain, None, holds=True)
+                return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
             plain = _as_far_as_possible(value)
         try:
             whole = self._whole.write(value)
         except (ValueError, TypeError, RecursionError):
-            return Record(plain, None, holds=False)
-        holds = self._comes_back(value, plain, whole)
-        return Record(plain, whole if holds else None, holds)
+            return Record(plain, "")
+        return Record(plain, whole if self._comes_back(value, plain, whole) else "")
 
     def _comes_back(self, value: object, plain: str, whole: str | None) -> bool:
         try:
@@ -232,7 +234,7 @@ class Schema:
             ValueError: it cannot be read back.
         """
         try:
-            return self._recalled(data) if whole is None else self._whole.read(whole)
+            return self._whole.read(whole) if whole else self._recalled(data)
         except ValueError:
             raise
         except Exception as error:
