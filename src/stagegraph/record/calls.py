@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, PydanticUserError, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_ai.usage import RequestUsage, RunUsage
 
@@ -18,21 +18,20 @@ from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
 from stagegraph.data.usage import USAGE, summed
 from stagegraph.schema.errors import first_problem
-from stagegraph.schema.schema import plain
-from stagegraph.schema.serialize import escaped, json_of
+from stagegraph.schema.serialize import escaped, json_of, without_json
 
 from .rows import CallRow, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
-    from stagegraph.schema.schema import Schema
+    from stagegraph.schema.schema import Record, Schema
 
     from .rows import Journal
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""
-_OF_RUN = ("run_id", "status", "input", "error_type", "error", "started", "duration")
+_OF_RUN = ("run_id", "status", "input", "input_whole", "error_type", "error", "started", "duration")
 """The fields that the root call has in common with its run while no calls are recorded."""
 
 
@@ -42,17 +41,19 @@ def call_row(
     run_id: str,
     parent: str | None,
     position: int,
-    input: str,  # noqa: A002 - the column's name
-    output: str | None,
+    input: Record,  # noqa: A002 - the column's name
+    output: Record | None,
 ) -> CallRow:
-    """The row of a call, whose input and output are given as JSON."""
+    """The row of a call, whose input and output are given as their records."""
     same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
     row = CallRow(
         run_id=run_id,
         parent=parent,
         position=position,
-        input=input,
-        output=output,
+        input=input.plain,
+        output=None if output is None else output.plain,
+        input_whole=input.whole,
+        output_whole=None if output is None else output.whole,
         started=call.started.timestamp(),
         cost="0",
         **same,
@@ -63,7 +64,7 @@ def call_row(
     if call.kind == "stage":
         row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost)
-        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
+        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
     return row
 
 
@@ -81,9 +82,9 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
     for position, call in enumerate(sorted(root.walk(), key=lambda call: call.started)):
         node = tree.nodes[call.path].__node__
         try:
-            given = _json(node.input_type, call.input)
-            output = _json(node.output_type, call.output) if call.status == "succeeded" else None
-        except (ValueError, TypeError, PydanticUserError) as error:
+            given = _record(node.input_type, call.input)
+            output = _record(node.output_type, call.output) if call.status == "succeeded" else None
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             msg = (
                 f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; give it a serializer "
@@ -97,8 +98,11 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
     return rows
 
 
-def _json(schema: Schema, value: object) -> str:
-    return schema.record(value).decode() if schema.is_instance(value) else json.dumps(plain(value))
+def _record(schema: Schema, value: object) -> Record:
+    found = schema.recorded(value)
+    if not found.holds and schema.is_instance(value):
+        schema.check_written(value)
+    return found
 
 
 def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool = False) -> Call:
@@ -154,8 +158,10 @@ class _Reader:
             raise self._misfit(row, "messages", "cannot be read", error) from error
         same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
-            input=self._value(row, "input", input_type, row.input),
-            output=self._value(row, "output", output_type, row.output) if row.status == "succeeded" else None,
+            input=self._value(row, "input", input_type, row.input, row.input_whole),
+            output=self._value(row, "output", output_type, row.output, row.output_whole)
+            if row.status == "succeeded"
+            else None,
             error=error_of(row),
             usage=usage,
             cost=cost,
@@ -172,15 +178,15 @@ class _Reader:
             raise ValueError(msg)
         return None if node is None else node.__node__
 
-    def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None) -> Any:
+    def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None, whole: str | None) -> Any:
         data = json.loads(text or "null")
         if schema is None:
             return data
         try:
-            return schema.recall(data)
-        except ValidationError as error:
+            return schema.recall(data, whole)
+        except ValueError as error:
             # A failed call may have failed because of its input; a hidden part may be what the type requires.
-            if self._strict and row.status == "succeeded" and not schema.traits.hides:
+            if self._strict and row.status == "succeeded" and whole != "" and not schema.traits.hides:
                 raise self._misfit(row, what, f"is no {schema.name}", error) from error
             return data
 
@@ -188,8 +194,9 @@ class _Reader:
     def _name(self) -> str:
         return "the graph" if self._tree is None else self._tree.root.__node__.name
 
-    def _misfit(self, row: CallRow, what: str, problem: str, error: ValidationError) -> ValueError:
-        return ValueError(f"{what} of `{row.key or self._name}` {problem}: {first_problem(error)}")
+    def _misfit(self, row: CallRow, what: str, problem: str, error: ValueError) -> ValueError:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        return ValueError(f"{what} of `{row.key or self._name}` {problem}: {reason}")
 
 
 class _Answered(BaseModel):

@@ -43,6 +43,8 @@ class Labels:
     """Stage path -> the model that this run alone was given."""
     override: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Call key -> the output that the call gets in this run, as JSON data."""
+    override_whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The same as `CallRow.output_whole`, where an output needs it."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
     limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
@@ -108,6 +110,10 @@ class RunRow:
     duration: float = 0.0
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
@@ -165,6 +171,10 @@ class CallRow:
     """The hash of each part of the identity, to say what changed."""
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     origin: str | None = None

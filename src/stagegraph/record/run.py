@@ -159,6 +159,8 @@ class Run(Generic[In, Out]):
             duration=self.duration,
             input=root.input,
             output=root.output,
+            input_whole=root.input_whole,
+            output_whole=root.output_whole,
             error_type=None if self.error is None else self.error.type,
             error=None if self.error is None else escaped(self.error.message),
             prompts_digest=self.prompts_digest,

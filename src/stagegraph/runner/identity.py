@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.describe import Offered
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
+    from stagegraph.schema.schema import Record
 
 _SECRET_SETTINGS = frozenset({"extra_headers", "extra_body", "api_key", "headers"})
 
@@ -39,11 +40,14 @@ class NodeKey:
         self._parts_json = json.dumps(parts)
         self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
 
-    def of_call(self, input_json: bytes) -> CacheKey:
-        """The key of one call: where it is declared, what its node is, and its input."""
+    def of_call(self, given: Record) -> CacheKey | None:
+        """The key of one call: where it is declared, what its node is, and its input; `None` if that has no record."""
+        identity = given.identity
+        if identity is None:
+            return None
         digest = self._seed.copy()
-        digest.update(input_json)
-        return CacheKey(digest.hexdigest(), input_json.decode(), self._parts, self._parts_json)
+        digest.update(identity)
+        return CacheKey(digest.hexdigest(), given.plain, self._parts, self._parts_json, given.whole)
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:
@@ -182,7 +186,7 @@ class ReplayCache:
 def changes(before: CallRow, now: CacheKey) -> str:
     """How a call differs from the one recorded before, in words; empty where it is the same."""
     parts = json.loads(before.parts)
-    names = ["the input"] if before.input != now.input else []
+    names = ["the input"] if (before.input, before.input_whole) != (now.input, now.input_whole) else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
     return " and ".join(names)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.call import dump_pending
@@ -23,7 +23,7 @@ from stagegraph.journal.owner import this_process
 from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
-from stagegraph.schema.serialize import json_of
+from stagegraph.schema.serialize import json_of, without_json
 
 from .identity import ReplayCache, changes, used_of
 from .recovery import counted
@@ -40,18 +40,24 @@ if TYPE_CHECKING:
     from .options import RunSpec
     from .state import CacheKey, CallState, RunState
 
+_log = logging.getLogger("stagegraph")
+
 MISSING: Any = object()
 
 _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
 
 
-def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource) -> RunRow:
-    """The row of a run that begins.
+def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource, *, resumable: bool) -> RunRow:
+    """The row of a run that begins; says once of a graph if it is to be *resumable* and its input has no whole record.
 
     Raises:
         DeclarationError: the metadata cannot be recorded.
     """
+    given = node.__node__.input_type.recorded(spec.input)
+    if resumable and spec.fits and not given.holds:
+        _say_lost(node.__node__.name)
+    outputs = {key: spec.output_type(key).recorded(value) for key, value in spec.override.items()}
     own = spec.prompts if isinstance(spec.prompts, Prompts) else None
     models = {path: model for path, model in spec.models.items() if isinstance(model, str)}
     labels = Labels(
@@ -60,7 +66,8 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         session_id=spec.session_id,
         user_id=spec.user_id,
         models=models,
-        override=to_jsonable_python(dict(spec.override), fallback=str),
+        override={key: json.loads(output.plain) for key, output in outputs.items()},
+        override_whole={key: output.whole for key, output in outputs.items() if output.whole},
         limits=spec.limits.as_label() if spec.limits is not None else {},
         replay=spec.replay,
     )
@@ -69,11 +76,21 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         graph=node.__node__.name,
         status="running",
         started=time.time(),
-        input=node.__node__.input_type.as_json(spec.input),
+        input=given.plain,
+        input_whole=given.whole if spec.fits else None,
         prompts_digest=prompts.digest if isinstance(prompts, Prompts) else "",
         prompts=own.to_json() if own is not None else None,
         model=spec.model if isinstance(spec.model, str) else None,
         labels=labels.to_json(),
+    )
+
+
+@cache
+def _say_lost(graph: str) -> None:
+    _log.warning(
+        "a record cannot hold the whole input of a run of %s (a secret, an excluded field, an object without JSON): "
+        "an interrupted one cannot go on by itself, but needs `runner.resume(run_id, input=...)`",
+        graph,
     )
 
 
@@ -158,7 +175,7 @@ class Recorder:
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
-        output_type = run.tree.root.__node__.output_type
+        output = run.tree.root.__node__.output_type.recorded(run.output) if run.status == "succeeded" else None
         labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
             *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
@@ -167,7 +184,8 @@ class Recorder:
                 status="running" if left else run.status,
                 duration=max(0.0, now - self._row.started),
                 labels=replace(labels, ended=(*labels.ended, now)).to_json(),
-                output=output_type.as_json(run.output) if run.status == "succeeded" else None,
+                output=None if output is None else output.plain,
+                output_whole=None if output is None else output.whole,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
                 requests=min(usage.requests, _LARGEST),
@@ -212,13 +230,11 @@ class Recorder:
             call.replayed = True
             self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        try:
-            given = call.node.__node__.input_type.to_json(call.input)
-        except (PydanticSerializationError, ValueError):  # an input that JSON cannot hold identifies nothing
+        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
+        if cache_key is None:
             self._claim(call, "")
             self._note_unidentified(call)
             return MISSING, None
-        cache_key = call.cache_key = node_key.of_call(given)
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
         if not (self._own or self._other):
@@ -244,8 +260,8 @@ class Recorder:
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
-            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"))
-        except (ValidationError, ValueError):
+            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"), row.output_whole)
+        except ValueError:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
         call.replayed = True
@@ -334,9 +350,9 @@ class Recorder:
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, cache_key = call.node.__node__, call.error, call.cache_key
-        output, whole = None, True
-        if call.status == "succeeded":
-            output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
+        given = node.input_type.recorded(call.input) if cache_key is None else cache_key.record
+        output = node.output_type.recorded(call.output) if call.status == "succeeded" else None
+        held = output is None or output.holds
         began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
@@ -346,10 +362,12 @@ class Recorder:
             parent=call.parent.key if call.parent is not None else None,
             position=call.position,
             status=call.status,
-            identity=cache_key.identity if cache_key is not None and whole else "",  # else it is never reused
+            identity=cache_key.identity if cache_key is not None and held else "",  # else it is never reused
             parts=cache_key.parts_json if cache_key is not None else "{}",
-            input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
-            output=output,
+            input=given.plain,
+            output=None if output is None else output.plain,
+            input_whole=given.whole,
+            output_whole=None if output is None else output.whole,
             started=began,
             duration=duration,
             replayed=call.replayed,
@@ -364,7 +382,7 @@ class Recorder:
             row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
-            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
+            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages), fallback=without_json)
             row.prompt = self._prompts.get(call.path)
             row.pending = dump_pending(use.pending) if use.pending else None
         return row

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stagegraph.agent.durable import unanswered_in
-from stagegraph.data.call import Status
+from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.owner import is_alive, this_process
@@ -202,7 +202,8 @@ async def resumed_spec(
     labels, strict = row.read_labels(), options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
-    _check_whole(row, prompts)
+    _check_whole(row, prompts, anew="input" in options)
+    given, fits = (options["input"], False) if "input" in options else _recorded_input(row, node)
     waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
     answered = by_call(waiting, answers)
     check(waiting, answered)
@@ -210,7 +211,8 @@ async def resumed_spec(
         run_id=run_id,
         own_id=True,
         node=node,
-        input=json.loads(row.input),
+        input=given,
+        fits=fits,
         model=options.get("model") or row.model,
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
@@ -220,7 +222,7 @@ async def resumed_spec(
         user_id=labels.user_id,
         tags=labels.tags,
         metadata=labels.metadata,
-        override=labels.override,
+        override=_recorded_override(labels, node),
         replay=labels.replay,
         answers=answered,
         resumed=row,
@@ -243,10 +245,16 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
         raise ReplayError(msg)
 
 
-def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
-    """Refuse to resume a run with a redacted input or with redacted prompts."""
+def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: bool) -> None:
+    """Refuse to resume a run whose input or prompts the record does not hold, unless they are given *anew*."""
     gone = row.read_labels().redacted
-    if "input" in gone:
+    if row.input_whole == "" and not anew:
+        msg = (
+            f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+        )
+        raise ReplayError(msg)
+    if "input" in gone and not anew:
         msg = (
             f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
             f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
@@ -258,6 +266,28 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
             "say with which it is to go on, as in `resume(..., prompts=...)`"
         )
         raise ReplayError(msg)
+
+
+def _recorded_input(row: RunRow, node: Node[Any, Any]) -> tuple[object, bool]:
+    """The input of a run, and whether it is a value of the input type: a run may have failed because it is none."""
+    data = json.loads(row.input)
+    try:
+        return node.__node__.input_type.recall(data, row.input_whole), True
+    except ValueError:
+        return data, False
+
+
+def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:
+    """Call key -> output; one that cannot be read back is given as plain data."""
+    found: dict[str, object] = {}
+    for key, data in labels.override.items():
+        declared = node.__node__.tree.nodes.get(path_of(key))
+        try:
+            whole = labels.override_whole.get(key)
+            found[key] = data if declared is None else declared.__node__.output_type.recall(data, whole)
+        except ValueError:
+            found[key] = data
+    return found
 
 
 def _recorded_prompts(row: RunRow, labels: Labels) -> Prompts | None:

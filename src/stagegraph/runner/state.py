@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.usage import NO_MODEL, ModelUse, summed
+from stagegraph.schema.schema import Record
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -49,6 +50,13 @@ class CacheKey(NamedTuple):
     parts: Mapping[str, str]
     """Name -> hash of each part of the identity besides the input; the same for all calls of one node."""
     parts_json: str
+    input_whole: str | None = None
+    """`CallRow.input_whole`."""
+
+    @property
+    def record(self) -> Record:
+        """The record of the input."""
+        return Record(self.input, self.input_whole)
 
 
 @dataclass(slots=True, eq=False)
