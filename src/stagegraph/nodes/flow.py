@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from types import GeneratorType
-from typing import Any, TypeVar, cast, overload
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import perf_counter
+from types import GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from stagegraph.schema.errors import DeclarationError
 
-from .branches import Branches, Failures, Outcome, is_cancelled
-from .current import Suspended
+from .branches import Branches, Outcome
+from .current import Suspended, current
+from .group import Group, is_cancelled
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -50,9 +52,10 @@ async def fan_out(
     results: list[Any] = []
 
     async def one(index: int, _label: str, item: In) -> None:
-        results[index] = await node(item)
+        results[index] = await branches.called(item)
 
-    await _branches(node, items, limit, key).run(one, lambda: results.append(None))
+    branches = _branches(node, items, limit, key)
+    await branches.run(one, lambda: results.append(None))
     return cast("list[Out]", results)
 
 
@@ -74,47 +77,54 @@ async def settle(
     return cast("list[Outcome[Out]]", outcomes)
 
 
-@asynccontextmanager
-async def as_completed(
+def as_completed(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
     *,
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
-) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
+) -> AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]:
     """Iterate over outcomes as they arrive: `async with as_completed(self.search, queries) as outcomes: async for ...`.
 
-    Leaving the block cancels the branches that still run. When a run is resumed or replayed, outcomes may come in
-    another order: calls in the loop are numbered in order of arrival, and recorded ones are found by their input.
+    Leaving the block cancels the branches that still run. Outcomes may come in another order when a run is resumed or
+    replayed, so calls in the loop have the outcome's item in their key, as those of its branch do.
     """
+    return _AsCompleted(_completed(node, items, limit, key))
+
+
+@asynccontextmanager
+async def _completed(
+    node: Callable[[In], Awaitable[Out]],
+    items: Iterable[In] | AsyncIterable[In],
+    limit: int | None,
+    key: Callable[[In], str] | None,
+) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
     branches = _branches(node, items, limit, key)
-    send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
-    failure: Exception | Suspended | None = None
+    send, receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](max_buffer_size=branches.limit)
     problem: list[BaseException] = []
 
     async def one(index: int, label: str, item: In) -> None:
-        await send.send(await branches.outcome(index, label, item))
+        await send.send((label, await branches.outcome(index, label, item)))
 
     async def produce() -> None:
-        with send:
-            try:
-                await branches.run(one, lambda: None)
-            except (Exception, Suspended, asyncio.CancelledError) as error:
-                if is_cancelled(error):
-                    raise
-                problem.append(error)
+        began = perf_counter()
+        try:
+            await branches.run(one, lambda: None)
+        except (Exception, Suspended, asyncio.CancelledError) as error:
+            if is_cancelled(error, began):
+                raise
+            problem.append(error)
+        finally:
+            send.close()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(produce)
-        with receive:
+    with send, receive:
+        async with Group() as group:
+            group.start(produce())
             try:
-                yield _Outcomes(receive, problem)
-            except (Exception, Suspended) as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
-                failure = error
+                yield _Outcomes(branches, receive, problem)
             finally:
-                group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+                branches.enter(None)
+                group.cancel()
 
 
 @overload
@@ -161,21 +171,19 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             _close(awaitables)
             raise DeclarationError(_not_awaitable(awaitable))
     results: list[Any] = [None] * len(awaitables)
-    failures = Failures()
+    call = current.get(None)
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
-        try:
-            results[index] = await awaitable
-        except (Exception, Suspended, asyncio.CancelledError) as error:  # noqa: BLE001 - raised when all have ended
-            failures.add(error, group.cancel_scope)
+        if call is not None:
+            current.set(call.branch(str(index), index, len(awaitables)))
+        results[index] = await awaitable
 
     try:
-        async with anyio.create_task_group() as group:
+        async with Group() as group:
             for index, awaitable in enumerate(awaitables):
-                group.start_soon(one, index, awaitable)
+                group.start(one(index, awaitable))
     finally:
         _close(awaitables)  # a coroutine that never started would warn that it was never awaited
-    failures.raise_first()
     return tuple(results)
 
 
@@ -227,14 +235,46 @@ def _branches(
 class _Outcomes(AsyncIterator[Outcome[Out]]):
     """The iterator of `as_completed`; a suspended branch, or a failure of the items, is raised at the end."""
 
-    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], problem: list[BaseException]) -> None:
+    def __init__(
+        self,
+        branches: Branches[Any, Out],
+        receive: MemoryObjectReceiveStream[tuple[str, Outcome[Out]]],
+        problem: list[BaseException],
+    ) -> None:
+        self._branches = branches
         self._receive = receive
         self._problem = problem
 
     async def __anext__(self) -> Outcome[Out]:
+        self._branches.enter(None)
         try:
-            return await self._receive.receive()
+            label, outcome = await self._receive.receive()
         except anyio.EndOfStream:
             if self._problem:
                 raise self._problem[0] from None
             raise StopAsyncIteration from None
+        self._branches.enter(label, outcome.index)
+        return outcome
+
+
+class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
+    """The block of `as_completed`, which says so where it is used as something else."""
+
+    def __init__(self, block: AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]) -> None:
+        self._block = block
+
+    async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._block.__aexit__(kind, error, trace)
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __aiter__(self) -> NoReturn:
+            msg = "as_completed is a block: write `async with as_completed(...) as outcomes: async for outcome in outcomes`"
+            raise DeclarationError(msg)
+
+        __iter__ = __await__ = __enter__ = __exit__ = __aiter__

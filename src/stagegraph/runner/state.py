@@ -92,7 +92,7 @@ class RunState:
     calls: dict[str, CallState] = field(default_factory=dict[str, CallState])
     """Key -> call, in the order in which they began."""
     repeats: dict[str, int] = field(default_factory=dict[str, int])
-    """Key -> how often it was called again."""
+    """Key -> how often it was called again, of all calls that were made, whether or not they began."""
     rerun: dict[str, str] = field(default_factory=dict[str, str])
     """Key -> what changed, of the calls that were recorded and had to run again."""
     limit: str | None = None
