@@ -249,3 +249,79 @@ def test_a_cancellation_at_any_moment_comes_out_as_one(batch: int, tmp_path: Pat
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+
+
+@step
+async def forever(number: int) -> int:
+    await asyncio.sleep(FOREVER)
+    return number
+
+
+class Waits(Graph[int, int]):
+    """Waits for ever."""
+
+    forever = forever
+
+    async def flow(self, number: int) -> int:
+        return await self.forever(number)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("way", ["run", "start", "resume", "start_resume"])
+async def test_a_cancelled_opening_holds_no_run(way: str, kind: str, tmp_path: Path) -> None:
+    """Cancelled at any of its first turns, a run is in the journal as one that ended, or not at all, or as it was."""
+    before = others()
+    journal: Journal = MemoryJournal() if kind == "memory" else SqliteJournal(tmp_path / "runs.db")
+    runner = Runner(journal=journal)
+    graph = Waits()
+    runner.add(graph)
+    for turn in range(40):
+        run_id = f"r{turn}"
+        if "resume" in way:
+            held = asyncio.create_task(runner.run(graph, 1, run_id=run_id))
+            while await journal.run(run_id) is None:
+                await asyncio.sleep(0)
+            held.cancel()
+            await asyncio.wait([held])
+
+        async def opens(run_id: str = run_id) -> None:
+            if way == "run":
+                await runner.run(graph, 1, run_id=run_id)
+            elif way == "resume":
+                await runner.resume(run_id)
+            else:
+                made = way == "start"
+                live = runner.start(graph, 1, run_id=run_id) if made else await runner.start_resume(run_id)
+                try:
+                    await live.result()
+                finally:
+                    await live.cancel()
+
+        opening = asyncio.create_task(opens())
+        await turns(turn)
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+        row = await journal.run(run_id)
+        if way in {"resume", "start_resume"} or row is not None:
+            assert row is not None
+            assert (row.status, row.owner) == ("cancelled", None), turn
+    assert others() <= before
+
+
+async def test_a_second_cancellation_does_not_keep_a_run_from_being_recorded(tmp_path: Path) -> None:
+    """Whoever cancels again while a run ends waits for that end, and the run is released."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    for turn in range(12):
+        task = asyncio.create_task(Runner(journal=journal).run(Waits(), 1, run_id=f"r{turn}"))
+        while await journal.run(f"r{turn}") is None:
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(3):
+            await turns(turn % 4)
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        row = await journal.run(f"r{turn}")
+        assert row is not None
+        assert (row.status, row.owner) == ("cancelled", None)
