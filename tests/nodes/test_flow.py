@@ -123,7 +123,7 @@ async def add_one(number: int) -> int:
     return number + 1
 
 
-@pytest.mark.parametrize("items", [[1, 2, 3], (1, 2, 3), range(1, 4), {1: 0, 2: 0, 3: 0}], ids=repr)
+@pytest.mark.parametrize("items", [[1, 2, 3], (1, 2, 3), range(1, 4), {1: 0, 2: 0, 3: 0}.keys()], ids=repr)
 async def test_fan_out_runs_a_node_over_any_iterable(items: object):
     """Lists, tuples, ranges, dicts: the results are a list in the items' order."""
     assert await output(lambda g: fan_out(g.double, items)) == [2, 4, 6]

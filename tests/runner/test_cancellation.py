@@ -130,6 +130,12 @@ FORMS = [
 ]
 
 
+async def began(journal: Journal, run_id: str) -> None:
+    """Wait until the run is in the journal."""
+    while await journal.run(run_id) is None:
+        await turns(1)
+
+
 async def by_task(runner: Runner, graph: Shape, form: str, turn: int) -> None:
     task = asyncio.create_task(runner.run(graph, form, run_id="r"))
     await turns(turn)
@@ -183,11 +189,14 @@ async def by_scope(runner: Runner, graph: Shape, form: str, turn: int) -> None:
 
 
 async def by_group(runner: Runner, graph: Shape, form: str, turn: int) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    async def grouped() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.run(graph, form, run_id="r"))
             await turns(turn)
             raise LookupError
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await grouped()
     assert [type(error) for error in caught.value.exceptions] == [LookupError]
 
 
@@ -231,7 +240,11 @@ def test_a_cancellation_at_any_moment_comes_out_as_one(batch: int, tmp_path: Pat
     async def one(seed: int) -> None:
         chance = random.Random(seed)
         form, way, turn = chance.choice(FORMS), chance.choice(WAYS), chance.randrange(80)
-        made: list[Callable[[], Journal | None]] = [lambda: None, MemoryJournal, lambda: SqliteJournal(tmp_path / f"{seed}.db")]
+        made: list[Callable[[], Journal | None]] = [
+            lambda: None,
+            MemoryJournal,
+            lambda: SqliteJournal(tmp_path / f"{seed}.db"),
+        ]
         journal = chance.choice(made)()
         graph = Shape()
         runner = Runner(FunctionModel(ask), journal=journal, drain_seconds=0)
@@ -279,8 +292,7 @@ async def test_a_cancelled_opening_holds_no_run(way: str, kind: str, tmp_path: P
         run_id = f"r{turn}"
         if "resume" in way:
             held = asyncio.create_task(runner.run(graph, 1, run_id=run_id))
-            while await journal.run(run_id) is None:
-                await asyncio.sleep(0)
+            await began(journal, run_id)
             held.cancel()
             await asyncio.wait([held])
 
@@ -314,8 +326,7 @@ async def test_a_second_cancellation_does_not_keep_a_run_from_being_recorded(tmp
     journal = SqliteJournal(tmp_path / "runs.db")
     for turn in range(12):
         task = asyncio.create_task(Runner(journal=journal).run(Waits(), 1, run_id=f"r{turn}"))
-        while await journal.run(f"r{turn}") is None:
-            await asyncio.sleep(0)
+        await began(journal, f"r{turn}")
         task.cancel()
         for _ in range(3):
             await turns(turn % 4)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from contextvars import copy_context
 from dataclasses import dataclass
 from inspect import isawaitable
+from itertools import islice
 from time import perf_counter
 from types import CoroutineType
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
+from pydantic import BaseModel
 
 from stagegraph.schema.errors import DeclarationError, StageError
 
@@ -69,25 +81,23 @@ class Branches(Generic[In, Out]):
             raise DeclarationError(msg)
         self._names: dict[str, int] = {}
         """The label of each item that `key=` named -> its index."""
+        if isinstance(items, (str, bytes, bytearray, Mapping, BaseModel)):
+            raise DeclarationError(_not_items(items))
         if isinstance(items, Iterable):
-            self._items: Iterator[In] | None = iter(items)
+            self._items: Iterator[tuple[int, In]] | None = enumerate(items)
         elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             self._items = None
             self._async_items = aiter(items)
         else:
             msg = f"a fan-out runs over items, but {items!r} cannot be iterated"
             raise DeclarationError(msg)
-        self._size = len(items) if isinstance(items, Sized) else None
-        if self.call is not None and self._size is not None:
-            self.call.fanned_out(node, self._size)
-        self._count = 0
+        self.size = len(items) if isinstance(items, Sized) else None
+        if self.call is not None and self.size is not None:
+            self.call.fanned_out(node, self.size)
 
-    async def run(self, one: Callable[[int, str, In], Coroutine[Any, Any, None]], announce: Callable[[], None]) -> None:
-        """Await *one* for every item; *announce* is called once for each item, in order, before it starts.
-
-        Every item starts from the context variables of the flow, although the items share workers.
-        """
-        call, base = self.call, copy_context()
+    async def run(self, one: Callable[[int, str, In], Coroutine[Any, Any, None]]) -> None:
+        """Await *one* for every item, each in the context variables of the flow, although items share workers."""
+        call, base, numbered = self.call, copy_context(), self._items
 
         async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
             while pulled is not None:
@@ -95,7 +105,7 @@ class Branches(Generic[In, Out]):
                 label = str(index) if self.key is None else self._named(index, self.key(item))
                 context = base.copy()
                 if call is not None:
-                    context.run(current.set, call.branch(label, index, self._size))
+                    context.run(current.set, call.branch(label, index, self.size))
                 try:
                     await watched(one(index, label, item), context)
                 except Suspended as suspended:
@@ -103,24 +113,21 @@ class Branches(Generic[In, Out]):
                 pulled = follow()
 
         async with Group() as group:
-            if self._items is None:
-                await self._feed(group, work, announce)
+            if numbered is None:
+                await self._feed(group, work)
             else:
-                for _ in range(self.limit):
-                    if (pulled := self._pull(announce)) is None:
-                        break
-                    group.start(work(pulled, lambda: self._pull(announce)))
+                for pulled in islice(numbered, self.limit):
+                    group.start(work(pulled, lambda: next(numbered, None)))
 
-    async def _feed(self, group: Group, work: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[], None]) -> None:
+    async def _feed(self, group: Group, work: Callable[..., Coroutine[Any, Any, None]]) -> None:
         """Take an async item when a worker is free, always in this task, since the iterator may hold cancel scopes."""
-        free = anyio.Semaphore(self.limit)
-        items = self._async_items
-
+        free, items, index = anyio.Semaphore(self.limit), self._async_items, 0
         try:
             with group.feeding:
                 await free.acquire()
                 async for item in items:
-                    group.start(work(self._taken(item, announce), free.release))
+                    group.start(work((index, item), free.release))
+                    index += 1
                     await free.acquire()
         finally:
             if isinstance(items, AsyncGenerator):  # a generator that is not exhausted would outlive the block
@@ -139,11 +146,6 @@ class Branches(Generic[In, Out]):
             lost.__cause__ = error
             return Outcome(index, self._branch_key(label), lost)
         return Outcome(index, self._branch_key(label), None, value)
-
-    def enter(self, label: str | None, index: int = 0) -> None:
-        """Give the calls that are made next the label of an item, or no label."""
-        if self.call is not None:
-            current.set(self.call if label is None else self.call.branch(label, index, self._size))
 
     def called(self, item: In) -> Awaitable[Out]:
         """Call the node or function for one item.
@@ -182,21 +184,19 @@ class Branches(Generic[In, Out]):
         first = self._names.setdefault(label, index)
         if first != index:
             msg = (
-                f"`key=` gives items {first} and {index} the same name, {str(name)!r}: a name stands for one item in the "
-                "keys of its calls; make it unique, or leave `key=` out and the items are numbered"
+                f"`key=` gives items {first} and {index} the same name, {str(name)!r}: a name stands for one item in "
+                "the keys of its calls; make it unique, or leave `key=` out, which numbers the items"
             )
             raise DeclarationError(msg)
         return label
 
-    def _pull(self, announce: Callable[[], None]) -> tuple[int, In] | None:
-        for item in cast("Iterator[In]", self._items):
-            return self._taken(item, announce)
-        return None
 
-    def _taken(self, item: In, announce: Callable[[], None]) -> tuple[int, In]:
-        self._count += 1
-        announce()
-        return self._count - 1, item
+def _not_items(items: object) -> str:
+    kind = type(items).__name__
+    if isinstance(items, Mapping):
+        return f"a fan-out runs over items, and a {kind} would give its keys alone: write `.items()` or `.values()`"
+    parts = "its fields" if isinstance(items, BaseModel) else "one character or byte after another"
+    return f"a fan-out runs over items, and {kind} would give {parts}: write `[value]` if it is one item"
 
 
 def _label(name: object) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from types import GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from stagegraph.schema.errors import DeclarationError
 
@@ -49,14 +48,14 @@ async def fan_out(
     Raises:
         Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
     """
-    results: list[Any] = []
+    branches = _branches(node, items, limit, key)
+    results: dict[int, Out] = {}
 
     async def one(index: int, _label: str, item: In) -> None:
         results[index] = await branches.called(item)
 
-    branches = _branches(node, items, limit, key)
-    await branches.run(one, lambda: results.append(None))
-    return cast("list[Out]", results)
+    await branches.run(one)
+    return [results[index] for index in range(len(results))]
 
 
 async def settle(
@@ -67,14 +66,14 @@ async def settle(
     key: Callable[[In], str] | None = None,
 ) -> list[Outcome[Out]]:
     """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
-    outcomes: list[Any] = []
     branches = _branches(node, items, limit, key)
+    outcomes: dict[int, Outcome[Out]] = {}
 
     async def one(index: int, label: str, item: In) -> None:
         outcomes[index] = await branches.outcome(index, label, item)
 
-    await branches.run(one, lambda: outcomes.append(None))
-    return cast("list[Outcome[Out]]", outcomes)
+    await branches.run(one)
+    return [outcomes[index] for index in range(len(outcomes))]
 
 
 def as_completed(
@@ -89,42 +88,7 @@ def as_completed(
     Leaving the block cancels the branches that still run. Outcomes may come in another order when a run is resumed or
     replayed, so calls in the loop have the outcome's item in their key, as those of its branch do.
     """
-    return _AsCompleted(_completed(node, items, limit, key))
-
-
-@asynccontextmanager
-async def _completed(
-    node: Callable[[In], Awaitable[Out]],
-    items: Iterable[In] | AsyncIterable[In],
-    limit: int | None,
-    key: Callable[[In], str] | None,
-) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
-    branches = _branches(node, items, limit, key)
-    send, receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](max_buffer_size=branches.limit)
-    problem: list[BaseException] = []
-
-    async def one(index: int, label: str, item: In) -> None:
-        await send.send((label, await branches.outcome(index, label, item)))
-
-    async def produce() -> None:
-        began = perf_counter()
-        try:
-            await branches.run(one, lambda: None)
-        except (Exception, Suspended, asyncio.CancelledError) as error:
-            if is_cancelled(error, began):
-                raise
-            problem.append(error)
-        finally:
-            send.close()
-
-    with send, receive:
-        async with Group() as group:
-            group.start(produce())
-            try:
-                yield _Outcomes(branches, receive, problem)
-            finally:
-                branches.enter(None)
-                group.cancel()
+    return _AsCompleted(_branches(node, items, limit, key))
 
 
 @overload
@@ -232,49 +196,69 @@ def _branches(
     return Branches(node, items, limit, key)
 
 
-class _Outcomes(AsyncIterator[Outcome[Out]]):
-    """The iterator of `as_completed`; a suspended branch, or a failure of the items, is raised at the end."""
-
-    def __init__(
-        self,
-        branches: Branches[Any, Out],
-        receive: MemoryObjectReceiveStream[tuple[str, Outcome[Out]]],
-        problem: list[BaseException],
-    ) -> None:
-        self._branches = branches
-        self._receive = receive
-        self._problem = problem
-
-    async def __anext__(self) -> Outcome[Out]:
-        self._branches.enter(None)
-        try:
-            label, outcome = await self._receive.receive()
-        except anyio.EndOfStream:
-            if self._problem:
-                raise self._problem[0] from None
-            raise StopAsyncIteration from None
-        self._branches.enter(label, outcome.index)
-        return outcome
-
-
 class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
-    """The block of `as_completed`, which says so where it is used as something else."""
+    """The block of `as_completed`."""
 
-    def __init__(self, block: AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]) -> None:
-        self._block = block
+    def __init__(self, branches: Branches[Any, Out]) -> None:
+        self._branches = branches
+        self._group = Group()
+        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](branches.limit)
+        self.problem: BaseException | None = None
+        """A suspended branch, or a failure of the items."""
 
     async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
-        return await self._block.__aenter__()
+        self._group.start(self._produce())
+        return _Outcomes(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._block.__aexit__(kind, error, trace)
+    ) -> None:
+        self.enter(None)
+        self._group.cancel()
+        with self._send, self.receive:
+            await self._group.__aexit__(kind, error, trace)
+
+    def enter(self, item: tuple[str, int] | None) -> None:
+        """Give the calls that are made next the label and index of an item, or none."""
+        if (call := self._branches.call) is not None:
+            current.set(call if item is None else call.branch(*item, self._branches.size))
+
+    async def _produce(self) -> None:
+        began = perf_counter()
+        with self._send:
+            try:
+                await self._branches.run(self._one)
+            except (Exception, Suspended, asyncio.CancelledError) as error:
+                if is_cancelled(error, began):
+                    raise
+                self.problem = error
+
+    async def _one(self, index: int, label: str, item: Any) -> None:
+        await self._send.send((label, await self._branches.outcome(index, label, item)))
 
     if not TYPE_CHECKING:  # a type checker says it by itself
 
         def __aiter__(self) -> NoReturn:
-            msg = "as_completed is a block: write `async with as_completed(...) as outcomes: async for outcome in outcomes`"
+            msg = "as_completed is a block: write `async with as_completed(...) as outcomes:` around the `async for`"
             raise DeclarationError(msg)
 
         __iter__ = __await__ = __enter__ = __exit__ = __aiter__
+
+
+class _Outcomes(AsyncIterator[Outcome[Out]]):
+    """The iterator of `as_completed`; calls in the body of its loop belong to the item of the outcome."""
+
+    def __init__(self, block: _AsCompleted[Out]) -> None:
+        self._block = block
+
+    async def __anext__(self) -> Outcome[Out]:
+        block = self._block
+        block.enter(None)
+        try:
+            label, outcome = await block.receive.receive()
+        except anyio.EndOfStream:
+            if block.problem is not None:
+                raise block.problem from None
+            raise StopAsyncIteration from None
+        block.enter((label, outcome.index))
+        return outcome

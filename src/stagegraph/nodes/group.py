@@ -1,8 +1,8 @@
 """The tasks of one block of concurrency, and the one rule by which a cancellation is told from a failure.
 
 A `CancelledError` ends a task that somebody cancelled. It also comes out of an awaited object that was cancelled, and
-then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart, since the scopes inside have
-taken back what they counted by then, and nested task groups of anyio more than that. So a cancellation is noted when it
+then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart: by then the scopes inside
+have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is noted when it
 reaches a task, and the owner of a block waits for its members alone: what interrupts that wait comes from outside.
 """
 
