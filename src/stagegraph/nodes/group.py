@@ -46,12 +46,11 @@ def is_cancelled(error: BaseException, since: float) -> bool:
 @coroutine
 def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Generator[Any, Any, T]:
     """Await *work*, in a context of its own if one is given, and note the cancellations that reach it."""
-    run: Callable[[Callable[[Any], Any], Any], Any] = _call if context is None else context.run
     resume: Callable[[Any], Any] = work.send
     given: list[Any] = [None]  # a list, so that no frame keeps an exception that has its traceback
     while True:
         try:
-            waits_for = run(resume, given.pop())
+            waits_for = resume(given.pop()) if context is None else context.run(resume, given.pop())
         except StopIteration as end:
             return end.value
         try:
@@ -64,10 +63,6 @@ def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Gen
             if task is not None and isinstance(error, asyncio.CancelledError) and task.cancelling():
                 _reached[task] = perf_counter()
             given, resume = [error], work.throw
-
-
-def _call(function: Callable[[Any], Any], given: Any) -> Any:
-    return function(given)
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> tuple[T, asyncio.CancelledError | None]:

@@ -177,7 +177,9 @@ class OpenGraph:
 
     async def _run_step(self, step: Step[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(step, value, key)
+        if key is None:
+            raise self._undeclared(step)
+        call = executor.open(step, self._names[id(step)][1], key, self.call, value, self._fan)
         token = current.set(OpenLeaf(executor, call))  # no `with`: it would make a step a tenth slower
         try:
             if not step.__node__.input_type.is_instance(value):
@@ -199,7 +201,9 @@ class OpenGraph:
 
     async def _run_stage(self, stage: Stage[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(stage, value, key)
+        if key is None:
+            raise self._undeclared(stage)
+        call = executor.open(stage, self._names[id(stage)][1], key, self.call, value, self._fan)
         with OpenLeaf(executor, call):
             if not stage.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
@@ -213,7 +217,9 @@ class OpenGraph:
 
     async def _run_graph(self, graph: BaseGraph[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(graph, value, key)
+        if key is None:
+            raise self._undeclared(graph)
+        call = executor.open(graph, self._names[id(graph)][1], key, self.call, value, self._fan)
         prefix = f"{call.key}." if call.key else ""
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
             if not graph.__node__.input_type.is_instance(value):
@@ -223,13 +229,6 @@ class OpenGraph:
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
             return output
-
-    def _open(self, node: Node[Any, Any], value: object, key: str | None) -> CallState:
-        if key is None:
-            raise self._undeclared(node)
-        call = self.executor.open(node, self._names[id(node)][1], key, self.call, value)
-        call.fan = self._fan
-        return call
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         tree = self.executor.state.tree
