@@ -13,6 +13,7 @@ from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
+from stagegraph.nodes.group import watched, whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
@@ -54,14 +55,15 @@ class ActiveRun:
             JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
+        cancelled: BaseException | None = None
         try:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                ledger = self._executor.ledger
-                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state, ledger)
+                opening = Recorder.open(journal, self._row, self.spec, self.state, self._executor.ledger)
+                self._executor.recorder, cancelled = await whole(opening)
             self._recorded.set()
-            return await self._seated()
+            return await self._seated(cancelled)
         finally:
             self._leave()
 
@@ -97,8 +99,10 @@ class ActiveRun:
         if self._row is not None:
             self._row = with_deployed(self._row, deployed)
 
-    async def _seated(self) -> Run[Any, Any]:
+    async def _seated(self, cancelled: BaseException | None) -> Run[Any, Any]:
         try:
+            if cancelled is not None:
+                raise cancelled
             await self._seat.taken()
             if self._resources.tracing is not None:
                 self._executor.trace = self._resources.tracing.open(self._trace_start())
@@ -108,14 +112,17 @@ class ActiveRun:
         except Suspended:
             return await self._ended("suspended")
         except BaseException as error:
-            with anyio.move_on_after(_LAST_SECONDS, shield=True):
-                vars(error)["stagegraph_run"] = await self._ended("cancelled")
+            await whole(self._broken_off(error))
             raise
         if cause is None:
             return await self._ended("succeeded")
         error = _run_error(cause, self._executor.origin_of(cause), self.record())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
+
+    async def _broken_off(self, error: BaseException) -> None:
+        with anyio.move_on_after(_LAST_SECONDS):
+            vars(error)["stagegraph_run"] = await self._ended("cancelled")
 
     def _trace_start(self) -> TraceStart:
         spec, state = self.spec, self.state
@@ -151,7 +158,7 @@ class ActiveRun:
                 scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
-                    await root(value)
+                    await watched(root(value))
             except Exception as error:  # noqa: BLE001 - how the run ends is decided below
                 failure = _single(error)
             except BaseExceptionGroup as group:
