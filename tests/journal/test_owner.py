@@ -1,6 +1,7 @@
 """Who may go on with a run that somebody else held: nobody, as long as its holder lives."""
 
 import asyncio
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from echoing import Echo
 
 from forked import Process
 from stagegraph import Graph, JournalError, RunError, Runner
-from stagegraph.journal import Journal, RunFilter, SqliteJournal
+from stagegraph.journal import Journal, RunFilter, RunRow, SqliteJournal
+from stagegraph.runner.recovery import counted
 
 RUBBISH = ["pod-1/1/1", "host/x/y", "", "gone", "../../etc/passwd", "0" * 32, "A" * 32, "\x00", "x" * 10_000, "a/b"]
 """What may stand in the place of an owner: of an older version, of another machine, of an attacker."""
@@ -82,7 +85,7 @@ from stagegraph.journal import SqliteJournal
 @step
 async def echo(text: str) -> str:
     print("holds", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
+    await asyncio.Event().wait()
     return text
 class Echo(Graph[str, str]):
     echo = echo
@@ -106,7 +109,7 @@ def namespaces() -> list[str]:
 @contextmanager
 def holder(path: Path, *, elsewhere: bool) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the run `r`."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes = {"stdout": subprocess.PIPE}
     if elsewhere:
         words = ["sh", "-c", 'hostname pod-7; exec "$@"', "sh", sys.executable, "-c", HOLDER, str(path)]
         process: subprocess.Popen[str] = subprocess.Popen([*namespaces(), *words], text=True, **pipes)
@@ -136,8 +139,9 @@ async def test_a_living_process_takes_up_what_a_killed_one_held(tmp_path: Path, 
                 await runner.resume("r", graph=Echo())
             assert await journal.runs(RunFilter(interrupted=True)) == []
             process.kill()
-        while (row := await journal.run("r")) is not None and row.status == "running":
-            await asyncio.sleep(0.05)
+        while await journal.runs(RunFilter(status="running")):
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 - it changes in another process
+    row = await journal.run("r")
     assert row is not None
     assert (row.status, row.output, row.segment, row.read_labels().crashes) == ("succeeded", '"x"', 1, 1)
     await journal.aclose()
@@ -186,3 +190,78 @@ async def test_a_run_that_was_taken_over_ends_here(tmp_path: Path) -> None:
     assert (row.status, row.output) == ("succeeded", '"x second"')
     for journal in (first, second):
         await journal.aclose()
+
+
+def in_child(journal: SqliteJournal, pipe: Connection) -> None:
+    """What a forked process that uses its parent's journal does."""
+
+    async def main() -> None:
+        refused = ""
+        try:
+            await Runner(journal=journal).resume("r", graph=Echo())
+        except JournalError as error:
+            refused = str(error)
+        await Runner(journal=journal).run(Echo(), "x", run_id="of child")
+        pipe.send((journal.owner, refused))
+
+    asyncio.run(main())
+    pipe.recv()  # the child lives on
+
+
+@pytest.mark.parametrize("parent_ends", [False, True])
+def test_a_forked_process_owns_nothing_of_its_parent(tmp_path: Path, parent_ends: bool) -> None:
+    """It is an owner of its own, and keeps nothing of its parent's alive."""
+    path = tmp_path / "runs.db"
+    journal = SqliteJournal(path)
+    asyncio.run(interrupted(journal, "r", journal.owner))
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=in_child, args=(journal, theirs))
+    child.start()
+    owner, refused = ours.recv()
+    assert owner != journal.owner
+    assert "already running" in refused
+
+    async def look() -> set[str]:
+        if parent_ends:
+            await journal.aclose()
+        other = SqliteJournal(path)
+        free = {row.run_id for row in await other.runs(RunFilter(interrupted=True))}
+        assert (await other.run("of child")) is not None
+        await other.aclose()
+        return free
+
+    assert asyncio.run(look()) == ({"r"} if parent_ends else set())
+    ours.send(None)
+    child.join()
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_a_cancelled_claim_takes_nothing(tmp_path: Path, fresh: bool) -> None:
+    """In whichever turn of the event loop it is cancelled, the run is free afterwards, and can be claimed."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    for turns in range(40):
+        run_id = f"r{turns}"
+        if not fresh:
+            await interrupted(journal, run_id, "pod-1/1/1")
+        row = RunRow(run_id=run_id, graph="Echo", status="running", started=1.0, input='"x"', owner=journal.owner)
+        known = await journal.run(run_id)
+        mine = row if known is None else replace(counted(known), owner=journal.owner)
+        claiming = asyncio.create_task(journal.claim(mine, fresh=fresh))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if turns % 4 == 3:
+            await asyncio.to_thread(os.stat, tmp_path)  # the thread that takes it gets its time
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        found = await journal.run(run_id)
+        if not claiming.cancelled():
+            assert found is not None
+            assert found.owner == journal.owner
+            continue
+        assert await journal.runs(RunFilter(interrupted=True, graph="Echo")) == ([] if fresh else [found])
+        assert found is None or found.owner in {None, "gone"}
+        assert found is None or found.segment == 0
+        if found is not None:
+            await journal.claim(replace(counted(found), status="running", owner=journal.owner), fresh=False)
+    await journal.aclose()

@@ -59,11 +59,11 @@ class JournalFile:
             try:
                 check = recognise if self.read_only else prepare
                 check(self.path, timeout=self.timeout if wait else 0)
-            except (sqlite3.Error, OSError) as error:
-                if wait or not is_busy(error):
-                    raise journal_error(self.path, error) from error
-            else:
-                self.ready = True
+            except (sqlite3.Error, OSError, JournalError) as error:
+                if not wait and is_busy(error.__cause__ or error):
+                    return
+                raise error if isinstance(error, JournalError) else journal_error(self.path, error) from error
+            self.ready = True
 
     def connect(self, *, wait: bool = True) -> sqlite3.Connection:
         """Open the file; without *wait*, it is `ready`."""
@@ -74,7 +74,10 @@ class JournalFile:
     @contextmanager
     def transaction(self, connection: sqlite3.Connection, *, wait: bool = True) -> Generator[None]:
         """Write everything inside, or nothing."""
-        self._begin(connection, self.timeout if wait else 0)
+        if wait:
+            self._wait(connection)
+        else:
+            connection.execute("BEGIN IMMEDIATE")
         try:
             yield
             connection.execute("COMMIT")
@@ -83,28 +86,32 @@ class JournalFile:
                 connection.execute("ROLLBACK")
             raise
 
-    def _begin(self, connection: sqlite3.Connection, seconds: float) -> None:
-        first = min(seconds, _SAY_AFTER)
+    def _wait(self, connection: sqlite3.Connection) -> None:
+        """Begin to write, as soon as nobody else does."""
+        first = min(self.timeout, _SAY_AFTER)
         try:
-            begin(connection, first)
+            _begin(connection, first)
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or first == seconds:
+            if not is_busy(error) or first == self.timeout:
                 raise
             if not self._said:
                 self._said = True
                 _log.warning(
                     "%s: another program is writing to this journal; runs wait for it, %g seconds at most",
                     self.path,
-                    seconds,
+                    self.timeout,
                 )
-            begin(connection, seconds - first)
+            _begin(connection, self.timeout - first)
         self._said = False
 
 
-def begin(connection: sqlite3.Connection, seconds: float) -> None:
-    """Begin to write, as soon as nobody else does."""
+def _begin(connection: sqlite3.Connection, seconds: float) -> None:
+    """Begin to write; afterwards nothing is waited for."""
     connection.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
-    connection.execute("BEGIN IMMEDIATE")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        connection.execute("PRAGMA busy_timeout = 0")
 
 
 def connect(path: Path, *, timeout: float, read_only: bool = False) -> sqlite3.Connection:
@@ -254,12 +261,12 @@ def shrink(connection: sqlite3.Connection) -> None:
             raise
 
 
-def _code(error: Exception) -> int:
+def _code(error: BaseException) -> int:
     """SQLite's primary result code; 0 for an error of the file system, or of Python's own module."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def is_busy(error: Exception) -> bool:
+def is_busy(error: BaseException) -> bool:
     """Whether another connection has locked the file."""
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 

@@ -148,6 +148,9 @@ class Writer:
         """What could not be written so far."""
         self._lost: dict[str, JournalError] = {}
         """Run id -> the error of a row without a waiter that was left out; raised for the run's next waiter."""
+        self._version = -1
+        self._checked: set[str] = set()
+        """The runs that nobody can have taken over since this version of the file."""
         self._connection: sqlite3.Connection | None = None
         self._rows_in_log = 0
         self._size_in_log = 0
@@ -244,6 +247,7 @@ class Writer:
         for row in rows:
             if isinstance(row, RunRow) and row.owner != self.held.get(row.run_id):
                 self.held.pop(row.run_id, None)
+                self._checked.discard(row.run_id)
         self._rows_in_log += len(rows)
         self._size_in_log += done.size
         if not (done.refused or self._lost):
@@ -259,6 +263,7 @@ class Writer:
         if self._connection is None:
             self._connection = self._file.connect(wait=wait)
             self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+            self._connection.execute("PRAGMA busy_timeout = 0")
         connection = self._connection
         try:
             with self._file.transaction(connection, wait=wait):
@@ -270,14 +275,22 @@ class Writer:
         with self._file.transaction(connection, wait=wait):
             return _write_each(connection, rows, self._lost_among(connection, rows))
 
-    def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> list[str]:
+    def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> set[str]:
         """The runs that were held here, and that another owner has taken over since."""
-        if not self.held:
-            return []
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        if version != self._version:  # another connection has written: only then a run can be somebody else's
+            self._version = version
+            self._checked.clear()
+        written = {row.run_id for row in rows} - self._checked
+        if not written:
+            return written
         begun = {row.run_id for row in rows if isinstance(row, RunRow) and row.owner == self.owner}
-        written = {row.run_id for row in rows if isinstance(row, _OF_HOLDER)} - begun
-        asked = [(owner, run_id) for run_id in written if (owner := self.held.get(run_id)) is not None]
-        return [one[1] for one in asked if connection.execute(_HELD_BY, encodable(one)).fetchone() is None]
+        held = {run_id: owner for run_id in written - begun if (owner := self.held.get(run_id)) is not None}
+        lost = {
+            one for one, owner in held.items() if not connection.execute(_HELD_BY, encodable((owner, one))).fetchone()
+        }
+        self._checked |= held.keys() - lost
+        return lost
 
     def _outcomes(self, batches: list[Batch], refused: Mapping[int, str]) -> list[Outcome]:
         """The outcomes where some rows were left out."""
