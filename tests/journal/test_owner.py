@@ -139,8 +139,8 @@ async def test_a_living_process_takes_up_what_a_killed_one_held(tmp_path: Path, 
                 await runner.resume("r", graph=Echo())
             assert await journal.runs(RunFilter(interrupted=True)) == []
             process.kill()
-        while await journal.runs(RunFilter(status="running")):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - it changes in another process
+        while await journal.runs(RunFilter(status="running")):  # noqa: ASYNC110 - it changes in another process
+            await asyncio.sleep(0.05)
     row = await journal.run("r")
     assert row is not None
     assert (row.status, row.output, row.segment, row.read_labels().crashes) == ("succeeded", '"x"', 1, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import sqlite3
 import stat
 import threading
@@ -54,16 +55,18 @@ class JournalFile:
             JournalError: it is not, or the file system refuses.
         """
         with self._checking:
-            if self.ready:
-                return
-            try:
-                check = recognise if self.read_only else prepare
-                check(self.path, timeout=self.timeout if wait else 0)
-            except (sqlite3.Error, OSError, JournalError) as error:
-                if not wait and is_busy(error.__cause__ or error):
-                    return
-                raise error if isinstance(error, JournalError) else journal_error(self.path, error) from error
-            self.ready = True
+            until = time.monotonic() + self.timeout
+            while not self.ready:
+                try:
+                    (recognise if self.read_only else prepare)(self.path)
+                    self.ready = True
+                except (sqlite3.Error, OSError, JournalError) as error:
+                    busy = is_busy(error.__cause__ or error)
+                    if busy and not wait:
+                        return
+                    if not busy or time.monotonic() > until:
+                        raise error if isinstance(error, JournalError) else journal_error(self.path, error) from error
+                    time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
 
     def connect(self, *, wait: bool = True) -> sqlite3.Connection:
         """Open the file; without *wait*, it is `ready`."""
@@ -157,8 +160,8 @@ def _open(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def prepare(path: Path, *, timeout: float) -> None:
-    """Make the file of a journal, or bring it up to date.
+def prepare(path: Path) -> None:
+    """Make the file of a journal, or bring it up to date; nothing is waited for.
 
     Raises:
         JournalError: it is something else, or a process that runs an older version has it open.
@@ -169,12 +172,12 @@ def prepare(path: Path, *, timeout: float) -> None:
     found = path.stat()
     if found.st_size == 0 and stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
         path.chmod(0o600)  # it is still empty; a wider mode that is set later is on purpose
-    version = recognise(path, timeout=timeout, may_be_empty=True) if found.st_size > 0 else 0
+    version = recognise(path, may_be_empty=True) if found.st_size > 0 else 0
     if version == VERSION:
-        with closing(connect(path, timeout=timeout)) as connection:
+        with closing(connect(path, timeout=0)) as connection:
             if not missing_in(connection):
                 return
-    with closing(_open(path, "mode=rw", timeout)) as connection:
+    with closing(_open(path, "mode=rw", 0)) as connection:
         try:
             _alone(connection)
         except sqlite3.OperationalError as error:
@@ -199,14 +202,14 @@ def _alone(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN EXCLUSIVE")
 
 
-def recognise(path: Path, *, timeout: float, may_be_empty: bool = False) -> int:
+def recognise(path: Path, *, may_be_empty: bool = False) -> int:
     """The version of a journal, or 0 of an empty database (*may_be_empty*); nothing is written.
 
     Raises:
         JournalError: it is not a journal of a known version.
         sqlite3.Error, OSError: it cannot be read.
     """
-    with closing(connect(path, timeout=timeout, read_only=True)) as connection:
+    with closing(connect(path, timeout=0, read_only=True)) as connection:
         version = _version(path, connection)
     if version == 0 and not may_be_empty:
         msg = f"{path}: an empty file, no journal yet; choose another file"

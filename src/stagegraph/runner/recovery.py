@@ -204,7 +204,7 @@ class _Finisher:
 
     def _put_off(self, row: RunRow, what: str, error: Exception) -> None:
         """Try a run again later, if it is still interrupted then, each time after a longer delay."""
-        _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY))
+        _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY / 2))
         delay = min(2 * delay, _LONGEST_DELAY)
         self._failures[row.run_id] = (time.monotonic() + delay, delay)
         _log.warning("run %s %s %s", row.run_id, what, type(error).__name__)
