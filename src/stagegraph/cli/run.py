@@ -52,9 +52,6 @@ def resume(
         list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="The process on another host that held the run is gone for good.")
-    ] = False,
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
     models: opt.SetOption = None,
@@ -75,9 +72,7 @@ def resume(
                 raise ReplayError(msg)
             node = load_graph(place)
             async with make_runner(node, model, prompts, models, store) as runner:
-                live = await runner.start_resume(
-                    row.run_id, graph=node, answers=answers, strict=strict, model=model, take_over=take_over
-                )
+                live = await runner.start_resume(row.run_id, graph=node, answers=answers, strict=strict, model=model)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:
