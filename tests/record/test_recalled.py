@@ -335,14 +335,14 @@ AGAIN: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("type_", "values"), RECALLED, ids=lambda part: str(part)[:60] if part is not None else "None")
+@pytest.mark.parametrize(("type_", "values"), RECALLED, ids=[str(type_)[:60] for type_, _ in RECALLED])
 async def test_what_is_open_in_a_type_is_recalled_as_it_was(type_: Any, values: list[Any]) -> None:
     """Members of unions, subclasses, kinds of containers and all that `Any` leaves open come back as they were."""
     for value in values:
         assert await recalled(type_, value), value
 
 
-@pytest.mark.parametrize(("type_", "value"), AGAIN, ids=lambda part: str(part).split(" at 0x", maxsplit=1)[0][:60])
+@pytest.mark.parametrize(("type_", "value"), AGAIN, ids=[str(type_)[:60] for type_, _ in AGAIN])
 async def test_what_a_record_cannot_hold_is_made_again(type_: Any, value: object) -> None:
     """Secrets, what is left out, and objects without JSON: nothing else takes their place, and no secret is written."""
     assert not await recalled(type_, value)
@@ -369,7 +369,7 @@ async def test_state_that_json_never_shows_counts() -> None:
     assert await recalled(Counted, Counted(1))
 
 
-@pytest.mark.parametrize(("type_", "values"), RECALLED, ids=lambda part: str(part)[:60] if part is not None else "None")
+@pytest.mark.parametrize(("type_", "values"), RECALLED, ids=[str(type_)[:60] for type_, _ in RECALLED])
 async def test_different_inputs_never_share_an_answer(type_: Any, values: list[Any]) -> None:
     """A replay with another value in place of one runs, whatever the declared type leaves out."""
     async with Runner(journal=MemoryJournal(), tracing=None) as runner:
@@ -385,7 +385,7 @@ async def test_different_inputs_never_share_an_answer(type_: Any, values: list[A
                     assert replay.rerun == {"take": "the input"}
 
 
-@pytest.mark.parametrize(("type_", "value"), AGAIN, ids=lambda part: str(part).split(" at 0x", maxsplit=1)[0][:60])
+@pytest.mark.parametrize(("type_", "value"), AGAIN, ids=[str(type_)[:60] for type_, _ in AGAIN])
 async def test_an_input_without_a_record_is_never_taken_for_another(type_: Any, value: object) -> None:
     """Its call runs again, and the run says why."""
     async with Runner(journal=MemoryJournal(), tracing=None) as runner:
