@@ -214,6 +214,9 @@ def _branches(
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
         raise DeclarationError(msg)
+    if key is not None and not callable(key):
+        msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
+        raise DeclarationError(msg)
     return Branches(node, items, limit, key)
 
 
@@ -223,11 +226,11 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
     def __init__(self, branches: Branches[Any, Out]) -> None:
         self._branches = branches
         self._group = Group()
-        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](branches.limit)
         self.problem: BaseException | None = None
         """A suspended branch, or a failure of the items."""
 
     async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
+        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
         self._group.start(self._produce())
         return _Outcomes(self)
 
