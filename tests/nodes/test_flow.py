@@ -13,6 +13,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -61,6 +62,10 @@ async def patient(name: str) -> str:
     """Waits until its name is called."""
     await SWITCH.get()[name].wait()
     return name
+
+
+class Number(BaseModel):
+    value: int
 
 
 class Pair(Graph[int, int]):
@@ -1115,6 +1120,31 @@ async def test_a_failing_stage_among_parallel_ones_ends_their_requests():
         (lambda self: gather(self.double(n) for n in (1, 2)), r"not a generator of them"),
         (lambda self: gather(self.double(1), self.double), r"<step double> was not called: write `gather\(self\.node"),
         (lambda self: gather(self.double(1), 2), r"gather takes calls, as in .*, but 2 cannot be awaited"),
+        (
+            lambda self: fan_out([self.double(n) for n in (1, 2)]),
+            r"the node itself and then the items: write `fan_out\(self\.node, items\)`",
+        ),
+        (lambda self: settle([self.double(n) for n in (1, 2)], [1]), r"takes the node itself and then the items"),
+        (lambda _: settle([]), r"write `settle\(self\.node, items\)`"),
+        (
+            lambda _: fan_out(lambda text: text.upper(), ["a"]),
+            r"`<lambda>` is neither: it returned 'A'; write `async def`",
+        ),
+        (lambda _: fan_out(str.upper, ["a"]), r"`upper` is neither: it returned 'A'; write `async def`"),
+        (
+            lambda self: fan_out(self.double, "abc"),
+            r"str would give one character or byte after another: write `\[value",
+        ),
+        (lambda self: settle(self.double, b"abc"), r"bytes would give one character or byte after another"),
+        (lambda self: fan_out(self.double, {"a": 1}), r"a dict would give its keys alone: write `\.items\(\)` or"),
+        (lambda self: fan_out(self.double, Number(value=1)), r"Number would give its fields: write `\[value\]`"),
+        (
+            lambda self: self.double(1, 2),
+            r"step `double` takes exactly one value, without a name: write `self\.double\(",
+        ),
+        (lambda self: self.write(value="a"), r"stage `write` takes exactly one value, without a name"),
+        (lambda self: self.pair(), r"graph `Pair` takes exactly one value, without a name"),
+        (lambda self: fan_out(self.double, [(1, 2)], key=0), r"key=0: write a function from an item to its name"),
     ],
 )
 async def test_a_slip_in_what_runs_at_once_is_told_in_words(make: Flow, said: str):
@@ -1123,3 +1153,24 @@ async def test_a_slip_in_what_runs_at_once_is_told_in_words(make: Flow, said: st
         await run(make)
     assert isinstance(caught.value.__cause__, DeclarationError)
     assert caught.value.run.calls() == []
+
+
+async def test_as_completed_is_a_block():
+    """Where it is used as something else, the error shows the block; nothing has begun that would be left behind."""
+
+    async def loops(g: Parts) -> object:
+        return [outcome async for outcome in as_completed(g.double, [1])]
+
+    async def awaits(g: Parts) -> object:
+        return await as_completed(g.double, [1])
+
+    async def enters(g: Parts) -> object:
+        with as_completed(g.double, [1]) as outcomes:
+            return outcomes
+
+    for flow in (loops, awaits, enters):
+        with pytest.raises(
+            RunError, match=r"as_completed is a block: write `async with as_completed\(\.\.\.\) as"
+        ) as caught:
+            await run(flow)
+        assert isinstance(caught.value.__cause__, DeclarationError)

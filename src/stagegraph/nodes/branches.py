@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from itertools import islice
 from time import perf_counter
-from types import CoroutineType
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -81,8 +80,7 @@ class Branches(Generic[In, Out]):
             raise DeclarationError(msg)
         self._names: dict[str, int] = {}
         """The label of each item that `key=` named -> its index."""
-        if isinstance(items, (str, bytes, bytearray, Mapping, BaseModel)):
-            raise DeclarationError(_not_items(items))
+        _reject_unlikely(items)
         if isinstance(items, Iterable):
             self._items: Iterator[tuple[int, In]] | None = enumerate(items)
         elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -154,7 +152,7 @@ class Branches(Generic[In, Out]):
             DeclarationError: it returned nothing that can be awaited.
         """
         work = self.node(item)
-        if type(work) is not CoroutineType and not isawaitable(work):
+        if not isawaitable(work):
             name = getattr(self.node, "__name__", repr(self.node))
             msg = (
                 f"a fan-out runs a node or an async function, but `{name}` is neither: it returned {work!r}; "
@@ -191,12 +189,17 @@ class Branches(Generic[In, Out]):
         return label
 
 
-def _not_items(items: object) -> str:
+def _reject_unlikely(items: object) -> None:
+    """Refuse what can be iterated, but is one value."""
     kind = type(items).__name__
     if isinstance(items, Mapping):
-        return f"a fan-out runs over items, and a {kind} would give its keys alone: write `.items()` or `.values()`"
-    parts = "its fields" if isinstance(items, BaseModel) else "one character or byte after another"
-    return f"a fan-out runs over items, and {kind} would give {parts}: write `[value]` if it is one item"
+        msg = f"a fan-out runs over items, and a {kind} would give its keys alone: write `.items()` or `.values()`"
+    elif isinstance(items, (str, bytes, bytearray, BaseModel)):
+        parts = "its fields" if isinstance(items, BaseModel) else "one character or byte after another"
+        msg = f"a fan-out runs over items, and {kind} would give {parts}: write `[value]` if it is one item"
+    else:
+        return
+    raise DeclarationError(msg)
 
 
 def _label(name: object) -> str:

@@ -6,9 +6,10 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from functools import wraps
 from time import perf_counter
 from types import GeneratorType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import anyio
 
@@ -18,6 +19,7 @@ from .branches import Branches, Outcome
 from .current import Suspended, current
 from .group import Group, is_cancelled
 
+P = ParamSpec("P")
 In = TypeVar("In")
 Out = TypeVar("Out")
 T1 = TypeVar("T1")
@@ -28,6 +30,23 @@ T5 = TypeVar("T5")
 T6 = TypeVar("T6")
 
 
+def _explained(function: Callable[P, T1]) -> Callable[P, T1]:
+    """Say what to write when the items are missing: most likely the calls were made already."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T1:
+        if not (args[1:] or "items" in options):
+            if args and isinstance(args[0], list):
+                _close(cast("list[object]", args[0]))
+            name = function.__name__
+            msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
+            raise DeclarationError(msg)
+        return function(*args, **options)
+
+    return call
+
+
+@_explained
 async def fan_out(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
@@ -58,6 +77,7 @@ async def fan_out(
     return [results[index] for index in range(len(results))]
 
 
+@_explained
 async def settle(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
@@ -76,6 +96,7 @@ async def settle(
     return [outcomes[index] for index in range(len(outcomes))]
 
 
+@_explained
 def as_completed(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
@@ -180,7 +201,7 @@ def _branches(
         DeclarationError: an argument has the wrong type.
     """
     if not callable(node):
-        _close([node])
+        _close(cast("list[object]", node) if isinstance(node, list) else [node])
         msg = (
             "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
             f"but {type(node).__name__} is not a node: do not call it"
@@ -193,6 +214,9 @@ def _branches(
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
         raise DeclarationError(msg)
+    if key is not None and not callable(key):
+        msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
+        raise DeclarationError(msg)
     return Branches(node, items, limit, key)
 
 
@@ -202,11 +226,11 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
     def __init__(self, branches: Branches[Any, Out]) -> None:
         self._branches = branches
         self._group = Group()
-        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](branches.limit)
         self.problem: BaseException | None = None
         """A suspended branch, or a failure of the items."""
 
     async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
+        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
         self._group.start(self._produce())
         return _Outcomes(self)
 
