@@ -55,7 +55,7 @@ class ResumeOptions(TypedDict, total=False):
     """Answers for a suspended run (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False` or
     `ToolDenied(...)` for an approval, the result for an external tool."""
     strict: bool
-    """Raise `ReplayError` instead of running a changed call again."""
+    """Raise `ReplayError` instead of running a changed call again, or a step whose record is not whole."""
     model: Model | str | None
     deps: object
     prompts: Prompts | PromptSource | None
