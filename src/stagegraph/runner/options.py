@@ -55,7 +55,7 @@ class ResumeOptions(TypedDict, total=False):
     input: object
     """The input of the run, where its record does not hold all of it, as of a secret."""
     strict: bool
-    """Raise `ReplayError` instead of running a changed call again."""
+    """Raise `ReplayError` instead of running a changed call again, or a step whose record is not whole."""
     model: Model | str | None
     deps: object
     prompts: Prompts | PromptSource | None

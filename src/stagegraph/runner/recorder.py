@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .identity import NodeKey
     from .limits import Ledger
     from .options import RunSpec
-    from .state import CacheKey, CallState, RunState
+    from .state import CallState, RunState
 
 _log = logging.getLogger("stagegraph")
 
@@ -232,30 +232,23 @@ class Recorder:
         cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
         if cache_key is None:
             self._claim(call, "")
-            self._note_unidentified(call)
+            self._explain(call)
             return MISSING, None
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
         if not (self._own or self._other):
             return MISSING, None
         found = self._claim(call, cache_key.identity)
-        if found is None:
-            self._note_change(call, cache_key)
-        elif found.finished:
-            output = self._output(call, found.row)
-            if output is not MISSING:
-                return output, None
-        else:
-            self._note_loss(call)
+        output = self._output(call, found.row) if found is not None and found.finished else MISSING
+        if output is not MISSING:
+            return output, None
+        if call.key not in self._state.rerun:
+            self._explain(call)
         return MISSING, found
 
     def _claim(self, call: CallState, identity: str) -> Recorded | None:
         kind = call.node.__node__.kind
         return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
-
-    def _before(self, key: str) -> CallRow | None:
-        """The call that was recorded with this key."""
-        return self._own.at(key) or self._other.at(key)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
@@ -275,41 +268,31 @@ class Recorder:
                 call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, call: CallState, cache_key: CacheKey) -> None:
-        before = self._before(call.key)
-        changed = None if before is None else changes(before, cache_key)
-        if changed:
-            self._note(call, changed, f"differs from its record: {changed} changed")
-        else:
-            self._note_loss(call)
-
-    def _note_loss(self, call: CallState) -> None:
-        """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._before(call.key)
-        if before is None:
-            return
-        if before.status == "succeeded" and not before.identity:
-            why = "the output cannot be written down whole"
-            self._note(call, why, f"has a record that is not whole: {why}", strictly=before.kind == "step")
-        elif before.status == "running" and before.kind == "step" and before.run_id == self._row.run_id:
-            self._state.rerun[call.key] = "it had begun, and its end was not recorded"
-
-    def _note_unidentified(self, call: CallState) -> None:
-        if self._before(call.key) is not None:
-            why = "the input cannot be written down whole"
-            self._note(
-                call, why, f"cannot be compared with its record: {why}", strictly=call.node.__node__.kind == "step"
-            )
-
-    def _note(self, call: CallState, why: str, problem: str, *, strictly: bool = True) -> None:
-        """Keep why a recorded call runs again.
+    def _explain(self, call: CallState) -> None:
+        """Keep why a call that has a record runs again.
 
         Raises:
             ReplayError: in strict mode.
         """
+        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        if before is None:
+            return
+        changed, strictly = "" if now is None else changes(before, now), before.kind == "step"
+        problem = "has a record that does not count"
+        if changed:
+            why, problem, strictly = changed, "differs from its record", True
+        elif now is None:
+            why = "the input cannot be written down whole"
+        elif before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+        elif before.status == "running" and strictly and before.run_id == self._row.run_id:
+            why, strictly = "it had begun, and its end was not recorded", False
+        else:
+            return
         self._state.rerun[call.key] = why
         if self._spec.strict and strictly:
-            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
+            what = f"{why} changed" if changed else why
+            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
