@@ -297,7 +297,8 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
     if "input" in gone and not anew:
         msg = (
             f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
-            f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
+            f"give it again, as in `resume({row.run_id!r}, input=...)`, or run it anew with the whole input; "
+            f"`replay={row.run_id!r}` gives it the answers that were recorded"
         )
         raise ReplayError(msg)
     if "prompts" in gone and prompts is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -59,7 +60,7 @@ class Schema:
     - The record (`recorded`, read by `recall`) has the names of fields and leaves out computed fields, so that a value
       comes back as it was. Where that is not enough, it has the value in a second form, and it is proved that the value
       comes back.
-    - The public form (`show`, `show_json`, `shown`) is what the type's JSON schema says: aliases, and computed fields.
+    - The public form (`show`, `show_json`, `published`) is what the type's JSON schema says: aliases, computed fields.
     - The form of an answer (`answer`) has the names that a value is made from: what a model is asked for.
     """
 
@@ -190,19 +191,24 @@ class Schema:
 
     def recorded(self, value: object) -> Record:
         """The record of any value."""
+        return self._as_record(value, self._sorted_record, trusted=True)
+
+    def published(self, value: object) -> Record:
+        """The same with the public form in place of the plain record."""
+        return self._as_record(value, self.show_json, trusted=not self.traits.renames)
+
+    def _as_record(self, value: object, write: Callable[[object], bytes], *, trusted: bool) -> Record:
+        """The record of a value; that of a closed type needs no proof if the form that *write* gives is *trusted*."""
         exact = self._closed
         try:
-            if exact is not None and exact(value):
-                return Record(self.record(value).decode(), None)
+            if trusted and exact is not None and exact(value):
+                return Record(write(value).decode(), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
-        return self._proved(value)
-
-    def _proved(self, value: object) -> Record:
         if lazy(value):
             return Record(_as_far_as_possible(value), "")
         try:
-            plain = self._sorted_record(value).decode()
+            plain = write(value).decode()
             if self._comes_back(value, plain, None):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
@@ -271,15 +277,6 @@ class Schema:
             PydanticSerializationError: the value, or a part of it, has no JSON.
         """
         return self.serializer.to_json(value, by_alias=True, warnings=False)
-
-    def shown(self, value: object) -> str:
-        """The public form of any value as JSON; a value without JSON is written as far as possible."""
-        if self._closed is None and lazy(value):
-            return _as_far_as_possible(value)
-        try:
-            return self.show_json(value).decode()
-        except (ValueError, TypeError):
-            return _as_far_as_possible(value)
 
     def answer(self, value: object) -> Any:
         """The form of an answer as plain data."""

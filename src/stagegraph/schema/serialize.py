@@ -68,6 +68,8 @@ class Traits:
     """Whether a part of it may be left out or masked: a secret, an excluded field, all of a type without a schema."""
     clashes: bool = False
     """Whether the alias of one field is the name of another."""
+    renames: bool = False
+    """Whether the public form differs from the record: by an alias, or a computed field."""
     own_form: bool = False
     """Whether the type itself, apart from the classes in it, leaves a part out or writes it in a way of its own."""
 
@@ -79,6 +81,7 @@ def traits_of(core: Any, type_: Any) -> Traits:
         if node.get("type") in _FIELDS:
             named = list(_fields(node))
             names = {name for name, _ in named}
+            found.renames |= bool(node.get("computed_fields")) or any("serialization_alias" in one for _, one in named)
             found.clashes |= any(names & _roots(name, one) for name, one in named)
             found.hides |= _leaves_out(node)
         found.hides |= _masks(node)

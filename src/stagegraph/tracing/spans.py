@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
     from stagegraph.runner.observer import TraceStart
     from stagegraph.runner.state import CallState
+    from stagegraph.schema.schema import Record
 
     from .connection import Connection
     from .policy import Capture
@@ -111,7 +112,6 @@ class LangfuseTrace:
     def _show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
-        given, output = self._contents(entry, status)
         level, message, outcome = None, None, StatusCode.UNSET
         if status == "failed":
             said = None if error is None else str(error) if self._output.capture == "all" else error.type
@@ -120,13 +120,16 @@ class LangfuseTrace:
             level, message = "WARNING", "cancelled"
         own = {
             Names.TYPE: type_,
-            Names.INPUT: given,
-            Names.OUTPUT: output,
             Names.LEVEL: level,
             Names.STATUS: message,
             Names.IS_ROOT: True if parent is None else None,
         }
-        attributes = {**without_none(own), **self._about(entry, status), **self._common}
+        attributes = {
+            **without_none(own),
+            **self._contents(entry, status),
+            **self._about(entry, status),
+            **self._common,
+        }
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self._number, self._span(entry)),
@@ -161,12 +164,22 @@ class LangfuseTrace:
             }
         )
 
-    def _contents(self, entry: CallState, status: CallStatus) -> tuple[str | None, str | None]:
+    def _contents(self, entry: CallState, status: CallStatus) -> Attributes:
         capture, node = self._output.capture, entry.node
         if capture == "none":
-            return None, None
+            return {}
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
-            return json.dumps(shape(entry.input)), output
-        output = without_files(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
-        return without_files(node.__node__.input_type.shown(entry.input)), output
+            return without_none({Names.INPUT: json.dumps(shape(entry.input)), Names.OUTPUT: output})
+        given = node.__node__.input_type.published(entry.input)
+        output = node.__node__.output_type.published(entry.output) if status == "succeeded" else None
+        return {**_sent("input", given), **({} if output is None else _sent("output", output))}
+
+
+def _sent(name: Literal["input", "output"], record: Record) -> Attributes:
+    """The public form of a value, and in the metadata what it is, where that form does not determine it."""
+    shown = without_files(record.plain)
+    sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
+    if not record.whole or shown != record.plain:
+        return sent
+    return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)]})}
