@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
-from stagegraph.nodes.current import current
+from stagegraph.nodes.current import current, key_part
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.step import Step
 
     from .executor import Executor
-    from .state import CallState
+    from .state import Caller, CallState
 
 _MAX_VALUE = 200
 
@@ -35,13 +35,17 @@ def outermost(executor: Executor) -> OpenGraph:
 
 
 class OpenLeaf:
-    """An open call of a step or a stage (`nodes.current.OpenCall`); it can call no nodes."""
+    """An open call of a step or a stage, or a branch or a tool call in it (`nodes.current.OpenCall`).
 
-    __slots__ = ("_token", "call", "executor")
+    It can call no nodes, but the agents in it may call graphs (`run_called_by_agent`).
+    """
 
-    def __init__(self, executor: Executor, call: CallState) -> None:
+    __slots__ = ("_token", "call", "executor", "scope")
+
+    def __init__(self, executor: Executor, call: CallState, scope: str = "") -> None:
         self.executor = executor
         self.call = call
+        self.scope = scope
 
     def __enter__(self) -> None:
         self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
@@ -53,14 +57,14 @@ class OpenLeaf:
     @property
     def info(self) -> CallInfo:
         spec = self.executor.spec
-        return CallInfo(self.call.path, self.call.key, spec.run_id, spec.deps)
+        return CallInfo(self.call.path, self.call.key, spec.run_id, self.call.deps(spec.deps))
 
     @property
     def fan_out_limit(self) -> int:
         return self.executor.resources.fan_out_limit
 
     def branch(self, label: str, index: int, size: int | None) -> OpenLeaf:
-        return self
+        return OpenLeaf(self.executor, self.call, f"{self.scope}[{label}]")
 
     def branch_key(self, target: object, label: str) -> str:
         return f"{self.call.key}[{label}]"
@@ -85,10 +89,27 @@ class OpenLeaf:
         )
 
 
+async def run_called_by_agent(
+    around: OpenLeaf | OpenGraph, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller
+) -> Any:
+    """Run a graph that an agent calls: its calls are calls of the agent's run, below the call that is open.
+
+    Raises:
+        StageError: the value has the wrong type.
+    """
+    executor, call = around.executor, around.call
+    above, key = (call.path, call.key) if call is not None else ("", "")
+    name, path = executor.state.place(above, key_part(name), graph)
+    names = {id(graph): (name, path)}
+    opened = OpenGraph(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
+    with executor.waits_inside(call):
+        return await opened.run_graph(graph, value)
+
+
 class OpenGraph:
     """An open call of a graph, or one branch of a fan-out in it (`nodes.current.OpenCall`): calls the graph's nodes."""
 
-    __slots__ = ("_called", "_fan", "_names", "_prefix", "_scope", "_token", "call", "executor")
+    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "_token", "call", "executor", "scope")
 
     def __init__(  # noqa: PLR0917 - made for every branch
         self,
@@ -98,13 +119,15 @@ class OpenGraph:
         prefix: str,
         scope: str = "",
         fan: tuple[int, int | None] | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self.executor = executor
         self.call = call
         self._names = names
         self._prefix = prefix
-        self._scope = scope
+        self.scope = scope
         self._fan = fan
+        self._caller = caller
         self._called: str | None = None
         """The key of the last call that was made here."""
 
@@ -120,7 +143,8 @@ class OpenGraph:
     def info(self) -> CallInfo:
         call, spec = self.call, self.executor.spec
         path, key = (call.path, call.key) if call is not None else ("", "")
-        return CallInfo(path, key + self._scope, spec.run_id, spec.deps)
+        deps = spec.deps if call is None else call.deps(spec.deps)
+        return CallInfo(path, key + self.scope, spec.run_id, deps)
 
     @property
     def fan_out_limit(self) -> int:
@@ -128,7 +152,7 @@ class OpenGraph:
 
     def branch(self, label: str, index: int, size: int | None) -> OpenGraph:
         fan = None if self.executor.trace is None else (index, size)
-        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self._scope}[{label}]", fan)
+        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
         known = id(target) in self._names
@@ -141,7 +165,7 @@ class OpenGraph:
     def _target_key(self, target: object) -> str:
         known = self._names.get(id(target))
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
-        return f"{self._prefix}{name}{self._scope}"
+        return f"{self._prefix}{name}{self.scope}"
 
     async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
         executor = self.executor
@@ -197,8 +221,9 @@ class OpenGraph:
         if known is None:
             raise self._undeclared(node)
         name, path = known
-        call = self.executor.open(node, path, f"{self._prefix}{name}{self._scope}", self.call, value)
+        call = self.executor.open(node, path, f"{self._prefix}{name}{self.scope}", self.call, value)
         call.fan = self._fan
+        call.caller = self._caller or (None if self.call is None else self.call.caller)
         self._called = call.key
         return call
 

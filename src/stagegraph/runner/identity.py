@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,7 +104,8 @@ class ReplayCache:
         self._by_identity: dict[str, dict[str, Recorded]] = {}
         self._at: dict[str, CallRow] = {}
         self._called: set[str] = set()
-        for row in calls:
+        self._rows = list(calls)
+        for row in self._rows:
             if row.kind != "graph":
                 self._at[row.key] = row
                 # A failed step has no output; a failed stage has the recorded requests of its agent.
@@ -136,6 +138,19 @@ class ReplayCache:
             return abandoned  # the same call failed here: the answer of another call belongs to that one
         moved = before is not None
         return abandoned or (next(iter(same)) if moved or identity in self._unique else None)
+
+    @cached_property
+    def inside(self) -> Mapping[str, list[CallRow]]:
+        """Key -> the calls that were made directly in that call."""
+        found: dict[str, list[CallRow]] = {}
+        for row in self._rows:
+            if row.parent is not None:
+                found.setdefault(row.parent, []).append(row)
+        return found
+
+    def use_up(self, row: CallRow) -> None:
+        """Keep a recorded call from being recalled, since it was restored with the call around it."""
+        self._by_identity.get(row.identity, {}).pop(row.key, None)
 
     def at(self, key: str) -> CallRow | None:
         """The call that was recorded with this key."""

@@ -16,6 +16,7 @@ from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
+from stagegraph.record.calls import error_of
 from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
@@ -164,7 +165,7 @@ class Recorder:
         elif found.finished:
             output = self._output(call, found.row)
             if output is not MISSING:
-                return output, None
+                return output, found
         else:
             self._note_loss(key)
         return MISSING, found
@@ -183,6 +184,30 @@ class Recorder:
                 call.use.usage = USAGE.validate_json(row.usage)
                 call.use.unpriced = row.cost is None
         return output
+
+    def inside(self, above: str, label: str) -> list[CallRow]:
+        """The recorded calls that the leaf call at *above* has made, or its tool call with a *label*."""
+        rows = self._cache.inside.get(above, [])
+        return [row for row in rows if f"[{label}]" in row.key[len(above) :]] if label else rows
+
+    def restored(self, call: CallState, row: CallRow) -> bool:
+        """Fill in a call that was recorded inside a recalled one; returns whether its record can be read."""
+        node = call.node.__node__
+        try:
+            call.input = node.input_type.recall(json.loads(row.input))
+        except (ValidationError, ValueError):
+            return False
+        if row.status == "succeeded":
+            call.output = self._output(call, row)
+        if call.output is MISSING:
+            return False
+        call.status, call.error, call.replayed = row.status, error_of(row), True
+        self._cache.use_up(row)
+        if not self._continues:  # otherwise the run has the row already
+            parent = call.parent.key if call.parent is not None else None
+            place = {"run_id": self._row.run_id, "key": call.key, "parent": parent, "position": call.position}
+            self._journal.put_soon(replace(row, **place, replayed=True, usage="{}", cost="0"))
+        return True
 
     def _note_change(self, key: str, cache_key: CacheKey) -> None:
         changed = self._cache.changed(key, cache_key.input, cache_key.parts)

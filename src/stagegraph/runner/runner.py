@@ -270,7 +270,8 @@ class Runner:
         resources = Resources(
             prompts=prompts,
             limits=spec.limits or self.limits,
-            model_for=lambda path, stage: self._model_for(path, stage, spec),
+            runner=self,
+            model_for=lambda path, stage, lent: self._model_for(path, stage, spec, lent),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),
             journal=journal,
@@ -285,8 +286,8 @@ class Runner:
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
         return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 
-    def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
-        default = spec.model if spec.model is not None else self.model
+    def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec, lent: Model | None) -> Model | None:
+        default = next((one for one in (spec.model, self.model, lent) if one is not None), None)
         choice = chosen_model(path, stage, of_run=spec.models, of_runner=self.models, default=default)
         return None if choice is None else self._models.get(choice)
 
