@@ -157,7 +157,7 @@ async def test_a_failure_is_an_error_and_its_siblings_a_warning(watch: Watch) ->
     with pytest.raises(RunError) as caught:
         await Runner(tracing=watch.tracing()).run(Two(), "you")
     rows = {row["name"]: row for row in await watch.rows(caught.value.run)}
-    for name in ("Two", "stage:say", "agent run"):
+    for name in ("Two", "stage:say", "say run"):
         assert rows[name]["level"] == "ERROR"
         assert "no luck with you" in rows[name]["statusMessage"]
     assert (rows["step:wait"]["level"], rows["step:wait"]["statusMessage"]) == ("WARNING", "cancelled")

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
 
 
+_UNNAMED = "agent"
+"""Pydantic AI's name for an agent that has none."""
+_AGENT_NAMES = ("agent_name", "gen_ai.agent.name")
+
+
 class Transparent(Span):
     """A span that shows the host the context of the host's own span."""
 
@@ -77,14 +82,24 @@ class CallTracer(Tracer):
         call: The call's observation.
         common: Attributes of all spans.
         generation: Attributes of model requests only.
+        name: For the spans of an agent without a name.
+        visible: Whether spans of the host are children of these, since they go to the same project and nowhere else.
     """
 
     def __init__(
-        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
+        self,
+        real: Tracer,
+        call: SpanContext,
+        common: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        visible: bool = False,
     ) -> None:
         self._real = real
         self._call = NonRecordingSpan(call)
-        self._common, self._generation = common, generation
+        self._name = name
+        self._common, self._generation, self._visible = common, generation, visible
         self._run: Span | None = None
         """The newest run of the call's agent: the parent of the agent's other spans."""
 
@@ -102,11 +117,16 @@ class CallTracer(Tracer):
         operation = own.get("gen_ai.operation.name")
         if operation == "chat":
             own |= self._generation
+        if self._name is not None and operation == "invoke_agent":
+            name = name.removesuffix(_UNNAMED) + self._name
+            own["logfire.msg"] = f"{self._name} run"
+        if self._name is not None:
+            own |= {key: self._name for key in _AGENT_NAMES if own.get(key) == _UNNAMED}
         within = set_span_in_context(self._parent(around), Context())
         real = self._real.start_span(name, within, kind, own, *args, **options)
         if operation == "invoke_agent":
             self._run = real
-        return Transparent(real, around.get_span_context(), self)
+        return Transparent(real, real.get_span_context() if self._visible else around.get_span_context(), self)
 
     def _parent(self, around: Span) -> Span:
         # A tool may run another graph; the spans of that graph's agents belong below their own calls.
