@@ -57,8 +57,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         """
         from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
-        async with Runner() as runner:
-            return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
+        return await Runner().run(self, input, model=model, deps=deps, prompts=prompts, **options)
 
     def run_sync(
         self,

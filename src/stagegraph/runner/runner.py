@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
@@ -66,7 +66,8 @@ class Runner:
         resume_attempts: How often a run whose process crashed is resumed; after that it fails.
 
     As an async context manager, leaving the block waits for the runs that were started in it, or cancels them when the
-    block raised an exception. In a service, use `lifespan`.
+    block raised an exception, and then sends what the tracing has queued, within two seconds. In a service, use
+    `lifespan`.
     """
 
     def __init__(
@@ -201,7 +202,14 @@ class Runner:
         At the end, or as soon as the process gets the signal to end, no new run may begin; running runs have
         `drain_seconds` to finish. After that they are cancelled; with a journal they can be resumed.
         """
-        return self._lifetime.span(self)
+        return self._service()
+
+    @asynccontextmanager
+    async def _service(self) -> AsyncGenerator[None]:
+        async with self._lifetime.span(self):
+            yield
+        if self.tracing is not None:
+            await self.tracing.flush()
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
@@ -300,6 +308,8 @@ class Runner:
         if kind is not None:
             self._lifetime.cancel()
         await self._lifetime.wait()
+        if self.tracing is not None:
+            await self.tracing.flush()
 
 
 def _checked(node: object) -> Node[Any, Any]:

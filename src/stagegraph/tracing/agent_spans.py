@@ -24,11 +24,16 @@ from opentelemetry.trace import (
     set_span_in_context,
     use_span,
 )
+from pydantic_ai import ModelRetry
+
+from .attributes import Names
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
 
 
+_RAISED = {"ToolRetryError": "ModelRetry", "ToolFailedError": "ToolFailed"}
+"""Pydantic AI's inner exceptions, and those that a tool raised."""
 _UNNAMED = "agent"
 """Pydantic AI's name for an agent that has none."""
 _AGENT_NAMES = ("agent_name", "gen_ai.agent.name")
@@ -72,6 +77,16 @@ class Transparent(Span):
 
     def record_exception(self, exception: BaseException, *args: Any, **options: Any) -> None:
         self.real.record_exception(exception, *args, **options)
+        # Pydantic AI gives a failed tool no message besides this event, which the server does not show as one.
+        self.real.set_attribute(Names.STATUS, _message(exception))
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, with what a tool or a validator told the model before it became the last straw."""
+    kind = type(error).__name__
+    text = f"{_RAISED.get(kind, kind)}: {error}"
+    cause = error.__cause__
+    return f"{text} ({_message(cause)})" if isinstance(cause, ModelRetry) and str(cause) not in text else text
 
 
 class CallTracer(Tracer):

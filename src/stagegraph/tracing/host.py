@@ -92,9 +92,12 @@ def owns_all_spans(public_key: str) -> bool:
     return bool(found) and all(_reports(one, public_key) for one in found)
 
 
-def instrumentation(agent: AbstractAgent[Any, Any], public_key: str) -> InstrumentationSettings | None:
-    """The host's instrumentation of an agent, without its reports to the same project: we send the agent's spans there.
+def instrumentation(
+    agent: AbstractAgent[Any, Any], public_key: str
+) -> tuple[InstrumentationSettings | None, InstrumentationSettings | None]:
+    """The host's instrumentation of an agent, and what it is without its reports to the same project.
 
+    We send the agent's spans there, and each request would be there twice.
     Any `Instrumentation` on a run replaces the one that `Agent.instrument_all` would add. The host's has to stay, and
     Pydantic AI has no public way to read it. One of the agent's own goes first.
     """
@@ -111,7 +114,7 @@ def instrumentation(agent: AbstractAgent[Any, Any], public_key: str) -> Instrume
         own.apply(visit)
     resolve = getattr(agent, "_resolve_instrumentation_settings", lambda: None)
     settings: InstrumentationSettings | None = found[-1] if found else resolve()
-    return None if settings is None else _without_project(settings, public_key)
+    return settings, None if settings is None else _without_project(settings, public_key)
 
 
 def _without_project(settings: InstrumentationSettings, public_key: str) -> InstrumentationSettings | None:

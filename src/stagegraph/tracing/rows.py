@@ -177,6 +177,8 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
         output=output if status == "succeeded" else None,
         error_type=type_ or "Error" if status == "failed" else None,
         error=message if status == "failed" else None,
+        origin=None if (origin := meta(row, "origin")) is None else str(origin),
+        transient=bool(meta(row, "transient")),
         usage=json.dumps({**usage, "details": {_REASONING: usage[_REASONING]} if usage.get(_REASONING) else {}}),
         cost=None if cost is None else str(cost),
         started=started,

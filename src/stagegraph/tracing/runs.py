@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
-_WHOLE = "key,path,run_id"
+_WHOLE = "key,origin,path,run_id"
 """Names in the metadata whose values are read without truncation."""
 _PAGE = 200
 _PAUSE, _LONGEST_PAUSE = 0.25, 2.0

@@ -89,8 +89,9 @@ class LangfuseTrace:
         call = sampled(self.number, self._span(entry))
         common, prompt = self._common, self._link(entry.path)
         name = entry.path if stage.agent.name is None else None
-        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, name=name, visible=self._owned)
-        hosts = instrumentation(stage.agent, self._output.connection.public_key)
+        before, hosts = instrumentation(stage.agent, self._output.connection.public_key)
+        visible = self._owned or (before is not None and hosts is None)
+        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, name=name, visible=visible)
         if hosts is None:  # with the id that the host's has by default, which it replaces
             return [Instrumentation(settings=settings)]
         return [Instrumentation(settings=settings, id="stagegraph"), Instrumentation(settings=hosts)]
@@ -141,6 +142,9 @@ class LangfuseTrace:
         }
         if parent is None:
             own |= metadata(link(self._host))
+        cause = entry.error or error  # the run's own error has no origin
+        if cause is not None and status == "failed":
+            own |= metadata({"origin": self._key(cause.origin), "transient": cause.transient or None})
         attributes = {**without_none(own), **self._about(entry, status), **self._common}
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
@@ -163,7 +167,7 @@ class LangfuseTrace:
         return metadata(
             {
                 "path": entry.path,
-                "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+                "key": self._key(entry.key),
                 "kind": kind,
                 "run_id": start.run_id,
                 "fan_out_index": index,
@@ -176,6 +180,9 @@ class LangfuseTrace:
                 "prompt_source": None if kind != "stage" else deployed if entry.path in start.prompts else "code",
             }
         )
+
+    def _key(self, key: str | None) -> str | None:
+        return key if key is None or self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", key)
 
     def _contents(self, entry: CallState, status: CallStatus) -> tuple[str | None, str | None]:
         capture, node = self._output.capture, entry.node

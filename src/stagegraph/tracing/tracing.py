@@ -82,7 +82,7 @@ class LangfuseTracing:
         exit_seconds: float = 2.0,
         join: bool = False,
     ) -> None:
-        self._join = join
+        self._join, self._exit_seconds = join, exit_seconds
         self._joined: dict[str, int] = {}
         """Run id -> trace id, of the newest runs that are in a trace of the host."""
         self._sample_rate = _share(sample_rate)
@@ -175,8 +175,9 @@ class LangfuseTracing:
             body["comment"] = policy.text(feedback.comment)
         self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
 
-    async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what is queued, for at most *seconds*; returns whether the server accepted everything."""
+    async def flush(self, seconds: float | None = None) -> bool:
+        """Send what is queued, for at most *seconds* (or `exit_seconds`); returns whether the server accepted it."""
+        seconds = self._exit_seconds if seconds is None else seconds
         done = await asyncio.gather(
             asyncio.to_thread(self._spans.flush, seconds), asyncio.to_thread(self._scores.flush, seconds)
         )
