@@ -57,8 +57,7 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         """
         from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
-        async with Runner() as runner:
-            return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
+        return await Runner().run(self, input, model=model, deps=deps, prompts=prompts, **options)
 
     def run_sync(
         self,
@@ -91,16 +90,21 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
     ) -> Tool[Any]:
         """The graph as a tool of any Pydantic AI agent: `Agent(..., tools=[Support().as_tool()])`.
 
-        The fields of the input type are the tool's arguments; a type without fields is the one argument `input`. The
-        run receives the calling agent's deps, the rest of its usage limits, and its model when *runner* has none. The
-        usage of the run is added to that of the agent. Invalid arguments are returned to the model. A failed run
-        raises its `RunError`. A run that waits for answers defers the call (`CallDeferred`, with the run's id in the
-        metadata).
+        The fields of the input type are the tool's arguments; a type without fields is the one argument `input`.
+        Invalid arguments are returned to the model, and a failure raises a `RunError`.
+
+        Called in a run, the graph is a part of that run: its calls are below the calling stage, with the tool call in
+        their key, and the run's limits, prompts and models apply. They get the calling agent's deps, and its model
+        where nothing else gives one.
+
+        Called outside a run, or given another *runner*, the graph has a run of its own. It receives the calling agent's
+        deps, the rest of its usage limits, and its model when *runner* has none. The usage of the run is added to that
+        of the agent. A run that waits for answers defers the call (`CallDeferred`, with the run's id in the metadata).
 
         Args:
             name: The tool's name; by default the class name in snake case.
             description: The tool's description for the model; by default the docstring of the class.
-            runner: Runs the graph; by default each call has a runner of its own.
+            runner: Runs the graph; by default that of the calling run, or else a new one for each call.
         """
         from .as_agent import graph_tool  # noqa: PLC0415 - loaded when it is used
 
@@ -127,7 +131,8 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         instructions, tools and model settings given to it are ignored.
 
         Args:
-            runner: Runs the graph; by default each agent run has a runner of its own.
+            runner: Runs the graph; by default that of the run in which the agent is called (the graph is then a part
+                of that run, as with `as_tool`), or else a new one for each agent run.
             asks: A run that needs an approval or an external result returns `DeferredToolRequests`, which front ends
                 show to a person, and continues with the answers; the runner needs a journal.
             options: See `AgentOptions`.

@@ -98,9 +98,17 @@ def _io(attributes: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _metadata(span: Span) -> dict[str, Any]:
-    """Keys of the observation, then of the trace; values are decoded as they are for SDK 5 only."""
+    """Keys of the observation, then of the trace; values are decoded as they are for SDK 5 only.
+
+    What is known of the resource and the scope is flattened: each value has a key of its own, with dots.
+    """
     decoded = _json if _major(span.sdk_version) >= 5 else _same
-    found: dict[str, Any] = {"resourceAttributes": span.resource, "scopeAttributes": span.scope_attributes}
+    scope = {"name": span.scope, "version": span.scope_version}
+    found: dict[str, Any] = {
+        **{f"resourceAttributes.{key}": value for key, value in span.resource.items()},
+        **{f"scope.{key}": value for key, value in scope.items() if value},
+        **{f"scope.attributes.{key}": value for key, value in span.scope_attributes.items()},
+    }
     for prefix in ("langfuse.observation.metadata", "langfuse.trace.metadata"):
         whole = _json(span.attributes.get(prefix))
         found |= whole if isinstance(whole, dict) else {} if whole is None else {"metadata": whole}

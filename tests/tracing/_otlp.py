@@ -38,6 +38,7 @@ class Span:
     events: list[Event]
     resource: dict[str, Any]
     scope_attributes: dict[str, Any] = field(default_factory=dict[str, Any])
+    scope_version: str = ""
     sdk_version: str = ""
     """The `x-langfuse-sdk-version` header it came with."""
 
@@ -85,6 +86,7 @@ def decode(body: bytes, encoding: str = "", sdk_version: str = "") -> list[Span]
                     events=[Event(event.name, _attributes(event.attributes)) for event in span.events],
                     resource=resource,
                     scope_attributes=scope,
+                    scope_version=scoped.scope.version,
                     sdk_version=sdk_version,
                 )
                 for span in scoped.spans

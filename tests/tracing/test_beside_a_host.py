@@ -187,16 +187,16 @@ async def test_all_or_nothing_of_the_runs(watch: Watch, rate: float, expected: i
 async def test_a_run_is_in_the_sample_whole_or_not_at_all(watch: Watch) -> None:
     """The run's id decides, for its spans and its scores alike, and a larger sample holds the smaller one."""
     shown: list[set[str]] = []
-    for rate in (0.4, 0.6):
-        runner = Runner(echo(), tracing=watch.tracing(sample_rate=rate, environment=f"e{rate}"))
+    for name, rate in (("few", 0.4), ("more", 0.6)):
+        runner = Runner(echo(), tracing=watch.tracing(sample_rate=rate, environment=name))
         for number in range(60):
             await runner.run(Say(), "x", run_id=f"run-{number}")
             await feedback(f"run-{number}", "good", 1, runner=runner)
         await watch.sent()
-        spans = [span for span in watch.server.spans if span.attributes["langfuse.environment"] == f"e{rate}"]
+        spans = [span for span in watch.server.spans if span.attributes["langfuse.environment"] == name]
         counts = Counter(span.trace_id for span in spans)
         assert set(counts.values()) == {4}
-        assert {score["traceId"] for score in watch.server.scores if score["environment"] == f"e{rate}"} == set(counts)
+        assert {score["traceId"] for score in watch.server.scores if score["environment"] == name} == set(counts)
         shown.append(set(counts))
     assert 0 < len(shown[0]) < len(shown[1]) < 60
     assert shown[0] < shown[1]

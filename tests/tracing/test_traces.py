@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelRateLimitError
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
@@ -157,7 +157,7 @@ async def test_a_failure_is_an_error_and_its_siblings_a_warning(watch: Watch) ->
     with pytest.raises(RunError) as caught:
         await Runner(tracing=watch.tracing()).run(Two(), "you")
     rows = {row["name"]: row for row in await watch.rows(caught.value.run)}
-    for name in ("Two", "stage:say", "agent run"):
+    for name in ("Two", "stage:say", "say run"):
         assert rows[name]["level"] == "ERROR"
         assert "no luck with you" in rows[name]["statusMessage"]
     assert (rows["step:wait"]["level"], rows["step:wait"]["statusMessage"]) == ("WARNING", "cancelled")
@@ -334,3 +334,29 @@ async def test_streams_end_where_they_began(watch: Watch, caplog: pytest.LogCapt
     assert [meta(span)["fan_out_index"] for span in named(spans, "stage:say")] == [0, 1]
     assert "Context" not in caplog.text
     assert caplog.records == []
+
+
+async def test_a_graph_that_a_tool_calls_is_in_the_trace_of_its_run(watch: Watch) -> None:
+    """Its observations are below the calling stage, with the run's user and session."""
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if info.function_tools and len(messages) == 1:
+            return ModelResponse([ToolCallPart("build", {"input": "t"}, tool_call_id="c1")])
+        return ModelResponse([TextPart("done")])
+
+    class Asks(Graph[str, str]):
+        ask = Stage(str, Agent(name="asker", tools=[Build().as_tool()]))
+
+        async def flow(self, text: str) -> str:
+            return await self.ask(text)
+
+    runner = Runner(FunctionModel(answer), tracing=watch.tracing())
+    run = await runner.run(Asks(), "t", user_id="ann", session_id="talk")
+    spans = await watch.trace(run)
+    inner = one(spans, "stage:ask.build.code")
+    graph = one(spans, "graph:ask.build")
+    assert inner in below(spans, graph)
+    assert graph in below(spans, one(spans, "stage:ask"))
+    assert meta(inner)["key"] == "ask.build[c1].code"
+    assert {(span.attributes["user.id"], span.attributes["session.id"]) for span in spans} == {("ann", "talk")}
+    assert len(named(spans, "chat function:answer:")) == 4

@@ -29,6 +29,7 @@ from pydantic_ai.messages import (
 )
 
 from stagegraph.data.events import ToolCalled
+from stagegraph.nodes.current import branched, key_part
 from stagegraph.nodes.describe import envelope, with_fields
 from stagegraph.nodes.render import demo_block, render_output
 from stagegraph.nodes.stage import OWN_INSTRUCTIONS
@@ -78,6 +79,10 @@ class AgentCall(Protocol):
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         """Log an event of this call: a piece of text, a tool call, a retry."""
+        ...
+
+    def tool_recalled(self, label: str) -> None:
+        """The recorded result of a tool was used; what had been called with its *label* in the key is not repeated."""
         ...
 
     def attempt_began(self, usage: RunUsage) -> None:
@@ -232,11 +237,22 @@ class Injection(AbstractCapability[Any]):
         args: dict[str, Any],
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
-        async def execute() -> Any:
-            self.call.emit(ToolCalled, tool=call.tool_name)
-            return await handler(args)
+        made, label = False, key_part(call.tool_call_id)
 
-        return await execute() if self.durable is None else await self.durable.tool(call, len(ctx.messages), execute)
+        async def execute() -> Any:
+            nonlocal made
+            made = True
+            self.call.emit(ToolCalled, tool=call.tool_name)
+            with branched(label):  # graphs that the tool runs have its call in their key
+                return await handler(args)
+
+        if self.durable is None:
+            return await execute()
+        try:
+            return await self.durable.tool(call, len(ctx.messages), execute)
+        finally:
+            if not made:
+                self.call.tool_recalled(label)
 
     def _rendered(self) -> list[Rendered]:
         stage = self.stage

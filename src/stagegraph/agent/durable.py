@@ -252,7 +252,7 @@ class Deferral:
         if found is None:
             return None
         row = found.row
-        if row.status == "suspended":
+        if row.status == "suspended" and row.pending:  # else a graph waits that one of its tools has called
             text = f'{{"messages": {row.messages}, "usage": {row.usage}, "pending": {row.pending or "[]"}}}'
         else:
             kept = {int(op.partition(":")[2]): one for op, one in found.ops.items() if op.startswith("question:")}

@@ -15,8 +15,9 @@ from stagegraph.record.run import RunError
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import DeclarationError
 
+from .caller import calling_run
 from .deferred import TOOL_NAMES, approval_tool, external_tools
-from .model import GraphModel, UnboundModel
+from .model import CalledGraph, GraphModel, UnboundModel
 from .tool import described, snake_case
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic_ai import RunContext
     from pydantic_ai.capabilities import WrapOutputProcessHandler
-    from pydantic_ai.models import ModelRequestContext
+    from pydantic_ai.models import Model, ModelRequestContext
     from pydantic_ai.output import OutputContext
 
     from stagegraph.record.run import Run
@@ -80,10 +81,11 @@ class RunsGraph(AbstractCapability[Any]):
     runner: Runner | None
     asks: bool
     options: AgentOptions
-    run: Run[Any, Any] | None = None
+    outputs: tuple[Any, ...] = ()
+    """The typed output, when there is one."""
 
     async def for_run(self, ctx: RunContext[Any]) -> RunsGraph:
-        return replace(self, run=None)
+        return replace(self, outputs=())
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
@@ -95,7 +97,11 @@ class RunsGraph(AbstractCapability[Any]):
             raise UserError(msg)
         user_of, errors = self.options.get("user"), self.options.get("errors", False)
         user = None if user_of is None else user_of(ctx)
-        model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=errors)
+        around = calling_run(self.runner)
+        if around is not None:
+            model: Model = CalledGraph(self.graph, around, ctx, self._answered)
+        else:
+            model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=errors)
         # A graph cannot use the tools that front ends add.
         tools = [tool for tool in parameters.function_tools if self.asks and tool.name in TOOL_NAMES]
         parameters = replace(parameters, function_tools=tools, native_tools=[])
@@ -104,7 +110,10 @@ class RunsGraph(AbstractCapability[Any]):
     async def wrap_output_process(
         self, ctx: RunContext[Any], *, output_context: OutputContext, output: Any, handler: WrapOutputProcessHandler
     ) -> Any:
-        return await handler(output) if self.run is None or self.run.status != "succeeded" else self.run.output
+        return self.outputs[0] if self.outputs else await handler(output)
+
+    def _answered(self, output: Any) -> None:
+        self.outputs = (output,)
 
     def _keep(self, run: Run[Any, Any]) -> None:
         if run.status == "suspended" and not self.asks:
@@ -113,4 +122,5 @@ class RunsGraph(AbstractCapability[Any]):
                 f"`runner.resume({run.id!r}, answers=...)`, or let the agent ask: `as_agent(asks=True)`"
             )
             raise RunError(msg, run=run)
-        self.run = run
+        if run.status == "succeeded":
+            self._answered(run.output)

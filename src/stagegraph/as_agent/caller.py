@@ -9,16 +9,55 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from pydantic_ai.models import Model
 from pydantic_ai.usage import RunUsage, UsageLimits
 
+from stagegraph.nodes.current import current, key_part
+from stagegraph.record.run import RunError
+from stagegraph.runner.calls import OpenGraph, OpenLeaf, run_called_by_agent
 from stagegraph.runner.limits import Limits
+from stagegraph.runner.state import Caller
+from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
     from pydantic_ai import RunContext
 
+    from stagegraph.nodes.graph import BaseGraph
     from stagegraph.runner.options import RunOptions
+    from stagegraph.runner.runner import Runner
 
+PROVIDER = "stagegraph"
+"""The name of the models that stand for graphs."""
 Amount = TypeVar("Amount", int, Decimal)
 _DEFAULT_REQUESTS = UsageLimits().request_limit
 """Pydantic AI's limit for agents that never end; it does not apply to a graph, which may need more requests."""
+
+
+def calling_run(runner: Runner | None) -> OpenLeaf | OpenGraph | None:
+    """The open call of a run in which an agent calls a graph; `None` outside a run, and for another *runner*."""
+    call = current.get(None)
+    if not isinstance(call, (OpenLeaf, OpenGraph)):
+        return None
+    return call if runner is None or call.executor.resources.runner is runner else None
+
+
+async def call_in_run(
+    around: OpenLeaf | OpenGraph, graph: BaseGraph[Any, Any], value: Any, ctx: RunContext[Any], name: str
+) -> Any:
+    """The output of a graph that an agent calls inside a run, as a part of that run.
+
+    Raises:
+        RunError: the graph failed.
+    """
+    tool_call = None if ctx.tool_call_id is None else key_part(ctx.tool_call_id)
+    if tool_call is not None and not around.scope.endswith(f"[{tool_call}]"):  # the agent is not that of a stage
+        around = around.branch(tool_call, 0, None)
+    chosen = model_of(ctx)
+    lent = None if chosen is not None and chosen.system == PROVIDER else chosen
+    try:
+        return await run_called_by_agent(around, graph, value, name, Caller(lent, ctx.deps))
+    except (RunError, JournalError):
+        raise
+    except Exception as error:
+        msg = f"{graph.__node__.name} failed: {error}"
+        raise RunError(msg) from error
 
 
 def options(ctx: RunContext[Any], own: Limits, user: str | None = None) -> RunOptions:
@@ -28,6 +67,13 @@ def options(ctx: RunContext[Any], own: Limits, user: str | None = None) -> RunOp
         found["session_id"] = ctx.conversation_id
     if ctx.metadata:
         found["metadata"] = ctx.metadata
+    around = current.get(None)
+    if isinstance(around, (OpenLeaf, OpenGraph)):  # in a run of another runner, whose caller is this one's, too
+        spec = around.executor.spec
+        found["session_id"] = spec.session_id or ctx.conversation_id
+        found["user_id"] = user or spec.user_id
+        found["tags"] = spec.tags
+        found["metadata"] = {**spec.metadata, "called_by": spec.run_id, **(ctx.metadata or {})}
     return found
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import NativeToolCallPart, NativeToolReturnPart
-from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.messages import ModelResponse, NativeToolCallPart, NativeToolReturnPart, TextPart
+from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.usage import RequestUsage
 
@@ -24,24 +24,25 @@ from stagegraph.nodes.graph import BaseGraph
 from stagegraph.record.run import InputError, LimitError, ReplayError, RunError, stored_run
 from stagegraph.schema.errors import BusyError, JournalError, StagegraphError
 
-from .caller import limits_left, model_of, options, used_since
+from .caller import PROVIDER, call_in_run, limits_left, model_of, options, used_since
 from .deferred import answers_in, deferred_call
 from .input import read_input
+from .tool import snake_case
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from pydantic_ai import RunContext
-    from pydantic_ai.messages import ModelMessage, ModelResponse, ModelResponseStreamEvent
+    from pydantic_ai.messages import ModelMessage, ModelResponseStreamEvent
     from pydantic_ai.settings import ModelSettings
 
     from stagegraph.data.events import Event
     from stagegraph.record.rows import RunRow
     from stagegraph.record.run import Run
+    from stagegraph.runner.calls import OpenGraph, OpenLeaf
     from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
 
-_PROVIDER = "stagegraph"
 _PROFILE = ModelProfile(supported_native_tools=frozenset())
 _SHOWN = 50
 """The calls of one path that a chat shows; those of a wide fan-out beyond it are left out."""
@@ -63,7 +64,7 @@ class UnboundModel(Model):
     @property
     def system(self) -> str:
         """`stagegraph`."""
-        return _PROVIDER
+        return PROVIDER
 
     async def request(
         self,
@@ -75,6 +76,46 @@ class UnboundModel(Model):
         name = self.graph.__node__.name
         msg = f"{name} can only be run by the agent that `{name}().as_agent()` returned"
         raise UserError(msg)
+
+
+class CalledGraph(UnboundModel):
+    """A graph that an agent runs inside a run: a part of that run, which has its events, usage and limits."""
+
+    def __init__(
+        self,
+        graph: BaseGraph[Any, Any],
+        around: OpenLeaf | OpenGraph,
+        ctx: RunContext[Any],
+        done: Callable[[Any], None],
+    ) -> None:
+        super().__init__(graph)
+        self._around, self._ctx, self._done = around, ctx, done
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Run the graph; the response is its output as text."""
+        name = snake_case(self.graph.__node__.name)
+        output = await call_in_run(self._around, self.graph, read_input(self.graph, messages), self._ctx, name)
+        self._done(output)
+        self._ctx.usage.requests -= 1  # the agent counts the response itself as a request
+        return ModelResponse([TextPart(output_text(self.graph, output) or " ")], model_name=self.model_name)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """The same as a stream with one piece."""
+        response = await self.request(messages, model_settings, model_request_parameters)
+        _, parameters = self.prepare_request(model_settings, model_request_parameters)
+        yield CompletedStreamedResponse(response, model_request_parameters=parameters, replay_events=True)
 
 
 class GraphModel(UnboundModel):
@@ -222,7 +263,7 @@ class GraphStream(StreamedResponse):
             yield self._parts_manager.handle_part(vendor_part_id=None, part=deferred_call(run.id, pending))
         if run.status == "succeeded":
             # Pydantic AI would ask again after a response without text.
-            text = self._text(run) or " "
+            text = output_text(self.graph, run.output) or " "
             for written in self._parts_manager.handle_text_delta(vendor_part_id="output", content=text):
                 yield written
 
@@ -233,25 +274,20 @@ class GraphStream(StreamedResponse):
                 return None
             name = self._open[event.key] = event.path.replace(".", "_")
             return NativeToolCallPart(
-                name, {"call": event.key}, tool_call_id=self._call_id(event.key), provider_name=_PROVIDER
+                name, {"call": event.key}, tool_call_id=self._call_id(event.key), provider_name=PROVIDER
             )
         if isinstance(event, CallFinished) and event.key in self._open:
             return NativeToolReturnPart(
                 self._open.pop(event.key),
                 {"status": event.status, "seconds": round(event.duration, 3)},
                 tool_call_id=self._call_id(event.key),
-                provider_name=_PROVIDER,
+                provider_name=PROVIDER,
                 outcome=_OUTCOMES.get(event.status, "success"),
             )
         return None
 
     def _call_id(self, key: str) -> str:
         return f"{self.agent_run_id}:{key}"
-
-    def _text(self, run: Run[Any, Any]) -> str:
-        if isinstance(run.output, str):
-            return run.output
-        return json.dumps(self.graph.__node__.output_type.show(run.output), indent=2, ensure_ascii=False)
 
     async def close_stream(self) -> None:
         """Cancel the run: the response has no reader any more."""
@@ -263,7 +299,7 @@ class GraphStream(StreamedResponse):
 
     @property
     def provider_name(self) -> str:
-        return _PROVIDER
+        return PROVIDER
 
     @property
     def provider_url(self) -> None:
@@ -272,6 +308,13 @@ class GraphStream(StreamedResponse):
     @property
     def timestamp(self) -> datetime:
         return self.started
+
+
+def output_text(graph: BaseGraph[Any, Any], output: Any) -> str:
+    """An output as the text of a response: JSON where it is not a text."""
+    if isinstance(output, str):
+        return output
+    return json.dumps(graph.__node__.output_type.show(output), indent=2, ensure_ascii=False)
 
 
 def _public_error(error: StagegraphError, graph: str) -> StagegraphError:

@@ -14,7 +14,7 @@ from stagegraph.record.run import RunError
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import problems_of
 
-from .caller import model_of, options
+from .caller import call_in_run, calling_run, model_of, options
 
 if TYPE_CHECKING:
     from stagegraph.record.run import Run
@@ -30,6 +30,7 @@ def graph_tool(
     """See `Graph.as_tool`."""
     input_type = graph.__node__.input_type
     fields = object_schema(input_type)
+    called = name or snake_case(graph.__node__.name)
 
     async def call(ctx: RunContext[Any], /, **arguments: Any) -> ToolReturn:
         try:
@@ -37,12 +38,17 @@ def graph_tool(
         except ValidationError as error:
             msg = f"the arguments do not fit: {problems_of(error)}"
             raise ModelRetry(msg) from error
+        around = calling_run(runner)
+        if around is not None:
+            output = await call_in_run(around, graph, value, ctx, called)
+            return ToolReturn(return_value=output, metadata={"run_id": around.info.run_id})
         run = await _run(graph, value, ctx, runner or Runner())
         return ToolReturn(return_value=run.output, metadata={"run_id": run.id})
 
+    vars(call)["graph"] = graph  # the nodes of the graph belong to the stages whose agents have this tool
     return Tool[Any].from_schema(
         call,
-        name or snake_case(graph.__node__.name),
+        called,
         description if description is not None else described(graph),
         fields if fields is not None else _one_argument(input_type.adapter.json_schema()),
         takes_ctx=True,

@@ -6,6 +6,9 @@ depend on the runner.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 Stage_contra = TypeVar("Stage_contra", contravariant=True)
 Step_contra = TypeVar("Step_contra", contravariant=True)
 Graph_contra = TypeVar("Graph_contra", contravariant=True)
+
+
+_NOT_IN_KEYS = re.compile(r"[^\w:-]")
+_LONGEST = 80
 
 
 class Suspended(BaseException):
@@ -73,6 +80,21 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
 
 
 current: ContextVar[OpenCall[Any, Any, Any]] = ContextVar("stagegraph_call")
+
+
+def key_part(name: str) -> str:
+    """A name that a model may have chosen, such as the id of a tool call, as a part of a key."""
+    return _NOT_IN_KEYS.sub("_", name)[:_LONGEST]
+
+
+@contextmanager
+def branched(label: str) -> Generator[None]:
+    """Around a part of the running call: what is called in it has `[label]` in its key."""
+    token = current.set(current.get().branch(label, 0, None))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
 def current_call() -> CallInfo:

@@ -92,6 +92,8 @@ class Declaration:
         name: str,
         input_type: Callable[[], Schema],
         output_type: Callable[[], Schema],
+        *,
+        offered: Callable[[], Mapping[str, Node[Any, Any]]] = dict,
     ) -> None:
         self.kind: Kind = kind
         self.name = name
@@ -99,6 +101,8 @@ class Declaration:
         self._node = node
         self._input_type = input_type
         self._output_type = output_type
+        self.offered = offered
+        """Name of a tool -> the graph that it runs, of a stage whose agent has such tools (`Graph.as_tool`)."""
 
     @cached_property
     def input_type(self) -> Schema:
@@ -121,6 +125,7 @@ class Declaration:
             _collect(self._node, "", (), nodes, names)
         else:
             nodes[self.name] = self._node
+            _collect_offered(self._node, self.name, (), nodes, names)
         return Tree(self._node, nodes, names)
 
     @property
@@ -139,6 +144,14 @@ class Tree:
     names: Mapping[str, Mapping[int, tuple[str, str]]] = field(repr=False)
     """Path of a graph -> `id` of each of its own nodes -> the node's name and path. The key is the `id`, since
     a node may be a dataclass that is equal to another or unhashable."""
+
+    def with_graph(self, path: str, graph: Node[Any, Any]) -> Tree:
+        """The tree with one more graph at *path*: one that an agent calls, and that no graph declares."""
+        nodes: dict[str, Node[Any, Any]] = {}
+        names: dict[str, Mapping[int, tuple[str, str]]] = {}
+        _collect(graph, path, (), nodes, names)
+        own = {below: {**self.names.get(below, {}), **found} for below, found in names.items()}
+        return Tree(self.root, {**nodes, **self.nodes}, {**self.names, **own})
 
     def paths(self, node: Node[Any, Any]) -> set[str]:
         """Where *node* is declared; a class attribute that a subclass redeclares is found under its new node.
@@ -209,6 +222,20 @@ def _collect(
             _collect(node, below, (*above, graph), nodes, names)
         else:
             nodes[below] = node
+            _collect_offered(node, below, (*above, graph), nodes, names)
+
+
+def _collect_offered(
+    stage: Node[Any, Any],
+    path: str,
+    above: tuple[Node[Any, Any], ...],
+    nodes: dict[str, Node[Any, Any]],
+    names: dict[str, Mapping[int, tuple[str, str]]],
+) -> None:
+    """The graphs that are tools of a stage's agent; an agent may offer the graph that it is a part of."""
+    for name, graph in stage.__node__.offered().items():
+        if not any(graph is one for one in above):
+            _collect(graph, _below(path, name), above, nodes, names)
 
 
 def _declared(graph: Node[Any, Any]) -> Iterator[tuple[str, Node[Any, Any]]]:

@@ -12,6 +12,7 @@ from pydantic_ai._output import types_from_output_spec  # the only way from an o
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
 from pydantic_ai.messages import AgentInstructionSource, InstructionId, InstructionPart
 from pydantic_ai.models import Model
+from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 from typing_extensions import TypeForm, TypeVar
 
 from stagegraph.schema.errors import DeclarationError
@@ -102,7 +103,8 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     @cached_property
     def __node__(self) -> Declaration:
         name = self._name or self._fallback_name
-        return Declaration(self, "stage", name, lambda: Schema(self._input), lambda: _output_type(self.agent))
+        given, output = lambda: Schema(self._input), lambda: _output_type(self.agent)
+        return Declaration(self, "stage", name, given, output, offered=lambda: _graphs_of(self.agent))
 
     @cached_property
     def fields(self) -> Mapping[str, Offered]:
@@ -144,6 +146,21 @@ def stages_of(node: Node[Any, Any]) -> dict[str, Stage[Any, Any]]:
 def _output_type(agent: AbstractAgent[Any, Any]) -> Schema:
     types = [t for t in types_from_output_spec(agent.output_type) if t is not DeferredToolRequests]
     return Schema(Union[tuple(types)] if types else str)  # noqa: UP007 - built from a list
+
+
+def _graphs_of(agent: AbstractAgent[Any, Any]) -> dict[str, Node[Any, Any]]:
+    """Name of a tool -> the graph that it runs."""
+    found: dict[str, Node[Any, Any]] = {}
+
+    def visit(leaf: AbstractToolset[Any]) -> None:
+        for tool in leaf.tools.values() if isinstance(leaf, FunctionToolset) else ():
+            graph: object = getattr(tool.function, "graph", None)
+            if isinstance(graph, Node):
+                found[tool.name] = cast("Node[Any, Any]", graph)
+
+    for toolset in agent.toolsets:
+        toolset.apply(visit)
+    return found
 
 
 def _unwrapped(agent: AbstractAgent[Any, Any]) -> AbstractAgent[Any, Any]:

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
-from stagegraph.data.usage import USAGE, summed
+from stagegraph.data.usage import USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.serialize import escaped, json_of, without_json
 
@@ -62,8 +62,10 @@ def call_row(
         row.error_type, row.error = call.error.type, escaped(call.error.message)
         row.origin, row.transient = call.error.origin, call.error.transient
     if call.kind == "stage":
-        row.usage = USAGE.dump_json(call.usage, exclude_defaults=True).decode()
-        row.cost = None if call.cost is None else str(call.cost)
+        inside, cost = summed(call.children)
+        usage = call.usage - inside if call.children else call.usage
+        row.usage = USAGE.dump_json(usage, exclude_defaults=True).decode()
+        row.cost = None if call.cost is None else str(call.cost - (cost or 0))
         row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
     return row
 
@@ -151,7 +153,8 @@ class _Reader:
         input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
         usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
         if children:
-            usage, cost = summed(children)
+            own = [ModelUse(usage, unpriced=cost is None)] if row.kind == "stage" else []
+            usage, cost = summed((*own, *children))
         try:
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
         except ValidationError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
-from stagegraph.nodes.current import current
+from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import watched
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.step import Step
 
     from .executor import Executor
-    from .state import CallState
+    from .state import Caller, CallState
 
 _MAX_VALUE = 200
 
@@ -36,13 +36,17 @@ def outermost(executor: Executor) -> OpenGraph:
 
 
 class OpenLeaf:
-    """An open call of a step or a stage (`nodes.current.OpenCall`); it can call no nodes."""
+    """An open call of a step or a stage, or a branch or a tool call in it (`nodes.current.OpenCall`).
 
-    __slots__ = ("_token", "call", "executor")
+    It can call no nodes, but the agents in it may call graphs (`run_called_by_agent`).
+    """
 
-    def __init__(self, executor: Executor, call: CallState) -> None:
+    __slots__ = ("_token", "call", "executor", "scope")
+
+    def __init__(self, executor: Executor, call: CallState, scope: str = "") -> None:
         self.executor = executor
         self.call = call
+        self.scope = scope
 
     def __enter__(self) -> None:
         self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
@@ -54,14 +58,14 @@ class OpenLeaf:
     @property
     def info(self) -> CallInfo:
         spec = self.executor.spec
-        return CallInfo(self.call.path, self.call.key, spec.run_id, spec.deps)
+        return CallInfo(self.call.path, self.call.key, spec.run_id, self.call.deps(spec.deps))
 
     @property
     def fan_out_limit(self) -> int:
         return self.executor.resources.fan_out_limit
 
     def branch(self, label: str, index: int, size: int | None) -> OpenLeaf:
-        return self
+        return OpenLeaf(self.executor, self.call, f"{self.scope}[{label}]")
 
     def branch_key(self, target: object, label: str) -> str:
         return f"{self.call.key}[{label}]"
@@ -89,10 +93,27 @@ class OpenLeaf:
         )
 
 
+async def run_called_by_agent(
+    around: OpenLeaf | OpenGraph, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller
+) -> Any:
+    """Run a graph that an agent calls: its calls are calls of the agent's run, below the call that is open.
+
+    Raises:
+        StageError: the value has the wrong type.
+    """
+    executor, call = around.executor, around.call
+    above, key = (call.path, call.key) if call is not None else ("", "")
+    name, path = executor.state.place(above, key_part(name), graph)
+    names = {id(graph): (name, path)}
+    opened = OpenGraph(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
+    with executor.waits_inside(call):
+        return await watched(opened.run_graph(graph, value))
+
+
 class OpenGraph:
     """An open call of a graph, or one branch of a fan-out in it (`nodes.current.OpenCall`): calls the graph's nodes."""
 
-    __slots__ = ("_called", "_fan", "_names", "_prefix", "_repeats", "_scope", "_token", "call", "executor")
+    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "_repeats", "_token", "call", "executor", "scope")
 
     def __init__(  # noqa: PLR0917 - made for every branch
         self,
@@ -102,13 +123,15 @@ class OpenGraph:
         prefix: str,
         scope: str = "",
         fan: tuple[int, int | None] | None = None,
+        caller: Caller | None = None,
     ) -> None:
         self.executor = executor
         self.call = call
         self._names = names
         self._prefix = prefix
-        self._scope = scope
+        self.scope = scope
         self._fan = fan
+        self._caller = caller
         self._repeats = executor.state.repeats
         self._called: str | None = None
         """The key of the last call that was made here."""
@@ -125,7 +148,8 @@ class OpenGraph:
     def info(self) -> CallInfo:
         call, spec = self.call, self.executor.spec
         path, key = (call.path, call.key) if call is not None else ("", "")
-        return CallInfo(path, key + self._scope, spec.run_id, spec.deps)
+        deps = spec.deps if call is None else call.deps(spec.deps)
+        return CallInfo(path, key + self.scope, spec.run_id, deps)
 
     @property
     def fan_out_limit(self) -> int:
@@ -133,7 +157,7 @@ class OpenGraph:
 
     def branch(self, label: str, index: int, size: int | None) -> OpenGraph:
         fan = None if self.executor.trace is None else (index, size)
-        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self._scope}[{label}]", fan)
+        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
         known = id(target) in self._names
@@ -149,7 +173,7 @@ class OpenGraph:
     def _target_key(self, target: object) -> str:
         known = self._names.get(id(target))
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
-        return f"{self._prefix}{name}{self._scope}"
+        return f"{self._prefix}{name}{self.scope}"
 
     # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
 
@@ -167,7 +191,7 @@ class OpenGraph:
         known = self._names.get(id(node))
         if known is None:
             return None
-        key = f"{self._prefix}{known[0]}{self._scope}"
+        key = f"{self._prefix}{known[0]}{self.scope}"
         repeats = self._repeats
         number = repeats[key] = repeats.get(key, -1) + 1
         if number:
@@ -220,6 +244,7 @@ class OpenGraph:
         if key is None:
             raise self._undeclared(graph)
         call = executor.open(graph, self._names[id(graph)][1], key, self.call, value, self._fan)
+        call.caller = self._caller or call.caller
         prefix = f"{call.key}." if call.key else ""
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
             if not graph.__node__.input_type.is_instance(value):

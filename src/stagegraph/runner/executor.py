@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
-    from stagegraph.record.rows import Journal
+    from stagegraph.record.rows import CallRow, Journal
 
     from .event_log import EventLog
     from .observer import Trace, Tracing
@@ -60,7 +60,10 @@ class Resources:
 
     prompts: Prompts | PromptSource
     limits: Limits
-    model_for: Callable[[str, Stage[Any, Any]], Model[Any] | None]
+    runner: object
+    """Whose resources these are."""
+    model_for: Callable[[str, Stage[Any, Any], Model[Any] | None], Model[Any] | None]
+    """The model of a stage, by its path; the third argument is that of the agent that called the graph around it."""
     fan_out_limit: int
     slots: anyio.Semaphore | None
     """The model requests of all runs that may be in flight at once."""
@@ -111,7 +114,9 @@ class Executor:
             )
             raise NotRunningError(msg)
         calls = state.calls
-        call = calls[key] = CallState(node, path, key, parent, value, len(calls), fan)
+        call = calls[key] = CallState(
+            node, path, key, parent, value, len(calls), fan, caller=parent.caller if parent is not None else None
+        )
         if parent is None:
             state.root = call
         if self.log is not None:
@@ -160,8 +165,10 @@ class Executor:
             # A call that a limit stopped has not failed by itself: it continues when the run is resumed.
             call.status = "failed" if self.state.limit is None else "cancelled"
             leaf = call.node.__node__.kind != "graph"
-            origin = None if leaf else self.origin_of(error)
-            call.error = self._seen(error, call.key if origin is None else origin)
+            origin = self.origin_of(error)
+            if origin is None or (leaf and not origin.startswith(f"{call.key}.")):
+                origin = call.key
+            call.error = self._seen(error, origin)
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
                 self.scope.cancel()
@@ -232,11 +239,37 @@ class Executor:
         node_key = self._node_keys.get(call.path)
         if node_key is None:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
-        output, _ = recorder.recalled(call, node_key, None)
-        if output is not MISSING:
-            return output
-        recorder.step_begins(call)
-        return await step.fn(call.input)
+        output, found = recorder.recalled(call, node_key, None)
+        if output is MISSING:
+            recorder.step_begins(call)
+            return await step.fn(call.input)
+        if found is not None:
+            self.restore(call, found.row)
+        return output
+
+    def waits_inside(self, call: CallState | None) -> AbstractContextManager[None]:
+        """Around a graph that an agent inside a call runs; for the limits, the call itself waits meanwhile."""
+        if self.ledger is None or call is None or call.node.__node__.kind != "stage":
+            return nullcontext()
+        return self.ledger.inside(call.key)
+
+    def restore(self, call: CallState, recalled: CallRow, label: str = "") -> None:
+        """Bring back the calls that a recalled call, or one tool call in it, has made: they are not made again."""
+        state, recorder = self.state, self.recorder
+        if recorder is None:
+            return
+        for row in recorder.inside(recalled, label):
+            node, key = state.tree.nodes.get(row.path), call.key + row.key[len(recalled.key) :]
+            if node is None or key in state.calls:
+                continue
+            child = CallState(node, row.path, key, call, None, len(state.calls))
+            if not recorder.restored(child, row):
+                continue
+            state.calls[key] = child
+            child.ended = perf_counter()
+            if self.trace is not None:
+                self.trace.ended(child)
+            self.restore(child, row)
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -255,7 +288,10 @@ class Executor:
                 node_key = self._node_keys[call.path] = NodeKey(call.path, parts)
             output, found = self.recorder.recalled(call, node_key, agent_call.prompt)
             if output is not MISSING:
+                if found is not None:
+                    self.restore(call, found.row)
                 return output
+            agent_call.restore = lambda label: found and self.restore(call, found.row, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)
@@ -279,13 +315,16 @@ class StageCall:
         self.path = call.path
         self.input = call.input
         self.use = call.use
-        self.deps = executor.spec.deps
-        self.model: Model[Any] | None = executor.resources.model_for(call.path, stage)
+        self.deps = call.deps(executor.spec.deps)
+        lent = None if call.caller is None else call.caller.model
+        self.model: Model[Any] | None = executor.resources.model_for(call.path, stage, lent)
         self.prompt: Prompt | None = executor.state.prompts.get(call.path)
         self.answers: Mapping[str, object] = executor.spec.answers.get(call.key, {})
         observing: Sequence[AbstractCapability[Any]] = ()
         self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing
         self.streams = executor.spec.deltas and executor.log is not None
+        self.restore: Callable[[str], object] = lambda _: None
+        """Brings back the calls that a tool call had made, by its label, when the tool's result is recalled."""
         self._log = executor.log
         self._ledger = executor.ledger
         self._recorder = executor.recorder
@@ -298,6 +337,9 @@ class StageCall:
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
             log.put(event_type, at=None, key=self.key, path=self.path, **fields)
+
+    def tool_recalled(self, label: str) -> None:
+        self.restore(label)
 
     def attempt_began(self, usage: RunUsage) -> None:
         self._usage, self._counted = usage, RunUsage()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
@@ -131,7 +132,8 @@ class ReplayCache:
         self._in_order: dict[str, Iterator[str]] = {}
         self._left: dict[str, list[tuple[list[tuple[int, int, str]], str]]] = {}
         """Identity -> a heap of the places that were called with something else."""
-        for row in calls:
+        self._rows = list(calls)
+        for row in self._rows:
             if row.kind == "graph":
                 self._begun[row.key] = row.started
                 continue
@@ -168,6 +170,19 @@ class ReplayCache:
 
     def _take(self, place: str, identity: str) -> Recorded | None:
         return None if (place, identity) in self._used else self._records.pop((place, identity), None)
+
+    @cached_property
+    def inside(self) -> Mapping[str, list[CallRow]]:
+        """Key -> the calls that were made directly in that call."""
+        found: dict[str, list[CallRow]] = {}
+        for row in self._rows:
+            if row.parent is not None:
+                found.setdefault(row.parent, []).append(row)
+        return found
+
+    def use_up(self, row: CallRow) -> None:
+        """Keep a recorded call from being recalled, since it was restored with the call around it."""
+        self._records.pop((row.key, row.identity), None)
 
     def at(self, key: str) -> CallRow | None:
         """The call that was recorded with this key."""

@@ -112,6 +112,7 @@ class Ledger:
         self._unpriced: str | None = None
         self._calls = 0
         self._idle = 0
+        self._inside: Counter[str] = Counter()
         self._changed = anyio.Event()
 
     def call_began(self) -> None:
@@ -131,6 +132,18 @@ class Ledger:
             yield
         finally:
             self._idle -= 1
+
+    @contextmanager
+    def inside(self, key: str) -> Generator[None]:
+        """Around a graph that a tool of the stage call at *key* runs: the call waits, once for all of its tools."""
+        self._inside[key] += 1
+        self._idle += self._inside[key] == 1
+        self._wake()
+        try:
+            yield
+        finally:
+            self._inside[key] -= 1
+            self._idle -= self._inside[key] == 0
 
     async def reserve(self, path: str) -> Reservation:
         """Reserve what the next request of a stage may spend.

@@ -79,7 +79,7 @@ class Tracing(Protocol):
         ...
 
     async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what is queued, within so many seconds; whether everything was sent."""
+        """Send what is queued, within so many seconds; whether everything was sent. A runner calls it at its end."""
         ...
 
 

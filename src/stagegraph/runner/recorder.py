@@ -19,6 +19,7 @@ from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
+from stagegraph.record.calls import error_of
 from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
@@ -241,7 +242,7 @@ class Recorder:
         found = self._claim(call, cache_key.identity)
         output = self._output(call, found.row) if found is not None and found.finished else MISSING
         if output is not MISSING:
-            return output, None
+            return output, found
         if call.key not in self._state.rerun:
             self._explain(call)
         return MISSING, found
@@ -267,6 +268,32 @@ class Recorder:
                 call.use.usage = USAGE.validate_json(row.usage)
                 call.use.unpriced = row.cost is None
         return output
+
+    def _source(self, row: CallRow) -> ReplayCache:
+        return self._own if row.run_id == self._row.run_id else self._other
+
+    def inside(self, recalled: CallRow, label: str) -> list[CallRow]:
+        """The recorded calls that a recalled leaf call has made, or its tool call with a *label*."""
+        rows = self._source(recalled).inside.get(recalled.key, [])
+        return [row for row in rows if f"[{label}]" in row.key[len(recalled.key) :]] if label else rows
+
+    def restored(self, call: CallState, row: CallRow) -> bool:
+        """Fill in a call that was recorded inside a recalled one; returns whether its record can be read."""
+        try:
+            call.input = call.node.__node__.input_type.recall(json.loads(row.input), row.input_whole)
+        except ValueError:
+            return False
+        if row.status == "succeeded":
+            call.output = self._output(call, row)
+        if call.output is MISSING:
+            return False
+        call.status, call.error, call.replayed = row.status, error_of(row), True
+        self._source(row).use_up(row)
+        if row.run_id != self._row.run_id:  # otherwise the run has the row already
+            parent = call.parent.key if call.parent is not None else None
+            place = {"run_id": self._row.run_id, "key": call.key, "parent": parent, "position": call.position}
+            self._journal.put_soon(replace(row, **place, replayed=True, source=call.source, usage="{}", cost="0"))
+        return True
 
     def _explain(self, call: CallState) -> None:
         """Keep why a call that has a record runs again.

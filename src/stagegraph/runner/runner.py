@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
@@ -67,7 +67,8 @@ class Runner:
         resume_attempts: How often a run whose process crashed is resumed; after that it fails.
 
     As an async context manager, leaving the block waits for the runs that were started in it, or cancels them when the
-    block raised an exception. In a service, use `lifespan`.
+    block raised an exception, and then sends what the tracing has queued, within two seconds. In a service, use
+    `lifespan`.
     """
 
     def __init__(
@@ -204,7 +205,14 @@ class Runner:
         At the end, or as soon as the process gets the signal to end, no new run may begin; running runs have
         `drain_seconds` to finish. After that they are cancelled; with a journal they can be resumed.
         """
-        return self._lifetime.span(self)
+        return self._service()
+
+    @asynccontextmanager
+    async def _service(self) -> AsyncGenerator[None]:
+        async with self._lifetime.span(self):
+            yield
+        if self.tracing is not None:
+            await self.tracing.flush()
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""
@@ -274,7 +282,8 @@ class Runner:
         resources = Resources(
             prompts=prompts,
             limits=spec.limits or self.limits,
-            model_for=lambda path, stage: self._model_for(path, stage, spec),
+            runner=self,
+            model_for=lambda path, stage, lent: self._model_for(path, stage, spec, lent),
             fan_out_limit=self._fan_out_limit,
             slots=self._slots.here(),
             journal=journal,
@@ -289,8 +298,8 @@ class Runner:
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
         return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 
-    def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec) -> Model | None:
-        default = spec.model if spec.model is not None else self.model
+    def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec, lent: Model | None) -> Model | None:
+        default = next((one for one in (spec.model, self.model, lent) if one is not None), None)
         choice = chosen_model(path, stage, of_run=spec.models, of_runner=self.models, default=default)
         return None if choice is None else self._models.get(choice)
 
@@ -303,6 +312,8 @@ class Runner:
         if kind is not None:
             self._lifetime.cancel()
         await self._lifetime.wait()
+        if self.tracing is not None:
+            await self.tracing.flush()
 
 
 def _checked(node: object) -> Node[Any, Any]:

@@ -16,6 +16,7 @@ from stagegraph.schema.schema import Record
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    from pydantic_ai.models import Model
     from pydantic_ai.usage import RunUsage
 
     from stagegraph.data.prompts import Prompts
@@ -39,6 +40,14 @@ class Clock:
 
     def calendar(self, moment: float) -> datetime:
         return datetime.fromtimestamp(self.offset, UTC) + timedelta(seconds=moment)
+
+
+class Caller(NamedTuple):
+    """What an agent lends to a graph that it calls as a tool."""
+
+    model: Model[Any] | None
+    """For stages without a model of their own, if the run has none."""
+    deps: object
 
 
 class CacheKey(NamedTuple):
@@ -81,6 +90,8 @@ class CallState:
     """`CallRow.source`."""
     ran: tuple[float, float | None] | None = None
     """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
+    caller: Caller | None = None
+    """The agent that called the graph around it, if an agent did."""
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
 
@@ -94,6 +105,10 @@ class CallState:
             return clock.seconds(self.began), self.duration
         began, seconds = self.ran
         return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
+
+    def deps(self, of_run: object) -> object:
+        """The deps of the call: those of the run, or of the agent that called the graph around it."""
+        return of_run if self.caller is None else self.caller.deps
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +141,8 @@ class RunState:
     """Whether the caller cancelled the run; otherwise a cancellation during a shutdown leaves it to be resumed."""
     end: tuple[Status, CallError | None] | None = None
     """How the run ended."""
+    guests: list[Node[Any, Any]] = field(default_factory=list["Node[Any, Any]"])
+    """Graphs that agents called and no graph declares; kept, since the tree knows them by their `id`."""
 
     @classmethod
     def of(cls, tree: Tree, value: object, prompts: Prompts, segment: int) -> RunState:
@@ -133,6 +150,19 @@ class RunState:
         declared = tree.root.__node__
         name = "" if declared.kind == "graph" else declared.name
         return cls(tree, CallState(tree.root, name, name, None, value, 0), segment, prompts)
+
+    def place(self, above: str, name: str, graph: Node[Any, Any]) -> tuple[str, str]:
+        """The name and path of a graph that an agent calls in the call at *above*; its nodes join the run's tree."""
+        while True:
+            path = f"{above}.{name}" if above else name
+            known = self.tree.nodes.get(path)
+            if known is graph:
+                return name, path
+            if known is None or type(known) is type(graph):
+                self.tree = self.tree.with_graph(path, graph)
+                self.guests.append(graph)
+                return name, path
+            name += "_"
 
     @property
     def name(self) -> str:
@@ -165,7 +195,7 @@ def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
     if state.status == "running":
         usage = copy(usage)  # the agent still adds to it
     if children:
-        usage, cost = summed(children)
+        usage, cost = summed(children if state.use is NO_MODEL else (state.use, *children))
     began, duration = state.times(clock)
     return Call(
         path=state.path,

@@ -24,9 +24,19 @@ from opentelemetry.trace import (
     set_span_in_context,
     use_span,
 )
+from pydantic_ai import ModelRetry
+
+from .attributes import Names
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
+
+
+_RAISED = {"ToolRetryError": "ModelRetry", "ToolFailedError": "ToolFailed"}
+"""Pydantic AI's inner exceptions, and those that a tool raised."""
+_UNNAMED = "agent"
+"""Pydantic AI's name for an agent that has none."""
+_AGENT_NAMES = ("agent_name", "gen_ai.agent.name")
 
 
 class Transparent(Span):
@@ -67,6 +77,16 @@ class Transparent(Span):
 
     def record_exception(self, exception: BaseException, *args: Any, **options: Any) -> None:
         self.real.record_exception(exception, *args, **options)
+        # Pydantic AI gives a failed tool no message besides this event, which the server does not show as one.
+        self.real.set_attribute(Names.STATUS, _message(exception))
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, with what a tool or a validator told the model before it became the last straw."""
+    kind = type(error).__name__
+    text = f"{_RAISED.get(kind, kind)}: {error}"
+    cause = error.__cause__
+    return f"{text} ({_message(cause)})" if isinstance(cause, ModelRetry) and str(cause) not in text else text
 
 
 class CallTracer(Tracer):
@@ -77,14 +97,24 @@ class CallTracer(Tracer):
         call: The call's observation.
         common: Attributes of all spans.
         generation: Attributes of model requests only.
+        name: For the spans of an agent without a name.
+        visible: Whether spans of the host are children of these, since they go to the same project and nowhere else.
     """
 
     def __init__(
-        self, real: Tracer, call: SpanContext, common: Mapping[str, Any], generation: Mapping[str, Any]
+        self,
+        real: Tracer,
+        call: SpanContext,
+        common: Mapping[str, Any],
+        generation: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        visible: bool = False,
     ) -> None:
         self._real = real
         self._call = NonRecordingSpan(call)
-        self._common, self._generation = common, generation
+        self._name = name
+        self._common, self._generation, self._visible = common, generation, visible
         self._run: Span | None = None
         """The newest run of the call's agent: the parent of the agent's other spans."""
 
@@ -102,11 +132,16 @@ class CallTracer(Tracer):
         operation = own.get("gen_ai.operation.name")
         if operation == "chat":
             own |= self._generation
+        if self._name is not None and operation == "invoke_agent":
+            name = name.removesuffix(_UNNAMED) + self._name
+            own["logfire.msg"] = f"{self._name} run"
+        if self._name is not None:
+            own |= {key: self._name for key in _AGENT_NAMES if own.get(key) == _UNNAMED}
         within = set_span_in_context(self._parent(around), Context())
         real = self._real.start_span(name, within, kind, own, *args, **options)
         if operation == "invoke_agent":
             self._run = real
-        return Transparent(real, around.get_span_context(), self)
+        return Transparent(real, real.get_span_context() if self._visible else around.get_span_context(), self)
 
     def _parent(self, around: Span) -> Span:
         # A tool may run another graph; the spans of that graph's agents belong below their own calls.

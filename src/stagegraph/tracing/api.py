@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from stagegraph.schema.errors import TracingError
 
 from .attributes import is_mapping
+from .connection import sdk_version
 
 if TYPE_CHECKING:
     from langfuse.api.core import RequestOptions
@@ -201,6 +202,9 @@ class Api:
             username=connection.public_key,
             password=connection.secret_key,
             httpx_client=self._http,
+            x_langfuse_sdk_name="python",
+            x_langfuse_sdk_version=sdk_version(),
+            x_langfuse_public_key=connection.public_key,
         )
 
     async def __aenter__(self) -> Self:

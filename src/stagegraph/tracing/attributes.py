@@ -18,8 +18,6 @@ from stagegraph.record.source import EXPERIMENT
 if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart
 
-    from .connection import Connection
-
 Attributes = dict[str, Any]
 
 
@@ -31,6 +29,7 @@ class Names:
     STATUS = "langfuse.observation.status_message"
     METADATA, TRACE_METADATA = "langfuse.observation.metadata", "langfuse.trace.metadata"
     PROMPT_NAME, PROMPT_VERSION = "langfuse.observation.prompt.name", "langfuse.observation.prompt.version"
+    FIRST_TEXT = "langfuse.observation.completion_start_time"
     USAGE, COST = "langfuse.observation.usage_details", "langfuse.observation.cost_details"
     ENVIRONMENT, RELEASE, VERSION = "langfuse.environment", "langfuse.release", "langfuse.version"
     TRACE_NAME, TAGS, SESSION, USER = "langfuse.trace.name", "langfuse.trace.tags", "session.id", "user.id"
@@ -43,7 +42,10 @@ EXPERIMENTS = "sdk-experiment"
 """The environment in which Langfuse keeps the runs of experiments."""
 OWN = frozenset(
     "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
-) | {"input_whole", "output_whole"}
+) | frozenset(
+    "host_trace host_observation origin transient resourceAttributes scopeAttributes scope attributes "  # noqa: SIM905
+    "input_whole output_whole".split()
+)
 """Reserved names in the metadata of an observation; the same names in a run's own metadata get the prefix `user_`."""
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _TEXT_LIMIT = 200
@@ -98,9 +100,14 @@ def _json(value: object) -> str:
         return json.dumps(f"<{type(value).__name__}>")
 
 
+def is_reserved(name: str) -> bool:
+    """Whether a name in an observation's metadata is ours or the server's, which adds names such as `scope.version`."""
+    return name.partition(".")[0] in OWN
+
+
 def _with_prefix(name: str) -> str:
     """The name in an observation for a name in a run's own metadata."""
-    return f"user_{name}" if re.sub(r"^(?:user_)+", "", name) in OWN else name
+    return f"user_{name}" if is_reserved(re.sub(r"^(?:user_)+", "", name)) else name
 
 
 def without_prefix(name: str) -> str:
@@ -109,8 +116,11 @@ def without_prefix(name: str) -> str:
     return short if short != name and _with_prefix(short) == name else name
 
 
-def common(start: TraceStart, connection: Connection) -> Attributes:
-    """The attributes of every observation of a run, so that each observation can be found by them."""
+def common(start: TraceStart, environment: str, release: str | None, *, joined: bool) -> Attributes:
+    """The attributes of every observation of a run, so that each observation can be found by them.
+
+    The trace of a run that *joined* that of the host has the host's name.
+    """
     own = {_with_prefix(name): value for name, value in start.metadata.items()}
     experiment = own.get(EXPERIMENT)
     item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}
@@ -118,9 +128,9 @@ def common(start: TraceStart, connection: Connection) -> Attributes:
         del own[EXPERIMENT]
     tags = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
     found = {
-        Names.TRACE_NAME: start.graph[:_TEXT_LIMIT],
-        Names.ENVIRONMENT: EXPERIMENTS if experiment else connection.environment,
-        Names.RELEASE: connection.release,
+        Names.TRACE_NAME: None if joined else start.graph[:_TEXT_LIMIT],
+        Names.ENVIRONMENT: EXPERIMENTS if experiment else environment,
+        Names.RELEASE: release,
         Names.VERSION: start.prompts.digest,
         Names.SESSION: str(start.session_id)[:_TEXT_LIMIT] if start.session_id else None,
         Names.USER: str(start.user_id)[:_TEXT_LIMIT] if start.user_id else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from stagegraph.schema.errors import DeclarationError
 
 _CLOUD = "https://cloud.langfuse.com"
 _TIMEOUT = 5.0
+_ENVIRONMENT = re.compile(r"(?!langfuse)[a-z0-9_-]{1,40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Connection:
         """The arguments, and Langfuse's own environment variables for those that are `None`.
 
         Raises:
-            DeclarationError: a key is missing, or the address is not valid.
+            DeclarationError: a key is missing, or the address or the environment is not valid.
         """
         env = os.environ
         public = (public_key or env.get("LANGFUSE_PUBLIC_KEY") or "").strip()
@@ -62,7 +64,7 @@ class Connection:
             public,
             secret,
             url,
-            environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default",
+            _environment(environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default"),
             release or env.get("LANGFUSE_RELEASE") or None,
             _timeout(env.get("LANGFUSE_TIMEOUT")),
         )
@@ -74,10 +76,31 @@ class Connection:
         return {
             "Authorization": f"Basic {token}",
             "x-langfuse-sdk-name": "python",
-            "x-langfuse-sdk-version": _sdk_version(),
+            "x-langfuse-sdk-version": sdk_version(),
             "x-langfuse-public-key": self.public_key,
             "x-langfuse-ingestion-version": "4",
         }
+
+
+def is_environment(text: str) -> bool:
+    """Whether the server takes a text for the name of an environment as it is."""
+    return _ENVIRONMENT.fullmatch(text) is not None
+
+
+def _environment(text: str) -> str:
+    """The name of an environment in lower case, as the server keeps it.
+
+    Raises:
+        DeclarationError: the server would put the traces into `default` in its place.
+    """
+    name = text.strip().lower()
+    if not is_environment(name):
+        msg = (
+            f"the environment {text!r} is not valid: `environment=` or LANGFUSE_TRACING_ENVIRONMENT has at most 40 of "
+            "the characters a-z, 0-9, - and _, and does not begin with langfuse"
+        )
+        raise DeclarationError(msg)
+    return name
 
 
 def _is_address(url: str) -> bool:
@@ -97,5 +120,6 @@ def _timeout(text: str | None) -> float:
 
 
 @cache
-def _sdk_version() -> str:
+def sdk_version() -> str:
+    """The version of the installed `langfuse` package, whose attributes and requests ours are."""
     return version("langfuse")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -38,7 +39,14 @@ _USAGE = {
     "gen_ai.usage.output_tokens": "output",
     "gen_ai.usage.details.cache_read_tokens": "input_cached_tokens",
     "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
+    "gen_ai.usage.details.input_audio_tokens": "input_audio_tokens",
+    "gen_ai.usage.details.output_audio_tokens": "output_audio_tokens",
+    "gen_ai.usage.details.reasoning_tokens": "output_reasoning_tokens",
+    "gen_ai.usage.details.thoughts_tokens": "output_reasoning_tokens",
 }
+"""The parts of the input and the output are not counted in `input` and `output`: the server adds everything up."""
+_FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
+"""Seconds from the request to the first piece of a streamed answer."""
 _CONVERSATION = "gen_ai.conversation.id"
 """Differs in each agent run; Langfuse would take it for the session."""
 _OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
@@ -127,6 +135,10 @@ class Policy:
                 after[name] = self._allowed(name, value, after)
         if not own:
             _bridge(after)
+            first = before.get(_FIRST_CHUNK)
+            if isinstance(first, float) and span.start_time is not None and span.end_time is not None:
+                moment = datetime.fromtimestamp(min(span.start_time / 1e9 + first, span.end_time / 1e9), UTC)
+                after[Names.FIRST_TEXT] = json.dumps(moment.isoformat())
         return ReadableSpan(
             name=self._clean(span.name),
             context=span.context,
@@ -188,15 +200,15 @@ def _is_technical(name: str) -> bool:
 def _bridge(attributes: Attributes) -> None:
     """Set usage and cost under Langfuse's names and remove the details, which it would count as further tokens."""
     usage = {short: attributes[name] for name, short in _USAGE.items() if name in attributes}
-    details = sum(count for name, count in usage.items() if name.startswith("input_"))
     for name in [name for name in attributes if name.startswith("gen_ai.usage.details.")]:
         del attributes[name]
     cost = attributes.get("operation.cost")
     if attributes.get("gen_ai.operation.name") != "chat":
         return
     if usage:
-        if "input" in usage:
-            usage["input"] = max(0, usage["input"] - details)
+        for whole in usage.keys() & {"input", "output"}:
+            parts = sum(count for name, count in usage.items() if name.startswith(f"{whole}_"))
+            usage[whole] = max(0, usage[whole] - parts)
         attributes[Names.USAGE] = json.dumps(usage)
     if cost is not None:
         attributes[Names.COST] = json.dumps({"total": cost})

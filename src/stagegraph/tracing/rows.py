@@ -16,7 +16,7 @@ from stagegraph.journal import CallRow, FeedbackRow, RunRow
 from stagegraph.record.source import CORRECTION, RunRows
 from stagegraph.schema.types import is_list
 
-from .attributes import OWN, without_prefix
+from .attributes import is_reserved, without_prefix
 
 if TYPE_CHECKING:
     from langfuse.api import ObservationV2, ScoreV3
@@ -24,8 +24,16 @@ if TYPE_CHECKING:
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
 """Statuses of a call that the level of its observation does not show."""
-_NOT_TOLD = OWN | {"resourceAttributes", "scopeAttributes", "input_truncated", "output_truncated"}
-"""Names in the metadata of a run's observation that the caller did not set."""
+_TRUNCATED = {"input_truncated", "output_truncated"}
+_REASONING = "reasoning_tokens"
+_PARTS = {
+    "input_cached_tokens": "cache_read_tokens",
+    "input_cache_creation": "cache_write_tokens",
+    "input_audio_tokens": "input_audio_tokens",
+    "output_audio_tokens": "output_audio_tokens",
+    "output_reasoning_tokens": _REASONING,
+}
+"""Name of a part of the usage in Langfuse -> in Pydantic AI."""
 NO_RUN = "a trace contains no run (yet)"
 _CUT = 200
 """Characters of a metadata value that a server returns unless the whole value is requested."""
@@ -45,7 +53,8 @@ def meta(row: ObservationV2, name: str) -> Any:
 
 def is_root(row: ObservationV2) -> bool:
     """Whether an observation is that of a whole run."""
-    return meta(row, "run_id") is not None and (row.parent_observation_id is None or meta(row, "path") == "")
+    of_run = row.parent_observation_id is None or meta(row, "path") == "" or row.is_root_observation
+    return meta(row, "run_id") is not None and bool(of_run)
 
 
 def name_of(root: ObservationV2) -> str:
@@ -58,13 +67,20 @@ def cut_metadata(rows: Iterable[ObservationV2]) -> list[str]:
     """Names in the caller's metadata whose values the server may have truncated."""
     told = (row.metadata or {} for row in rows if is_root(row))
     found = {name for one in told for name, value in one.items() if isinstance(value, str) and len(value) >= _CUT}
-    return sorted(found - _NOT_TOLD)
+    return sorted(filter(_of_caller, found))
 
 
-def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: Counter[str]) -> RunRows | None:
-    """The rows of one run from its trace, or `None` when the trace contains no run of stagegraph."""
+def _of_caller(name: str) -> bool:
+    """Whether a name in the metadata of a run's observation was set by the caller."""
+    return not is_reserved(name) and name not in _TRUNCATED
+
+
+def rows_of(
+    rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: Counter[str], run_id: str
+) -> RunRows | None:
+    """The rows of one run from its trace, or `None` when the trace does not contain it."""
     rows = list(rows)
-    own = [row for row in rows if meta(row, "key") is not None and meta(row, "run_id") is not None]
+    own = [row for row in rows if meta(row, "key") is not None and meta(row, "run_id") == run_id]
     latest: dict[str, ObservationV2] = {}
     for row in sorted(own, key=lambda one: (_count(meta(one, "segment")), one.start_time)):
         latest[str(meta(row, "key"))] = row  # of a resumed call, the last observation counts
@@ -72,7 +88,7 @@ def rows_of(rows: Iterable[ObservationV2], scores: Iterable[ScoreV3], skipped: C
     if root is None:
         skipped[NO_RUN] += 1
         return None
-    run_id, root_key = str(meta(root, "run_id")), str(meta(root, "key"))
+    root_key = str(meta(root, "key"))
     parents = _parents(rows, own)
     spent = _spent(rows, parents)
     usable: dict[str, CallRow] = {}
@@ -127,15 +143,12 @@ def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
             continue
         usage, cost = found.get(key, ({"requests": 0}, Decimal(0)))
         usage["requests"] += 1
-        cached, written = details.get("input_cached_tokens", 0), details.get("input_cache_creation", 0)
-        for name, count in (
-            ("input_tokens", details.get("input", 0) + cached + written),
-            ("output_tokens", details.get("output", 0)),
-            ("cache_read_tokens", cached),
-            ("cache_write_tokens", written),
-        ):
-            if count:
-                usage[name] = usage.get(name, 0) + count
+        parts = {name: details.get(name, 0) for name in _PARTS}
+        for whole in ("input", "output"):
+            inside = sum(count for name, count in parts.items() if name.startswith(f"{whole}_"))
+            usage[f"{whole}_tokens"] = usage.get(f"{whole}_tokens", 0) + details.get(whole, 0) + inside
+        for part, name in _PARTS.items():
+            usage[name] = usage.get(name, 0) + parts[part]
         price = row.total_cost
         known = price is not None and (price or not details)
         found[key] = usage, cost + Decimal(str(price)) if known and cost is not None else None
@@ -168,7 +181,9 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
         output_whole=_whole(row, "output_whole"),
         error_type=type_ or "Error" if status == "failed" else None,
         error=message if status == "failed" else None,
-        usage=json.dumps(usage),
+        origin=None if (origin := meta(row, "origin")) is None else str(origin),
+        transient=bool(meta(row, "transient")),
+        usage=json.dumps({**usage, "details": {_REASONING: usage[_REASONING]} if usage.get(_REASONING) else {}}),
         cost=None if cost is None else str(cost),
         started=started,
         duration=max(0.0, ended - started),
@@ -180,7 +195,7 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
 def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[float], begun: float) -> RunRow:
     first = calls[0]
     labels = {
-        "metadata": {without_prefix(name): meta(root, name) for name in root.metadata or {} if name not in _NOT_TOLD},
+        "metadata": {without_prefix(name): meta(root, name) for name in root.metadata or {} if _of_caller(name)},
         "tags": root.tags or [],
         "session_id": root.session_id,
         "user_id": root.user_id,

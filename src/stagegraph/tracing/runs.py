@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 
 from .api import Api, mended
-from .attributes import EXPERIMENTS, trace_id
+from .attributes import EXPERIMENTS, observation_id, trace_id
 from .connection import Connection
 from .rows import NO_RUN, cut_metadata, is_root, meta, name_of, rows_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
-_WHOLE = "key,path,run_id,input_whole,output_whole"
+_WHOLE = "key,origin,path,run_id,input_whole,output_whole"
 """Names in the metadata whose values are read without truncation."""
 _PAGE = 200
 _PAUSE, _LONGEST_PAUSE = 0.25, 2.0
@@ -93,11 +94,11 @@ class LangfuseRuns(RunSource):
                     if not is_root(row):
                         self.skipped["an observation has no run id"] += 1
                         continue
-                    trace = row.trace_id or trace_id(str(meta(row, "run_id")))
-                    if trace in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
+                    run_id = str(meta(row, "run_id"))
+                    if run_id in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
                         continue
-                    seen.add(trace)
-                    found = await self._trace(api, trace, self.skipped)
+                    seen.add(run_id)
+                    found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, self.skipped)
                     if found is not None and query.status in {None, found[0].status}:
                         yield found
 
@@ -126,7 +127,9 @@ class LangfuseRuns(RunSource):
         async with Api(self.connection, patience=self._patience) as api:
             while True:
                 skipped: Counter[str] = Counter()
-                found = await self._trace(api, trace_id(run_id), skipped)
+                found = await self._trace(api, trace_id(run_id), run_id, skipped)
+                if found is None and (elsewhere := await self._joined(api, run_id)) is not None:
+                    found = await self._trace(api, elsewhere, run_id, skipped)
                 left = until - anyio.current_time()
                 if found is not None or left <= 0:
                     break
@@ -140,7 +143,15 @@ class LangfuseRuns(RunSource):
             msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
         raise TracingError(msg)
 
-    async def _trace(self, api: Api, trace: str, skipped: Counter[str]) -> RunRows | None:
+    async def _joined(self, api: Api, run_id: str) -> str | None:
+        """The trace of a run that joined one of the host's: that of the observation with the id of the run's root."""
+        wanted = {"type": "string", "column": "id", "operator": "=", "value": observation_id(run_id, "")}
+        async with aclosing(self._observations(api, Counter(), filter=json.dumps([wanted]), fields="core")) as rows:
+            async for row in rows:
+                return row.trace_id
+        return None
+
+    async def _trace(self, api: Api, trace: str, run_id: str, skipped: Counter[str]) -> RunRows | None:
         odd: Counter[str] = Counter()
         rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=_WHOLE)]
         if cut := cut_metadata(rows):
@@ -149,7 +160,7 @@ class LangfuseRuns(RunSource):
             rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
         scores = [score async for score in self._scores(api, odd, trace)] if rows else []
         skipped.update(odd)
-        return rows_of(rows, scores, skipped)
+        return rows_of(rows, scores, skipped, run_id)
 
     @staticmethod
     async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:

@@ -41,8 +41,7 @@ _PATTERNS = (
     re.compile(r"(?<=[Aa]uthorization: )[A-Za-z]{5,6}\s{1,5}[^\s\"'\\,;]+"),
     re.compile(r"\b[Bb](?i:earer)\s{1,5}[A-Za-z0-9+/=_.~-]{20,}"),
     re.compile(r"\b[Bb](?i:earer|asic)\s{1,5}(?=[A-Za-z+/_.~-]{0,200}[0-9=])[A-Za-z0-9+/=_.~-]{8,}"),
-    re.compile(r"\b(?:(?:sk|pk|rk|hf|gh[pousr]|github_pat)[-_]|xox[abp]-|glpat-|AKIA)[-_A-Za-z0-9]{16,}"),
-    re.compile(r"\bAIza[-_A-Za-z0-9]{30,}"),
+    re.compile(r"\b(?:sk|pk|rk|hf|gh[pousr]|github_pat)[-_][-_A-Za-z0-9]{16,}"),
     re.compile(r"(?<=://)[^/\s:@\"']{0,200}:[^/\s@\"']{1,500}(?=@)"),
     re.compile(r"(?<![\w-])eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"),
     re.compile(r"(?<=PRIVATE KEY-----)[\w+/=\s\\:,.]{1,10000}"),
@@ -63,6 +62,31 @@ _NAMED = re.compile(
 """A secret-sounding name and its value: in quotes (where a text was quoted again, any number of backslashes belongs to
 the character after them); in the quotes of a text inside a text; after a quote that is never closed (only the next word
 is hidden then, since the quote may be an apostrophe); in plain text."""
+_KEYS = {
+    r"[A-Za-z0-9]{20,}+": (
+        "gsk_ xai- r8_ pplx- csk- fw_ jina_ npm_ rubygems_ dop_v1_ doo_v1_ dor_v1_ sbp_ lin_api_ ntn_ shpat_ shpca_ "
+        "shppa_ shpss_ AGE-SECRET-KEY-1 glc_ sntryu_ NRAK- dp.pt."
+    ),
+    r"[-_A-Za-z0-9]{16,}+": (
+        "nvapi- tgp_v1_ tvly- pcsk_ lsv2_ pylf_v ya29. GOCSPX- hvs. hvb. pypi-AgE dckr_pat_ glpat- gldt- glrt- glptt- "
+        "glsoat- glcbt- ATATT3 figd_ PMAK- xkeysib- xoxa- xoxb- xoxe- xoxe. xoxo- xoxp- xoxr- xoxs- xapp- sq0atp- "
+        "sq0csp- glsa_ sntrys_"
+    ),
+    r"[0-9a-f]{32}": "AC SK key- dapi",
+    r"[A-Z0-9]{16,}+": "AKIA ASIA",
+    r"[-_A-Za-z0-9]{30,}+": "AIza",
+    r"[-_A-Za-z0-9]{16,}\.[-_A-Za-z0-9]{16,}+": "SG.",
+    r"[A-Za-z0-9+/=]{20,}+": "whsec_ AccountKey= SharedAccessKey=",
+    r"[A-Za-z0-9%+/]{40,}+=*": "sig=",
+    r"[A-Z0-9]+/[A-Z0-9]+/[A-Za-z0-9]{16,}+": "hooks.slack.com/services/",
+    r"[0-9]+/[-_A-Za-z0-9]{30,}+": "discord.com/api/webhooks/",
+}
+"""How the keys of known services go on, and how they begin; a text is first searched for the beginnings, quickly."""
+_SEARCHES = [
+    (start, re.compile(rf"(?<![A-Za-z0-9]){re.escape(start)}{rest}(?![A-Za-z0-9])"))
+    for rest, starts in _KEYS.items()
+    for start in starts.split()
+]
 
 
 def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
@@ -159,6 +183,9 @@ def _scrubbed_text(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
         text = secret.sub(HIDDEN, text)
     for pattern in _PATTERNS:
         text = pattern.sub(HIDDEN, text)
+    for start, pattern in _SEARCHES:
+        if start in text:
+            text = pattern.sub(HIDDEN, text)
     small = text.lower()
     return _NAMED.sub(_without_value, text) if any(stem in small for stem in _STEMS) else text
 

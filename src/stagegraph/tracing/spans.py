@@ -12,18 +12,19 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.trace import Link, Status, StatusCode
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 
 from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
+from .host import environment, instrumentation, link, open_span, owns_all_spans, taken_over
 from .policy import shape, without_files
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.trace import Tracer
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanContext, Tracer
     from pydantic_ai.capabilities import AbstractCapability
     from pydantic_ai.models.instrumented import InstrumentationSettings
 
@@ -43,7 +44,6 @@ _KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("grap
 
 _NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
 """The part of a key that `fan_out(key=)` made from an item."""
-_SCOPE = InstrumentationScope("langfuse-sdk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Output:
     resource: Resource
     tracer: Tracer
     settings: InstrumentationSettings
+    scope: InstrumentationScope
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be created."""
@@ -65,23 +66,36 @@ class Output:
 class LangfuseTrace:
     """The trace of one run."""
 
-    def __init__(self, start: TraceStart, output: Output) -> None:
+    def __init__(self, start: TraceStart, output: Output, *, joins: bool = False) -> None:
         self._output = output
-        self._start = start
-        self._number = int(trace_id(start.run_id), 16)
-        self._common = common(start, output.connection)
+        self._start = start = taken_over(start)
+        connection = output.connection
+        self._host = open_span(connection.public_key)
+        """The span of the host's own client around the run."""
+        self._parent: SpanContext | None = None
+        """Where a run that joins the host's trace stands."""
+        self.number = int(trace_id(start.run_id), 16)
+        """The id of the trace."""
+        joined = joins and self._host is not None
+        if joined and self._host is not None:
+            context, arrives = self._host
+            self.number, self._parent = context.trace_id, context if arrives else None
+        self._owned = owns_all_spans(connection.public_key)
+        where = environment(connection.environment)
+        self._common = common(start, where, connection.release, joined=joined)
 
     def agent(self, entry: CallState, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
         """The instrumentation of one stage call's agent, together with the host's own if there is one."""
         settings = copy(self._output.settings)
-        call = sampled(self._number, self._span(entry))
-        settings.tracer = CallTracer(self._output.tracer, call, self._common, self._link(entry.path))
-        own = Instrumentation(settings=settings, id="stagegraph")
-        # Any `Instrumentation` on a run replaces the one that `Agent.instrument_all` would add. The host's has to stay,
-        # and Pydantic AI has no public way to read it.
-        resolve = getattr(stage.agent, "_resolve_instrumentation_settings", None)
-        hosts = resolve() if resolve is not None else None
-        return [own] if hosts is None else [own, Instrumentation(settings=hosts)]
+        call = sampled(self.number, self._span(entry))
+        common, prompt = self._common, self._link(entry.path)
+        name = entry.path if stage.agent.name is None else None
+        before, hosts = instrumentation(stage.agent, self._output.connection.public_key)
+        visible = self._owned or (before is not None and hosts is None)
+        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, name=name, visible=visible)
+        if hosts is None:  # with the id that the host's has by default, which it replaces
+            return [Instrumentation(settings=settings)]
+        return [Instrumentation(settings=settings, id="stagegraph"), Instrumentation(settings=hosts)]
 
     def replaying(self) -> AbstractContextManager[None]:
         """The context for an agent that replays recorded requests."""
@@ -124,6 +138,11 @@ class LangfuseTrace:
             Names.STATUS: message,
             Names.IS_ROOT: True if parent is None else None,
         }
+        if parent is None:
+            own |= metadata(link(self._host))
+        cause = entry.error or error  # the run's own error has no origin
+        if cause is not None and status == "failed":
+            own |= metadata({"origin": self._key(cause.origin), "transient": cause.transient or None})
         attributes = {
             **without_none(own),
             **self._contents(entry, status),
@@ -132,14 +151,15 @@ class LangfuseTrace:
         }
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
-            context=sampled(self._number, self._span(entry)),
-            parent=None if parent is None else sampled(self._number, self._span(parent)),
+            context=sampled(self.number, self._span(entry)),
+            parent=self._parent if parent is None else sampled(self.number, self._span(parent)),
+            links=[Link(self._host[0])] if parent is None and self._host is not None else [],
             resource=self._output.resource,
             attributes=attributes,
             status=Status(outcome),
             start_time=int(start.clock.seconds(entry.began) * 1e9),
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
-            instrumentation_scope=_SCOPE,
+            instrumentation_scope=self._output.scope,
         )
         self._output.spans.on_end(span)
 
@@ -150,7 +170,7 @@ class LangfuseTrace:
         return metadata(
             {
                 "path": entry.path,
-                "key": entry.key if self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", entry.key),
+                "key": self._key(entry.key),
                 "kind": kind,
                 "run_id": start.run_id,
                 "fan_out_index": index,
@@ -163,6 +183,9 @@ class LangfuseTrace:
                 "prompt_source": None if kind != "stage" else deployed if entry.path in start.prompts else "code",
             }
         )
+
+    def _key(self, key: str | None) -> str | None:
+        return key if key is None or self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", key)
 
     def _contents(self, entry: CallState, status: CallStatus) -> Attributes:
         capture, node = self._output.capture, entry.node

@@ -12,13 +12,14 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from stagegraph.record.source import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
 from .attributes import Names, observation_id, score_id, trace_id
-from .connection import Connection
+from .connection import Connection, sdk_version
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
 from .sending import Http, Sender, close_all, score_span
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MAX_CONTENT = 256_000
 """Bytes of one input or output; longer content is cut and flagged."""
 
+_MOST_JOINED = 10_000
 _LIMITS = ("max_attributes", "max_span_attributes", "max_event_attributes", "max_events", "max_attribute_length")
 _NO_LIMITS = SpanLimits(**dict.fromkeys(_LIMITS, SpanLimits.UNSET))
 """The limits in OpenTelemetry's environment variables are meant for the host's own spans."""
@@ -57,6 +59,9 @@ class LangfuseTracing:
         capture: `all`; `shape` sends types and sizes instead of contents; `none` sends neither.
         max_content: Bytes of one input or output, or of the messages of one request.
         exit_seconds: Seconds that the end of the process may be delayed by unsent data.
+        join: Whether a run inside an open span of the host's own Langfuse client becomes a child of that span, in the
+            host's trace. By default it has a trace of its own, whose metadata names the host's span. In both cases it
+            has the user, session, tags, metadata and environment of the host's `propagate_attributes`.
 
     Raises:
         DeclarationError: the keys are missing, or a value is out of range.
@@ -75,7 +80,11 @@ class LangfuseTracing:
         capture: Capture = "all",
         max_content: int = MAX_CONTENT,
         exit_seconds: float = 2.0,
+        join: bool = False,
     ) -> None:
+        self._join, self._exit_seconds = join, exit_seconds
+        self._joined: dict[str, int] = {}
+        """Run id -> trace id, of the newest runs that are in a trace of the host."""
         self._sample_rate = _share(sample_rate)
         if capture not in {"all", "shape", "none"}:
             msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
@@ -103,7 +112,10 @@ class LangfuseTracing:
             include_binary_content=False,
         )
         tracer = provider.get_tracer("pydantic-ai")
-        self._output = Output(self.connection, self.capture, self._spans, resource, tracer, settings)
+        scope = InstrumentationScope(
+            "langfuse-sdk", sdk_version(), attributes={"public_key": self.connection.public_key}
+        )
+        self._output = Output(self.connection, self.capture, self._spans, resource, tracer, settings, scope)
 
     @property
     def lost(self) -> int:
@@ -115,7 +127,12 @@ class LangfuseTracing:
         if not self._shows(start.run_id):
             return None
         try:
-            return LangfuseTrace(start, self._output)
+            trace = LangfuseTrace(start, self._output, joins=self._join)
+            if trace.number != int(trace_id(start.run_id), 16):
+                self._joined[start.run_id] = trace.number
+                if len(self._joined) > _MOST_JOINED:
+                    del self._joined[next(iter(self._joined))]
+            return trace
         except Exception as problem:  # noqa: BLE001 - tracing must not fail a run
             self._output.miss(problem)
             return None
@@ -142,7 +159,7 @@ class LangfuseTracing:
         policy = self._policy()
         body: dict[str, Any] = {
             "id": score_id(run_id, feedback.key, feedback.name),
-            "traceId": trace_id(run_id),
+            "traceId": f"{joined:032x}" if (joined := self._joined.get(run_id)) is not None else trace_id(run_id),
             "name": feedback.name,
             "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
             if isinstance(value, str)
@@ -158,8 +175,9 @@ class LangfuseTracing:
             body["comment"] = policy.text(feedback.comment)
         self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
 
-    async def flush(self, seconds: float = 2.0) -> bool:
-        """Send what is queued, for at most *seconds*; returns whether the server accepted everything."""
+    async def flush(self, seconds: float | None = None) -> bool:
+        """Send what is queued, for at most *seconds* (or `exit_seconds`); returns whether the server accepted it."""
+        seconds = self._exit_seconds if seconds is None else seconds
         done = await asyncio.gather(
             asyncio.to_thread(self._spans.flush, seconds), asyncio.to_thread(self._scores.flush, seconds)
         )
