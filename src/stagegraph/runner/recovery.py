@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,6 +24,7 @@ from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
+from .deps import DepsOf, check_deps_of
 from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ GIVEN_UP = "GivenUp"
 _AT_ONCE = 8
 """How many interrupted runs are resumed at the same time."""
 _MANY = 1_000_000
-
-DepsOf = Callable[[RunRow], Awaitable[object]]
-"""From the row of an interrupted run to the deps with which it is resumed."""
 
 
 class Registry:
@@ -53,9 +51,12 @@ class Registry:
         """Finish the interrupted runs of a graph; `"never"` leaves them alone.
 
         Raises:
-            DeclarationError: another graph of that name was added, or the same one with other deps.
+            DeclarationError: another graph of that name was added, or the same one with other deps, or *deps_of* can
+                make none.
         """
         name = graph.__node__.name
+        if deps_of is not None and deps_of != "never":
+            check_deps_of(deps_of, name)
         before, deps_before = self._added.get(name, (graph, None))
         if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
             msg = (
@@ -166,7 +167,7 @@ async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], at
         except StagegraphError as error:
             _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the next one may do better
-            _log.warning("run %s could not be taken up: %s", row.run_id, type(error).__name__)
+            _log.error("run %s of %s could not be taken up: %s", row.run_id, row.graph, error, exc_info=error)
 
 
 async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:

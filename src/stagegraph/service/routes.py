@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi.dependencies.utils import get_dependant
 from fastapi.params import Depends as Dependency
 from fastapi.routing import APIRoute
 from pydantic import WrapValidator
 
 from stagegraph.nodes.node import Node
-from stagegraph.runner.recovery import DepsOf
+from stagegraph.runner.deps import DepsOf, unwrapped
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import DeclarationError
 
@@ -78,8 +79,9 @@ def router(
         deps: A dependency that returns the `deps` of a run. It should not `yield`: a run may outlive its request.
         policy: Who may see a run and act on it; by default the user who started it.
         dependencies: Further dependencies, for every endpoint except the health checks.
-        resume_deps: Makes the deps of an interrupted run from its row in the journal, since there is no request then;
-            `"never"` leaves interrupted runs of this graph alone.
+        resume_deps: A function, plain or async, that makes the deps of an interrupted run from its row in the journal
+            (`row.run_id`, `row.read_labels().user_id`), since there is no request then; `"never"` leaves interrupted
+            runs of this graph alone.
         on_disconnect: Whether a run continues when the client that waits for it, or streams it, leaves.
         max_body: The largest body in bytes.
         heartbeat: Seconds of silence after which an event stream sends a comment.
@@ -92,12 +94,14 @@ def router(
             runner resumes interrupted runs, and *resume_deps* is missing.
     """
     name = graph.__node__.name
-    if deps is not None and _yields(deps):
+    user, session, deps = (one.dependency if isinstance(one, Dependency) else one for one in (user, session, deps))
+    if deps is not None and (closed := _yields(deps)) is not None:
         _log.warning(
-            "router(%s(), deps=...): a dependency that `yield`s is closed when its request ends, and a run may outlive "
+            "router(%s(), deps=...): `%s` yields, so it is closed when its request ends, and a run may outlive "
             "its request (`wait=false`, or a client that left): return something that lives as long as the app, such "
             "as a pool, and open the session in the step that needs it",
             name,
+            closed,
         )
     if deps is not None and resume_deps is None and runner.resumes_interrupted:
         msg = (
@@ -133,11 +137,15 @@ def _id_of(hook: Hook) -> Hook:
     return text
 
 
-def _yields(hook: Hook) -> bool:
-    """Whether a hook is a generator, which FastAPI closes after the request; decorators are looked through."""
-    plain = inspect.unwrap(hook)
-    call = getattr(plain, "__call__", None)  # noqa: B004 - of an object, whose own generator this may be
-    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in (hook, plain, call))
+def _yields(hook: Hook) -> str | None:
+    """The hook, or one that it depends on, that is a generator: FastAPI closes it after the request."""
+    waiting = [get_dependant(path="", call=hook)]
+    for one in waiting:
+        call: Any = one.call
+        if any(inspect.isgeneratorfunction(part) or inspect.isasyncgenfunction(part) for part in unwrapped(call)):
+            return getattr(call, "__name__", None) or type(call).__name__
+        waiting += one.dependencies
+    return None
 
 
 def _health(runner: Runner, route: type[APIRoute]) -> APIRouter:
