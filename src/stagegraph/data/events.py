@@ -17,6 +17,10 @@ Text = Annotated[str, AfterValidator(escaped)]
 """A text that can be written as JSON: half a surrogate pair, which errors and models may contain, is escaped."""
 
 
+EVENTS_PER_SEGMENT = 2**32
+"""The number of an event over all segments of a run is its `seq`, and this much more for each time it was resumed."""
+
+
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
 

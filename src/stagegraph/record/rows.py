@@ -171,6 +171,10 @@ class CallRow:
     replayed: bool = False
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
+    start_event: int = -1
+    """The number of the event that announced its start, over all segments of the run; -1 when there was none."""
+    end_event: int = -1
+    """The same of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,14 @@ class LiveRun(Generic[In, Out]):
         """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
 
+    def number_of(self, event: Event) -> int:
+        """The number over all segments of the run of an event that was just read: that of its first announcement."""
+        return self._log.number_of(event)
+
+    def has_event(self, number: int) -> bool:
+        """Whether there has been an event with this number since the run was started or resumed here."""
+        return self._log.has(number)
+
     async def recorded(self) -> None:
         """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
@@ -36,6 +37,30 @@ if TYPE_CHECKING:
     from .state import CacheKey, CallState, RunState
 
 MISSING: Any = object()
+
+
+class Announced(NamedTuple):
+    """The events of a call before its run was resumed; -1 where there was none."""
+
+    start_event: int = -1
+    end_event: int = -1
+    """Only where it succeeded."""
+
+
+_NOTHING = Announced()
+
+
+def _announced(calls: Iterable[CallRow]) -> dict[str, Announced]:
+    """What was said of each call by its key, and of each fan-out by its branches' keys up to the index."""
+    found: dict[str, Announced] = {}
+    for row in sorted(calls, key=lambda row: row.start_event, reverse=True):
+        done = row.status in {"succeeded", "running"}  # a graph that runs again has the event of its first end
+        found[row.key] = Announced(row.start_event, row.end_event if done else -1)
+        for place, letter in enumerate(row.key):
+            if letter == "[":
+                found[row.key[: place + 1]] = Announced(row.start_event)
+    return found
+
 
 _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
@@ -80,7 +105,16 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        row: RunRow,
+        spec: RunSpec,
+        state: RunState,
+        *,
+        cache: ReplayCache,
+        before: Mapping[str, Announced],
+    ) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
@@ -88,6 +122,7 @@ class Recorder:
         """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
         self._state = state
         self._cache = cache
+        self._before = before
         self._overridden: set[str] = set()
         self._prompts: dict[str, str] = {}
         """Path -> JSON of the prompt in force."""
@@ -105,8 +140,10 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
         else:
             journal.put_soon(mine)
+        before: Mapping[str, Announced] = {}
         if spec.resumed is not None:
-            cache = ReplayCache(await journal.calls(spec.run_id), await journal.ops(spec.run_id))
+            calls = await journal.calls(spec.run_id)
+            cache, before = ReplayCache(calls, await journal.ops(spec.run_id)), _announced(calls)
         elif spec.replay is not None:
             if await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
@@ -114,7 +151,7 @@ class Recorder:
             cache = ReplayCache(await journal.calls(spec.replay))
         else:
             cache = ReplayCache()
-        return cls(journal, mine, spec, state, cache)
+        return cls(journal, mine, spec, state, cache=cache, before=before)
 
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
@@ -135,6 +172,10 @@ class Recorder:
                 owner=None,
             )
         )
+
+    def announced(self, key: str) -> Announced:
+        """What was said of a call, or of a fan-out (`build[`), before the run was resumed."""
+        return self._before.get(key, _NOTHING)
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
@@ -260,6 +301,8 @@ class Recorder:
             duration=call.duration,
             replayed=call.replayed,
             cost="0",
+            start_event=call.start_event,
+            end_event=call.end_event,
         )
         if error is not None:
             row.error_type, row.error = error.type, error.message

@@ -171,7 +171,7 @@ class Runner:
         return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
-        log = EventLog(spec.run_id, _BUFFERED_EVENTS)
+        log = EventLog(spec.run_id, _BUFFERED_EVENTS, 0 if spec.resumed is None else spec.resumed.segment + 1)
         live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
         self._lifetime.add(live)
         return live

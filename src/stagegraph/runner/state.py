@@ -69,6 +69,9 @@ class CallState:
     cache_key: CacheKey | None = None
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it was made for; set only for a trace."""
+    start_event: int = -1
+    """The number of the event that announced it (`CallRow`)."""
+    end_event: int = -1
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
 

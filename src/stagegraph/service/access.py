@@ -95,11 +95,12 @@ class Access:
         await self._check(user, run)
         return found
 
-    def events(self, run_id: str) -> JournalEvents:
+    def events(self, found: LiveRun[Any, Any] | RunRow) -> JournalEvents:
         """The events of a run of another process; all readers of one run share them, also those that reconnect."""
-        found = self._followed.get(run_id) or JournalEvents(self.journal, run_id)
-        self._add(self._followed, run_id, found)
-        return found
+        name = f"{found.run_id} {found.segment}"  # what is suspended ends, and goes on when it is resumed
+        events = self._followed.get(name) or JournalEvents(self.journal, found.run_id)
+        self._add(self._followed, name, events)
+        return events
 
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""

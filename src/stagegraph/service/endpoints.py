@@ -12,6 +12,7 @@ from pydantic_ai import ToolDenied
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.deferred import by_call
 from stagegraph.record.run import ReplayError, Run, RunError, stored_run
 from stagegraph.runner.feedback import feedback
@@ -20,7 +21,7 @@ from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
 from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .bodies import Denied, run_json
-from .event_stream import EventFormat, EventStream, disconnected, last_seen
+from .event_stream import EventFormat, EventStream, disconnected, event_number
 from .problems import Problem, problem_of_run
 
 if TYPE_CHECKING:
@@ -84,15 +85,17 @@ class Endpoints:
 
         return EventStream(self._format.live(live, -1), live.run_id, on_leave=leave)
 
-    async def events(self, run_id: str, user: str | None, after: int, last_event_id: str | None) -> Response:
-        """The events of a run that was started before; those of a run of another process come from the journal."""
+    async def events(self, run_id: str, user: str | None, *last_ids: str | None) -> Response:
+        """The events of a run that was started before, after the first of *last_ids* that is the id of an event.
+
+        Those of a run of another process come from the journal.
+        """
         found, live = await self._access.find(run_id, user), self._access.here(run_id)
+        numbers = (number for one in last_ids if (number := event_number(one)) is not None)
+        seen = next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
         if live is not None and live.segment == found.segment:
-            seen = after if last_event_id is None else last_seen(last_event_id, str(live.segment))
             return EventStream(self._format.live(live, seen), run_id)
-        recorded = self._access.events(run_id)
-        seen = last_seen(last_event_id, recorded.name)
-        return EventStream(self._format.recorded(recorded, seen, self._runner.live), run_id)
+        return EventStream(self._format.recorded(self._access.events(found), seen, self._runner.live), run_id)
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """The state of a run."""

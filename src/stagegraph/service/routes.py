@@ -31,14 +31,19 @@ Hook = Callable[..., Any]
 Responses = dict[int | str, dict[str, Any]]
 RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:~-]{1,128}$", description="The run's id.")]
 Wait = Annotated[bool, Query(description="Whether to respond when the run has ended; otherwise 202 at once.")]
-After = Annotated[int, Query(ge=-1, le=2**53, description="Only events with a higher number.")]
+After = Annotated[
+    str, Query(pattern=r"^(-1|([0-9]{1,9}-)?[0-9]{1,16})$", description="The id of the last event that the client has.")
+]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that the client has.")]
 
 _EVENT = {
     "type": "object",
     "required": ["id", "event", "data"],
     "properties": {
-        "id": {"type": "string", "description": "The value of `Last-Event-ID` to continue after this event."},
+        "id": {
+            "type": "string",
+            "description": "The value of `Last-Event-ID` or `after` to continue after this event.",
+        },
         "event": {"type": "string", "description": "The event's type."},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"type": "object"}},
     },
@@ -111,7 +116,7 @@ def router(
         raise DeclarationError(msg)
     runner.add(graph, deps_of=resume_deps)
     access = Access(graph, runner, policy, remember)
-    endpoints = Endpoints(access, EventFormat(heartbeat, errors=errors), cancels=on_disconnect == "cancel")
+    endpoints = Endpoints(access, EventFormat(runner.journal, heartbeat, errors), cancels=on_disconnect == "cancel")
     route = route_class(runner, max_body)
     outer = APIRouter(route_class=route)
     outer.include_router(_health(runner, route))
@@ -209,10 +214,10 @@ def _runs(
 
     @api.get("/runs/{run_id}/events", response_class=Response, responses={**_STREAM, **documented(404, 422, 503)})
     async def events(
-        run_id: RunId, after: After = -1, last_event_id: LastEventId = None, user_id: Any = who
+        run_id: RunId, after: After = "-1", last_event_id: LastEventId = None, user_id: Any = who
     ) -> Response:
         """The events of a run from its beginning, or after the last one that the client has."""
-        return await endpoints.events(run_id, user_id, after, last_event_id)
+        return await endpoints.events(run_id, user_id, last_event_id, after)
 
     ending: Responses = {202: {"model": view, "description": "The run is still ending."}}
     failed = documented(404, 409, 413, 415, 422, 500, 503)
