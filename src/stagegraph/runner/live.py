@@ -33,6 +33,7 @@ class LiveRun(Generic[In, Out]):
         """The name of the graph, stage or step."""
         self.user_id = active.spec.user_id
         self.session_id = active.spec.session_id
+        self.metadata = active.spec.metadata
         self.segment = active.state.segment
         """How often the run was resumed; each time, events are numbered from 0."""
         self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")

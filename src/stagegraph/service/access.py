@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from stagegraph.record.rows import CancelRow
+from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import is_interrupted
 
 from .journal_events import JournalEvents
@@ -20,8 +22,9 @@ from .problems import Problem
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.rows import Journal, RunRow
-    from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
+
+    from .repeats import Repeatable
 
 _log = logging.getLogger("stagegraph.service")
 
@@ -95,6 +98,20 @@ class Access:
         await self._check(user, run)
         return found
 
+    async def repeated(self, asked: Repeatable, user: str | None) -> LiveRun[Any, Any] | RunRow | None:
+        """The run that an earlier request with the same key has begun.
+
+        Raises:
+            Problem: it had another body.
+        """
+        journal = self.runner.journal
+        recorded = self.here(asked.run_id) or (None if journal is None else await journal.run(asked.run_id))
+        if recorded is None and self.here(asked.run_id) is None:  # nor was it begun while the journal was read
+            return None
+        found = await self.find(asked.run_id, user)
+        asked.check(found.metadata if isinstance(found, LiveRun) else found.read_labels().metadata)
+        return found
+
     def events(self, found: LiveRun[Any, Any] | RunRow) -> JournalEvents:
         """The events of a run of another process; all readers of one run share them, also those that reconnect."""
         name = f"{found.run_id} {found.segment}"  # what is suspended ends, and goes on when it is resumed
@@ -105,6 +122,10 @@ class Access:
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""
         await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
+        return await self.end_of(row, seconds)
+
+    async def end_of(self, row: RunRow, seconds: float = math.inf) -> RunRow:
+        """The row of a run once no process runs it any more, or as it is after *seconds*."""
         with anyio.move_on_after(seconds):
             while row.status == "running" and not is_interrupted(row):
                 await anyio.sleep(_POLL_EVERY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,6 +15,7 @@ from starlette.responses import Response
 
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.deferred import by_call
+from stagegraph.record.rows import RunRow
 from stagegraph.record.run import ReplayError, Run, RunError, stored_run
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
@@ -22,16 +24,28 @@ from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .bodies import Denied, run_json
 from .event_stream import EventFormat, EventStream, disconnected, event_number
-from .problems import Problem, problem_of_run
+from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
-    from stagegraph.record.rows import RunRow
+    from stagegraph.runner.options import RunOptions
 
     from .access import Access
     from .bodies import FeedbackBody, ShownStatus
+    from .repeats import Repeatable
 
 _CANCEL_SECONDS = 10.0
 """Seconds that a cancelled run has to clean up before the response says that it is still ending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a run, and with what besides its input."""
+
+    user: str | None
+    session: str | None
+    deps: object
+    repeatable: Repeatable | None
+    """For a request with an `Idempotency-Key`."""
 
 
 class Endpoints:
@@ -50,24 +64,46 @@ class Endpoints:
         self._format = format
         self._cancels = cancels
 
-    def start(
-        self, value: Any, user: str | None, session: str | None, deps: object, *, deltas: bool = False
-    ) -> LiveRun[Any, Any]:
-        """Start a run.
+    async def start(self, value: Any, asked: Asked, *, deltas: bool = False) -> LiveRun[Any, Any] | RunRow:
+        """Start a run, or find the one that an earlier request with the same key has started.
 
         Raises:
             BusyError: the runner accepts no more runs now.
+            Problem: the key was used with another body.
         """
-        live = self._runner.start(self._graph, value, deps=deps, deltas=deltas, user_id=user, session_id=session)
-        self._access.keep(live)
+        options: RunOptions = {"user_id": asked.user, "session_id": asked.session}
+        found, repeatable = None, asked.repeatable
+        if repeatable is not None:
+            found = await self._access.repeated(repeatable, asked.user)
+            options |= {"run_id": repeatable.run_id, "metadata": repeatable.metadata}
+        if isinstance(found, RunRow):
+            return found
+        live = found or self._runner.start(self._graph, value, deps=asked.deps, deltas=deltas, **options)
+        if repeatable is not None:
+            try:
+                await live.recorded()
+            except JournalError:
+                begun = await self._access.repeated(repeatable, asked.user)
+                if isinstance(begun, RunRow):
+                    return begun  # by another process, which was faster
+                raise
+        if found is None:
+            self._access.keep(live)
         return live
 
-    async def answer(self, live: LiveRun[Any, Any], request: Request, *, wait: bool) -> Response:
-        """The state of a run that was started: at its end, or as soon as it is in the journal."""
+    async def answer(
+        self, live: LiveRun[Any, Any] | RunRow, request: Request, *, wait: bool, keyed: bool = False
+    ) -> Response:
+        """The state of a run that was started: at its end, or as soon as it is in the journal.
+
+        A *keyed* run is not cancelled when its client leaves, which may come back with the same key.
+        """
+        if isinstance(live, RunRow):
+            return await self._answer_again(live, request, wait=wait)
         await live.recorded()
         if not wait:
             return self._response(live.run, 202, request)
-        if self._cancels:
+        if self._cancels and not keyed:
             await self._ended_or_left(live, request)
         try:
             run = await live.result()
@@ -75,12 +111,25 @@ class Endpoints:
             raise problem_of_run(error, live.run_id, ready=self._runner.ready) from None
         return self._response(run, 202 if run.status == "suspended" else 200, request)
 
-    async def streamed(self, live: LiveRun[Any, Any]) -> Response:
+    async def _answer_again(self, row: RunRow, request: Request, *, wait: bool) -> Response:
+        """The same of a run that another process, or an earlier one, has started."""
+        if wait:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_if_left, request, group.cancel_scope)
+                row = await self._access.end_of(row)
+                group.cancel_scope.cancel()
+        if wait and row.status in {"failed", "cancelled"}:
+            raise problem_of_record(await stored_run(self._access.journal, row, self._graph))
+        return await self._stored(row, 200 if wait and row.status == "succeeded" else 202, request)
+
+    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked) -> Response:
         """The events of a run that was started for them."""
+        if isinstance(live, RunRow):
+            return await self.events(live.run_id, asked.user)
         await live.recorded()
 
         def leave() -> None:
-            if self._cancels and not live.done:
+            if self._cancels and asked.repeatable is None and not live.done:
                 live.task.cancel()
 
         return EventStream(self._format.live(live, -1), live.run_id, on_leave=leave)
@@ -165,19 +214,17 @@ class Endpoints:
             await live.cancel()
 
     def _response(self, run: Run[Any, Any], status: int, request: Request | None = None) -> Response:
-        headers: dict[str, str] = {}
-        if status == 202 and request is not None:  # noqa: PLR2004
-            runs, _, _ = request.url.path.rpartition("/runs")
-            headers["Location"] = f"{runs}/runs/{run.id}"
+        headers = _location(run.id, status, request)
         return Response(run_json(self._graph, run, run.status), status, headers, "application/json")
 
-    async def _stored(self, row: RunRow, status: int = 200) -> Response:
+    async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
         run = await stored_run(self._access.journal, row, self._graph)
         shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
-        return Response(run_json(self._graph, run, shown, detail), status, None, "application/json")
+        headers = _location(run.id, status, request)
+        return Response(run_json(self._graph, run, shown, detail), status, headers, "application/json")
 
     async def _suspended(self, run_id: str, user: str | None) -> RunRow:
         """The row of a suspended run.
@@ -193,6 +240,18 @@ class Endpoints:
         if isinstance(found, LiveRun) or status != "suspended":
             raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
         return found
+
+
+async def _cancel_if_left(request: Request, scope: anyio.CancelScope) -> None:
+    await disconnected(request.receive)
+    scope.cancel()
+
+
+def _location(run_id: str, status: int, request: Request | None) -> dict[str, str]:
+    if status != 202 or request is None:  # noqa: PLR2004
+        return {}
+    runs, _, _ = request.url.path.rpartition("/runs")
+    return {"Location": f"{runs}/runs/{run_id}"}
 
 
 def _answers(run: Run[Any, Any], given: Mapping[str, JsonValue]) -> dict[str, object]:

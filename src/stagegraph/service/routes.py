@@ -20,9 +20,10 @@ from stagegraph.schema.errors import DeclarationError
 
 from .access import Access, Policy, only_its_user
 from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
-from .endpoints import Endpoints
+from .endpoints import Asked, Endpoints
 from .event_stream import EventFormat
 from .problems import documented
+from .repeats import Key, Repeatable
 from .requests import route_class
 
 _log = logging.getLogger("stagegraph.service")
@@ -178,28 +179,26 @@ def _runs(
     begins: Responses = {202: {"model": view, "description": "The run is running, or waits for answers."}}
     who, in_session, with_deps = Depends(_id_of(user)), Depends(_id_of(session)), Depends(deps)
 
-    async def create(  # noqa: PLR0917 - FastAPI passes them by name
-        request: Request,
-        value: Any,
-        wait: Wait = True,
-        user_id: Any = who,
-        session_id: Any = in_session,
-        run_deps: Any = with_deps,
-    ) -> Response:
+    async def who_asks(
+        request: Request, key: Key = None, user_id: Any = who, session_id: Any = in_session, run_deps: Any = with_deps
+    ) -> Asked:
+        repeatable = None if key is None else await Repeatable.of(request, key, graph.__node__.name, user_id)
+        return Asked(user_id, session_id, run_deps, repeatable)
+
+    by = Depends(who_asks)
+
+    async def create(request: Request, value: Any, wait: Wait = True, asked: Any = by) -> Response:
         """Run the graph on the body, and wait for its output unless `wait=false`."""
-        live = endpoints.start(value, user_id, session_id, run_deps)
-        return await endpoints.answer(live, request, wait=wait)
+        live = await endpoints.start(value, asked)
+        return await endpoints.answer(live, request, wait=wait, keyed=asked.repeatable is not None)
 
     async def create_stream(
         value: Any,
         deltas: Annotated[bool, Query(description="Whether to send text as the models write it.")] = False,
-        user_id: Any = who,
-        session_id: Any = in_session,
-        run_deps: Any = with_deps,
+        asked: Any = by,
     ) -> Response:
         """Run the graph on the body, and send its events as they happen."""
-        live = endpoints.start(value, user_id, session_id, run_deps, deltas=deltas)
-        return await endpoints.streamed(live)
+        return await endpoints.streamed(await endpoints.start(value, asked, deltas=deltas), asked)
 
     as_json = WrapValidator(lambda data, _: graph.__node__.input_type.load(data))  # FastAPI validates as Python data
     body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"The input of {graph.__node__.name}.")]
