@@ -33,7 +33,7 @@ class _Event(BaseModel):
 class _CallEvent(_Event):
     """What events of one call have in common."""
 
-    key: str
+    key: Text
     path: str
 
 
@@ -55,7 +55,7 @@ class FanOutStarted(_Event):
     """A fan-out over a known number of items began."""
 
     type: Literal["fan_out_started"] = "fan_out_started"
-    key: str
+    key: Text
     """The key of its branches without their index: `build` for `build[0]`, `build[1]`, ..."""
     size: int
 

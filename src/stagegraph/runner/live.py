@@ -46,6 +46,11 @@ class LiveRun(Generic[In, Out]):
         return cast("Run[In, Out]", self._active.record())
 
     @property
+    def progress(self) -> Run[In, Out]:
+        """The same without a copy of the calls so far, which takes long in a run with very many of them."""
+        return cast("Run[In, Out]", self._active.record(frozen=False))
+
+    @property
     def done(self) -> bool:
         """Whether the run has ended, well or not."""
         return self.task.done()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import inspect
 import logging
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stagegraph.service")
 
+_BYTES_PER_CALL = 2_500
+_FOLLOWED = 8
+"""How many runs of other processes keep their events, for readers that reconnect."""
 _POLL_EVERY = 0.25
 """Seconds between two reads of the journal while another process is asked to cancel a run."""
 
@@ -59,19 +66,38 @@ class Access:
         runner: What runs it.
         policy: Who may see which run.
         remember: How many ended runs keep their events.
+        remember_bytes: How much memory they may take, about.
     """
 
-    def __init__(self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int) -> None:
+    def __init__(
+        self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int, remember_bytes: int
+    ) -> None:
         self.graph = graph
         self.runner = runner
         self._policy = policy
         self._remember = remember
+        self._remember_bytes = remember_bytes
         self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
         self._followed: OrderedDict[str, JournalEvents] = OrderedDict()
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
-        """Keep a run after its end, until *remember* other runs have ended."""
-        live.task.add_done_callback(lambda _: self._add(self._ended, live.run_id, live))
+        """Keep a run after its end, until *remember* other runs have ended, or its memory is needed for them."""
+
+        def ended(_: object) -> None:
+            self._add(self._ended, live.run_id, live, self._remember)
+            weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
+            weighing.add_done_callback(weighed)
+
+        def weighed(done: asyncio.Future[int]) -> None:
+            self._sizes = {run_id: self._sizes.get(run_id, 0) for run_id in self._ended}
+            if live.run_id in self._sizes and not done.cancelled():
+                self._sizes[live.run_id] = done.result()
+            alone = 0 if self.runner.journal is not None else 1  # without a journal, the newest is nowhere else
+            while sum(self._sizes.values()) > self._remember_bytes and len(self._ended) > alone:
+                del self._sizes[self._ended.popitem(last=False)[0]]
+
+        live.task.add_done_callback(ended)
 
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
@@ -116,7 +142,7 @@ class Access:
         """The events of a run of another process; all readers of one run share them, also those that reconnect."""
         name = f"{found.run_id} {found.segment}"  # what is suspended ends, and goes on when it is resumed
         events = self._followed.get(name) or JournalEvents(self.journal, found.run_id)
-        self._add(self._followed, name, events)
+        self._add(self._followed, name, events, min(self._remember, _FOLLOWED))
         return events
 
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
@@ -143,10 +169,11 @@ class Access:
             raise Problem(409, "no-journal", "this service records no runs: give its runner a journal")
         return self.runner.journal
 
-    def _add(self, kept: OrderedDict[str, Any], run_id: str, value: object) -> None:
-        kept[run_id] = value
-        kept.move_to_end(run_id)
-        while len(kept) > self._remember:
+    @staticmethod
+    def _add(kept: OrderedDict[str, Any], name: str, value: object, most: int) -> None:
+        kept[name] = value
+        kept.move_to_end(name)
+        while len(kept) > most:
             kept.popitem(last=False)
 
     async def _check(self, user: str | None, run: RunRef) -> None:
@@ -159,6 +186,19 @@ class Access:
             _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
         if allowed is not True:
             raise _unknown(run.run_id)
+
+
+def _bytes_of(live: LiveRun[Any, Any], enough: int) -> int:
+    """About how much memory a run that has ended takes: its values, and the rest of each call with its events."""
+    values: list[object] = [(call.input, call.output, call.messages) for call in live.run.root.walk()]
+    size, seen = _BYTES_PER_CALL * len(values), set[int]()
+    while values and size <= enough:
+        value = values.pop()
+        if id(value) not in seen and not isinstance(value, (type, ModuleType, FunctionType)):
+            seen.add(id(value))
+            size += sys.getsizeof(value)
+            values += gc.get_referents(value)
+    return size
 
 
 def _unknown(run_id: str) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
+import anyio.to_thread
 from pydantic import JsonValue
 from pydantic_ai import ToolDenied
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.deferred import by_call
 from stagegraph.record.rows import RunRow
-from stagegraph.record.run import ReplayError, Run, RunError, stored_run
+from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
@@ -102,14 +102,14 @@ class Endpoints:
             return await self._answer_again(live, request, wait=wait)
         await live.recorded()
         if not wait:
-            return self._response(live.run, 202, request)
+            return await self._response(live.progress, 202, request)
         if self._cancels and not keyed:
             await self._ended_or_left(live, request)
         try:
             run = await live.result()
         except RunError as error:
             raise problem_of_run(error, live.run_id, ready=self._runner.ready) from None
-        return self._response(run, 202 if run.status == "suspended" else 200, request)
+        return await self._response(run, 202 if run.status == "suspended" else 200, request)
 
     async def _answer_again(self, row: RunRow, request: Request, *, wait: bool) -> Response:
         """The same of a run that another process, or an earlier one, has started."""
@@ -149,7 +149,7 @@ class Endpoints:
     async def state(self, run_id: str, user: str | None) -> Response:
         """The state of a run."""
         found = await self._access.find(run_id, user)
-        return self._response(found.run, 200) if isinstance(found, LiveRun) else await self._stored(found)
+        return await (self._response(found.progress, 200) if isinstance(found, LiveRun) else self._stored(found))
 
     async def cancel(self, run_id: str, user: str | None) -> Response:
         """End a run now; a suspended or interrupted one is given up."""
@@ -157,7 +157,7 @@ class Endpoints:
         if isinstance(found, LiveRun):
             with anyio.move_on_after(_CANCEL_SECONDS):
                 await found.cancel()
-            return self._response(found.run, 200 if found.done else 202)
+            return await self._response(found.progress, 200 if found.done else 202)
         if found.status == "running" and not is_interrupted(found):
             found = await self._access.ask_to_cancel(found, _CANCEL_SECONDS)
             return await self._stored(found, 202 if found.status == "running" else 200)
@@ -213,18 +213,25 @@ class Endpoints:
         if not live.done:
             await live.cancel()
 
-    def _response(self, run: Run[Any, Any], status: int, request: Request | None = None) -> Response:
-        headers = _location(run.id, status, request)
-        return Response(run_json(self._graph, run, run.status), status, headers, "application/json")
+    async def _response(self, run: Run[Any, Any], status: int, request: Request | None = None) -> Response:
+        _ = run.usage  # counted here: the calls of a run that goes on belong to the event loop
+        return await self._written(run, run.status, None, status, request)
+
+    async def _written(
+        self, run: Run[Any, Any], shown: ShownStatus, detail: str | None, status: int, request: Request | None
+    ) -> Response:
+        """A run's state, written beside the event loop: an output may be large."""
+        content = await anyio.to_thread.run_sync(run_json, self._graph, run, shown, detail)
+        return Response(content, status, _location(run.id, status, request), "application/json")
 
     async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
-        run = await stored_run(self._access.journal, row, self._graph)
+        calls = await self._access.journal.calls(row.run_id)
+        run = await anyio.to_thread.run_sync(run_of, row, calls, [], self._graph)
         shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
-        headers = _location(run.id, status, request)
-        return Response(run_json(self._graph, run, shown, detail), status, headers, "application/json")
+        return await self._written(run, shown, detail, status, request)
 
     async def _suspended(self, run_id: str, user: str | None) -> RunRow:
         """The row of a suspended run.

@@ -36,6 +36,7 @@ _TITLES = {
     401: "Authentication is required",
     403: "This is not allowed",
     404: "There is no such run",
+    408: "The body did not come",
     409: "The run is in another state",
     413: "The body is too large",
     415: "The body is not JSON",

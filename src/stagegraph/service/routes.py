@@ -72,7 +72,9 @@ def router(
     on_disconnect: Literal["continue", "cancel"] = "continue",
     max_body: int = 1_000_000,
     heartbeat: float = 15.0,
+    body_seconds: float = 30.0,
     remember: int = 100,
+    remember_bytes: int = 100_000_000,
     errors: bool = False,
 ) -> APIRouter:
     """The endpoints of a graph, to include in an app: `app.include_router(router(Graph(), runner), prefix="/graph")`.
@@ -91,7 +93,9 @@ def router(
         on_disconnect: Whether a run continues when the client that waits for it, or streams it, leaves.
         max_body: The largest body in bytes.
         heartbeat: Seconds of silence after which an event stream sends a comment.
+        body_seconds: How long a client may take to send a body.
         remember: How many ended runs keep their events.
+        remember_bytes: How much memory these may take, about; older ones are forgotten, and read from the journal.
         errors: Whether events contain the texts of errors, which may include parts of prompts, inputs and provider
             answers.
 
@@ -116,9 +120,9 @@ def router(
         )
         raise DeclarationError(msg)
     runner.add(graph, deps_of=resume_deps)
-    access = Access(graph, runner, policy, remember)
+    access = Access(graph, runner, policy, remember, remember_bytes)
     endpoints = Endpoints(access, EventFormat(runner.journal, heartbeat, errors), cancels=on_disconnect == "cancel")
-    route = route_class(runner, max_body)
+    route = route_class(runner, max_body, body_seconds)
     outer = APIRouter(route_class=route)
     outer.include_router(_health(runner, route))
     try:
