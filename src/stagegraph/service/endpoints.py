@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from pydantic_ai import ToolDenied
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,10 +17,11 @@ from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.deferred import by_call
 from stagegraph.record.rows import RunRow
 from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
+from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
-from stagegraph.schema.errors import DeclarationError, JournalError
+from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
 from .event_stream import EventFormat, EventStream, disconnected, event_number
@@ -193,6 +194,8 @@ class Endpoints:
     async def score(self, run_id: str, user: str | None, given: FeedbackBody) -> None:
         """Score a run or one of its calls."""
         await self._access.find(run_id, user)
+        if given.name == CORRECTION:
+            await self._check_correction(run_id, given)
         try:
             await feedback(run_id, given.name, given.value, key=given.key, comment=given.comment, runner=self._runner)
         except DeclarationError:
@@ -202,6 +205,27 @@ class Endpoints:
             if given.key is None:
                 raise
             raise Problem(404, "unknown-call", "the run has no such call", run_id=run_id) from None
+
+    async def _check_correction(self, run_id: str, given: FeedbackBody) -> None:
+        """Refuse a correction that could never become an expected output.
+
+        Raises:
+            Problem: it does not fit the output type of the run, or of the call.
+        """
+        journal, node = self._runner.journal, self._graph
+        if given.key is not None:
+            calls = [] if journal is None else await journal.calls(run_id)
+            path = next((call.path for call in calls if call.key == given.key), None)
+            if path is None or path not in self._graph.__node__.tree.nodes:
+                return  # `feedback` knows no such call, or the graph has changed since
+            node = self._graph.__node__.tree.nodes[path]
+        type_ = node.__node__.output_type
+        try:
+            corrected(given.value, type_)
+        except ValueError as error:
+            reason = problems_of(error) if isinstance(error, ValidationError) else str(error)
+            text = f"a correction is the expected output, {type_.name}, as JSON in a text: {reason}"
+            raise Problem(422, "invalid", text, run_id=run_id) from None
 
     async def _ended_or_left(self, live: LiveRun[Any, Any], request: Request) -> None:
         """Wait until the run ends, or until its client leaves, which cancels the run."""
