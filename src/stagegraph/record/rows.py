@@ -34,6 +34,9 @@ class Labels:
     user_id: str | None = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
+    ended: tuple[float, ...] = ()
+    """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
+    the end of the last call that was recorded."""
     crashes: int = 0
     """How often the run's process died during the run."""
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -42,6 +45,10 @@ class Labels:
     """Call key -> the output that the call gets in this run, as JSON data."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
+    limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """What this run alone may spend: the fields of `Limits` that are set."""
+    replay: str | None = None
+    """The id of the run whose outputs it may use."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -130,6 +137,11 @@ class RunRow:
         """How often the run was resumed: 0 until the first time."""
         return len(self.read_labels().resumed)
 
+    def segments(self) -> list[tuple[float, float]]:
+        """Beginning and end of each segment that has ended; between them the run waited, or nobody ran it."""
+        labels = self.read_labels()
+        return list(zip((self.started, *labels.resumed), labels.ended, strict=False))
+
 
 @dataclass(slots=True, kw_only=True)
 class CallRow:
@@ -169,6 +181,8 @@ class CallRow:
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
+    source: Json | None = None
+    """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
     start_event: int = -1

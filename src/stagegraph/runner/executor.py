@@ -252,7 +252,10 @@ class Executor:
         if node_key is None:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
         output, _ = recorder.recalled(call, node_key, None)
-        return await step.fn(call.input) if output is MISSING else output
+        if output is not MISSING:
+            return output
+        recorder.step_begins(call)
+        return await step.fn(call.input)
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -304,6 +307,7 @@ class StageCall:
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
         self._ledger = executor.ledger
+        self._recorder = executor.recorder
         self._slots = executor.resources.slots
         self._usage = RunUsage()
         """Of the current attempt, with the usage of agents inside its tools."""
@@ -332,6 +336,9 @@ class StageCall:
             reservation = await ledger.reserve(self.path)
         spent: RequestUsage | None = None
         try:
+            if self._recorder is not None:
+                with waiting():
+                    await self._recorder.note_spent()
             response = await self._in_slot(ask, waiting)
             spent = response.usage
             self._count(spent)
