@@ -48,7 +48,7 @@ class MemoryJournal:
         return self._runs.get(run_id)
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        newest = sorted(self._runs.values(), key=lambda row: row.started, reverse=True)
+        newest = sorted(self._runs.values(), key=lambda row: (row.started, row.run_id), reverse=True)
         found = [row for row in newest if wanted.matches(row, self._feedback.get(row.run_id, {}).values())]
         return found[: wanted.limit]
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +112,9 @@ class SqliteJournal:
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         def read(connection: sqlite3.Connection) -> list[RunRow]:
             found: list[RunRow] = []
-            for values in connection.execute("SELECT * FROM runs ORDER BY started DESC"):
+            newest = min(wanted.before[0] if wanted.before else inf, inf if wanted.until is None else wanted.until)
+            query = "SELECT * FROM runs WHERE started <= ? ORDER BY started DESC, run_id DESC"
+            for values in connection.execute(query, (newest,)):
                 row = row_of(RunRow, values)
                 scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
                 if wanted.matches(row, (row_of(FeedbackRow, score) for score in scores)):

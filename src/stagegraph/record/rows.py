@@ -270,6 +270,12 @@ class RunFilter:
     """The name of a score that the run must have."""
     min_score: float | None = None
     max_score: float | None = None
+    user: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+    """A run must have all of these."""
+    before: tuple[float, str] | None = None
+    """Only runs that come after the one that began then, with that id: the newest come first, the highest id first."""
     limit: int = 50
 
     def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
@@ -280,7 +286,16 @@ class RunFilter:
             and self.status in {None, row.status}
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
+            and (self.before is None or (row.started, row.run_id) < self.before)
+            and (not (self.user or self.session or self.tags) or self._matches_labels(row.read_labels()))
             and has_score(scores, self.feedback, self.min_score, self.max_score)
+        )
+
+    def _matches_labels(self, labels: Labels) -> bool:
+        return (
+            self.user in {None, labels.user_id}
+            and self.session in {None, labels.session_id}
+            and set(self.tags) <= set(labels.tags)
         )
 
 
@@ -336,7 +351,7 @@ class Journal(Protocol):
     async def run(self, run_id: str) -> RunRow | None: ...
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        """The newest first."""
+        """The newest first, and of those that began at the same time the highest id."""
         ...
 
     async def calls(self, run_id: str) -> list[CallRow]:

@@ -99,6 +99,17 @@ class Access:
 
         live.task.add_done_callback(ended)
 
+    @property
+    def by_user(self) -> bool:
+        """Whether each user sees own runs alone."""
+        return self._policy is only_its_user
+
+    async def may_see(self, row: RunRow, user: str | None) -> bool:
+        """Whether a user may see a run of the journal."""
+        labels = row.read_labels()
+        run = RunRef(run_id=row.run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+        return await self._allows(user, run)
+
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
         return self.runner.live(run_id) or self._ended.get(run_id)
@@ -116,12 +127,12 @@ class Access:
             row = None if journal is None else await journal.run(run_id)
             if row is None:
                 raise _unknown(run_id)
-            labels = row.read_labels()
-            run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
-            await self._check(user, run)
+            if not await self.may_see(row, user):
+                raise _unknown(run_id)
             return row
         run = RunRef(run_id=run_id, graph=found.graph, user_id=found.user_id, session_id=found.session_id)
-        await self._check(user, run)
+        if not await self._allows(user, run):
+            raise _unknown(run_id)
         return found
 
     async def repeated(self, asked: Repeatable, user: str | None) -> LiveRun[Any, Any] | RunRow | None:
@@ -176,16 +187,15 @@ class Access:
         while len(kept) > most:
             kept.popitem(last=False)
 
-    async def _check(self, user: str | None, run: RunRef) -> None:
-        """Answer 404 for a run that the user may not see, so that ids cannot be probed."""
+    async def _allows(self, user: str | None, run: RunRef) -> bool:
+        """Whether the policy lets a user see a run; else the answer is 404, so that ids cannot be probed."""
         policy: Callable[..., Any] = self._policy  # its code may be untyped, so that what it returns is checked
         allowed = run.graph == self.graph.__node__.name and policy(user, run)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if not isinstance(allowed, bool):
             _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
-        if allowed is not True:
-            raise _unknown(run.run_id)
+        return allowed is True
 
 
 def _bytes_of(live: LiveRun[Any, Any], enough: int) -> int:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stagegraph.data.events import EVENTS_PER_SEGMENT
+from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
 from stagegraph.record.rows import RunRow
 from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
@@ -25,6 +26,7 @@ from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
 from .event_stream import EventFormat, EventStream, disconnected, event_number
+from .listing import RunList, Wanted, list_runs
 from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
@@ -147,6 +149,10 @@ class Endpoints:
             return EventStream(self._format.live(live, seen), run_id)
         return EventStream(self._format.recorded(self._access.events(found), seen, self._runner.live), run_id)
 
+    async def list(self, user: str | None, wanted: Wanted) -> RunList:
+        """The runs that a user may see."""
+        return await list_runs(self._access, user, wanted)
+
     async def state(self, run_id: str, user: str | None) -> Response:
         """The state of a run."""
         found = await self._access.find(run_id, user)
@@ -249,7 +255,7 @@ class Endpoints:
         return Response(content, status, _location(run.id, status, request), "application/json")
 
     async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
-        calls = await self._access.journal.calls(row.run_id)
+        row, calls = await rows_so_far(self._access.journal, row)
         run = await anyio.to_thread.run_sync(run_of, row, calls, [], self._graph)
         shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
         detail = row.error if row.error_type == GIVEN_UP else None

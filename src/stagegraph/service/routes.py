@@ -22,6 +22,7 @@ from .access import Access, Policy, only_its_user
 from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
 from .endpoints import Asked, Endpoints
 from .event_stream import EventFormat
+from .listing import RunList, Wanted
 from .problems import documented
 from .repeats import Key, Repeatable
 from .requests import route_class
@@ -52,7 +53,7 @@ _EVENT = {
 _STREAM: Responses = {
     200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
-_REFUSED = documented(413, 415, 422, 429, 500, 502, 503, 504)
+_REFUSED = documented(403, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
 async def _none() -> None:
@@ -175,21 +176,26 @@ def _health(runner: Runner, route: type[APIRoute]) -> APIRouter:
     return api
 
 
+def _asked(graph: str, who: Any, in_session: Any, with_deps: Any) -> Hook:
+    """A dependency: who asks for a run, and with what."""
+
+    async def asked(
+        request: Request, key: Key = None, user_id: Any = who, session_id: Any = in_session, run_deps: Any = with_deps
+    ) -> Asked:
+        repeatable = None if key is None else await Repeatable.of(request, key, graph, user_id)
+        return Asked(user_id, session_id, run_deps, repeatable)
+
+    return asked
+
+
 def _runs(
     graph: Node[Any, Any], endpoints: Endpoints, route: type[APIRoute], *, user: Hook, session: Hook, deps: Hook
 ) -> APIRouter:
     api = APIRouter(tags=[graph.__node__.name], route_class=route)
     view = view_type(graph)
     begins: Responses = {202: {"model": view, "description": "The run is running, or waits for answers."}}
-    who, in_session, with_deps = Depends(_id_of(user)), Depends(_id_of(session)), Depends(deps)
-
-    async def who_asks(
-        request: Request, key: Key = None, user_id: Any = who, session_id: Any = in_session, run_deps: Any = with_deps
-    ) -> Asked:
-        repeatable = None if key is None else await Repeatable.of(request, key, graph.__node__.name, user_id)
-        return Asked(user_id, session_id, run_deps, repeatable)
-
-    by = Depends(who_asks)
+    who, with_deps = Depends(_id_of(user)), Depends(deps)
+    by = Depends(_asked(graph.__node__.name, who, Depends(_id_of(session)), with_deps))
 
     async def create(request: Request, value: Any, wait: Wait = True, asked: Any = by) -> Response:
         """Run the graph on the body, and wait for its output unless `wait=false`."""
@@ -210,6 +216,11 @@ def _runs(
     api.post("/runs", response_model=view, responses={**begins, **documented(409), **_REFUSED})(create)
     api.post("/runs/stream", response_class=Response, responses={**_STREAM, **_REFUSED})(create_stream)
 
+    @api.get("/runs", responses=documented(409, 422, 503))
+    async def listed(wanted: Annotated[Wanted, Depends()], user_id: Any = who) -> RunList:
+        """The runs that the user may see, the newest first, a page at a time."""
+        return await endpoints.list(user_id, wanted)
+
     @api.get("/runs/{run_id}", response_model=view, responses=documented(404, 422, 500, 503))
     async def read(run_id: RunId, user_id: Any = who) -> Response:
         """The state of a run, with its output if it has one."""
@@ -223,7 +234,7 @@ def _runs(
         return await endpoints.events(run_id, user_id, last_event_id, after)
 
     ending: Responses = {202: {"model": view, "description": "The run is still ending."}}
-    failed = documented(404, 409, 413, 415, 422, 500, 503)
+    failed = documented(403, 404, 408, 409, 413, 415, 422, 500, 503)
 
     @api.post("/runs/{run_id}/cancel", response_model=view, responses={**ending, **failed})
     async def cancel(run_id: RunId, user_id: Any = who) -> Response:
@@ -242,7 +253,7 @@ def _runs(
         """Answer what a suspended run waits for, and resume it."""
         return await endpoints.resume(request, run_id, user_id, given.answers, run_deps, wait=wait)
 
-    @api.post("/runs/{run_id}/feedback", status_code=204, responses=documented(404, 409, 413, 415, 422, 503))
+    @api.post("/runs/{run_id}/feedback", status_code=204, responses=documented(403, 404, 408, 409, 413, 415, 422, 503))
     async def score(run_id: RunId, given: FeedbackBody, user_id: Any = who) -> None:
         """Score a run, or one call of it."""
         await endpoints.score(run_id, user_id, given)
