@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,10 +170,11 @@ class SqliteJournal:
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         status = "running" if wanted.interrupted else wanted.status
         running = "AND status = 'running'" if status == "running" else ""  # written out for the index of those
-        asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, wanted.until, wanted.until)
+        until = wanted.until if wanted.before is None else min(wanted.before[0], wanted.until or inf)
+        asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, until, until)
         query = f"""
             SELECT * FROM runs WHERE (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
-            AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC
+            AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC, run_id DESC
         """  # noqa: S608 - no word of it is given
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:

@@ -198,6 +198,10 @@ class CallRow:
     """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
+    start_event: int = -1
+    """The number of the event that announced its start, over all segments of the run; -1 when there was none."""
+    end_event: int = -1
+    """The same of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +285,12 @@ class RunFilter:
     max_score: float | None = None
     interrupted: bool = False
     """Only runs that are recorded as running, and that nobody runs any more."""
+    user: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+    """A run must have all of these."""
+    before: tuple[float, str] | None = None
+    """Only runs that come after the one that began then, with that id: the newest come first, the highest id first."""
     limit: int = 50
 
     def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
@@ -292,7 +302,16 @@ class RunFilter:
             and (not self.interrupted or (row.status == "running" and row.owner in {None, GONE}))
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
+            and (self.before is None or (row.started, row.run_id) < self.before)
+            and (not (self.user or self.session or self.tags) or self._matches_labels(row.read_labels()))
             and has_score(scores, self.feedback, self.min_score, self.max_score)
+        )
+
+    def _matches_labels(self, labels: Labels) -> bool:
+        return (
+            self.user in {None, labels.user_id}
+            and self.session in {None, labels.session_id}
+            and set(self.tags) <= set(labels.tags)
         )
 
 
@@ -356,7 +375,7 @@ class Journal(Protocol):
     async def run(self, run_id: str) -> RunRow | None: ...
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        """The newest first."""
+        """The newest first, and of those that began at the same time the highest id."""
         ...
 
     async def calls(self, run_id: str) -> list[CallRow]:

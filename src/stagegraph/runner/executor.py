@@ -18,7 +18,7 @@ from stagegraph.agent.answer import answer
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
-from stagegraph.data.events import CallFinished, CallStarted
+from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
@@ -91,6 +91,7 @@ class Executor:
         self.scope = anyio.CancelScope()
         """Around the whole flow."""
         self._node_keys: dict[str, NodeKey] = {}
+        self._unheard = 0
 
     def open(  # noqa: PLR0917 - made for every call
         self,
@@ -119,8 +120,15 @@ class Executor:
         )
         if parent is None:
             state.root = call
-        if self.log is not None:
-            self.log.put(CallStarted, key=key, path=path, kind=kind)
+        before, ended = (-1, -1) if self.recorder is None else self.recorder.announced(key)
+        again = before if ended >= 0 else -1  # what had not ended before the run was resumed begins anew
+        if self.log is None:
+            number = self._unheard_event(again)
+        else:
+            number = self.log.put(CallStarted, before=again, key=key, path=path, kind=kind)
+        call.start_event = before if before >= 0 else number
+        if kind == "graph":
+            call.end_event = ended  # its flow runs again, and ends as it has ended already
         if self.recorder is not None and kind == "graph":
             self.recorder.begin(call)
         if self.ledger is not None and kind == "stage":
@@ -140,12 +148,12 @@ class Executor:
             call.ended = call.ended or perf_counter()
             if self.ledger is not None and call.node.__node__.kind == "stage":
                 self.ledger.call_ended()
+            if call.end_event < 0 or call.status != "succeeded" or call.node.__node__.kind == "graph":
+                self.ended(call)
             if self.recorder is not None:
                 self.recorder.ended(call)
             if self.trace is not None and call.parent is not None:
                 self.trace.ended(call)
-            if self.log is not None:
-                self._log_end(self.log, call)
 
     def reject(self, value: object, error: Exception) -> None:
         """Record that the input of the run is invalid."""
@@ -218,10 +226,18 @@ class Executor:
             cause = cause.__cause__
         return None
 
-    def _log_end(self, log: EventLog, call: CallState) -> None:
+    def ended(self, call: CallState) -> None:
+        """Announce how a call ended, before its row is written, which has the number of the event."""
+        before, again = -1, call.replayed or call.node.__node__.kind == "graph"
+        if self.recorder is not None and again and call.status == "succeeded":
+            before = self.recorder.announced(call.key).end_event
+        if self.log is None:
+            call.end_event = self._unheard_event(before)
+            return
         usage = call.use.usage
-        log.put(
+        call.end_event = self.log.put(
             CallFinished,
+            before=before,
             key=call.key,
             path=call.path,
             kind=call.node.__node__.kind,
@@ -233,6 +249,11 @@ class Executor:
             output_tokens=usage.output_tokens,
             cost=call.use.cost,
         )
+
+    def _unheard_event(self, before: int) -> int:
+        """The number of an event of a run without a log, for those who read its rows."""
+        self._unheard += 1
+        return before if before >= 0 else self.state.segment * EVENTS_PER_SEGMENT + self._unheard
 
     async def step_output(self, step: Step[Any, Any], call: CallState, recorder: Recorder) -> Any:
         """The recorded output of a step, or that of running it."""
@@ -336,7 +357,7 @@ class StageCall:
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
-            log.put(event_type, at=None, key=self.key, path=self.path, **fields)
+            log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
 
     def tool_recalled(self, label: str) -> None:
         self.restore(label)

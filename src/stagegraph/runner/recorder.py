@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
@@ -43,6 +44,30 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stagegraph")
 
 MISSING: Any = object()
+
+
+class Announced(NamedTuple):
+    """The events of a call before its run was resumed; -1 where there was none."""
+
+    start_event: int = -1
+    end_event: int = -1
+    """Only where it succeeded."""
+
+
+_NOTHING = Announced()
+
+
+def _announced(calls: Iterable[CallRow]) -> dict[str, Announced]:
+    """What was said of each call by its key, and of each fan-out by its branches' keys up to the index."""
+    found: dict[str, Announced] = {}
+    for row in sorted(calls, key=lambda row: row.start_event, reverse=True):
+        done = row.status in {"succeeded", "running"}  # a graph that runs again has the event of its first end
+        found[row.key] = Announced(row.start_event, row.end_event if done else -1)
+        for place, letter in enumerate(row.key):
+            if letter == "[":
+                found[row.key[: place + 1]] = Announced(row.start_event)
+    return found
+
 
 _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
@@ -112,6 +137,7 @@ class Recorder:
         self._ledger = ledger
         self._own = ReplayCache()
         """What the run has recorded before it was resumed."""
+        self._said: Mapping[str, Announced] = {}
         self._other = ReplayCache()
         """What the run that it replays has recorded."""
         self._begun: list[CallState] = []
@@ -140,6 +166,7 @@ class Recorder:
         if spec.resumed is not None:
             calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
             recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+            recorder._said = _announced(calls)
             recorder._go_on(calls, ops)
         if spec.replay is not None:
             if spec.resumed is None and await journal.run(spec.replay) is None:
@@ -195,6 +222,10 @@ class Recorder:
                 owner=None,
             ),
         )
+
+    def announced(self, key: str) -> Announced:
+        """What was said of a call, or of a fan-out (`build[`), before the run was resumed."""
+        return self._said.get(key, _NOTHING)
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
@@ -382,6 +413,8 @@ class Recorder:
             replayed=call.replayed,
             source=call.source,
             cost="0",
+            start_event=call.start_event,
+            end_event=call.end_event,
         )
         if error is not None:
             row.error_type, row.error = error.type, error.message

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,6 +23,7 @@ from stagegraph.record.rows import GONE, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
+from .deps import DepsOf, check_deps_of
 from .limits import Limits
 from .options import ResumeOptions, RunSpec
 
@@ -39,9 +40,6 @@ _LONGEST_DELAY = 300.0
 """Seconds until a run that cannot be taken up is tried again, at most."""
 _MANY = 1_000_000
 
-DepsOf = Callable[[RunRow], Awaitable[object]]
-"""From the row of an interrupted run to the deps with which it is resumed."""
-
 
 class Registry:
     """Graphs by name, and how the interrupted runs of each are finished."""
@@ -55,9 +53,12 @@ class Registry:
         """Finish the interrupted runs of a graph; `"never"` leaves them alone.
 
         Raises:
-            DeclarationError: another graph of that name was added, or the same one with other deps.
+            DeclarationError: another graph of that name was added, or the same one with other deps, or *deps_of* can
+                make none.
         """
         name = graph.__node__.name
+        if deps_of is not None and deps_of != "never":
+            check_deps_of(deps_of, name)
         before, deps_before = self._added.get(name, (graph, None))
         if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
             msg = (
@@ -182,9 +183,9 @@ class _Finisher:
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except StagegraphError as error:
-            self._put_off(row, "was taken up and ended with", error)
+            self._put_off(row, "was taken up and ended without an output", error)
         except Exception as error:  # noqa: BLE001 - the next one may do better
-            self._put_off(row, "could not be taken up:", error)
+            self._put_off(row, "could not be taken up", error)
         finally:
             self._going.discard(row.run_id)
 
@@ -208,7 +209,7 @@ class _Finisher:
         _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY / 2))
         delay = min(2 * delay, _LONGEST_DELAY)
         self._failures[row.run_id] = (time.monotonic() + delay, delay)
-        _log.warning("run %s %s %s", row.run_id, what, type(error).__name__)
+        _log.error("run %s of %s %s: %s", row.run_id, row.graph, what, error, exc_info=error)
 
 
 async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:

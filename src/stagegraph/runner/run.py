@@ -212,8 +212,8 @@ class ActiveRun:
         self._log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
         self._log.close()
 
-    def record(self) -> Run[Any, Any]:
-        """The run as it stands now; once it ended, it does not change any more."""
+    def record(self, *, frozen: bool = True) -> Run[Any, Any]:
+        """The run as it stands now; its calls do not change any more, unless it is still running and not *frozen*."""
         spec, state = self.spec, self.state
         root, clock, calls = state.root, state.clock, state.calls
         status, error = state.end or (root.status, root.error)
@@ -221,7 +221,7 @@ class ActiveRun:
         def read_root() -> Call:
             return call_tree(list(calls.values()) or [root], clock)
 
-        frozen = read_root() if state.end is None else None
+        root_now = read_root() if state.end is None and frozen else None
         began, duration = root.times(clock)
         return Run(
             id=spec.run_id,
@@ -240,8 +240,8 @@ class ActiveRun:
             pending=tuple(one for call in calls.values() if call.status == "suspended" for one in call.use.pending),
             rerun=dict(state.rerun),
             tree=state.tree,
-            read_root=read_root if frozen is None else lambda: frozen,
-            read_spent=(lambda: total(calls.values())) if frozen is None and len(calls) > 1 else None,
+            read_root=read_root if root_now is None else lambda: root_now,
+            read_spent=(lambda: total(calls.values())) if root_now is None and len(calls) > 1 else None,
         )
 
 

@@ -92,6 +92,9 @@ class CallState:
     """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
     caller: Caller | None = None
     """The agent that called the graph around it, if an agent did."""
+    start_event: int = -1
+    """The number of the event that announced it (`CallRow`)."""
+    end_event: int = -1
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
 
