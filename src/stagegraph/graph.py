@@ -10,6 +10,7 @@ from typing_extensions import TypeVar, Unpack
 
 from .nodes.graph import BaseGraph
 from .schema.errors import NotRunningError
+from .schema.tracebacks import UserFrames
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, DeferredToolRequests, Tool
@@ -57,8 +58,9 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         """
         from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
-        async with Runner() as runner:
-            return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
+        with UserFrames():
+            async with Runner() as runner:
+                return await runner.run(self, input, model=model, deps=deps, prompts=prompts, **options)
 
     def run_sync(
         self,
@@ -84,7 +86,8 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
                 f"write `await {self.__node__.name}().run(...)` instead"
             )
             raise NotRunningError(msg)
-        return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
+        with UserFrames():
+            return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
 
     def as_tool(
         self, *, name: str | None = None, description: str | None = None, runner: Runner | None = None

@@ -19,6 +19,7 @@ from stagegraph.nodes.node import Node
 from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
+from stagegraph.schema.tracebacks import UserFrames
 
 from .event_log import EventLog
 from .executor import Executor, Resources
@@ -140,8 +141,9 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
-        return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
+        with UserFrames():
+            spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
+            return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
 
     def start(
         self,
@@ -166,8 +168,9 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
-        return cast("LiveRun[In, Out]", self._start(spec))
+        with UserFrames():
+            spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
+            return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
         log = EventLog(spec.run_id, _BUFFERED_EVENTS)
@@ -228,9 +231,10 @@ class Runner:
             ReplayError: an answer fits no deferred tool call, or (strict) the program changed.
             RunError: the run ended without an output again.
         """
-        check_options(options, ResumeOptions, "resume")
-        spec = await self._resumed(run_id, options)
-        return spec if isinstance(spec, Run) else await self._lifetime.within(self._open(spec, None))
+        with UserFrames():
+            check_options(options, ResumeOptions, "resume")
+            spec = await self._resumed(run_id, options)
+            return spec if isinstance(spec, Run) else await self._lifetime.within(self._open(spec, None))
 
     async def start_resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> LiveRun[Any, Any]:
         """The same in a task of its own, with events.
