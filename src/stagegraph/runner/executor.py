@@ -166,7 +166,10 @@ class Executor:
                 self.scope.cancel()
         else:
             call.status = "cancelled"
-            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
+            members = leaves(error)
+            if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(
+                map(is_cancelled, members)
+            ):
                 raise self._not_cancelled(call) from error
 
     def _not_cancelled(self, call: CallState) -> StageError:

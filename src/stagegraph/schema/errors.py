@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
+_A_SCREEN = 1_400
+"""Characters, on a terminal of 24 lines."""
+_LINES = 12
+
 
 class StagegraphError(Exception):
     """Base of every error that stagegraph raises."""
@@ -57,7 +61,7 @@ class StageError(StagegraphError):
     """A call of a node failed; the cause, where there is one, is chained."""
 
     def __init__(self, message: str, *, key: str, path: str) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self.key = key
         """Where it ran, such as `build[2].code`."""
         self.path = path
@@ -65,6 +69,15 @@ class StageError(StagegraphError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(StageError, key=self.key, path=self.path), (str(self),)
+
+
+def shortened(text: str, most: int = _A_SCREEN) -> str:
+    """A text that fits a screen: the middle of a long one is left out, many lines become one."""
+    if len(text) > most:
+        end = most // 4
+        left_out = len(text) - most
+        text = f"{text[: most - end]} [... {left_out:,} characters left out ...] {text[-end:]}"
+    return text if text.count("\n") < _LINES else " ".join(text.split())
 
 
 def leaves(error: BaseException) -> list[BaseException]:
