@@ -25,7 +25,7 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 
-from stagegraph.schema.errors import StageError, leaves, problems_of
+from stagegraph.schema.errors import StageError, StagegraphError, leaves, problems_of
 from stagegraph.schema.types import type_name
 
 from .call import MODEL, AnswerTooLongError, AttemptTimeoutError
@@ -244,7 +244,7 @@ def stage_error(
     what, remedy = _explained(error, messages, source_of)
     attempts = call.use.attempts
     tried = f" after {attempts} attempts" if attempts > 1 else ""
-    return _error(call, f" failed{tried}: {what}; {remedy}")
+    return _error(call, f" failed{tried}: {what}" + (f"; {remedy}" if remedy else ""))
 
 
 def source_of(error: Exception, raised: list[tuple[BaseException, str]], stage: Stage[Any, Any], deps: object) -> str:
@@ -284,6 +284,8 @@ def _explained(
 ) -> tuple[str, str]:
     """What happened, and what the user can do about it."""
     text, name, members = str(error), type(error).__name__, leaves(error)
+    if isinstance(error, StagegraphError):
+        return text, ""
     if isinstance(error, AnswerTooLongError):
         return text, "ask for less, or set `max_tokens` in the model settings"
     if isinstance(error, UnexpectedModelBehavior):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError, needs_extra
 
 from . import options as opt
 from .load import load_graph
@@ -31,14 +31,11 @@ def serve(
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep runs in the journal.")] = True,
 ) -> None:
     """Serve a graph over HTTP, with a page on which to run it; what a crash interrupted is finished first."""
-    try:
+    with needs_extra("service", "serving", "uvicorn", "fastapi", "starlette"):
         import uvicorn
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         from stagegraph.service import app
-    except ModuleNotFoundError as error:
-        msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
-        raise DeclarationError(msg) from error
 
     node = load_graph(graph)
     store = opt.open_journal(journal, create=True) if record else None

@@ -27,7 +27,7 @@ from .lifetime import Lifetime
 from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
-from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
+from .options import ResumeOptions, RunOptions, RunSpec, check_models, check_options, check_prompts, check_values
 from .recorder import new_row
 from .recovery import DepsOf, Registry, resumed_spec
 from .run import ActiveRun
@@ -50,7 +50,8 @@ class Runner:
     Args:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
-        models: Stage path -> model; goes before every other choice.
+        models: Stage path -> model; goes before every other choice. A path must be that of a stage in a graph that the
+            runner knows: it runs it, has run it, or was told of it (`add`).
         prompts: The deployed prompts; stages that are not in them keep the code's text. A `PromptSource` is asked once
             a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
@@ -268,6 +269,7 @@ class Runner:
         check_prompts(prompts, spec, tree)
         spec.check(tree)
         self._registry.by_name[node.__node__.name] = node
+        check_models(self.models, node, list(self._registry.by_name.values()))
         journal = self._journal_for("replay") if spec.replay else self.journal
         if journal is None and spec.override:
             journal = MemoryJournal()  # overriding an output needs a journal, which ends with the run

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
@@ -23,6 +24,10 @@ class StagegraphError(Exception):
 
 class DeclarationError(StagegraphError):
     """A graph, a stage or an argument is written in a way that cannot work."""
+
+
+class MissingPackageError(DeclarationError, ImportError):
+    """A package of an extra is not installed."""
 
 
 class NotRunningError(StagegraphError):
@@ -78,6 +83,23 @@ def shortened(text: str, most: int = _A_SCREEN) -> str:
         left_out = len(text) - most
         text = f"{text[: most - end]} [... {left_out:,} characters left out ...] {text[-end:]}"
     return text if text.count("\n") < _LINES else " ".join(text.split())
+
+
+@contextmanager
+def needs_extra(extra: str, what: str, *packages: str) -> Generator[None]:
+    """Around imports of *packages*, which an extra installs.
+
+    Raises:
+        MissingPackageError: one of them is missing; the message says what to install for *what*.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        msg = f"{what} needs {package}, which is not installed: pip install 'stagegraph[{extra}]'"
+        raise MissingPackageError(msg) from error
 
 
 def leaves(error: BaseException) -> list[BaseException]:
