@@ -141,12 +141,23 @@ def test_diff_reads_like_a_diff() -> None:
     """What changed stands there as a unified diff, stages that come and go included; nothing changed is nothing."""
     before = Prompts({"a": Prompt("One.\nTwo.\nThree."), "b": Prompt("Same.")}, graph="G")
     after = Prompts({"b": Prompt("Same."), "a": Prompt("One.\n2.\nThree."), "c": Prompt("New.")}, graph="H")
-    lines = before.diff(after).splitlines()
+    lines = after.diff(before).splitlines()
     assert lines[:2] == ["--- before", "+++ after"]
     assert [line for line in lines[2:] if line[0] in "+-"] == [
         "-      Two.", "+      2.", "+  c:", "+    instructions: |-", "+      New."
     ]  # fmt: skip
     assert before.diff(before) == ""
+    assert "Same." not in after.diff(before)
+
+
+def test_a_diff_has_only_what_differs() -> None:
+    """The texts of other stages, tools and demos are left out; the key of each changed text is there."""
+    demos = (Demo("in", "out"),)
+    before = Prompts({"a": Prompt("One.", demos, {"look": "Look.", "find": "Find."}), "b": Prompt("Two.", demos)})
+    after = before.replace({"a": Prompt("One.", demos, {"look": "See.", "find": "Find."})})
+    expected = ["--- before", "+++ after", "   a:", "     tools:", "       look: |-", "-        Look.", "+        See."]
+    assert [line for line in after.diff(before).splitlines() if line[:2] != "@@"] == expected
+    assert Prompts({"a": Prompt(demos=(Demo("in", 1),))}).diff(Prompts({"a": Prompt(demos=(Demo("in", True),))}))
 
 
 def refused(path: Path, content: str | bytes) -> str:

@@ -59,7 +59,7 @@ def diff(
     def texts(name: str) -> Prompts:
         return Prompts.load(name) if name.endswith((".yaml", ".yml")) else Prompts.of(load_graph(name))
 
-    text = texts(before).diff(texts(after))
+    text = texts(after).diff(texts(before))
     print(text, end="")
     raise typer.Exit(1 if text else 0)
 

@@ -11,7 +11,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ _HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, t
 
 _MOST_VALUES = 200_000
 """A prompts file with more values is refused."""
-_DEEPEST = 500
 _Events: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
 _FIRST = frozenset("-0123456789.nft~")
 """The first characters of every plain word that is no text."""
@@ -52,92 +50,66 @@ _SCALARS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
 _PATTERNS = [(re.compile(f"(?:{pattern})\\Z"), read) for _, pattern, read in _SCALARS]
 
 
-_NO_KEY = object()
-
-
-@dataclass(slots=True)
-class _Open:
-    """A container around the next value."""
-
-    container: list[Any] | dict[Any, Any]
-    key: object = _NO_KEY
-    """The key of a mapping that has no value so far."""
-    seen: set[str] = field(default_factory=set[str])
-    lines: list[int] = field(default_factory=list[int])
-    """The line on which each item of a list begins."""
-
-
-class _Tree:
+class _Reader:
     """Plain data from the events of a parser: no tags, no aliases (with them a small file can become huge data), no
-    duplicate keys, nothing very deep, and at most so many values.
+    duplicate keys, and at most so many values.
     """
 
     def __init__(self, text: str, most: float) -> None:
-        self._documents = _Open([])
-        self._open = [self._documents]
-        self._lines: dict[int, list[int]] = {}
+        self.lines: dict[int, list[int]] = {}
+        """The id of each list -> the line on which each item begins."""
         self._left = most
-        parser = _Events(text)
+        self._parser = _Events(text)
+
+    def read(self) -> object:
+        """The only document, or `None`."""
+        documents: list[object] = []
         try:
-            while not isinstance(event := parser.get_event(), yaml.StreamEndEvent):
-                self._take(event)
+            while not isinstance(event := self._parser.get_event(), yaml.StreamEndEvent):
+                if isinstance(event, yaml.DocumentStartEvent) and documents:
+                    raise ComposerError(None, None, "there is another document", event.start_mark)
+                if isinstance(event, yaml.NodeEvent):
+                    documents.append(self._value(event))
         finally:
-            parser.dispose()
+            self._parser.dispose()
+        return next(iter(documents), None)
 
-    @property
-    def root(self) -> object:
-        return next(iter(self._documents.container), None)
+    def _value(self, event: Any) -> object:
+        self._check(event)
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar(event.value) if event.implicit[0] else event.value
+        return self._items() if isinstance(event, yaml.SequenceStartEvent) else self._entries()
 
-    def lines_of(self, items: list[Any]) -> list[int]:
-        """The line on which each item of a list in here begins."""
-        return self._lines[id(items)]
-
-    def _take(self, event: Any) -> None:
-        if isinstance(event, yaml.CollectionEndEvent):
-            self._open.pop()
-        elif isinstance(event, yaml.NodeEvent):
-            self._add(event)
-        elif isinstance(event, yaml.DocumentStartEvent) and self._documents.container:
-            raise ComposerError(None, None, "there is another document", event.start_mark)
-
-    def _add(self, event: Any) -> None:
-        problem = _problem(event)
+    def _check(self, event: Any) -> None:
         self._left -= 1
-        if self._left < 0:
+        problem = ""
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            problem = f"{'aliases' if isinstance(event, yaml.AliasEvent) else 'tags'} are not allowed"
+        elif self._left < 0:
             problem = "there are too many values"
-        elif len(self._open) > _DEEPEST:
-            problem = "this is nested too deeply, which needs recursion"
         if problem:
             raise ComposerError(None, None, problem, event.start_mark)
-        if isinstance(event, yaml.ScalarEvent):
-            self._put(_scalar(event.value) if event.implicit[0] else event.value, event)
-            return
-        container: Any = [] if isinstance(event, yaml.SequenceStartEvent) else {}
-        self._put(container, event)
-        self._open.append(_Open(container))
-        self._lines[id(container)] = self._open[-1].lines
 
-    def _put(self, value: object, event: Any) -> None:
-        around = self._open[-1]
-        if isinstance(around.container, list):
-            around.container.append(value)
-            around.lines.append(event.start_mark.line + 1)
-        elif around.key is not _NO_KEY:
-            around.container[around.key] = value
-            around.key = _NO_KEY
-        else:
+    def _items(self) -> list[object]:
+        found: list[object] = []
+        lines = self.lines[id(found)] = []
+        while not isinstance(event := self._parser.get_event(), yaml.SequenceEndEvent):
+            lines.append(event.start_mark.line + 1)
+            found.append(self._value(event))
+        return found
+
+    def _entries(self) -> dict[object, object]:
+        found: dict[object, object] = {}
+        seen: set[str] = set()
+        while not isinstance(event := self._parser.get_event(), yaml.MappingEndEvent):
             scalar = isinstance(event, yaml.ScalarEvent)
-            if not scalar or event.value in around.seen:
+            if not scalar or event.value in seen:
                 problem = f"the key {event.value!r} occurs twice" if scalar else "a key must be a plain word"
                 raise ConstructorError(None, None, problem, event.start_mark)
-            around.seen.add(event.value)
-            around.key = value
-
-
-def _problem(event: Any) -> str:
-    if isinstance(event, yaml.AliasEvent):
-        return "aliases are not allowed"
-    return "tags are not allowed" if event.tag is not None else ""
+            seen.add(event.value)
+            key = self._value(event)
+            found[key] = self._value(self._parser.get_event())
+        return found
 
 
 def _scalar(text: str) -> object:
@@ -210,7 +182,7 @@ def parse_yaml(text: str, most: float = math.inf) -> object:
     Raises:
         ValueError: invalid YAML, or YAML with tags, aliases or duplicate keys.
     """
-    return _tree(text, most).root
+    return _parsed(text, most)[0]
 
 
 def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
@@ -219,18 +191,19 @@ def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
     Raises:
         ValueError: as for `parse_yaml`, or the text is not a list.
     """
-    tree = _tree(text, math.inf)
-    rows = tree.root.get("cases") if is_dict(tree.root) else tree.root
+    root, lines = _parsed(text, math.inf)
+    rows = root.get("cases") if is_dict(root) else root
     if not is_list(rows):
         msg = "it is neither a list nor a mapping with a list of `cases`"
         raise ValueError(msg)
-    return list(zip(tree.lines_of(rows), rows, strict=True))
+    return list(zip(lines[id(rows)], rows, strict=True))
 
 
-def _tree(text: str, most: float) -> _Tree:
+def _parsed(text: str, most: float) -> tuple[object, dict[int, list[int]]]:
     try:
-        return _Tree(text, most)
-    except (yaml.YAMLError, ValueError) as error:
+        reader = _Reader(text, most)
+        return reader.read(), reader.lines
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(_short(error)) from error
 
 

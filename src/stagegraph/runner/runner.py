@@ -256,7 +256,7 @@ class Runner:
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
-            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal('runs.db'))"
+            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal())"
             raise DeclarationError(msg)
         return self.journal
 
