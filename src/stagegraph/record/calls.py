@@ -166,7 +166,7 @@ class _Reader:
             return None if row.cost is None else Decimal(row.cost)
         except ArithmeticError as error:
             if self._strict:
-                msg = f"the cost of `{row.key or self._name}` is no number: {row.cost[:40]!r}"
+                msg = f"the cost of `{row.key or self._name}` is no number: {str(row.cost)[:40]!r}"
                 raise ValueError(msg) from error
             return None
 
