@@ -140,7 +140,10 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
-        """The declared nodes as a Mermaid flowchart; dotted arrows connect types that fit together."""
+        """The declared nodes as a Mermaid flowchart; dotted arrows are guesses, which connect types that fit together.
+
+        `Run.mermaid` follows the data of a run.
+        """
         from .record.mermaid import declared_chart  # noqa: PLC0415 - loaded when it is used
 
         return declared_chart(self)
