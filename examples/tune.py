@@ -77,7 +77,7 @@ async def main() -> None:
         reflection_model=FunctionModel(teacher),
         callback=lambda event, data: print(event, dict(data)) if event in {"proposing", "validated"} else None,
     )
-    print(result.found.seed.diff(result.prompts))
+    print(result.prompts.diff(result.found.seed))
     print(result)
 
 

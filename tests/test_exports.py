@@ -2,8 +2,14 @@
 
 import importlib
 import inspect
+import pydoc
+import tomllib
+from pathlib import Path
 
 import pytest
+
+from stagegraph.cli.options import DEFAULT_JOURNAL
+from stagegraph.journal import SqliteJournal
 
 PACKAGES = [
     "stagegraph",
@@ -65,3 +71,44 @@ def test_public_things_say_what_they_are(module: str, name: str) -> None:
 def _is_said(thing: object) -> bool:
     first = (inspect.getdoc(thing) or "").split("\n\n")[0].strip()
     return first.endswith((".", ".)", ":", "`."))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "field", "told"),
+    [
+        ("stagegraph", "Run", "rerun", "Key -> what changed"),
+        ("stagegraph", "RunOptions", "override", "Key of a stage or step call"),
+        ("stagegraph", "StageError", "key", "Where it ran"),
+        ("stagegraph", "Call", "attempts", ""),
+        ("stagegraph", "Outcome", "index", "The item's index, from 0."),
+        ("stagegraph.journal", "RunRow", "", ""),
+        ("stagegraph.optimize", "Budget", "", ""),
+    ],
+)
+def test_help_shows_the_docs_of_fields(module: str, name: str, field: str, told: str) -> None:
+    """What stands below a field in the source is in the class's docstring, also for data classes and typed dicts."""
+    thing = getattr(importlib.import_module(module), name)
+    doc = pydoc.render_doc(thing, renderer=pydoc.plaintext)
+    assert "Attributes:" in doc
+    assert f"{field}: {told}" in doc
+    assert inspect.getdoc(thing).count("Attributes:") == 1
+
+
+@pytest.mark.parametrize("name", ["DepsOf", "ResumeOptions", "RunOptions"])
+def test_types_of_signatures_can_be_imported(name: str) -> None:
+    """Whoever writes a function around `Runner.run` can name the types of its options."""
+    assert getattr(importlib.import_module("stagegraph"), name)
+    assert importlib.import_module("stagegraph.service").Hook
+
+
+def test_the_journal_of_the_command_line_is_that_of_the_library() -> None:
+    """What a program records with `SqliteJournal()`, `stagegraph runs` lists."""
+    assert inspect.signature(SqliteJournal).parameters["path"].default == DEFAULT_JOURNAL
+
+
+def test_the_licence_is_the_one_that_is_declared() -> None:
+    """The file is there, and a wheel takes it along."""
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    assert (project["license"], project["license-files"]) == ("MIT", ["LICENSE"])
+    assert (root / "LICENSE").read_text("utf-8").startswith("MIT License")

@@ -2,7 +2,11 @@
 
 import ast
 import importlib
+import json
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -56,6 +60,50 @@ def test_what_needs_a_server_or_a_provider_at_least_fits(code: str) -> None:
     for module, names in re.findall(r"^from (stagegraph[\w.]*) import (.+)$", code, re.MULTILINE):
         for name in names.split(", "):
             assert getattr(importlib.import_module(module), name)
+
+
+GIVEN = """
+from collections.abc import Callable
+from datetime import timedelta
+from stagegraph import Example, Run, Score
+
+def my_function(value: object) -> object:
+    return value
+
+train: list[Example[str]] = []
+val: list[Example[str]] = []
+test: list[Example[str]] = []
+"""
+"""What the snippets that are not run expect their reader to have."""
+
+TYPED = "\ntyped: Callable[[Example[str], Run[str, list[Built]]], Score] = grade\n"
+"""The metric of the README takes runs of the graph that it tunes; `tune` itself takes any metric."""
+
+
+@pytest.mark.types
+def test_the_examples_type_check(tmp_path: Path) -> None:
+    """A type checker has nothing to say about what people copy: the first example, and the rest as one program."""
+    (tmp_path / "first.py").write_text(BLOCKS[0][1])
+    parts = [GIVEN]
+    for number, (language, text) in enumerate(BLOCKS[2:]):
+        typed = TYPED if "def grade(" in text else ""
+        body = f"async def _{number}() -> None:\n{textwrap.indent(text + typed, '    ')}"
+        parts += [text] if language == "python" else [body] if language == "py" else []
+    (tmp_path / "rest.py").write_text("\n\n".join(parts))
+    settings = {"typeCheckingMode": "standard", "pythonVersion": "3.11", "extraPaths": [str(ROOT / "src")]}
+    settings |= {"venvPath": str(ROOT), "venv": ".venv", "reportRedeclaration": False}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    checker = Path(sys.executable).with_name("basedpyright")
+    command = [str(checker), "--outputjson", "--level", "error", "--project", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert found["summary"]["filesAnalyzed"] == 2
+    lines = {name: (tmp_path / name).read_text().splitlines() for name in ("first.py", "rest.py")}
+    problems = [
+        (lines[Path(one["file"]).name][one["range"]["start"]["line"]], one["message"])
+        for one in found["generalDiagnostics"]
+    ]
+    assert problems == []
 
 
 def test_the_commands_of_the_readme_exist() -> None:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .schema.docs import document as _document
+
 if TYPE_CHECKING:
     from .data.call import Call, CallError, CallInfo, Pending
     from .data.events import Event, parse_event
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .runner.feedback import feedback
     from .runner.limits import Limits
     from .runner.live import LiveRun
+    from .runner.options import ResumeOptions, RunOptions
+    from .runner.recovery import DepsOf
     from .runner.runner import Runner
     from .schema.errors import (
         BusyError,
@@ -42,6 +46,7 @@ __all__ = [
     "CallInfo",
     "DeclarationError",
     "Demo",
+    "DepsOf",
     "Event",
     "Example",
     "Feedback",
@@ -60,8 +65,10 @@ __all__ = [
     "PromptError",
     "Prompts",
     "ReplayError",
+    "ResumeOptions",
     "Run",
     "RunError",
+    "RunOptions",
     "Runner",
     "Score",
     "Stage",
@@ -91,6 +98,7 @@ _HOMES = {
     "CallInfo": "data.call",
     "DeclarationError": "schema.errors",
     "Demo": "data.prompt",
+    "DepsOf": "runner.recovery",
     "Event": "data.events",
     "Example": "data.examples",
     "Feedback": "data.score",
@@ -109,8 +117,10 @@ _HOMES = {
     "PromptError": "schema.errors",
     "Prompts": "data.prompts",
     "ReplayError": "record.run",
+    "ResumeOptions": "runner.options",
     "Run": "record.run",
     "RunError": "record.run",
+    "RunOptions": "runner.options",
     "Runner": "runner.runner",
     "Score": "data.score",
     "Stage": "nodes.stage",
@@ -141,6 +151,7 @@ def __getattr__(name: str) -> object:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     value = getattr(import_module(f".{home}", __name__), name)
+    _document([value])
     globals()[name] = value
     return value
 

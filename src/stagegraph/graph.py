@@ -10,6 +10,7 @@ from typing_extensions import TypeVar, Unpack
 
 from .nodes.graph import BaseGraph
 from .schema.errors import NotRunningError
+from .schema.tracebacks import UserFrames
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, DeferredToolRequests, Tool
@@ -57,7 +58,8 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         """
         from .runner.runner import Runner  # noqa: PLC0415 - the one door from declaring to executing
 
-        return await Runner().run(self, input, model=model, deps=deps, prompts=prompts, **options)
+        with UserFrames():
+            return await Runner().run(self, input, model=model, deps=deps, prompts=prompts, **options)
 
     def run_sync(
         self,
@@ -83,7 +85,8 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
                 f"write `await {self.__node__.name}().run(...)` instead"
             )
             raise NotRunningError(msg)
-        return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
+        with UserFrames():
+            return asyncio.run(self.run(input, model=model, deps=deps, prompts=prompts, **options))
 
     def as_tool(
         self, *, name: str | None = None, description: str | None = None, runner: Runner | None = None
@@ -142,7 +145,10 @@ class Graph(BaseGraph[In_contra, Out_co], Generic[In_contra, Out_co]):
         return graph_agent(self, runner=runner, asks=asks, **options)
 
     def mermaid(self) -> str:
-        """The declared nodes as a Mermaid flowchart; dotted arrows connect types that fit together."""
+        """The declared nodes as a Mermaid flowchart; dotted arrows are guesses, which connect types that fit together.
+
+        `Run.mermaid` follows the data of a run.
+        """
         from .record.mermaid import declared_chart  # noqa: PLC0415 - loaded when it is used
 
         return declared_chart(self)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import urllib.error
 from collections.abc import Callable
+from email.message import Message
 from typing import Any
 
+import aiohttp
 import anyio
+import httpx
+import httpx2
 import pytest
+import requests
 from pydantic import BaseModel, Field
-from pydantic_ai import Agent, ModelRetry
+from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.exceptions import (
     ModelConnectionError,
     ModelHTTPError,
@@ -22,6 +28,7 @@ from pydantic_ai.models.test import TestModel
 
 from scripted import Tidy, asked, deletes, echo, fails, others, says
 from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, StageError, fan_out
+from stagegraph.journal import MemoryJournal
 
 
 class Plan(BaseModel):
@@ -310,3 +317,121 @@ async def test_deps_that_a_stage_cannot_pick_from_are_named(deps: object, told: 
         RunError, match=rf"stage `write`: its `deps=` selector failed \(AttributeError: .*'db'\); {told}"
     ):
         await Picks().run("x", deps=deps)
+
+
+def answered(status: int, **headers: str) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://shop.example")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, headers=headers))
+
+
+def caused(error: Exception) -> Exception:
+    wrapped = RuntimeError("the shop cannot be asked")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+NETWORK = [httpx.ConnectTimeout("x"), httpx.ReadTimeout("x"), httpx.ReadError("x"), httpx.PoolTimeout("x")]
+NETWORK += [httpx.RemoteProtocolError("x"), httpx2.ConnectError("x"), answered(429), answered(500), answered(503)]
+NETWORK += [ConnectionResetError(104, "reset"), TimeoutError(110, "timed out"), requests.ConnectionError("x")]
+NETWORK += [aiohttp.ServerDisconnectedError(), urllib.error.HTTPError("http://x", 503, "busy", Message(), None)]
+PASSING = [*NETWORK, *map(caused, NETWORK[:6]), ExceptionGroup("several", [caused(NETWORK[0]), ValueError("x")])]
+LASTING = [answered(400), answered(404), httpx.UnsupportedProtocol("x"), httpx.LocalProtocolError("x")]
+LASTING += [
+    httpx.InvalidURL("x"),
+    FileNotFoundError(2, "x"),
+    NotADirectoryError(20, "x"),
+    TimeoutError(),
+    ValueError("x"),
+]
+LASTING += [urllib.error.HTTPError("http://x", 404, "none", Message(), None), answered(401)]
+
+
+def looking_up(*errors: Exception, **options: Any) -> Stage[str, str]:
+    """A stage whose tool fails with these errors in turn, then works."""
+    agent, rest = Agent(TestModel(), output_type=str, name="write"), list(errors)
+
+    @agent.tool_plain
+    def look() -> str:
+        if rest:
+            raise rest.pop(0)
+        return "found"
+
+    return Stage(str, agent, **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"), [*((e, True) for e in PASSING), *((e, False) for e in LASTING)], ids=repr
+)
+async def test_trouble_in_the_network_of_a_tool_is_transient(error: Exception, transient: bool):
+    """What may pass is marked so and tried again; a wrong address, a refusal and a bug are not."""
+    with pytest.raises(RunError) as caught:
+        await Runner().run(looking_up(error), "x")
+    assert [call.error.transient for call in caught.value.failures] == [transient]
+
+
+async def test_a_tool_is_asked_again_after_trouble_in_the_network():
+    """`Stage(retries=)` repeats it, after the time that the server asks for."""
+    run = await Runner().run(looking_up(answered(429, **{"Retry-After": "0"}), retries=1), "x")
+    assert (run.output, run.call("write").attempts) == ('{"look":"found"}', 2)
+    with pytest.raises(RunError, match=r"stage `write` failed: HTTPStatusError: refused; a tool, `look`, raised this$"):
+        await Runner().run(looking_up(answered(404), retries=5), "x")
+
+
+class Database:
+    rows = 3
+
+
+async def raises(stage: Stage[str, str], **options: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        await Runner().run(stage, "x", **options)
+    return str(caught.value)
+
+
+async def test_the_part_of_an_agent_that_failed_is_named():
+    """A failing model is not blamed on a tool, nor a validator on the model."""
+    assert "the model raised this" in await raises(Stage(str, Agent(fails(ValueError("odd")), output_type=str)))
+    agent = Agent(TestModel(), output_type=str)
+    agent.output_validator(lambda output: output.nothing)
+    assert "a validator, a function of instructions or a capability" in await raises(Stage(str, agent))
+    group = ExceptionGroup("several", [ValueError("a"), KeyError("b")])
+    assert "ValueError: a; KeyError: 'b'; a tool, `look`, raised this" in await raises(looking_up(group))
+
+
+@pytest.mark.parametrize("declares", [True, False])
+async def test_an_agent_that_lacks_its_deps_is_told_how_to_get_them(declares: bool):
+    """Whether or not the agent declares the type of its deps; with deps nothing is said of them."""
+    agent = Agent(TestModel(), output_type=str, **({"deps_type": Database} if declares else {}))
+
+    @agent.tool
+    def count(ctx: RunContext[Database]) -> int:
+        return ctx.deps.rows
+
+    stage = Stage(str, agent)
+    told = "`deps_type=Database` and was given no deps: pass `deps=`" if declares else "about `ctx.deps`, pass `deps=`"
+    assert told in await raises(stage)
+    assert ("was given int: pass `deps=`" in await raises(stage, deps=3)) == declares
+    assert (await Runner().run(stage, "x", deps=Database())).output == '{"count":3}'
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("in_tool", [True, False])
+async def test_an_answer_that_is_too_long_is_an_error(recorded: bool, in_tool: bool):
+    """It is refused before it is validated, recorded and traced; a long one below the bound is taken."""
+
+    def answers(size: int) -> FunctionModel:
+        def answer(_messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+            if not in_tool:
+                return ModelResponse([TextPart("x" * size)])
+            return ModelResponse(
+                [ToolCallPart(info.output_tools[0].name, f'{{"title": "{"x" * size}", "steps": [1, 2]}}')]
+            )
+
+        return FunctionModel(answer)
+
+    stage = Stage(str, Agent(output_type=Plan if in_tool else str, name="write"))
+    runner = Runner(journal=MemoryJournal() if recorded else None)
+    with pytest.raises(
+        RunError, match=r"the model answered with 5,1\d\d,\d\d\d characters, and no more than 5,000,000"
+    ):
+        await runner.run(stage, "x", model=answers(5_100_000))
+    assert (await runner.run(stage, "x", model=answers(1_000_000))).status == "succeeded"

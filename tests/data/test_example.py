@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -196,3 +197,46 @@ def test_shares_are_positive_numbers(shares: dict[str, float]) -> None:
     """No rows are lost in a part that cannot be made."""
     with pytest.raises(DeclarationError, match="a share above 0"):
         split_examples([Example(1)], shares)
+
+
+@pytest.mark.parametrize("name", ["e.json", "e.jsonl", "e.yaml", "e.csv"])
+def test_what_is_no_file_of_examples_does_not_keep_the_reader(tmp_path: Path, name: str) -> None:
+    """A pipe that nobody writes to and a device without an end are refused at once."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=r"cannot be read: it is not a regular file"):
+        load_examples(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"cannot be read: it is not a regular file"):
+        load_examples(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["list", "cases"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_long_json_file_is_read_in_one_pass(tmp_path: Path, form: str, indent: int | None) -> None:
+    """Every row and the line of the one that is wrong; a reader that counts lines from the start takes minutes."""
+    rows: list[object] = [{"input": f"text {number}", "expected": "x"} for number in range(20_000)]
+    path = tmp_path / "e.json"
+    path.write_text(json.dumps(rows if form == "list" else {"cases": rows}, indent=indent))
+    assert [example.input for example in load_examples(path)[::10_000]] == ["text 0", "text 10000"]
+    path.write_text(json.dumps([*rows, 3] if form == "list" else {"cases": [*rows, 3]}, indent=indent))
+    line = 1 if indent is None else 20_000 * 4 + 2 + (form == "cases")
+    with pytest.raises(InputError, match=rf"e\.json, line {line}: this is no example"):
+        load_examples(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("e.jsonl", '{"input": "a"}\n{"input": "b"}\n'),
+        ("e.json", '[{"input": "a"},\n{"input": "b"}]'),
+        ("e.yaml", "- input: a\n- input: b\n"),
+        ("e.csv", "input\na\nb\n"),
+    ],
+)
+def test_line_ends_and_marks_of_other_systems_are_read(tmp_path: Path, name: str, text: str, end: str) -> None:
+    """With or without the mark that some editors write first."""
+    for head in ("", "\ufeff"):
+        (tmp_path / name).write_bytes((head + text.replace("\n", end)).encode())
+        assert [example.input for example in load_examples(tmp_path / name)] == ["a", "b"]

@@ -101,7 +101,7 @@ def test_a_changed_sentence_is_a_one_line_diff(tmp_path: Path) -> None:
     before, after = ((tmp_path / name).read_text("utf-8").splitlines() for name in ("a.yaml", "b.yaml"))
     assert [line for line in after if line not in before] == ["      Another sentence."]
     assert "    instructions: |" in before
-    changed = prompts.diff(prompts.replace({"other": "New."}))
+    changed = prompts.replace({"other": "New."}).diff(prompts)
     assert [line for line in changed.splitlines() if line.startswith(("+  ", "-  "))] == [
         '-    instructions: ""',
         "+    instructions: |-",
@@ -120,7 +120,7 @@ def test_a_changed_description_is_a_one_line_diff(tmp_path: Path) -> None:
         "      items.name: |-",
         "        Its name.",
     ]
-    changed = [line for line in before.diff(after).splitlines() if line.startswith(("+  ", "-  "))]
+    changed = [line for line in after.diff(before).splitlines() if line.startswith(("+  ", "-  "))]
     assert changed == ["-        Short.", "+        Long."]
     assert before.digest != after.digest
     assert Prompts({"a": Prompt("x")}).digest == Prompts({"a": Prompt("x", fields={})}).digest

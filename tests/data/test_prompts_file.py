@@ -141,12 +141,23 @@ def test_diff_reads_like_a_diff() -> None:
     """What changed stands there as a unified diff, stages that come and go included; nothing changed is nothing."""
     before = Prompts({"a": Prompt("One.\nTwo.\nThree."), "b": Prompt("Same.")}, graph="G")
     after = Prompts({"b": Prompt("Same."), "a": Prompt("One.\n2.\nThree."), "c": Prompt("New.")}, graph="H")
-    lines = before.diff(after).splitlines()
+    lines = after.diff(before).splitlines()
     assert lines[:2] == ["--- before", "+++ after"]
     assert [line for line in lines[2:] if line[0] in "+-"] == [
         "-      Two.", "+      2.", "+  c:", "+    instructions: |-", "+      New."
     ]  # fmt: skip
     assert before.diff(before) == ""
+    assert "Same." not in after.diff(before)
+
+
+def test_a_diff_has_only_what_differs() -> None:
+    """The texts of other stages, tools and demos are left out; the key of each changed text is there."""
+    demos = (Demo("in", "out"),)
+    before = Prompts({"a": Prompt("One.", demos, {"look": "Look.", "find": "Find."}), "b": Prompt("Two.", demos)})
+    after = before.replace({"a": Prompt("One.", demos, {"look": "See.", "find": "Find."})})
+    expected = ["--- before", "+++ after", "   a:", "     tools:", "       look: |-", "-        Look.", "+        See."]
+    assert [line for line in after.diff(before).splitlines() if line[:2] != "@@"] == expected
+    assert Prompts({"a": Prompt(demos=(Demo("in", 1),))}).diff(Prompts({"a": Prompt(demos=(Demo("in", True),))}))
 
 
 def refused(path: Path, content: str | bytes) -> str:
@@ -172,7 +183,7 @@ HEAD = "format: 1\nprompts:\n"
         (HEAD + "  a: {demos: [{input: {!!merge x: {a: 1}}, output: x}]}\n", "tags are not allowed (line 3"),
         (HEAD + "  a: {demos: [{input: " + "[" * 290 + "]" * 290 + ", output: x}]}\n", "`a`: "),
         (HEAD + "  a: " + "{a: " * 2000, "recursion"),
-        (HEAD + '  a: {instructions: "\\ud800"}\n', "`a`: "),
+        (HEAD + '  a: {instructions: "\\ud800"}\n', "(line 3"),
         (HEAD + "  ? [a, b]\n  : {}\n", "a key must be a plain word (line 3"),
         (HEAD + "  1: {}\n", "prompts.1"),
         (HEAD + "  a: hello\n", "`a`: Input should be a mapping"),
@@ -202,6 +213,43 @@ def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
     """A billion laughs are refused at the first alias."""
     lines = ["a0: &a0 [ha, ha]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     assert "aliases are not allowed (line 2" in refused(tmp_path / "p.yaml", "\n".join(lines))
+
+
+@pytest.mark.parametrize("line", ["      - {input: a, output: b}\n", "      - []\n", "      - 1\n"])
+def test_a_dense_file_is_refused_without_being_built(tmp_path: Path, line: str) -> None:
+    """A file below the bound in bytes that has hundreds of thousands of values is none that people review."""
+    content = HEAD + "  a:\n    demos:\n" + line * (4_900_000 // len(line))
+    assert "too many values (line" in refused(tmp_path / "p.yaml", content)
+
+
+def test_a_large_file_of_texts_is_read(tmp_path: Path) -> None:
+    """Thousands of demos and long texts are no reason to refuse a file."""
+    demos = "      - {input: " + "word " * 20 + ", output: b}\n"
+    content = HEAD + "".join(f"  a{number}:\n    demos:\n{demos * 40}" for number in range(700))
+    (tmp_path / "p.yaml").write_text(content)
+    assert [len(prompt.demos) for prompt in Prompts.load(tmp_path / "p.yaml").values()] == [40] * 700
+
+
+@pytest.mark.parametrize("head", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_of_any_editor_is_read(tmp_path: Path, head: str, end: str) -> None:
+    """With the mark and the line ends of other systems."""
+    text = head + Prompts({"a": Prompt("One.\nTwo.")}).to_yaml().replace("\n", end)
+    (tmp_path / "p.yaml").write_bytes(text.encode())
+    assert Prompts.load(tmp_path / "p.yaml")["a"].instructions == "One.\nTwo."
+
+
+def test_what_is_no_file_does_not_keep_the_reader(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, a device without an end and a folder are refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path, reason in (
+        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "zero", "not a regular file"),
+        (tmp_path, ""),
+    ):
+        with pytest.raises(PromptError, match=f"cannot be read: .*{reason}"):
+            Prompts.load(path)
 
 
 @given(st.binary(max_size=200) | texts.map(lambda text: (HEAD + text).encode()))

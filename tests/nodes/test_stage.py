@@ -25,6 +25,7 @@ from stagegraph import (
     Stage,
     StageError,
     current_call,
+    fan_out,
     gather,
 )
 from stagegraph.data.events import CallRetried
@@ -46,6 +47,15 @@ class Build(Graph[Section, Code]):
 
     async def flow(self, section: Section) -> Code:
         return await self.code(section)
+
+
+class Texts(Graph[list[str], list[str]]):
+    """One stage over many texts."""
+
+    write = Stage(str, Agent(output_type=str), retries=1)
+
+    async def flow(self, texts: list[str]) -> list[str]:
+        return await fan_out(self.write, texts)
 
 
 def rate_limited(seconds: int = 0) -> ModelHTTPError:
@@ -229,7 +239,7 @@ async def test_a_provider_that_asks_to_wait_is_asked_again_after_that_time():
 
 
 def test_without_a_hint_the_wait_grows():
-    """A provider that says nothing is asked again later and later, up to half a minute apart."""
+    """A provider that says nothing is asked again later and later, up to half a minute apart, each by chance."""
 
     async def main() -> None:
         live = Runner(model=fails(*[ModelConnectionError("m", "no route")] * 8)).start(text_stage(retries=8), "x")
@@ -239,7 +249,9 @@ def test_without_a_hint_the_wait_grows():
                 waits.append(event.wait)
                 await anyio.wait_all_tasks_blocked()
                 JumpingLoop.jump(event.wait)
-        assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
+        usual = [0.5, 1, 2, 4, 8, 16, 30, 30]
+        assert [0.75 * one <= wait <= 1.25 * one for one, wait in zip(usual, waits, strict=True)] == [True] * 8
+        assert waits != usual
         assert (await live.result()).output == "done"
 
     JumpingLoop.run(main)
@@ -253,9 +265,64 @@ async def test_cancelling_ends_the_wait_before_the_next_attempt():
     with anyio.fail_after(30):
         async for event in live.events():
             if isinstance(event, CallRetried):
-                assert event.wait == 3600
+                assert event.wait >= 30
                 await live.cancel()
     assert live.run.call("write").status == "cancelled"
+
+
+FAR = "Fri, 31 Dec 9999 23:59:59 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "timeout", "least", "most"),
+    [
+        ({"retry-after": "20"}, None, 20, 25),
+        ({"retry-after": "86400"}, None, 60, 75),
+        ({"retry-after": FAR}, None, 60, 75),
+        ({"retry-after-ms": "86400000"}, None, 60, 75),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, None, 0, 0),
+        *(({"retry-after": odd}, None, 0.375, 0.625) for odd in ("-5", "soon", "", "nan", "1e9999", "9" * 5000)),
+        ({"retry-after": "86400"}, 2, 1.5, 2),
+        ({"retry-after": FAR}, 2, 1.5, 2),
+        ({}, 0.4, 0.3, 0.4),
+    ],
+)
+def test_a_wait_is_bounded_whatever_the_provider_asks_for(
+    headers: dict[str, str], timeout: float | None, least: float, most: float
+):
+    """A provider is obeyed up to a minute and a jitter, and `Stage(timeout=)` is longer than any wait."""
+
+    async def main() -> None:
+        live = Runner(model=fails(ModelHTTPError(429, "m", headers=headers))).start(
+            text_stage(retries=1, timeout=timeout), "x"
+        )
+        async for event in live.events():
+            if isinstance(event, CallRetried):
+                assert least <= event.wait <= most
+                await anyio.wait_all_tasks_blocked()
+                JumpingLoop.jump(event.wait)
+        assert (await live.result()).output == "done"
+
+    JumpingLoop.run(main)
+
+
+def test_calls_that_failed_together_do_not_come_back_together():
+    """A hundred calls refused at once are spread over the time until they ask again."""
+
+    async def main() -> None:
+        live = Runner(model=fails(*[ModelHTTPError(429, "m", headers={"retry-after": "20"})] * 100)).start(
+            Texts(), [str(number) for number in range(100)]
+        )
+        waits: set[float] = set()
+        async for event in live.events():
+            if isinstance(event, CallRetried):
+                waits.add(event.wait)
+                if len(waits) == 64:  # the width of the fan-out
+                    break
+        assert max(waits) - min(waits) > 1
+        await live.cancel()
+
+    JumpingLoop.run(main)
 
 
 async def test_output_that_never_validates_counts_as_a_failed_attempt():

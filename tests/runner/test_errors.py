@@ -10,9 +10,10 @@ from collections.abc import Callable
 import anyio
 import pytest
 from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
 
 import stagegraph
-from scripted import Turnstile, others
+from scripted import Turnstile, fails, others
 from stagegraph import (
     Graph,
     InputError,
@@ -23,6 +24,7 @@ from stagegraph import (
     Stage,
     StageError,
     StagegraphError,
+    Step,
     fan_out,
     gather,
     settle,
@@ -299,3 +301,87 @@ def test_a_copied_error_keeps_its_record(duplicate: Callable[[RunError], RunErro
     assert (type(again), str(again), again.run) == (RunError, str(caught.value), caught.value.run)
     assert again.__cause__ is caught.value.__cause__
     assert again.__notes__ == ["seen"]
+
+
+def refusing(*errors: BaseException) -> Step[str, str]:
+    @step
+    async def ship(text: str) -> str:
+        if all(isinstance(error, Exception) for error in errors):
+            raise ExceptionGroup("several", [ExceptionGroup("inner", [error]) for error in errors])
+        raise BaseExceptionGroup("several", errors)
+
+    return ship
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ([ValueError("a"), KeyError("b")], "at `ship`: ValueError: a; KeyError: 'b'"),
+        ([ValueError("a")], "at `ship`: ValueError: a"),
+        (
+            [ValueError(str(number)) for number in range(9)],
+            "at `ship`: ValueError: 0; ValueError: 1; ValueError: 2; and 6",
+        ),
+        ([asyncio.CancelledError(), ValueError("a")], "step `ship` failed: it awaited something that was cancelled"),
+    ],
+)
+async def test_a_group_out_of_a_step_names_the_step(errors: list[BaseException], told: str):
+    """Whatever is in it; a cancellation in it that is none of the run's is a failure as well."""
+
+    class Ships(Graph[str, str]):
+        ship = refusing(*errors)
+
+        async def flow(self, text: str) -> str:
+            return await self.ship(text)
+
+    with pytest.raises(RunError) as caught:
+        await Runner().run(Ships(), "x")
+    assert told in str(caught.value)
+    assert [call.key for call in caught.value.failures] == ["ship"]
+
+
+async def test_each_error_of_a_group_is_told_with_its_place():
+    """A flow that raises what several calls raised, and something of its own."""
+
+    class Both(Graph[int, int]):
+        check = check
+
+        async def flow(self, number: int) -> int:
+            outcomes = await settle(self.check, [-1, -2])
+            raise ExceptionGroup("both", [LookupError("own"), *[outcome.error for outcome in outcomes]])
+
+    with pytest.raises(RunError) as caught:
+        await Runner().run(Both(), 1)
+    told = "LookupError: own; at `check[0]`: ValueError: -1 is negative; at `check[1]`: ValueError: -2 is negative"
+    assert str(caught.value) == f"Both failed: {told}"
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "line\n" * 100_000, "word " * 50_000])
+@pytest.mark.parametrize("kind", ["step", "stage", "tool", "input", "many"])
+async def test_an_error_fits_a_screen(text: str, kind: str):
+    """However long the error of a step, a model, a tool or a value is, its text has its place, its type and its end."""
+
+    @step
+    async def post(given: str) -> str:
+        raise (KeyError(text) if kind == "step" else ExceptionGroup("g", [ValueError(text)] * 500))
+
+    agent = Agent(fails(ValueError(text)) if kind == "stage" else TestModel(), output_type=str, name="ask")
+    agent.tool_plain(lambda: [][text], name="look")
+
+    class Long(Graph[str, int if kind == "input" else str]):
+        ship = post
+        ask = Stage(str, agent)
+
+        async def flow(self, given: str) -> object:
+            return given if kind == "input" else await (self.ask if kind in {"stage", "tool"} else self.ship)(given)
+
+    with pytest.raises(RunError) as caught:
+        await Runner().run(Long(), text if kind == "input" else "x")
+    for shown in (
+        str(caught.value),
+        repr(caught.value),
+        str(caught.value.__cause__) if kind in {"stage", "tool"} else "",
+    ):
+        assert len(shown) <= 1_600
+        assert shown.count("\n") <= 20
+    assert str(caught.value).startswith("Long failed")

@@ -60,6 +60,25 @@ async def test_a_runner_runs_graphs_stages_and_steps():
     assert [run.root.key for run in runs] == ["", "write", "double"]
 
 
+async def test_a_model_of_the_runner_for_a_stage_that_no_graph_has_is_refused():
+    """When the run begins, with the name that was meant; other graphs that the runner knows may have the stage."""
+
+    class Read(Graph[str, str]):
+        read = Stage(str, Agent(output_type=str))
+
+        async def flow(self, text: str) -> str:
+            return await self.read(text)
+
+    runner = Runner(fails(AssertionError("it was asked")), models={"read": says("seen"), "wirte": says("other")})
+    with pytest.raises(DeclarationError, match=r"there is no stage `wirte` \(did you mean `write`\?\)"):
+        await runner.run(Write(), "a")
+    runner = Runner(echo(), models={"read": says("seen"), "write": says("said")})
+    with pytest.raises(DeclarationError, match=r"no stage `read`.*runner\.add\(graph\)"):
+        await runner.run(Write(), "a")
+    runner.add(Read())
+    assert [(await runner.run(graph, "a")).output for graph in (Write(), Read())] == [["said"], "seen"]
+
+
 async def test_what_cannot_be_run_is_refused():
     """With the line to write, or the name that was meant, before anything runs."""
     for go in (Runner().run, Runner().start):

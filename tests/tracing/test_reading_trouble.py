@@ -124,3 +124,14 @@ async def test_one_odd_row_does_not_spoil_a_page(desk: Desk) -> None:
     again = await desk.langfuse.run(run.id, Many())
     assert (again.output, again.status) == (run.output, "succeeded")
     assert dict(desk.langfuse.skipped) == {"an observation cannot be read": 1}
+
+
+@pytest.mark.parametrize("prices", [["abc"], ["NaN"], ["Infinity", "-Infinity"], [{}], [[]], ["sNaN"], ["9" * 400]])
+async def test_a_price_that_is_no_number_is_unknown(desk: Desk, prices: list[object]) -> None:
+    """The run is read with everything else."""
+    run = await desk.run(Many(), ITEMS[:3], **LABELS)
+    desk.server.spoil = lambda rows: [
+        {**row, "totalCost": prices[index % len(prices)]} for index, row in enumerate(rows)
+    ]
+    again = await desk.langfuse.run(run.id, Many())
+    assert (again.output, again.cost) == (run.output, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai import DeferredToolRequests, DeferredToolResults, RunContext, capture_run_messages
@@ -25,7 +26,16 @@ from stagegraph.schema.errors import JournalError
 
 from .call import Deadline, Injection, LimitReached
 from .durable import Deferral
-from .failures import bad_deps, bad_render, is_retryable, stage_error, unanswered, wait_before
+from .failures import (
+    bad_deps,
+    bad_render,
+    bad_renderer,
+    is_retryable,
+    source_of,
+    stage_error,
+    unanswered,
+    wait_before,
+)
 
 if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
@@ -51,6 +61,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
     while True:
         usage = RunUsage()
         deadline = Deadline(stage.timeout)
+        injection = Injection(stage, call, deadline, durable)
         call.attempt_began(usage)
         if durable is not None:
             durable.attempt_began()
@@ -65,7 +76,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                         deps=deps,
                         model_settings=stage.model_settings,
                         usage=usage,
-                        capabilities=[*call.observing, Injection(stage, call, deadline, durable)],
+                        capabilities=[*call.observing, injection],
                         event_stream_handler=_listener(call) if call.streams else None,
                         infer_name=False,
                     )
@@ -75,8 +86,9 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                 if durable is not None and _starts_afresh(durable, error):
                     continue
                 if use.attempts > stage.retries or not is_retryable(error):
-                    raise stage_error(error, call, messages) from error
-                wait = wait_before(error, use.attempts)
+                    part = partial(source_of, raised=injection.raised, stage=stage, deps=deps)
+                    raise stage_error(error, call, messages, part) from error
+                wait = wait_before(error, use.attempts, stage.timeout)
                 call.emit(CallRetried, attempt=use.attempts, error=str(error), wait=wait)
             else:
                 if not isinstance(result.output, DeferredToolRequests):
@@ -134,7 +146,7 @@ def _content(stage: Stage[Any, Any], call: AgentCall) -> str | list[UserContent]
     try:
         content = stage.render(call.input)
     except Exception as error:
-        raise stage_error(error, call, []) from error
+        raise bad_renderer(error, call) from error
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]

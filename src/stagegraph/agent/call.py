@@ -11,12 +11,15 @@ import json
 import math
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.exceptions import UnexpectedModelBehavior
 from pydantic_ai.messages import (
+    BaseToolCallPart,
+    FilePart,
     InstructionPart,
     ModelMessage,
     ModelRequest,
@@ -47,6 +50,17 @@ if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
 
     from .durable import DurableOperations
+
+
+LONGEST_ANSWER = 5_000_000
+"""Characters of text that one answer of a model may have: a longer one would hold up every run of the process."""
+LARGEST_FILES = 50_000_000
+"""Bytes that the files in one answer may have."""
+MODEL = "the model"
+
+
+class AnswerTooLongError(UnexpectedModelBehavior):
+    """A model answered with more than is taken from one."""
 
 
 class AttemptTimeoutError(TimeoutError):
@@ -162,6 +176,16 @@ class Injection(AbstractCapability[Any]):
     call: AgentCall
     deadline: Deadline
     durable: DurableOperations | None
+    raised: list[tuple[BaseException, str]] = field(default_factory=list[tuple[BaseException, str]])
+    """What was raised by the model and the tools, each with the words for its source."""
+
+    @contextmanager
+    def _watching(self, source: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.raised.append((error, source))
+            raise
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
@@ -215,10 +239,16 @@ class Injection(AbstractCapability[Any]):
     ) -> ModelResponse:
         made = False
 
+        async def send() -> ModelResponse:
+            with self._watching(MODEL):
+                return await handler(request_context)
+
         async def ask() -> ModelResponse:
             nonlocal made
             made = True
-            return await self.call.request(lambda: handler(request_context), self.deadline.paused)
+            response = await self.call.request(send, self.deadline.paused)
+            _check_length(response)
+            return response
 
         if self.durable is None:
             response = await ask()
@@ -243,7 +273,8 @@ class Injection(AbstractCapability[Any]):
             nonlocal made
             made = True
             self.call.emit(ToolCalled, tool=call.tool_name)
-            with branched(label):  # graphs that the tool runs have its call in their key
+            # Graphs that the tool runs have its call in their key.
+            with branched(label), self._watching(f"a tool, `{call.tool_name}`,"):
                 return await handler(args)
 
         if self.durable is None:
@@ -261,6 +292,25 @@ class Injection(AbstractCapability[Any]):
             (stage.render(stage.__node__.input_type.load(demo.input)), stage.__node__.output_type.load(demo.output))
             for demo in demos
         ]
+
+
+def _check_length(response: ModelResponse) -> None:
+    """Refuse an answer that is too long, before it is validated, recorded and traced.
+
+    Raises:
+        AnswerTooLongError: it is.
+    """
+    texts, files = 0, 0
+    for part in response.parts:
+        if isinstance(part, FilePart):
+            files += len(part.content.data)
+        else:
+            content = part.args if isinstance(part, BaseToolCallPart) else getattr(part, "content", None)
+            texts += len(content if isinstance(content, str) else repr(content))
+    for size, most, unit in ((texts, LONGEST_ANSWER, "characters"), (files, LARGEST_FILES, "bytes of files")):
+        if size > most:
+            msg = f"the model answered with {size:,} {unit}, and no more than {most:,} are taken"
+            raise AnswerTooLongError(msg)
 
 
 def _turns(

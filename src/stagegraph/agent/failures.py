@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -24,18 +25,34 @@ from pydantic_ai.exceptions import (
 )
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 
-from stagegraph.schema.errors import StageError, leaves, problems_of
+from stagegraph.schema.errors import StageError, StagegraphError, leaves, problems_of
+from stagegraph.schema.types import type_name
 
-from .call import AttemptTimeoutError
+from .call import MODEL, AnswerTooLongError, AttemptTimeoutError
 
 if TYPE_CHECKING:
+    from stagegraph.nodes.stage import Stage
     from stagegraph.record.run import Run
 
     from .call import AgentCall
 
+LONGEST_WAIT = 60.0
+"""Seconds: a provider that asks for a longer wait is asked again after this time."""
 _BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _MAX_TEXT = 600
 _MAX_VALUE = 80
+_RANDOM = SystemRandom()  # of the system: the same in no two workers, and a seed of the user's program stays its own
+_NETWORK = frozenset(
+    {
+        "OSError",
+        *(f"{client}.{name}" for client in ("httpx", "httpx2") for name in ("TransportError", "HTTPStatusError")),
+        *(f"aiohttp.Client{name}Error" for name in ("Connection", "Payload", "Response")),
+        *(f"{sdk}.API{name}Error" for sdk in ("openai", "anthropic") for name in ("Connection", "Status")),
+    }
+)
+"""Errors of the network by name, also as a tool meets them; their libraries need not be installed."""
+_LOCAL = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_MISTAKES = {"UnsupportedProtocol", "LocalProtocolError"}
 
 
 # -- what an error means
@@ -48,9 +65,38 @@ def provider_error_in(error: BaseException) -> Exception | None:
             return cause
         if isinstance(cause, ModelAPIError) and not _is_about_the_prompt(cause):
             return cause
-        if isinstance(cause, OSError) and not isinstance(cause, (TimeoutError, FileNotFoundError, PermissionError)):
+        if isinstance(cause, Exception) and _is_network_trouble(cause):
             return cause
     return None
+
+
+def _is_network_trouble(error: Exception) -> bool:
+    """Whether a connection failed, or a server answered that it may succeed later."""
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}".removeprefix("builtins.") for kind in _kinds(error)}
+    if not names & _NETWORK or isinstance(error, _LOCAL) or type(error).__name__ in _MISTAKES:
+        return False
+    if isinstance(error, TimeoutError) and error.errno is None and names & _NETWORK == {"OSError"}:
+        return False  # a limit of the program's own, as of `asyncio.timeout`
+    status = _status_of(error)
+    return status is None or _may_pass(status)
+
+
+def _kinds(error: Exception) -> tuple[type, ...]:
+    return type(error).__mro__
+
+
+def _status_of(error: Exception) -> int | None:
+    """The HTTP status that an error of a client has, or its response."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status", "code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return status
+    return None
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in {408, 409, 425, 429}  # noqa: PLR2004
 
 
 def is_lasting(error: Exception) -> bool:
@@ -58,7 +104,7 @@ def is_lasting(error: Exception) -> bool:
     if isinstance(error, (UserError, ModelRequestRejectedError, ModelQuotaExceededError)):
         return True
     status = error.status_code if isinstance(error, ModelHTTPError) else None
-    return status is not None and status < 500 and status not in {408, 409, 425, 429}  # noqa: PLR2004
+    return status is not None and not _may_pass(status)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -70,23 +116,48 @@ def is_transient(error: BaseException) -> bool:
 def is_retryable(error: Exception) -> bool:
     """Whether another attempt of the agent may succeed; of a group (each model of a `FallbackModel`), one suffices."""
     return any(
-        isinstance(one, (AgentRunError, TimeoutError, OSError))
-        and not isinstance(one, UsageLimitExceeded)
-        and not is_lasting(one)
+        is_transient(one)
+        or (
+            isinstance(one, (AgentRunError, TimeoutError, OSError))
+            and not isinstance(one, UsageLimitExceeded)
+            and not is_lasting(one)
+        )
         for one in leaves(error)
     )
 
 
-def wait_before(error: Exception, attempt: int) -> float:
-    """Seconds to wait after failed attempt number *attempt*: what the provider asked for, else longer each time."""
+def wait_before(error: Exception, attempt: int, longest: float | None) -> float:
+    """Seconds to wait after failed attempt number *attempt*: what the provider asked for, else longer each time.
+
+    At most *longest* (`Stage(timeout=)`). Chance makes each wait longer or shorter by up to a quarter, so that
+    calls which failed together do not come back together; none is shorter than what the provider asked for.
+    """
     usual = _BACKOFF[min(attempt, len(_BACKOFF)) - 1]
-    asked = [one.retry_after if isinstance(one, ModelAPIError) else None for one in leaves(error)]
-    return min(usual if seconds is None else seconds for seconds in asked)
+    asked = [_asked(one) for one in leaves(error)]
+    low, high = min((usual * 0.75, usual * 1.25) if wait is None else (wait, wait * 1.25) for wait in asked)
+    if longest is not None and high > longest:
+        low, high = min(low, longest * 0.75), longest
+    return _RANDOM.uniform(low, high)
 
 
 def retry_after(error: Exception) -> float:
-    """Seconds that the provider asked for; 0 when it did not ask."""
-    return (error.retry_after or 0.0) if isinstance(error, ModelAPIError) else 0.0
+    """Seconds that the provider asked for, and at most `LONGEST_WAIT`; 0 when it did not ask."""
+    return _asked(error) or 0.0
+
+
+def _asked(error: BaseException) -> float | None:
+    """The wait that a server asked for, if that is a number of seconds or a date."""
+    if not isinstance(error, Exception):
+        return None
+    if not isinstance(error, ModelAPIError):
+        cause = provider_error_in(error)
+        headers = getattr(getattr(cause, "response", cause), "headers", None)
+        try:
+            error = ModelHTTPError(0, "", headers=dict(headers or {}))  # it reads both forms of the header
+        except (AttributeError, TypeError, ValueError):
+            return None  # of another library, in another form
+    seconds = error.retry_after
+    return min(seconds, LONGEST_WAIT) if seconds is not None and seconds >= 0 else None
 
 
 def has_transient_failures(run: Run[Any, Any]) -> bool:
@@ -154,21 +225,69 @@ def bad_deps(error: Exception, call: AgentCall, deps: object) -> StageError:
     return _error(call, f": its `deps=` selector failed ({type(error).__name__}: {_one_line(str(error))}); {given}")
 
 
-def stage_error(error: Exception, call: AgentCall, messages: list[ModelMessage]) -> StageError:
-    """The error of a stage whose agent failed; *messages* are those of the last attempt."""
-    what, remedy = _explained(error, messages)
+def bad_renderer(error: Exception, call: AgentCall) -> StageError:
+    what, remedy = _explained(error, [], lambda _: "the renderer of the stage (`render=`) raised this")
+    return _error(call, f" failed: {what}; {remedy}")
+
+
+def stage_error(
+    error: Exception, call: AgentCall, messages: list[ModelMessage], source_of: Callable[[Exception], str]
+) -> StageError:
+    """The error of a stage whose agent failed.
+
+    Args:
+        error: What the agent raised.
+        call: The call of the stage.
+        messages: Those of the last attempt.
+        source_of: Says which part of the agent raised an error.
+    """
+    what, remedy = _explained(error, messages, source_of)
     attempts = call.use.attempts
     tried = f" after {attempts} attempts" if attempts > 1 else ""
-    return _error(call, f" failed{tried}: {what}; {remedy}")
+    return _error(call, f" failed{tried}: {what}" + (f"; {remedy}" if remedy else ""))
+
+
+def source_of(error: Exception, raised: list[tuple[BaseException, str]], stage: Stage[Any, Any], deps: object) -> str:
+    """Which part of an agent raised *error*, by what was *raised* in its model and its tools.
+
+    Says as well that the deps may be the reason: an agent's tools are the likeliest to need what it was not given.
+    """
+    causes = {id(cause) for cause in _causes(error)}
+    found = next((part for one, part in raised if any(id(cause) in causes for cause in _causes(one))), None)
+    if found == MODEL:
+        return f"{MODEL} raised this: check the model, its settings and its provider"
+    part = found or "a validator, a function of instructions or a capability of the agent"
+    wanted, mistyped = stage.agent.deps_type, isinstance(error, (AttributeError, TypeError, KeyError))
+    declared = f"the agent declares `deps_type={type_name(wanted)}` and "
+    if _is_no(wanted, deps):
+        given = "was given no deps" if deps is None else f"was given {type(deps).__name__}"
+        return f"{part} raised this; {declared}{given}: pass `deps=` where you run the graph, or pick with Stage(deps=)"
+    if deps is None and mistyped and "NoneType" in str(error):
+        return f"{part} raised this; if it is about `ctx.deps`, pass `deps=` where you run the graph: it had none"
+    return f"{part} raised this"
+
+
+def _is_no(wanted: object, deps: object) -> bool:
+    """Whether deps are not of the type that an agent declares, as far as that can be told."""
+    try:
+        return isinstance(wanted, type) and wanted is not type(None) and not isinstance(deps, wanted)
+    except TypeError:  # a protocol that cannot be asked
+        return False
 
 
 def _error(call: AgentCall, text: str) -> StageError:
     return StageError(f"stage `{call.key}`{text}", key=call.key, path=call.path)
 
 
-def _explained(error: Exception, messages: list[ModelMessage]) -> tuple[str, str]:
+def _explained(
+    error: Exception, messages: list[ModelMessage], source_of: Callable[[Exception], str]
+) -> tuple[str, str]:
     """What happened, and what the user can do about it."""
     text, name, members = str(error), type(error).__name__, leaves(error)
+    if isinstance(error, StagegraphError):
+        return text, ""
+    if isinstance(error, AnswerTooLongError):
+        return text, "ask for less, or set `max_tokens` in the model settings"
     if isinstance(error, UnexpectedModelBehavior):
         raw = _last_answer(messages)
         cause = error.__cause__
@@ -179,14 +298,14 @@ def _explained(error: Exception, messages: list[ModelMessage]) -> tuple[str, str
     if isinstance(error, ModelAPIError):
         return _one_line(text), _provider_remedy(error)
     if isinstance(error, ExceptionGroup):
-        inner = [_explained(one, messages) for one in members if isinstance(one, Exception)]
+        inner = [_explained(one, messages, source_of) for one in members if isinstance(one, Exception)]
         return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
     if isinstance(error, UserError) and text.startswith("`model` must"):
         return "no model is set", "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)` or Stage(model=)"
     for kind, remedy in _REMEDIES:
         if isinstance(error, kind):
             return text, remedy
-    return f"{name}: {_one_line(text)}", "a tool, a validator or the renderer of the stage raised this"
+    return f"{name}: {_one_line(text)}" if text else name, source_of(error)
 
 
 _REMEDIES: tuple[tuple[type[Exception], str], ...] = (

@@ -58,7 +58,7 @@ def graph_agent(
 
     own = graph.__node__.name
     if asks and (runner is None or runner.journal is None):
-        msg = f"{own}.as_agent(asks=True) needs recorded runs: runner=Runner(journal=SqliteJournal('runs.db'))"
+        msg = f"{own}.as_agent(asks=True) needs recorded runs: runner=Runner(journal=SqliteJournal())"
         raise DeclarationError(msg)
     output = TextOutput(unchanged)
     return Agent(

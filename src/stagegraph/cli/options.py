@@ -99,8 +99,8 @@ def open_journal(path: str, *, create: bool = False) -> SqliteJournal:
     return SqliteJournal(file, read_only=not may_write)
 
 
-async def find_run(journal: Journal, name: str) -> RunRow:
-    """A run by its id, the beginning of its id, or `last`.
+async def find_run(journal: Journal, name: str, *, graph: str | None = None) -> RunRow:
+    """A run by its id, the beginning of its id, or `last` (of a graph).
 
     Raises:
         JournalError: there is no such run, or several runs begin with *name*.
@@ -108,7 +108,7 @@ async def find_run(journal: Journal, name: str) -> RunRow:
     from stagegraph.journal import RunFilter
 
     if name == "last":
-        found = await journal.runs(RunFilter(limit=1))
+        found = await journal.runs(RunFilter(graph=graph, limit=1))
     elif exact := await journal.run(name):
         return exact
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError, needs_extra
 
 from . import options as opt
 from .load import load_function, load_graph, made_deps
@@ -34,14 +34,11 @@ def serve(
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep runs in the journal.")] = True,
 ) -> None:
     """Serve a graph over HTTP, with a page on which to run it; what a crash interrupted is finished first."""
-    try:
+    with needs_extra("service", "serving", "uvicorn", "fastapi", "starlette"):
         import uvicorn
         from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         from stagegraph.service import app
-    except ModuleNotFoundError as error:
-        msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
-        raise DeclarationError(msg) from error
 
     node, make_deps = load_graph(graph), load_function(deps)
     store = opt.open_journal(journal, create=True) if record else None
@@ -55,10 +52,10 @@ def serve(
             made.append(opened)
             yield
 
-    def given(_run: object = None) -> object:
+    def given(_: object = None) -> object:
         return made[0]
 
-    hooks: dict[str, Any] = {"deps": lambda: given(), "resume_deps": given} if deps is not None else {}
+    hooks: dict[str, Any] = {"deps": given, "resume_deps": given} if deps is not None else {}
     served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])

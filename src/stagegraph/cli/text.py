@@ -70,7 +70,10 @@ def duration(seconds: float) -> str:
 
 
 def dollars(cost: Any) -> str:
-    return "unknown" if cost is None else f"${float(cost):.4f}"
+    try:
+        return "unknown" if cost is None else f"${float(cost):.4f}"
+    except ValueError:  # as a journal has it that something else wrote
+        return "unknown"
 
 
 def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:

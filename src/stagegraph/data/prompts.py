@@ -140,15 +140,14 @@ class Prompts(Mapping[str, Prompt]):
         return Prompts(changed, graph=self.graph, origins=kept)
 
     def diff(self, other: Prompts) -> str:
-        """The changes from these to *other* as a unified diff; empty when the content is equal."""
-        return "".join(difflib.unified_diff(self._lines(), other._lines(), "before", "after"))
+        """The changes from *other* to these as a unified diff of the texts that differ; empty without a difference."""
+        before, after = other._lines(self), self._lines(other)
+        return "".join(difflib.unified_diff(before, after, "before", "after"))
 
-    def _lines(self) -> list[str]:
-        """The file's lines, in an order that does not depend on that of the prompts."""
-        data = dict(sorted(self._data().items()))
-        for parts in data.values():
-            parts |= {name: dict(sorted(texts.items())) for name, texts in parts.items() if is_dict(texts)}
-        return _files().dump(None, data).splitlines(keepends=True)
+    def _lines(self, other: Prompts) -> list[str]:
+        """The file's lines for what *other* does not have alike, in an order that is not that of the prompts."""
+        texts = _differing(self._data(), other._data())
+        return _files().dump(None, texts).splitlines(keepends=True)[3:]  # without the head of the file
 
     def check(self, graph: PromptedGraph) -> None:
         """Check that these prompts and *graph* have the same stages, and that every demo, tool and field fits.
@@ -243,6 +242,20 @@ class PromptSource(Protocol):
             labels: The labels of the run that begins; `None` outside a run.
         """
         ...
+
+
+def _differing(mine: Mapping[str, JsonValue], other: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The entries that *other* does not have alike: of a mapping (a stage, its tools, its fields) only those in it."""
+    found: dict[str, JsonValue] = {}
+    for name in sorted(mine, key=lambda name: (_PARTS.get(name, 0), name)):
+        value, before = mine[name], other.get(name)
+        if json.dumps(value, sort_keys=True) != json.dumps(before, sort_keys=True):
+            found[name] = _differing(value, before) if is_dict(value) and is_dict(before) else value
+    return found
+
+
+_PARTS = {"instructions": 1, "demos": 2, "tools": 3, "fields": 4}
+"""The parts of a prompt in the order of the file."""
 
 
 def _prompt(path: str, prompt: object) -> Prompt:

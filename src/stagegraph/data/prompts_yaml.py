@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from stagegraph.schema.errors import PromptError, problems_of
+from stagegraph.schema.types import is_dict, is_list
+
+from .files import read_regular
 
 FORMAT = 1
 MAX_BYTES = 5_000_000
@@ -27,25 +31,91 @@ MAX_BYTES = 5_000_000
 _HEADER = "# Prompts of a stagegraph graph: stage path -> instructions, demos, tools, fields.\n"
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only: no tags, no aliases (with them a small file can become huge data), no duplicate keys."""
+_MOST_VALUES = 200_000
+"""A prompts file with more values is refused."""
+_Events: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
+_FIRST = frozenset("-0123456789.nft~")
+"""The first characters of every plain word that is no text."""
+_SCALARS: tuple[tuple[str, str, Callable[[str], object]], ...] = (
+    ("null", r"null|~|", lambda _: None),
+    ("bool", r"true|false", lambda text: text == "true"),
+    ("int", r"-?(0|[1-9][0-9]*)", int),
+    (
+        "float",
+        r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan",
+        lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+    ),
+)
+"""Tag, pattern and value: YAML 1.2. In YAML 1.1, as PyYAML reads it, `no`, `12:30` and dates are not texts."""
+_PATTERNS = [(re.compile(f"(?:{pattern})\\Z"), read) for _, pattern, read in _SCALARS]
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        refused = "aliases" if isinstance(event, yaml.AliasEvent) else "tags" if event.tag is not None else None
-        if refused is not None:
-            raise ComposerError(None, None, f"{refused} are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            scalar = isinstance(key, yaml.ScalarNode)
-            if not scalar or key.value in seen:
-                problem = f"the key {key.value!r} occurs twice" if scalar else "a key must be a plain word"
-                raise ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+class _Reader:
+    """Plain data from the events of a parser: no tags, no aliases (with them a small file can become huge data), no
+    duplicate keys, and at most so many values.
+    """
+
+    def __init__(self, text: str, most: float) -> None:
+        self.lines: dict[int, list[int]] = {}
+        """The id of each list -> the line on which each item begins."""
+        self._left = most
+        self._parser = _Events(text)
+
+    def read(self) -> object:
+        """The only document, or `None`."""
+        documents: list[object] = []
+        try:
+            while not isinstance(event := self._parser.get_event(), yaml.StreamEndEvent):
+                if isinstance(event, yaml.DocumentStartEvent) and documents:
+                    raise ComposerError(None, None, "there is another document", event.start_mark)
+                if isinstance(event, yaml.NodeEvent):
+                    documents.append(self._value(event))
+        finally:
+            self._parser.dispose()
+        return next(iter(documents), None)
+
+    def _value(self, event: Any) -> object:
+        self._check(event)
+        if isinstance(event, yaml.ScalarEvent):
+            return _scalar(event.value) if event.implicit[0] else event.value
+        return self._items() if isinstance(event, yaml.SequenceStartEvent) else self._entries()
+
+    def _check(self, event: Any) -> None:
+        self._left -= 1
+        problem = ""
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            problem = f"{'aliases' if isinstance(event, yaml.AliasEvent) else 'tags'} are not allowed"
+        elif self._left < 0:
+            problem = "there are too many values"
+        if problem:
+            raise ComposerError(None, None, problem, event.start_mark)
+
+    def _items(self) -> list[object]:
+        found: list[object] = []
+        lines = self.lines[id(found)] = []
+        while not isinstance(event := self._parser.get_event(), yaml.SequenceEndEvent):
+            lines.append(event.start_mark.line + 1)
+            found.append(self._value(event))
+        return found
+
+    def _entries(self) -> dict[object, object]:
+        found: dict[object, object] = {}
+        seen: set[str] = set()
+        while not isinstance(event := self._parser.get_event(), yaml.MappingEndEvent):
+            scalar = isinstance(event, yaml.ScalarEvent)
+            if not scalar or event.value in seen:
+                problem = f"the key {event.value!r} occurs twice" if scalar else "a key must be a plain word"
+                raise ConstructorError(None, None, problem, event.start_mark)
+            seen.add(event.value)
+            key = self._value(event)
+            found[key] = self._value(self._parser.get_event())
+        return found
+
+
+def _scalar(text: str) -> object:
+    if text and text[0] not in _FIRST:
+        return text
+    return next((read(text) for pattern, read in _PATTERNS if pattern.match(text)), text)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -58,15 +128,9 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
-_Loader.yaml_implicit_resolvers = {}  # PyYAML's are those of YAML 1.1, where `no`, `12:30` and dates are not texts
-for _tag, _pattern, _first_characters in (
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("bool", r"true|false", ["t", "f"]),
-    ("int", r"-?(0|[1-9][0-9]*)", list("-0123456789")),
-    ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?|-?\.inf|\.nan", list("-.0123456789")),
-):
-    for _side in (_Loader, _Dumper):  # the dumper keeps those of 1.1 too: it quotes what another reader would misread
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first_characters)
+for _tag, _pattern, _ in _SCALARS:  # those of 1.1 stay, too: the dumper quotes what another reader would misread
+    _first = ["n", "~", ""] if _tag == "null" else ["t", "f"] if _tag == "bool" else list("-.0123456789")
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 
 
 _BLOCK = re.compile(r"[^\x00-\x09\x0b-\x1f\x7f-\xa0\u2028\u2029\ufeff\ud800-\udfff]*")
@@ -112,16 +176,13 @@ def _blocks(data: Mapping[str, Any]) -> dict[str, Any]:
     return blocks
 
 
-def parse_yaml(text: str) -> object:
-    """Plain data from an untrusted YAML text.
+def parse_yaml(text: str, most: float = math.inf) -> object:
+    """Plain data from an untrusted YAML text of at most so many values.
 
     Raises:
         ValueError: invalid YAML, or YAML with tags, aliases or duplicate keys.
     """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a stricter SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(_short(error)) from error
+    return _parsed(text, most)[0]
 
 
 def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
@@ -130,20 +191,20 @@ def parse_yaml_rows(text: str) -> list[tuple[int, object]]:
     Raises:
         ValueError: as for `parse_yaml`, or the text is not a list.
     """
-    loader = _Loader(text)
+    root, lines = _parsed(text, math.inf)
+    rows = root.get("cases") if is_dict(root) else root
+    if not is_list(rows):
+        msg = "it is neither a list nor a mapping with a list of `cases`"
+        raise ValueError(msg)
+    return list(zip(lines[id(rows)], rows, strict=True))
+
+
+def _parsed(text: str, most: float) -> tuple[object, dict[int, list[int]]]:
     try:
-        node: Any = loader.get_single_node()
-        if isinstance(node, yaml.MappingNode):
-            node = next((value for key, value in node.value if key.value == "cases"), node)
-        if not isinstance(node, yaml.SequenceNode):
-            line = 1 if node is None else node.start_mark.line + 1
-            msg = f"it is neither a list nor a mapping with a list of `cases` (line {line})"
-            raise ValueError(msg)  # noqa: TRY004 - every problem of a text is a ValueError here
-        return [(item.start_mark.line + 1, loader.construct_object(item, deep=True)) for item in node.value]
-    except (yaml.YAMLError, RecursionError) as error:
+        reader = _Reader(text, most)
+        return reader.read(), reader.lines
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(_short(error)) from error
-    finally:
-        loader.dispose()
 
 
 def _short(error: Exception) -> str:
@@ -168,8 +229,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
         PromptError: the file cannot be read; the message names it, and the line if there is one.
     """
     try:
-        with Path(path).open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
+        raw = read_regular(path, MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: an invalid path
         msg = f"{path}: the prompts file cannot be read: {_reason(error)}"
         raise PromptError(msg) from error
@@ -177,7 +237,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str | None, dict[str, object]]:
         msg = f"{path}: larger than {MAX_BYTES:,} bytes; this is not a prompts file"
         raise PromptError(msg)
     try:
-        file = _File.model_validate(parse_yaml(raw.decode()))
+        file = _File.model_validate(parse_yaml(raw.decode(), _MOST_VALUES))
     except ValidationError as error:
         msg = (
             f"{path}: this is not a prompts file, at {problems_of(error, whole='the file', most=1)}; it begins with "

@@ -1,6 +1,7 @@
 """Stored calls, for resuming, replaying and inspecting runs, and for the cache of tuning."""
 
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, Journal, OpRow, RunFilter, RunRow
+from stagegraph.schema.docs import document as _document
 
 from .memory import MemoryJournal
 from .sqlite import SqliteJournal
@@ -16,3 +17,5 @@ __all__ = [
     "RunRow",
     "SqliteJournal",
 ]
+
+_document([CallRow, CancelRow, FeedbackRow, OpRow, RunFilter, RunRow])

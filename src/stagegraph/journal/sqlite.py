@@ -33,6 +33,9 @@ _SECONDS_OF_A_TRANSACTION = 0.05
 """How long `prune` keeps others from writing each time, unless a single run takes longer."""
 
 
+DEFAULT_PATH = ".stagegraph/runs.db"
+
+
 class SqliteJournal:
     """A journal in one SQLite file, readable and writable by its owner only.
 
@@ -42,7 +45,8 @@ class SqliteJournal:
     name the process has. A new or empty file gets mode 0600; an existing journal keeps its mode.
 
     Args:
-        path: The file; it is made if it does not exist.
+        path: The file; it is made if it does not exist. The default is the one that the command line reads, too; its
+            folder is also made.
         redact: Takes every value (JSON data: inputs, outputs, messages, prompts, scores) and every error text before
             it is written, and returns what may be written. The original is lost: a replayed call returns what was
             written, a run whose input or prompts changed cannot be resumed, and a recorded answer that can no longer be
@@ -60,7 +64,7 @@ class SqliteJournal:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] = DEFAULT_PATH,
         *,
         redact: Redact | None = None,
         timeout: float = 60.0,
@@ -70,6 +74,8 @@ class SqliteJournal:
             msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
             raise DeclarationError(msg)
         self.path = Path(path)
+        if path == DEFAULT_PATH and not read_only:
+            self.path.parent.mkdir(exist_ok=True)
         self._redact = redact
         self._read_only = read_only
         self._file = JournalFile(self.path, timeout=timeout, read_only=read_only)

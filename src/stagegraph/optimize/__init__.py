@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stagegraph.schema.docs import document as _document
 from stagegraph.schema.errors import TuningError as _TuningError
 
 if TYPE_CHECKING:
@@ -99,10 +100,12 @@ def __getattr__(name: str) -> Any:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     try:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in {"dspy", "gepa"}:
             raise
         msg = f"{name} needs {package}, which is not installed: pip install 'stagegraph[optimize]'"
         raise _MissingPackageError(msg) from error
+    _document([value])
+    return value

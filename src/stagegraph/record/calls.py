@@ -151,7 +151,7 @@ class _Reader:
         children = tuple(self.call(child, inside) for child in inside.pop(row.key, ()))
         node = self._node(row)
         input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
-        usage, cost = USAGE.validate_json(row.usage), None if row.cost is None else Decimal(row.cost)
+        usage, cost = USAGE.validate_json(row.usage), self._cost(row)
         if children:
             own = [ModelUse(usage, unpriced=cost is None)] if row.kind == "stage" else []
             usage, cost = summed((*own, *children))
@@ -173,6 +173,15 @@ class _Reader:
             children=children,
             **same,
         )
+
+    def _cost(self, row: CallRow) -> Decimal | None:
+        try:
+            return None if row.cost is None else Decimal(row.cost)
+        except ArithmeticError as error:
+            if self._strict:
+                msg = f"the cost of `{row.key or self._name}` is no number: {str(row.cost)[:40]!r}"
+                raise ValueError(msg) from error
+            return None
 
     def _node(self, row: CallRow) -> Declaration | None:
         node = None if self._tree is None else self._tree.nodes.get(row.path)

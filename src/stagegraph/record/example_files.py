@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 from pydantic import BaseModel, ValidationError
 
 from stagegraph.data.examples import Example
+from stagegraph.data.files import read_regular
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import field_keys
 from stagegraph.schema.types import is_dict, is_mapping
@@ -95,7 +96,7 @@ def read_examples(path: _Path, input_type: Schema | None) -> Iterator[tuple[int,
     """
     suffix = Path(path).suffix.lower()
     try:
-        text = Path(path).read_text("utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         msg = f"{path}: the examples cannot be read: {error.strerror or error}"
         raise InputError(msg) from error
@@ -208,8 +209,10 @@ def _json(text: str, path: _Path) -> Iterator[tuple[int, object]]:
     if text[start] != "[":
         line = 1 + text.count("\n", 0, start)
         raise _problem(path, line, "a JSON file of examples is a list, or an object with a list of `cases`")
+    line, before = 1, 0
     for position, item in _parts(text, start):
-        yield 1 + text.count("\n", 0, position), item
+        line, before = line + text.count("\n", before, position), position
+        yield line, item
 
 
 def _parts(text: str, start: int) -> Iterator[tuple[int, Any]]:

@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 from stagegraph.data.call import Call, CallError, Pending, Status, key_order, load_pending
 from stagegraph.data.score import Feedback
 from stagegraph.nodes.node import Tree
-from stagegraph.schema.errors import StagegraphError, closest, first_problem
+from stagegraph.schema.errors import StagegraphError, closest, first_problem, shortened
 from stagegraph.schema.serialize import escaped
 
 from .calls import call_rows, error_of, feedback_of, root_call, rows_so_far
@@ -247,7 +247,7 @@ class RunError(StagegraphError):
     """A run ended without an output."""
 
     def __init__(self, message: str, *, run: Run[Any, Any] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self._run = run
         self._elsewhere = False
         """Whether the record is in another process, which sent the error without it."""

@@ -182,7 +182,10 @@ class Executor:
                 self.scope.cancel()
         else:
             call.status = "cancelled"
-            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error, call.began):
+            members = leaves(error)
+            if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(
+                is_cancelled(one, call.began) for one in members
+            ):
                 lost = self.lost(call)
                 call.status, call.error = "failed", CallError("CancelledError", NOT_CANCELLED, origin=call.key)
                 raise lost from error

@@ -49,7 +49,7 @@ async def feedback(
     if journal is None and tracing is None:
         msg = (
             "feedback is stored with the run: give the runner a journal, as in "
-            "Runner(journal=SqliteJournal('runs.db')), or set the keys of Langfuse"
+            "Runner(journal=SqliteJournal()), or set the keys of Langfuse"
         )
         raise DeclarationError(msg)
     given = Feedback(name=name, value=value, key=key, comment=comment, time=datetime.now(UTC))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from stagegraph.data.call import CallError
 from stagegraph.schema.errors import JournalError
+from stagegraph.schema.tracebacks import UserFrames
 
 if TYPE_CHECKING:
     from stagegraph.data.events import Event
@@ -93,7 +94,8 @@ class LiveRun(Generic[In, Out]):
         """
         await asyncio.wait([self.task])
         if self._error is not None:
-            raise self._error
+            with UserFrames():
+                raise self._error
         return cast("Run[In, Out]", self._result)
 
     async def cancel(self) -> None:

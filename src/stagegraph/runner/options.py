@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -205,6 +205,21 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
             raise TypeError(msg)
     check_values(given, call)
     check_values(named, call)
+
+
+def check_models(models: Mapping[str, Model | str], node: Node[Any, Any], known: Sequence[Node[Any, Any]]) -> None:
+    """Check the models of a runner that begins to run *node*; a stage that runs by itself has no path.
+
+    Raises:
+        DeclarationError: a model is given for a path where no *known* graph has a stage.
+    """
+    if models and node.__node__.kind == "graph":
+        stages = {path: stage for graph in known for path, stage in stages_of(graph).items()}
+        if unknown := unknown_stages(models, stages):
+            names = ", ".join(graph.__node__.name for graph in known)
+            hint = "if another graph has that stage, tell the runner first: runner.add(graph)"
+            msg = f"the models of this runner do not fit {names}: {'; '.join(unknown)}; {hint}"
+            raise DeclarationError(msg)
 
 
 def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) -> None:

@@ -15,7 +15,7 @@ from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import watched, whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
-from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
+from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of, shortened
 
 from .calls import outermost
 from .observer import TraceStart
@@ -24,6 +24,8 @@ from .recorder import Recorder, with_deployed
 from .state import call_tree, total
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stagegraph.record.rows import RunRow
 
     from .executor import Executor
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 _LAST_SECONDS = 5.0
 """Seconds that a cancelled run may take to record how it ended."""
+_SHOWN = 3
+_ONE_ERROR = 1_000
+"""Characters of one error in the message of a run."""
 
 
 class ActiveRun:
@@ -116,7 +121,7 @@ class ActiveRun:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        error = _run_error(cause, self._executor.origin_of(cause), self.record())
+        error = _run_error(cause, self._executor.origin_of, self.record())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
@@ -267,19 +272,27 @@ def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
     raise Suspended from group
 
 
-def _run_error(cause: Exception, origin: str | None, run: Run[Any, Any]) -> RunError:
-    """The error of a run that failed because of *cause*, which was first seen in the call *origin*."""
+def _run_error(cause: Exception, origin_of: Callable[[BaseException], str | None], run: Run[Any, Any]) -> RunError:
+    """The error of a run that failed because of *cause*; *origin_of* gives the call where an error was first seen."""
     if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
         return cause
     causes = leaves(cause)
-    text = "; ".join(_described(leaf) for leaf in causes[:3])
+    origin, by_place = origin_of(cause), dict[str | None, list[str]]()
+    for leaf in causes[:_SHOWN]:
+        by_place.setdefault(origin_of(leaf) or origin, []).append(_described(leaf))
+    text = ";".join(_placed("; ".join(texts), place) for place, texts in by_place.items())
+    if len(causes) > _SHOWN:
+        text += f"; and {len(causes) - _SHOWN} more"
     if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
         text += " (is an `await` missing before a call?)"
-    place = f" at `{origin}`" if origin and f"`{origin}`" not in text else ""
-    others = sum(call.key != origin for call in run.failures())
+    others = sum(call.key not in by_place for call in run.failures())
     calls = "call" if others == 1 else "calls"
     more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
-    return RunError(f"{run.graph} failed{place}: {text}{more}")
+    return RunError(f"{run.graph} failed{text if text.startswith(' at') else ':' + text}{more}")
+
+
+def _placed(text: str, place: str | None) -> str:
+    return f" at `{place}`: {text}" if place and f"`{place}`" not in text else f" {text}"
 
 
 def _described(error: BaseException) -> str:
@@ -287,7 +300,7 @@ def _described(error: BaseException) -> str:
     if isinstance(error, ValidationError) and (fields := _not_awaited(error)):
         return f"{error.title} was given a coroutine as {fields} (is an `await` missing before a call?)"
     own = isinstance(error, StagegraphError) and str(error)
-    return str(error) if own else str(CallError(type(error).__name__, str(error)))
+    return shortened(str(error) if own else str(CallError(type(error).__name__, str(error))), _ONE_ERROR)
 
 
 def _not_awaited(error: ValidationError) -> str:

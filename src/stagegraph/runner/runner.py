@@ -19,6 +19,7 @@ from stagegraph.nodes.node import Node
 from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
+from stagegraph.schema.tracebacks import UserFrames
 
 from .deps import DepsOf, deps_for
 from .event_log import EventLog
@@ -27,7 +28,7 @@ from .lifetime import Lifetime
 from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
 from .observer import Tracing, by_environment
-from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
+from .options import ResumeOptions, RunOptions, RunSpec, check_models, check_options, check_prompts, check_values
 from .recorder import new_row
 from .recovery import Registry, resumed_spec
 from .run import ActiveRun
@@ -50,7 +51,8 @@ class Runner:
     Args:
         model: The model of every stage that has none of its own: a Pydantic AI model or a name (`openai:gpt-5-mini`,
             `local:smollm2`).
-        models: Stage path -> model; goes before every other choice.
+        models: Stage path -> model; goes before every other choice. A path must be that of a stage in a graph that the
+            runner knows: it runs it, has run it, or was told of it (`add`).
         prompts: The deployed prompts; stages that are not in them keep the code's text. A `PromptSource` is asked once
             a run.
         max_concurrency: How many model requests of all runs together may be in flight. Graphs hold no slot, so
@@ -145,8 +147,9 @@ class Runner:
             DeclarationError: *node* is written in a way that cannot work.
             PromptError: the prompts name stages that *node* does not have.
         """
-        spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
-        return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
+        with UserFrames():
+            spec = RunSpec.of("run", node, input, options, model=model, deps=deps, prompts=prompts)
+            return cast("Run[In, Out]", await self._lifetime.within(self._open(spec, None)))
 
     def start(
         self,
@@ -171,8 +174,9 @@ class Runner:
                 "call it in async code, or use `graph.run_sync(...)`"
             )
             raise NotRunningError(msg) from None
-        spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
-        return cast("LiveRun[In, Out]", self._start(spec))
+        with UserFrames():
+            spec = RunSpec.of("start", node, input, options, model=model, deps=deps, prompts=prompts, deltas=deltas)
+            return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
         log = EventLog(spec.run_id, _BUFFERED_EVENTS, 0 if spec.resumed is None else spec.resumed.segment + 1)
@@ -241,9 +245,10 @@ class Runner:
             ReplayError: an answer fits no deferred tool call, or (strict) the program changed.
             RunError: the run ended without an output again.
         """
-        check_options(options, ResumeOptions, "resume")
-        spec = await self._resumed(run_id, options)
-        return spec if isinstance(spec, Run) else await self._lifetime.within(self._open(spec, None))
+        with UserFrames():
+            check_options(options, ResumeOptions, "resume")
+            spec = await self._resumed(run_id, options)
+            return spec if isinstance(spec, Run) else await self._lifetime.within(self._open(spec, None))
 
     async def start_resume(self, run_id: str, **options: Unpack[ResumeOptions]) -> LiveRun[Any, Any]:
         """The same in a task of its own, with events.
@@ -264,7 +269,7 @@ class Runner:
 
     def _journal_for(self, what: str) -> Journal:
         if self.journal is None:
-            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal('runs.db'))"
+            msg = f"{what} needs recorded runs: give the runner one, as in Runner(journal=SqliteJournal())"
             raise DeclarationError(msg)
         return self.journal
 
@@ -278,6 +283,7 @@ class Runner:
         spec.check(tree)
         spec = spec.with_value()
         self._registry.by_name[node.__node__.name] = node
+        check_models(self.models, node, list(self._registry.by_name.values()))
         journal = self._journal_for("replay") if spec.replay else self.journal
         if journal is None and spec.override:
             journal = MemoryJournal()  # overriding an output needs a journal, which ends with the run

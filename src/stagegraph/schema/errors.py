@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+
+_A_SCREEN = 1_400
+"""Characters, on a terminal of 24 lines."""
+_LINES = 12
 
 
 class StagegraphError(Exception):
@@ -19,6 +24,10 @@ class StagegraphError(Exception):
 
 class DeclarationError(StagegraphError):
     """A graph, a stage or an argument is written in a way that cannot work."""
+
+
+class MissingPackageError(DeclarationError, ImportError):
+    """A package of an extra is not installed."""
 
 
 class NotRunningError(StagegraphError):
@@ -57,7 +66,7 @@ class StageError(StagegraphError):
     """A call of a node failed; the cause, where there is one, is chained."""
 
     def __init__(self, message: str, *, key: str, path: str) -> None:
-        super().__init__(message)
+        super().__init__(shortened(message))
         self.key = key
         """Where it ran, such as `build[2].code`."""
         self.path = path
@@ -65,6 +74,32 @@ class StageError(StagegraphError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(StageError, key=self.key, path=self.path), (str(self),)
+
+
+def shortened(text: str, most: int = _A_SCREEN) -> str:
+    """A text that fits a screen: the middle of a long one is left out, many lines become one."""
+    if len(text) > most:
+        end = most // 4
+        left_out = len(text) - most
+        text = f"{text[: most - end]} [... {left_out:,} characters left out ...] {text[-end:]}"
+    return text if text.count("\n") < _LINES else " ".join(text.split())
+
+
+@contextmanager
+def needs_extra(extra: str, what: str, *packages: str) -> Generator[None]:
+    """Around imports of *packages*, which an extra installs.
+
+    Raises:
+        MissingPackageError: one of them is missing; the message says what to install for *what*.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in packages:
+            raise
+        msg = f"{what} needs {package}, which is not installed: pip install 'stagegraph[{extra}]'"
+        raise MissingPackageError(msg) from error
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -30,6 +30,7 @@ from .requests import route_class
 _log = logging.getLogger("stagegraph.service")
 
 Hook = Callable[..., Any]
+"""A FastAPI dependency: a function whose parameters FastAPI fills in."""
 Responses = dict[int | str, dict[str, Any]]
 RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:~-]{1,128}$", description="The run's id.")]
 Wait = Annotated[bool, Query(description="Whether to respond when the run has ended; otherwise 202 at once.")]

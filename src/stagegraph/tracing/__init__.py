@@ -1,6 +1,7 @@
 """Langfuse: traces, scores, deployed prompts and data sets, and recorded runs as data for training."""
 
 from stagegraph.record.source import JournalRuns, RunSource
+from stagegraph.schema.docs import document as _document
 
 from .datasets import Experiment, ExperimentRow, from_dataset, run_experiment, to_dataset
 from .prompts import LangfusePrompts, deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
@@ -24,3 +25,5 @@ __all__ = [
     "shared",
     "to_dataset",
 ]
+
+_document([Experiment, ExperimentRow])

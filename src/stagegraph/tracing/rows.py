@@ -150,7 +150,7 @@ def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
         for part, name in _PARTS.items():
             usage[name] = usage.get(name, 0) + parts[part]
         price = row.total_cost
-        known = price is not None and (price or not details)
+        known = isinstance(price, (int, float)) and isfinite(price) and (price or not details)
         found[key] = usage, cost + Decimal(str(price)) if known and cost is not None else None
     return found
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from stagegraph.data.files import read_regular
 from stagegraph.draw import html
 from stagegraph.draw.html import Html, element
 from stagegraph.schema.errors import TuningError
@@ -175,12 +176,12 @@ class Report:
             TuningError: it is no report.
         """
         try:
-            data = json.loads(Path(path).read_text("utf-8"))
+            data = json.loads(read_regular(path))
             if data.pop("format") != FORMAT:
                 msg = f"{path}: a report in a format that this version does not read"
                 raise TuningError(msg)
             report = TypeAdapter(cls).validate_python(data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             msg = f"{path}: this is no report of an evaluation: {type(error).__name__}: {str(error).splitlines()[0]}"
             raise TuningError(msg) from error
         if not report.rows:
