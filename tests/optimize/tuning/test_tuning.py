@@ -1,10 +1,7 @@
 """Tuning from the front door: what it gives, what it refuses, and how it goes on after it was killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import POOL, TRAIN, VAL, Chain, coupled, learner, rows, student, tuned, verdict
 
+from forked import python
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Stage, TuningError
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview
@@ -275,8 +273,7 @@ asyncio.run(main())
 
 def in_a_process(folder: Path, name: str, kill: int = 0, train: int = 4, metric: str = "separate") -> Any:
     code = TUNING.format(folder=str(Path(__file__).parents[1]), train=train, metric=metric)
-    command = [sys.executable, "-c", code, str(folder / name), str(folder / f"{name}.log"), str(kill)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=os.environ)
+    return python("-c", code, folder / name, folder / f"{name}.log", str(kill))
 
 
 def test_a_killed_tuning_goes_on_without_asking_again(tmp_path: Path) -> None:
