@@ -18,7 +18,8 @@ from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Texts, text_digest
 from .proposers import Proposal, Proposer, schema_text
-from .result import Candidate, Progress
+from .result import Candidate
+from .trials import Purpose
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
@@ -26,24 +27,28 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.report import Trial
 
     from .components import Component
+    from .rules import Rules
     from .trials import Trials
 
 T = TypeVar("T")
 
 
-class Adapter:
-    """GEPA's adapter and callbacks. It is called in the engine's thread and works on the background loop."""
+Row = tuple[Purpose, "Example[Any]"]
+"""One row of GEPA's data: an example, and what its runs are for."""
 
-    def __init__(
-        self, trials: Trials, proposer: Proposer, validation: Sequence[Example[Any]], progress: Progress
-    ) -> None:
+
+class Adapter:
+    """GEPA's adapter, callbacks and logger. It is called in the engine's thread and works on the background loop."""
+
+    def __init__(self, trials: Trials, proposer: Proposer, rules: Rules) -> None:
         self._trials, self._target, self._options = trials, trials.target, trials.options
-        self._proposer, self._validation, self._progress = proposer, validation, progress
+        self._proposer, self._rules = proposer, rules
         self._tried: dict[str, set[str]] = {}
         """A component within a candidate -> texts that were tried for it."""
+        self._seeds: list[Trial] = []
+        """The first validation, which GEPA does not hand over with its event."""
         self._lift = 1.0
         """Added to each score that the engine sees: it merges only candidates whose scores sum up to more than 0."""
-        self._validated: dict[str, list[Trial]] = {}
         self._left_out: dict[str, int] = {}
         self._current: Future[Any] | None = None
         self._cancelled = False
@@ -79,25 +84,21 @@ class Adapter:
             raise BudgetReached(msg) from None
 
     def evaluate(
-        self, batch: list[Example[Any]], candidate: dict[str, str], capture_traces: bool = False
-    ) -> EvaluationBatch[Trial, Any]:
-        """Run a candidate on examples, concurrently.
+        self, batch: list[Row], candidate: dict[str, str], capture_traces: bool = False
+    ) -> EvaluationBatch[Trial, Trial]:
+        """Run a candidate on rows of one purpose, concurrently.
 
         Raises:
             TuningError: a provider or the metric failed for good.
             BudgetReached: not all of them could be run.
         """
-        texts = _plain(candidate)
-        ids = {id(one) for one in self._validation}
-        validates = all(id(one) in ids for one in batch)  # the engine asks for traces here as well
-        trials = self._wait_for(self._trials.of(batch, texts, "fresh" if validates else "trace"))
+        purpose = batch[0][0]  # whether traces are asked for does not say it
+        trials = self._wait_for(self._trials.of([example for _, example in batch], _plain(candidate), purpose))
         scores = [one.score.value for one in trials]
-        if validates and [one.id for one in batch] == [one.id for one in self._validation]:
-            self._validated[text_digest(texts)] = trials
-            if not self._progress.candidates:
-                self._lift = 1 - min(0.0, *scores)
+        if not self._rules.candidates:
+            self._seeds, self._lift = trials, 1 - min(0.0, *scores)
         lifted = [score + self._lift for score in scores]
-        return EvaluationBatch([one.run.output for one in trials], lifted, trials, self._objectives(trials))
+        return EvaluationBatch(trials, lifted, trials, self._objectives(trials))
 
     def _objectives(self, trials: Sequence[Trial]) -> list[dict[str, float]]:
         """What a candidate can be good at besides the score: that a stage earns no blame."""
@@ -110,20 +111,19 @@ class Adapter:
 
     def on_valset_evaluated(self, event: Mapping[str, Any]) -> None:
         """Keep a candidate that the engine has taken into its population."""
-        texts = _plain(event["candidate"])
-        trials = self._validated.pop(text_digest(texts))
+        trials: list[Trial] = [*(event["outputs_by_val_id"] or {}).values()] or self._seeds
+        self._seeds = []
         calls = Counter(call.path for one in trials for call in one.run.root.walk())
         candidate = Candidate(
-            texts=texts,
+            texts=_plain(event["candidate"]),
             parents=tuple(event["parent_ids"]),
             rows=[one.row for one in trials],
             objectives=self._objectives(trials),
             blame=blame_in(trials, self._options.perfect),
             calls={path: calls[path] / len(trials) for path in self._target.stages},
         )
-        self._progress.candidates.append(candidate)
-        number = len(self._progress.candidates) - 1
-        self._options.report("validated", candidate=number, mean=candidate.mean)
+        self._rules.candidates.append(candidate)
+        self._options.report("validated", candidate=event["candidate_idx"], mean=candidate.mean)
 
     def on_candidate_accepted(self, event: Mapping[str, Any]) -> None:
         """Report that a child is kept."""
@@ -133,6 +133,9 @@ class Adapter:
     def on_candidate_rejected(self, event: Mapping[str, Any]) -> None:
         """Report that a child is dropped."""
         self._options.report("rejected", iteration=event.get("iteration"))
+
+    def log(self, message: str) -> None:
+        """Drop GEPA's own log, which is for its developers."""
 
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Trial, Any], components_to_update: list[str]
@@ -169,7 +172,7 @@ class Adapter:
             try:
                 text = self._wait_for(self._trials.run_dir.proposed(self._proposer, proposal, spent))
             except TuningError as error:
-                self._progress.error = error  # the engine ignores a failed proposal, so the stopper looks here
+                self._rules.error = error  # the engine ignores a failed proposal, so the stopper looks here
                 return {}
             except BudgetReached:  # the stopper notices it before the next iteration
                 return {}
@@ -201,8 +204,3 @@ class Adapter:
 def _plain(candidate: Texts) -> dict[str, str]:
     """A candidate of the engine with plain names."""
     return {str(name): text for name, text in candidate.items()}
-
-
-class Quiet:
-    def log(self, message: str) -> None:
-        """Drop GEPA's own log, which is for its developers."""

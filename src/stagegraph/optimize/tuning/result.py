@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -55,23 +55,6 @@ class Candidate:
             "objectives": dict(zip(examples, self.objectives, strict=True)),
             "blame": self.blame,
         }
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a search has come. The engine appends candidates, the rules read them."""
-
-    candidates: list[Candidate] = field(default_factory=list[Candidate])
-    error: TuningError | None = None
-    """What ends the search where GEPA's engine would go on."""
-    stopped: str = ""
-    """Which rule ended the search."""
-
-    @property
-    def best(self) -> int:
-        """The candidate with the highest mean; among equals the one with the least blame, then the earliest."""
-        means = [(round(one.mean, 9), -sum(one.blame.values())) for one in self.candidates]
-        return max(range(len(means)), key=lambda index: (means[index], -index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

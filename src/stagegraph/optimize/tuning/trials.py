@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from stagegraph.optimize.evaluation.budget import BudgetReached
-from stagegraph.optimize.evaluation.evaluate import run_example
+from stagegraph.optimize.evaluation.evaluate import in_parallel, run_example
 from stagegraph.optimize.evaluation.report import Trial
 
 from .components import Texts, text_digest
@@ -64,22 +64,18 @@ class Trials:
                 found[place] = known
             else:  # GEPA fills a minibatch up with examples that are already in it: their `trace` is made once
                 missing.setdefault(keys[place] if purpose == "trace" else str(place), []).append(place)
-        slots = asyncio.Semaphore(self.options.concurrency)
         prompts = self.target.prompts(candidate)
         reached: list[str] = []
 
         async def make(places: list[int]) -> None:
-            async with slots:
-                limit = None if purpose == "verdict" else self.spent.reached(self.options.budget)
-                if limit is not None:
-                    reached.append(limit)
-                    return
-                trial = await self._run(keys[places[0]], prompts, batch[places[0]], purpose)
-                found.update(dict.fromkeys(places, trial))
+            limit = None if purpose == "verdict" else self.spent.reached(self.options.budget)
+            if limit is not None:
+                reached.append(limit)
+                return
+            trial = await self._run(keys[places[0]], prompts, batch[places[0]], purpose)
+            found.update(dict.fromkeys(places, trial))
 
-        async with asyncio.TaskGroup() as group:
-            for places in missing.values():
-                group.create_task(make(places))
+        await in_parallel([partial(make, places) for places in missing.values()], self.options.concurrency)
         if reached:
             raise BudgetReached(reached[0])
         return [found[place] for place in range(len(batch))]
