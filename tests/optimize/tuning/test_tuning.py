@@ -403,3 +403,28 @@ async def test_a_stage_without_a_text_is_told_when_it_earns_notes() -> None:
     warning = f"Beware: `a` earned {len(earned)} notes and was left as it is, since it has no instructions."
     assert (warning in str(result)) == bool(earned)
     assert earned
+
+
+async def test_what_a_tuning_gives_fits_a_screen() -> None:
+    """However long texts and outputs are: a candidate shows its score, its parents and the beginning of each text."""
+
+    class Parrot(Graph[str, list[str]]):
+        def __init__(self) -> None:
+            self.stages = [Stage(str, Agent(instructions=f"{number}\n" * 2_000)) for number in range(40)]
+
+        async def flow(self, text: str) -> list[str]:
+            return [await stage(text * 5_000) for stage in self.stages]
+
+    pool = Candidates({"stages.3": ["better " * 5_000]})
+    result = await tuned(lambda *_: 0.5, Parrot(), proposer=pool, budget=Budget(runs=12), stagnation=1)
+    start = result.candidates[0]
+    for one in (start, result.candidates, result.found, result.report.rows[0], result.comparison, result.preview):
+        for text in (str(one), repr(one)):
+            assert len(text.splitlines()) < 24
+            assert len(text) < 24 * 100
+    assert str(start).startswith("<Candidate (the start): 0.500 on 3 examples>\n")
+    assert "stages.0: 0 0 0 0" in str(start)
+    assert "and 28 more texts" in str(start)
+    better = (await tuned()).candidates[-1]
+    assert str(better).splitlines()[0] == "<Candidate (made from 2): 1.000 on 3 examples>"
+    assert "b: b: RULE-b" in str(better)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.schema.errors import TuningError
+from stagegraph.optimize.evaluation.shown import cut
 
 if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.report import ReportRow
+    from stagegraph.schema.errors import TuningError
 
 
-@dataclass(frozen=True, slots=True)
+_SHOWN = 12
+"""Texts and blamed stages that are printed of a candidate."""
+_LINE = 90
+"""Characters of one of the texts."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Candidate:
     """Texts that were run on the whole validation set."""
 
@@ -32,6 +39,22 @@ class Candidate:
     """Stage path -> its share of what went wrong."""
     calls: dict[str, float]
     """Stage path -> calls per run."""
+
+    def __repr__(self) -> str:
+        size = f"{len(self.rows)} examples" if len(self.rows) > 1 else "1 example"
+        origin = f"made from {' and '.join(map(str, self.parents))}" if self.parents else "the start"
+        return f"<Candidate ({origin}): {self.mean:.3f} on {size}>"
+
+    def __str__(self) -> str:
+        """Its score, what it was made from, the most blamed stages and the beginning of each text."""
+        lines = [repr(self)]
+        blamed = sorted(((one, path) for path, one in self.blame.items() if one > 0), reverse=True)[:_SHOWN]
+        if blamed:
+            lines.append(f"blamed: {', '.join(f'{path} {one:.2f}' for one, path in blamed)}")
+        lines += [f"{name}: {cut(' '.join(text.split()), _LINE)}" for name, text in [*self.texts.items()][:_SHOWN]]
+        if len(self.texts) > _SHOWN:
+            lines.append(f"and {len(self.texts) - _SHOWN} more texts")
+        return "\n".join(lines)
 
     @property
     def scores(self) -> list[float]:
@@ -62,7 +85,7 @@ class SearchResult:
     """What a search found."""
 
     seed: Prompts
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] = field(repr=False)
     """The first is the seed."""
     best: int
     """The index of the best candidate."""
