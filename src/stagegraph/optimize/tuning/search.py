@@ -23,10 +23,9 @@ from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Target
-from .engine import Adapter
+from .engine import Adapter, Rules
 from .proposers import proposer_of
 from .result import SearchResult, warnings_of
-from .rules import Rules
 from .run_dir import RunDir, manifest
 from .trials import Trials
 
