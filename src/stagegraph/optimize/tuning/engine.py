@@ -19,7 +19,7 @@ from stagegraph.optimize.lms.loop import submit
 from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Texts, text_digest
-from .proposers import Proposal, Proposer, schema_text
+from .proposers import Proposal, schema_text
 from .result import Candidate
 from .trials import Purpose
 
@@ -146,9 +146,9 @@ class Rules:
 class Adapter:
     """GEPA's adapter, callbacks and logger. It is called in the engine's thread and works on the background loop."""
 
-    def __init__(self, trials: Trials, proposer: Proposer, rules: Rules) -> None:
+    def __init__(self, trials: Trials, rules: Rules) -> None:
         self._trials, self._target, self._options = trials, trials.target, trials.options
-        self._proposer, self._rules = proposer, rules
+        self._rules = rules
         self._tried: dict[str, set[str]] = {}
         """A component within a candidate -> texts that were tried for it."""
         self._seeds: list[Trial] = []
@@ -276,7 +276,7 @@ class Adapter:
             tried = self._tried.setdefault(f"{text_digest({**texts, name: ''})}:{name}", set())
             proposal = self._proposal(component, texts, reflective_dataset.get(name, ()), tried)
             try:
-                text = self._wait_for(self._trials.run_dir.proposed(self._proposer, proposal, spent))
+                text = self._wait_for(self._trials.proposed(proposal))
             except TuningError as error:
                 self._rules.error = error  # the engine ignores a failed proposal, so the stopper looks here
                 return {}

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.data.examples import digest_of
-from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
-from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Target
 from .engine import Adapter, Rules
-from .proposers import proposer_of
+from .manifest import manifest
 from .result import SearchResult, warnings_of
-from .run_dir import RunDir, manifest
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -85,31 +79,18 @@ class Search:
             raise TuningError(msg)
         grader, spent = grader_of(metric), Spent()
         parts = {"training": self.train, "validation": self.val}
-        run_dir = RunDir(options.run_dir, manifest(self.target, grader, parts, options))
-        proposer = proposer_of(
-            options.proposer, options.reflection_model, self.target.components, spent, options.retry_delays
-        )
-        self.resumes = run_dir.resumes
+        facts = manifest(self.target, grader, parts, options)
+        self._trials = Trials(self.target, grader, options, spent, facts)
+        self.resumes = self._trials.resumes
         """Whether an earlier process began it."""
-        self._trials = Trials(
-            target=self.target,
-            grader=grader,
-            runner=_with_journal(options.runner, options.run_dir),
-            options=options,
-            spent=spent,
-            run_dir=run_dir,
-        )
         self._rules = Rules(self.target, options, spent, step)
-        self._adapter = Adapter(self._trials, proposer, self._rules)
+        self._adapter = Adapter(self._trials, self._rules)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the journal, if this search opened it."""
-        journal = self._trials.runner.journal
-        if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
-            await journal.aclose()
+        await self._trials.aclose()
 
     async def run(self) -> SearchResult:
         """Search, in a thread in which GEPA's engine may block.
@@ -218,12 +199,3 @@ def _as_tuning_error(error: Exception) -> TuningError:
     found = TuningError(f"the search broke off: {type(error).__name__}: {error}")
     found.__cause__ = error
     return found
-
-
-def _with_journal(runner: Runner | None, run_dir: str | os.PathLike[str] | None) -> Runner:
-    """The runner, or a copy of it with a journal: a child reuses the calls that its change does not touch."""
-    if runner is not None and runner.journal is not None:
-        return runner
-    own = Runner(tracing=None) if runner is None else copy.copy(runner)
-    own.journal = MemoryJournal() if run_dir is None else SqliteJournal(Path(run_dir) / "runs.db")
-    return own
