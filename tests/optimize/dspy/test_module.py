@@ -235,7 +235,7 @@ def test_a_copy_shares_graph_and_agents_but_no_prompt(module: GraphModule) -> No
     """Candidates are isolated: what one says never reaches another."""
     other = module.deepcopy()
     assert other.graph is module.graph
-    assert other.rate__judge.declared.stage.agent is module.rate__judge.declared.stage.agent
+    assert other.rate__judge.node.agent is module.rate__judge.node.agent
     other.rate__judge.demos.append({"input": "x", "word": "x", "score": 1})
     other.rate__judge.signature.instructions = "DOUBLE"  # in place, as InferRules does
     assert texts(module)["rate__judge"] == "Rate the word."

@@ -19,9 +19,8 @@ from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.schema.errors import DeclarationError, PromptError
 
 from .fields import untyped
-from .predictors import Declared, StagePredict, entries_of
+from .predictors import RunPrediction, StagePredict, entries_of, record_trace, record_usage
 from .program import Program, in_executor
-from .trace import RunPrediction, record_trace, record_usage
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -89,7 +88,7 @@ class GraphModule(dspy.Module):
         seeds = Prompts.of(graph).replace(dict(start))
         self._attributes = _attributes(program.stages)
         for path, name in self._attributes.items():
-            setattr(self, name, StagePredict(Declared(path, program), seeds[path]))
+            setattr(self, name, StagePredict(path, program, seeds[path]))
 
     @property
     def graph(self) -> Node[Any, Any]:
