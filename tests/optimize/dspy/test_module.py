@@ -123,6 +123,44 @@ def test_demos_are_revalidated_and_incomplete_ones_dropped(module: GraphModule) 
     assert [(demo.input, demo.output["score"]) for demo in demos] == [("x", 2), ("y", 1)]
 
 
+class Approve(BaseModel):
+    reason: str
+
+
+class Reject(BaseModel):
+    reason: str
+
+
+class Decide(Graph[str, str]):
+    """A union whose members have equal fields."""
+
+    decide = Stage(str, Agent(output_type=[Approve, Reject], instructions="Decide."), demos="messages")
+
+    async def flow(self, text: str) -> str:
+        return type(await self.decide(text)).__name__
+
+
+def test_a_demo_never_becomes_the_other_member_of_a_union(tmp_path: Path) -> None:
+    """A rejection that an optimizer found is not shown to the model as an approval, also not after save and load."""
+    shown: list[str] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        parts = [part for message in messages for part in message.parts if isinstance(part, ToolCallPart)]
+        shown.extend(part.tool_name for part in parts)
+        return ModelResponse([ToolCallPart(info.output_tools[1].name, {"reason": "no"})])
+
+    module, loaded = (GraphModule(Decide(), model=FunctionModel(answer)) for _ in range(2))
+    optimizer = dspy.BootstrapFewShot(metric=dspy_metric(lambda _example, _run: True), max_labeled_demos=0)
+    better = optimizer.compile(module, trainset=[dspy.Example(input=text).with_inputs("input") for text in "ab"])
+    assert [type(demo["output"]) for demo in better.decide.demos] == [Reject, Reject]
+    better.save(tmp_path / "better.json")
+    loaded.load(tmp_path / "better.json")
+    for one in (better, loaded):
+        assert one(input="c").output == "Reject"
+        assert one.prompts()["decide"].demos == ()
+    assert shown == []
+
+
 def test_demos_that_an_optimizer_found_are_bounded() -> None:
     """What does not fit into the characters of a stage is left out of its prompt; what a person wrote is not."""
     written = Demo("w" * 500, {"word": "w" * 500, "score": 1})

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
 from dspy.dsp.utils.settings import main_thread_config
-from pydantic import ValidationError
 from pydantic_ai.messages import ModelResponse
 from pydantic_core import to_jsonable_python
 
@@ -26,7 +25,7 @@ from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.record.run import RunError
 from stagegraph.schema.errors import TuningError
 
-from .fields import signature_of, untyped
+from .fields import Fields, signature_of, untyped
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
@@ -111,6 +110,7 @@ class StagePredict(dspy.Predict):
 
     signature: Any
     demos: list[Any]
+    lm: Any
 
     def __init__(self, path: str, program: Program, prompt: Prompt) -> None:
         self.path = path
@@ -139,7 +139,8 @@ class StagePredict(dspy.Predict):
     def prompt(self) -> Prompt:
         """The current prompt of the stage.
 
-        Demos of an optimizer are left out where they do not fit the stage's types, or are too long.
+        Demos of an optimizer are left out where they do not fit the stage's types, where their JSON would be read as
+        another value, or where they are too long.
         """
         text, seed = self.text, self._seed_text
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
@@ -165,16 +166,25 @@ class StagePredict(dspy.Predict):
         return untyped.Example(**fields).with_inputs(*self.inputs.names)
 
     def _demo(self, example: Any) -> Demo | None:
+        """An example as a demo, if its JSON says all of it: that of a union does not say which member it is."""
+        values = self._values(example)
+        try:
+            data = [side.schema.answer(value) for side, value in values]
+            again = [side.schema.load(one) for (side, _), one in zip(values, data, strict=True)]
+        except (ValueError, TypeError):
+            return None
+        whole = all(type(one) is type(value) and one == value for one, (_, value) in zip(again, values, strict=True))
+        return Demo(*data) if values and whole else None
+
+    def _values(self, example: Any) -> list[tuple[Fields, Any]]:
+        """The typed input and output of an example; empty if it does not have both."""
         fields: dict[str, Any] = dict(example.items())
-        values: list[Any] = []
-        for side in (self.inputs, self.outputs):
-            if not fields.keys() & side.names.keys():
-                return None
-            try:
-                values.append(side.schema.answer(side.join(fields)))
-            except (ValidationError, KeyError, ValueError, TypeError):
-                return None
-        return Demo(*values)
+        try:
+            sides = (self.inputs, self.outputs)
+            found = [(side, side.join(fields)) for side in sides if fields.keys() & side.names.keys()]
+        except (KeyError, ValueError, TypeError):
+            return []
+        return found if len(found) == len(sides) else []
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the stage alone.
@@ -208,11 +218,13 @@ class StagePredict(dspy.Predict):
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The prompt as plain data. The graph decides which model runs, so that is not part of it."""
-        lm, self.lm = self.lm, None if isinstance(getattr(self.lm, "_engine_spec", None), PydanticEngine) else self.lm
+        lm, demos = self.lm, self.demos
+        self.lm = None if isinstance(getattr(lm, "_engine_spec", None), PydanticEngine) else lm
+        self.demos = [one for one in demos if self._demo(one) is not None or not self._values(one)]
         try:
             state = untyped.Predict.dump_state(self, json_mode=json_mode)
         finally:
-            self.lm = lm
+            self.lm, self.demos = lm, demos
         state["signature"]["instructions"] = self.text
         if descriptions := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
             state[_DESCRIPTIONS] = descriptions
