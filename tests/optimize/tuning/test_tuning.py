@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import POOL, TRAIN, VAL, Chain, coupled, learner, rows, student, tuned, verdict
+from words import shaky
 
 from forked import python
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Stage, TuningError
@@ -55,17 +54,8 @@ async def test_nothing_better_is_said_plainly() -> None:
 @pytest.mark.parametrize("when", [30, 64, 70])
 async def test_a_provider_that_is_gone_costs_nothing_that_was_found(when: int) -> None:
     """The best until then is given, with what chose it as the verdict, and the error says what happened."""
-    model, _ = student()
-    count = 0
-
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal count
-        count += 1
-        if count > when:
-            raise ModelHTTPError(503, "student")
-        return model.function(messages, info)  # type: ignore[misc,return-value]
-
-    result = await tuned(model=FunctionModel(answer), test=TEST)
+    model = shaky(student()[0], ModelHTTPError(503, "student"), lambda number: number > when)[0]
+    result = await tuned(model=model, test=TEST)
     assert "503" in str(result.found.error)
     assert not result.held_out
     assert result.comparison.after.mean == result.found.candidates[result.found.best].mean
@@ -251,21 +241,19 @@ import asyncio, os, signal, sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
 from rules import Chain, rows, student, {metric} as metric
-from pydantic_ai.models.function import FunctionModel
+from words import before
 from stagegraph.optimize import Budget, tune
 log, kill = Path(sys.argv[2]), int(sys.argv[3])
 def propose(proposal):
     with open(str(log) + ".proposed", "a") as file:
         file.write(proposal.path + "\\n")
     return f"{{proposal.path}}: RULE-{{proposal.path}}"
-model = student(log)[0]
-def answer(messages, info):
+def act(messages, info):
     if kill and log.exists() and len(log.read_text().splitlines()) >= kill:
         os.kill(os.getpid(), signal.SIGKILL)
-    return model.function(messages, info)
 async def main():
     found = await tune(Chain(), metric, train=rows("t", {train}), val=rows("v", 3), test=rows("test", 6), proposer=propose,
-        budget=Budget(runs=100), model=FunctionModel(answer), run_dir=sys.argv[1], concurrency=1)
+        budget=Budget(runs=100), model=before(student(log)[0], act), run_dir=sys.argv[1], concurrency=1)
     print(found.prompts.digest, [one.scores for one in found.found.candidates], found.spent.runs, found.comparison)
 asyncio.run(main())
 """
