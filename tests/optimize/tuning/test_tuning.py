@@ -192,6 +192,18 @@ async def test_a_mistake_that_cost_nothing_does_not_spoil_the_folder(tmp_path: P
         assert theirs.read_text() == text
 
 
+async def test_what_cannot_be_read_in_the_folder_is_paid_for_again(tmp_path: Path) -> None:
+    """Lines of something else, and scores that are none, end no tuning."""
+    first = await tuned(run_dir=tmp_path)
+    file = tmp_path / "paid.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    odd = [None, {}, {"notes": 3}, {"value": "much", "notes": []}]
+    lines = [json.dumps(row | {"score": odd[place % 4]} if "score" in row else row) for place, row in enumerate(rows)]
+    file.write_text("\n".join(["null", "[]", "7", "{", "{}", '{"key": 1}', *lines, ""]), "utf-8")
+    again = await tuned(run_dir=tmp_path)
+    assert (again.found.error, again.prompts) == (None, first.prompts)
+
+
 async def test_proposers_are_functions_of_all_kinds() -> None:
     """Sync, async, with wrong answers and with errors: the last two end the search with what it has."""
 

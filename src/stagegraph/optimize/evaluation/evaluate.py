@@ -77,7 +77,10 @@ async def evaluate(
     rows = checked_examples(graph, examples, "examples")
     check_numbers({"repeats": repeats, "concurrency": concurrency})
     grader = grader_of(metric)
-    own = _able_to_record(runner or Runner(tracing=None), record=record)
+    own = runner or Runner(tracing=None)
+    if record and own.journal is None and own.tracing is None:
+        msg = "evaluate(record=True) needs a runner that can record scores: one with a journal, or with tracing"
+        raise TuningError(msg)
     if prompts is not None:
         prompts.check_known(stages_of(graph), graph.__node__.name)
     found: dict[tuple[int, int], ReportRow] = {}
@@ -129,13 +132,6 @@ class EvaluationError(TuningError):
         super().__init__(message)
         self.report = report
         """The rows until then; `None` without any."""
-
-
-def _able_to_record(runner: Runner, *, record: bool) -> Runner:
-    if record and runner.journal is None and runner.tracing is None:
-        msg = "evaluate(record=True) needs a runner that can record scores: one with a journal, or with tracing"
-        raise TuningError(msg)
-    return runner
 
 
 async def run_example(

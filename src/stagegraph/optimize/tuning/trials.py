@@ -140,8 +140,7 @@ class Trials:
     def _count(self, key: str, trial: Trial, purpose: Purpose) -> None:
         spent, example = self.spent, trial.example.id
         if purpose != "verdict":
-            spent.add_run(trial.run)
-            spent.add_verdict(trial.score)
+            spent.add_run(trial.run, trial.score)
         if purpose == "trace":
             self._traced[key] = trial
             self._newest[example] = trial.run
@@ -172,17 +171,17 @@ class Trials:
         return found
 
     def _recorded(self, key: str, example: Example[Any]) -> Trial | None:
-        """A recorded run with its score; each is returned once."""
+        """A recorded run with its score, if it can be read; each is returned once."""
         rows = self._runs.get(key)
         if not rows:
             return None
         row = rows.pop(0)
         try:
-            run = Run.from_json(row["run"], self.target.graph)
-        except ReplayError:
+            notes = [Note(**note) for note in row["score"]["notes"]]
+            score = Score(**row["score"] | {"notes": notes})
+            return Trial(example, Run.from_json(row["run"], self.target.graph), score)
+        except (ReplayError, TypeError, ValueError, KeyError):
             return None
-        notes = [Note(**note) for note in row["score"]["notes"]]
-        return Trial(example, run, Score(**row["score"] | {"notes": notes}))
 
     def _keep(self, key: str, trial: Trial) -> None:
         if self._file is None:
@@ -195,8 +194,8 @@ class Trials:
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._file is not None:
-            with self._file.open("a", encoding="utf-8", errors="replace") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")  # escaped, so that half a surrogate pair comes back as it was
 
     def _read(self, file: Path) -> None:
         lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
@@ -206,13 +205,13 @@ class Trials:
         for line in whole:
             try:
                 row: dict[str, Any] = json.loads(line)
-            except ValueError:
+                key = str(row["key"])
+            except (ValueError, TypeError, KeyError):
                 continue
-            key = str(row["key"])
             if "run" in row:
                 self._runs.setdefault(key, []).append(row)
                 self._interrupted.pop(key, None)
             elif "begun" in row:
                 self._interrupted[key] = str(row["begun"])
-            else:
+            elif {"text", "asked", "tokens", "usd"} <= row.keys():
                 self._proposals[key] = row
