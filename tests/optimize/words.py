@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from inspect import isawaitable
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,8 +16,8 @@ from pydantic_ai.usage import RequestUsage
 from stagegraph import Example, Graph, Run, RunError, Score, Stage, fan_out
 
 __all__ = [
-    "ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "failing_run", "grade", "rated", "says", "scripted",
-    "told",
+    "ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "before", "failing_run", "grade", "rated", "says",
+    "scripted", "shaky", "told",
 ]  # fmt: skip
 
 
@@ -94,20 +96,45 @@ def rated(text: str) -> Run[Doc, Rated]:
     return Words().run_sync(Doc(text=text), model=scripted())
 
 
+def before(
+    model: FunctionModel, act: Callable[[list[ModelMessage], AgentInfo], Any], name: str | None = None
+) -> FunctionModel:
+    """The model, asked after *act* was called; what *act* gives, if anything, is the answer instead."""
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> Any:
+        for function in (act, model.function):
+            assert function is not None
+            found = function(messages, info)
+            if (found := await found if isawaitable(found) else found) is not None:
+                return found
+        raise AssertionError
+
+    return FunctionModel(answer, model_name=name or model.model_name)
+
+
+def shaky(
+    model: FunctionModel, error: Exception, when: Callable[[int], bool] = lambda _: True
+) -> tuple[FunctionModel, Counter[str]]:
+    """The model behind a provider that raises an error at some requests, by their number; it counts all of them."""
+    count: Counter[str] = Counter()
+
+    def act(_messages: list[ModelMessage], _info: AgentInfo) -> None:
+        count["all"] += 1
+        if when(count["all"]):
+            raise error
+
+    return before(model, act), count
+
+
 def failing_run() -> Run[Doc, Rated]:
     """A run of two words, of which the second one cannot be rated."""
-    model = scripted()
 
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> Any:
+    def act(messages: list[ModelMessage], _info: AgentInfo) -> None:
         if asked(messages) == "bc":
             raise ValueError("no idea")
-        return model.function(messages, info)  # type: ignore[misc]
-
-    async def later(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        return await answer(messages, info)
 
     try:
-        return Words().run_sync(Doc(text="a bc"), model=FunctionModel(later))
+        return Words().run_sync(Doc(text="a bc"), model=before(scripted(), act))
     except RunError as error:
         return error.run
 

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from stagegraph.optimize.evaluation.shown import stage_feedback
     from stagegraph.optimize.lms.lm import lm
     from stagegraph.optimize.tuning.options import TuningOptions
-    from stagegraph.optimize.tuning.preview import Preview, preview
     from stagegraph.optimize.tuning.proposers import Candidates, Proposal
-    from stagegraph.optimize.tuning.tune import Tuning, tune
+    from stagegraph.optimize.tuning.tune import Preview, Tuning, preview, tune
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -83,9 +82,8 @@ _FILES = {
     "evaluation.shown": ("stage_feedback",),
     "lms.lm": ("lm",),
     "tuning.options": ("TuningOptions",),
-    "tuning.preview": ("Preview", "preview"),
     "tuning.proposers": ("Candidates", "Proposal"),
-    "tuning.tune": ("Tuning", "tune"),
+    "tuning.tune": ("Preview", "Tuning", "preview", "tune"),
 }
 """File -> its public names. A file is read when one of them is asked for: DSPy takes seconds to load."""
 _HOMES = {name: file for file, names in _FILES.items() for name in names}

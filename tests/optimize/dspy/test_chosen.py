@@ -5,9 +5,9 @@ from typing import Any
 
 import dspy
 import pytest
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.models.function import FunctionModel
 from rules import Chain, learner, rows, separate, student
+from words import before
 
 from stagegraph import Example, Run, RunError, Runner, Stage, TuningError
 from stagegraph.optimize import GEPA, Budget, GraphModule, dspy_metric, lm, to_dspy
@@ -25,11 +25,7 @@ class Asked:
         self._student = student()[0]
 
     def model(self, name: str) -> FunctionModel:
-        def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-            self.names.append(name)
-            return self._student.function(messages, info)  # type: ignore[misc,return-value]
-
-        return FunctionModel(answer, model_name=name)
+        return before(self._student, lambda *_: self.names.append(name), name)
 
     def taken(self) -> set[str]:
         found = set(self.names)

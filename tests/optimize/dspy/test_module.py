@@ -21,7 +21,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelConnectionError, ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from words import ROWS, Doc, Plan, Rate, Words, asked, grade, scripted, told
+from words import ROWS, Doc, Plan, Rate, Words, asked, before, grade, scripted, shaky, told
 
 from stagegraph import (
     DeclarationError,
@@ -123,6 +123,44 @@ def test_demos_are_revalidated_and_incomplete_ones_dropped(module: GraphModule) 
     assert [(demo.input, demo.output["score"]) for demo in demos] == [("x", 2), ("y", 1)]
 
 
+class Approve(BaseModel):
+    reason: str
+
+
+class Reject(BaseModel):
+    reason: str
+
+
+class Decide(Graph[str, str]):
+    """A union whose members have equal fields."""
+
+    decide = Stage(str, Agent(output_type=[Approve, Reject], instructions="Decide."), demos="messages")
+
+    async def flow(self, text: str) -> str:
+        return type(await self.decide(text)).__name__
+
+
+def test_a_demo_never_becomes_the_other_member_of_a_union(tmp_path: Path) -> None:
+    """A rejection that an optimizer found is not shown to the model as an approval, also not after save and load."""
+    shown: list[str] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        parts = [part for message in messages for part in message.parts if isinstance(part, ToolCallPart)]
+        shown.extend(part.tool_name for part in parts)
+        return ModelResponse([ToolCallPart(info.output_tools[1].name, {"reason": "no"})])
+
+    module, loaded = (GraphModule(Decide(), model=FunctionModel(answer)) for _ in range(2))
+    optimizer = dspy.BootstrapFewShot(metric=dspy_metric(lambda _example, _run: True), max_labeled_demos=0)
+    better = optimizer.compile(module, trainset=[dspy.Example(input=text).with_inputs("input") for text in "ab"])
+    assert [type(demo["output"]) for demo in better.decide.demos] == [Reject, Reject]
+    better.save(tmp_path / "better.json")
+    loaded.load(tmp_path / "better.json")
+    for one in (better, loaded):
+        assert one(input="c").output == "Reject"
+        assert one.prompts()["decide"].demos == ()
+    assert shown == []
+
+
 def test_demos_that_an_optimizer_found_are_bounded() -> None:
     """What does not fit into the characters of a stage is left out of its prompt; what a person wrote is not."""
     written = Demo("w" * 500, {"word": "w" * 500, "score": 1})
@@ -147,15 +185,10 @@ class Turns(Graph[Doc, Plan]):
 def test_demos_that_were_found_become_messages_where_a_stage_wants_that() -> None:
     """In the shape that the model answers in: a question, the call of the output tool, and what it returned."""
     seen: list[list[ModelMessage]] = []
-    model = scripted()
-
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        seen.append(messages)
-        return await model.function(messages, info)  # type: ignore[misc,operator]
-
+    model = before(scripted(), lambda messages, _: seen.append(messages))
     rows = to_dspy([Example(Doc(text=text), {"words": text.split()}) for text in ("a bc", "d")], Turns())
     optimizer = dspy.BootstrapFewShot(metric=dspy_metric(lambda _example, _run: True), max_labeled_demos=0)
-    better = optimizer.compile(GraphModule(Turns(), model=FunctionModel(answer)), trainset=rows)
+    better = optimizer.compile(GraphModule(Turns(), model=model), trainset=rows)
     assert len(better.prompts()["plan"].demos) == 2
     assert better(text="x y").output == Plan(words=["x", "y"])
     parts = [part for message in seen[-1] for part in message.parts]
@@ -235,7 +268,7 @@ def test_a_copy_shares_graph_and_agents_but_no_prompt(module: GraphModule) -> No
     """Candidates are isolated: what one says never reaches another."""
     other = module.deepcopy()
     assert other.graph is module.graph
-    assert other.rate__judge.declared.stage.agent is module.rate__judge.declared.stage.agent
+    assert other.rate__judge.node.agent is module.rate__judge.node.agent
     other.rate__judge.demos.append({"input": "x", "word": "x", "score": 1})
     other.rate__judge.signature.instructions = "DOUBLE"  # in place, as InferRules does
     assert texts(module)["rate__judge"] == "Rate the word."
@@ -345,12 +378,7 @@ def test_usage_is_tracked_by_model(module: GraphModule) -> None:
 def test_another_lm_can_be_used_for_a_while(module: GraphModule) -> None:
     """`dspy.context(lm=)` and `set_lm` go before the module's model, with their own settings."""
     settings: list[Any] = []
-
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        settings.append(info.model_settings)
-        return await scripted().function(messages, info)  # type: ignore[misc,operator]
-
-    other = lm(FunctionModel(answer), temperature=0.3)
+    other = lm(before(scripted(), lambda _, info: settings.append(info.model_settings)), temperature=0.3)
     with dspy.context(lm=other):
         module(text="a")
     assert [one["temperature"] for one in settings] == [0.3, 0.3]
@@ -381,16 +409,15 @@ def test_a_predictor_runs_its_stage_alone(module: GraphModule) -> None:
 
 def failing(*words: str, error: Exception | None = None) -> FunctionModel:
     """Cannot rate these words."""
-    ok = scripted()
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        if asked(messages) in words:
-            if error is not None:
-                raise error
-            return ModelResponse([ToolCallPart(info.output_tools[0].name, {"word": "?", "score": "none"})])
-        return await ok.function(messages, info)  # type: ignore[misc,operator]
+    def act(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse | None:
+        if asked(messages) not in words:
+            return None
+        if error is not None:
+            raise error
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"word": "?", "score": "none"})])
 
-    return FunctionModel(answer)
+    return before(scripted(), act)
 
 
 def test_a_failed_stage_is_in_the_trace_and_the_prediction_says_why() -> None:
@@ -431,22 +458,10 @@ def test_calls_that_failed_in_a_run_that_did_not_are_in_the_trace() -> None:
         assert [list(entry[2].keys()) for entry in dspy.settings.trace] == [["stage_error"], ["output"]]
 
 
-def limited(times: int) -> FunctionModel:
-    """Too busy so many times."""
-    ok, left = scripted(), [times]
-
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        if left[0]:
-            left[0] -= 1
-            raise ModelHTTPError(429, "busy", {"error": "slow down"})
-        return await ok.function(messages, info)  # type: ignore[misc,operator]
-
-    return FunctionModel(answer)
-
-
 def test_a_busy_provider_is_asked_again() -> None:
     """A 429 is no failure of the candidate."""
-    assert GraphModule(Words(), model=limited(2), retry_delays=(0, 0))(text="abc").total == 3
+    busy = shaky(scripted(), ModelHTTPError(429, "busy", {"error": "slow down"}), lambda number: number <= 2)[0]
+    assert GraphModule(Words(), model=busy, retry_delays=(0, 0))(text="abc").total == 3
 
 
 @pytest.mark.parametrize(
@@ -507,24 +522,20 @@ def test_what_an_ended_evaluation_had_queued_is_not_run(broken: str) -> None:
     """Each thread ends with the example that it was at."""
     runs: list[str] = []
 
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> Any:
+    def act(messages: list[ModelMessage], _info: AgentInfo) -> None:
         runs.append(asked(messages))
         if broken == "the provider":
             raise ModelHTTPError(503, "gone")
-        return scripted().function(messages, info)  # type: ignore[misc]
-
-    async def later(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        return await answer(messages, info)
 
     def metric(_example: Any, _run: Any) -> float:
         raise KeyError("gone")
 
-    before = set(threading.enumerate())
+    others = set(threading.enumerate())
     rows = to_dspy([Example(Doc(text="a"), id=str(number)) for number in range(60)], Words())
-    module = GraphModule(Words(), model=FunctionModel(later), retry_delays=())
+    module = GraphModule(Words(), model=before(scripted(), act), retry_delays=())
     with pytest.raises(TuningStopped, match="gone"):
         dspy.Evaluate(devset=rows, metric=dspy_metric(metric), num_threads=3)(module)
-    for thread in set(threading.enumerate()) - before:
+    for thread in set(threading.enumerate()) - others:
         if thread.name.startswith("ThreadPoolExecutor"):
             thread.join()
     assert len(runs) <= 3 * 3
@@ -532,15 +543,10 @@ def test_what_an_ended_evaluation_had_queued_is_not_run(broken: str) -> None:
 
 def test_a_bad_key_is_not_tried_again() -> None:
     """Waiting helps against trouble, not against mistakes."""
-    asked_for: list[int] = []
-
-    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        asked_for.append(1)
-        raise ModelHTTPError(401, "m")
-
+    model, count = shaky(scripted(), ModelHTTPError(401, "m"))
     with pytest.raises(RunError, match="API key"):
-        GraphModule(Words(), model=FunctionModel(answer), retry_delays=(0, 0))(text="a")
-    assert len(asked_for) == 1
+        GraphModule(Words(), model=model, retry_delays=(0, 0))(text="a")
+    assert count["all"] == 1
 
 
 def test_a_stage_without_a_model_is_a_mistake_and_no_score() -> None:

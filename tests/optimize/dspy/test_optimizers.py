@@ -18,7 +18,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from words import ROWS, Rated, Words, asked, grade, scripted
+from words import ROWS, Rated, Words, asked, before, grade, scripted, shaky
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 from stagegraph.optimize import GraphModule, TuningStopped, dspy_metric, lm, to_dspy
@@ -80,18 +80,18 @@ def test_gepa_finds_the_rule_that_the_notes_tell(module: GraphModule) -> None:
 
 def test_gepa_reflects_on_failed_runs_as_well() -> None:
     """DSPy drops a run that raises; here its record stays, with the error at the call that failed."""
-    ok, prompts = scripted(), list[str]()
+    prompts: list[str] = []
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    def act(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse | None:
         if asked(messages) == "jkl" and "DOUBLE" not in (info.instructions or ""):
             return ModelResponse([ToolCallPart(info.output_tools[0].name, {"word": 1, "score": "?"})])
-        return await ok.function(messages, info)  # type: ignore[misc,operator]
+        return None
 
     def reflect(prompt: str) -> str:
         prompts.append(prompt)
         return "DOUBLE it."
 
-    module = GraphModule(Words(), model=FunctionModel(answer))
+    module = GraphModule(Words(), model=before(scripted(), act))
     only = DATA[2:3]
     optimizer = dspy.GEPA(
         metric=dspy_metric(grade), reflection_lm=lm(writer(reflect)), max_metric_calls=20, num_threads=1
@@ -103,11 +103,7 @@ def test_gepa_reflects_on_failed_runs_as_well() -> None:
 
 def test_gepa_is_stopped_by_a_provider_that_stays_away() -> None:
     """No candidate is scored by the weather."""
-
-    def busy(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        raise ModelHTTPError(429, "busy")
-
-    module = GraphModule(Words(), model=FunctionModel(busy), retry_delays=())
+    module = GraphModule(Words(), model=shaky(scripted(), ModelHTTPError(429, "busy"))[0], retry_delays=())
     optimizer = dspy.GEPA(metric=dspy_metric(grade), reflection_lm=lm(improver()), max_metric_calls=20, num_threads=2)
     with pytest.raises(TuningStopped, match="429"):
         optimizer.compile(module, trainset=DATA, valset=DATA)
@@ -288,17 +284,17 @@ def adviser() -> FunctionModel:
 
 def wavering() -> FunctionModel:
     """At a temperature, every other answer doubles by chance."""
-    calm, count = scripted(), Counter[str]()
+    count = Counter[str]()
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    def act(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse | None:
         word = asked(messages)
         count[word] += 1
         if (info.model_settings or {}).get("temperature") and count[word] % 2 and "text" not in word:
             args = {"word": word, "score": 2 * len(word)}
             return ModelResponse([ToolCallPart(info.output_tools[0].name, args)])
-        return await calm.function(messages, info)  # type: ignore[misc,operator]
+        return None
 
-    return FunctionModel(answer, model_name="wavering")
+    return before(scripted(), act)
 
 
 @pytest.mark.skipif(find_spec("numpy") is None, reason="SIMBA needs numpy")

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import Chain, rows, separate, student
-from words import asked
+from words import asked, before, shaky
 
 from stagegraph import (
     Example,
@@ -85,17 +85,9 @@ async def test_the_metric_is_asked_once_a_run() -> None:
 
 async def test_an_outage_is_no_score_and_leaves_what_was_found() -> None:
     """A provider that stays away ends the evaluation with an error that carries the rows until then."""
-    model, _ = student()
-    count: Counter[str] = Counter()
-
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        count["all"] += 1
-        if count["all"] > 10:
-            raise ModelHTTPError(429, "student")
-        return model.function(messages, info)  # type: ignore[misc,return-value]
-
+    model = shaky(student()[0], ModelHTTPError(429, "student"), lambda number: number > 10)[0]
     with pytest.raises(TuningError, match="that is no score") as raised:
-        await evaluate(Chain(), separate, ROWS, model=FunctionModel(answer), concurrency=1, retry_delays=(0, 0))
+        await evaluate(Chain(), separate, ROWS, model=model, concurrency=1, retry_delays=(0, 0))
     partial: Report = raised.value.report  # type: ignore[attr-defined]
     assert [row.example for row in partial.rows] == ["x-0", "x-1"]
 
@@ -164,14 +156,13 @@ async def test_a_retry_with_a_journal_pays_only_for_the_rest() -> None:
     model, requests = student()
     failed: list[int] = []
 
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    def act(_messages: list[ModelMessage], info: AgentInfo) -> None:
         if (info.instructions or "").startswith("c") and not failed:
             failed.append(1)
             raise ModelHTTPError(503, "student")
-        return model.function(messages, info)  # type: ignore[misc,return-value]
 
     runner = Runner(journal=MemoryJournal())
-    found = await evaluate(Chain(), separate, ROWS[:1], model=FunctionModel(answer), runner=runner, retry_delays=(0,))
+    found = await evaluate(Chain(), separate, ROWS[:1], model=before(model, act), runner=runner, retry_delays=(0,))
     assert found.failures == []
     assert requests == {"a": 1, "b": 2, "c": 1}
 

@@ -18,7 +18,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 from rules import Chain, learner, rows, student
-from words import ROWS, Words, asked, scripted
+from words import ROWS, Words, asked, scripted, shaky
 
 from stagegraph import DeclarationError, Example, Graph, Note, Run, Stage, TuningError, fan_out
 from stagegraph.optimize import Budget, GraphModule, compare, dspy_metric, evaluate, graded, judge, to_dspy, tune
@@ -152,22 +152,15 @@ async def test_rubbish_is_asked_again_and_then_an_error(answer: list[Any]) -> No
 @pytest.mark.parametrize(("times", "fails"), [(2, False), (3, True)])
 async def test_a_provider_in_trouble_is_waited_for(times: int, fails: bool) -> None:
     """And when it stays away, that is no score either."""
-    good, count = judging({"reason": "so", "score": 0.5}), 0
-
-    def busy(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal count
-        count += 1
-        if count <= times:
-            raise ModelHTTPError(429, "strict")
-        return good.function(messages, info)  # type: ignore[misc,return-value]
-
-    metric = judge(FunctionModel(busy, model_name="strict"), "Good?", retry_delays=(0, 0))
+    good = judging({"reason": "so", "score": 0.5})
+    busy, count = shaky(good, ModelHTTPError(429, "strict"), lambda number: number <= times)
+    metric = judge(busy, "Good?", retry_delays=(0, 0))
     if fails:
         with pytest.raises(TuningError, match=r"strict could not be asked: .*429"):
             await graded(metric, ROWS[0], await run_of())
     else:
         assert (await graded(metric, ROWS[0], await run_of())).value == 0.5
-    assert count == 3
+    assert count["all"] == 3
 
 
 class Wide(Graph[int, list[str]]):

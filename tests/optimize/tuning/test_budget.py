@@ -7,9 +7,10 @@ from typing import Any
 
 import anyio
 import pytest
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models.function import AgentInfo
 from rules import POOL, coupled, rows, searched, student, tuned
+from words import before
 
 from stagegraph import TuningError
 from stagegraph.optimize import Budget, Proposal
@@ -74,19 +75,16 @@ async def test_the_deadline_ends_what_is_going_on(tmp_path: Path) -> None:
     model, requests = student()
     ended = 0
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    async def act(_messages: list[ModelMessage], info: AgentInfo) -> None:
         nonlocal ended
         if (info.instructions or "").startswith("c"):
             try:
                 await anyio.sleep_forever()
             finally:
                 ended += 1
-        return model.function(messages, info)  # type: ignore[misc,return-value]
 
     with pytest.raises(TuningError, match=r"validation examples: the budget of 0.5 seconds was reached after 0"):
-        await tuned(
-            **LARGE, budget=Budget(seconds=0.5), model=FunctionModel(answer, model_name="student"), run_dir=tmp_path
-        )
+        await tuned(**LARGE, budget=Budget(seconds=0.5), model=before(model, act), run_dir=tmp_path)
     begun = requests["a"]
     assert ended <= begun <= 2
     result = await tuned(**LARGE, budget=Budget(runs=10), model=model, run_dir=tmp_path)
@@ -96,19 +94,19 @@ async def test_the_deadline_ends_what_is_going_on(tmp_path: Path) -> None:
 
 async def test_a_deadline_leaves_the_best_that_was_found() -> None:
     """It ends the search, and is no error."""
-    model, _ = student()
     stuck = False
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    async def act(_messages: list[ModelMessage], _info: AgentInfo) -> None:
         if stuck:
             await anyio.sleep_forever()
-        return model.function(messages, info)  # type: ignore[misc,return-value]
 
     def callback(event: str, data: Any) -> None:
         nonlocal stuck
         stuck = stuck or (event == "validated" and data["candidate"] == 0)
 
-    result = await searched(coupled, **LARGE, budget=Budget(seconds=4), model=FunctionModel(answer), callback=callback)
+    result = await searched(
+        coupled, **LARGE, budget=Budget(seconds=4), model=before(student()[0], act), callback=callback
+    )
     assert stuck
     assert result.stopped == "the budget of 4 seconds"
     assert result.error is None

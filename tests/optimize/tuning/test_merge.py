@@ -107,7 +107,7 @@ async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
 async def test_a_search_goes_the_same_way_in_every_process() -> None:
     """Python salts the hashes of texts anew in every process; what is merged may not hang on that."""
     ways: list[Any] = []
-    for salt in ("0", "1"):
+    for salt in ("0", "2"):
         done = await anyio.run_process(
             [sys.executable, str(Path(__file__).with_name("wandering.py"))],
             env={**os.environ, "PYTHONHASHSEED": salt},

@@ -84,21 +84,21 @@ async def test_what_was_not_shown_stays_where_the_answer_says_so() -> None:
 async def test_schemas_and_calls_that_have_no_room_are_counted() -> None:
     """A schema that is cut says so, and calls that are not shown are counted."""
     Wide: Any = create_model(  # noqa: N806 - a type
-        "Wide", **{f"field_{number}": (str, Field("x", description="long " * 20)) for number in range(200)}
+        "Wide", **{f"field_{number}": (str, Field("x", description="long " * 60)) for number in range(60)}
     )
 
     class Many(Graph[str, list[Any]]):
         each = Stage(str, Agent(output_type=Wide, instructions="each"))
 
         async def flow(self, text: str) -> list[Any]:
-            return await fan_out(self.each, [f"{number} {text} " + "x" * 5_000 for number in range(30)])
+            return await fan_out(self.each, [f"{number} {text} " + "x" * 5_000 for number in range(20)])
 
     for components in (("instructions",), ("fields",)):
         heard, _ = await questions(Many(), lambda _: "```\nNew.\n```", wrong, components=components)
         assert max(map(len, heard)) < READABLE
         assert " characters)" in heard[0]
         shown = heard[0].count("## Call ")
-        assert f"({3 * 30 - shown} more calls are not shown.)" in heard[0]
+        assert f"({3 * 20 - shown} more calls are not shown.)" in heard[0]
 
 
 @pytest.mark.parametrize("package", ["dspy", "gepa"])

@@ -13,7 +13,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import POOL, coupled, learner, rows, searched, separate, student
-from words import asked
+from words import asked, before, shaky
 
 from stagegraph import Example, Graph, Run, Score, Stage, TuningError, fan_out, note, optimize, step
 from stagegraph.optimize import Budget, Proposal
@@ -181,53 +181,36 @@ async def test_a_note_on_a_step_goes_to_the_stages_before_it() -> None:
         assert paths == {"a"}
 
 
-def rate_limited(after: int, times: int = 10_000) -> tuple[FunctionModel, Counter[str]]:
+def rate_limited(after: int, times: int = 10_000) -> FunctionModel:
     """A provider that says 429 some times, after some requests."""
-    model, _ = student()
-    count: Counter[str] = Counter()
-
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        count["all"] += 1
-        if after < count["all"] <= after + times:
-            raise ModelHTTPError(429, "student", {"message": "slow down"})
-        return model.function(messages, info)  # type: ignore[misc,return-value]
-
-    return FunctionModel(answer, model_name="student"), count
+    error = ModelHTTPError(429, "student", {"message": "slow down"})
+    return shaky(student()[0], error, lambda number: after < number <= after + times)[0]
 
 
 async def test_a_provider_in_trouble_for_a_moment_changes_nothing() -> None:
     """A 429 that goes away is waited for, and no run scores 0 for it."""
     calm = await searched(proposer=POOL)
-    shaky = await searched(proposer=POOL, model=rate_limited(5, times=2)[0])
+    shaky = await searched(proposer=POOL, model=rate_limited(5, times=2))
     assert shaky.error is None
     assert [one.scores for one in shaky.candidates] == [one.scores for one in calm.candidates]
 
 
 async def test_a_provider_that_is_gone_ends_the_search_with_the_best_so_far() -> None:
     """Nothing that was found is lost, and no candidate is blamed."""
-    result = await searched(proposer=POOL, model=rate_limited(50)[0])
+    result = await searched(proposer=POOL, model=rate_limited(50))
     assert isinstance(result.error, TuningError)
     assert "429" in str(result.error)
     assert result.candidates
     assert result.best == max(range(len(result.candidates)), key=lambda i: result.candidates[i].mean)
     with pytest.raises(TuningError, match="429"):
-        await searched(proposer=POOL, model=rate_limited(0)[0])
+        await searched(proposer=POOL, model=rate_limited(0))
 
 
 async def test_a_reflection_model_in_trouble_is_waited_for_and_then_ends_the_search() -> None:
     """Its 429 is retried; when it stays, the search ends with what it has instead of going on for nothing."""
 
     def limited(times: int) -> tuple[FunctionModel, Counter[str]]:
-        count: Counter[str] = Counter()
-        good = learner()
-
-        def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-            count["all"] += 1
-            if count["all"] <= times:
-                raise ModelHTTPError(429, "learner")
-            return good.function(messages, info)  # type: ignore[misc,return-value]
-
-        return FunctionModel(answer), count
+        return shaky(learner(), ModelHTTPError(429, "learner"), lambda number: number <= times)
 
     fine = await searched(proposer=None, reflection_model=limited(2)[0])
     assert fine.error is None
@@ -254,17 +237,16 @@ async def test_a_cancelled_search_stops_paying() -> None:
     begun = anyio.Event()
     gone = threading.Event()
 
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    async def act(_messages: list[ModelMessage], _info: AgentInfo) -> None:
         if requests["c"] >= 5:
             loop.call_soon_threadsafe(begun.set)
             try:
                 await anyio.sleep_forever()
             finally:
                 gone.set()
-        return model.function(messages, info)  # type: ignore[misc,return-value]
 
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(searched(model=FunctionModel(answer)))
+    task = asyncio.create_task(searched(model=before(model, act)))
     with anyio.fail_after(20):
         await begun.wait()
     task.cancel()

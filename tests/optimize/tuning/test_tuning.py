@@ -1,20 +1,17 @@
 """Tuning from the front door: what it gives, what it refuses, and how it goes on after it was killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.messages import ModelMessage, ModelResponse
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 from rules import POOL, TRAIN, VAL, Chain, coupled, learner, rows, student, tuned, verdict
+from words import shaky
 
+from forked import python
 from stagegraph import Example, Graph, Prompt, Prompts, Run, Runner, Stage, TuningError
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import Budget, Candidates, Preview, Proposal, preview
@@ -57,17 +54,8 @@ async def test_nothing_better_is_said_plainly() -> None:
 @pytest.mark.parametrize("when", [30, 64, 70])
 async def test_a_provider_that_is_gone_costs_nothing_that_was_found(when: int) -> None:
     """The best until then is given, with what chose it as the verdict, and the error says what happened."""
-    model, _ = student()
-    count = 0
-
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        nonlocal count
-        count += 1
-        if count > when:
-            raise ModelHTTPError(503, "student")
-        return model.function(messages, info)  # type: ignore[misc,return-value]
-
-    result = await tuned(model=FunctionModel(answer), test=TEST)
+    model = shaky(student()[0], ModelHTTPError(503, "student"), lambda number: number > when)[0]
+    result = await tuned(model=model, test=TEST)
     assert "503" in str(result.found.error)
     assert not result.held_out
     assert result.comparison.after.mean == result.found.candidates[result.found.best].mean
@@ -204,6 +192,18 @@ async def test_a_mistake_that_cost_nothing_does_not_spoil_the_folder(tmp_path: P
         assert theirs.read_text() == text
 
 
+async def test_what_cannot_be_read_in_the_folder_is_paid_for_again(tmp_path: Path) -> None:
+    """Lines of something else, and scores that are none, end no tuning."""
+    first = await tuned(run_dir=tmp_path)
+    file = tmp_path / "paid.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    odd = [None, {}, {"notes": 3}, {"value": "much", "notes": []}]
+    lines = [json.dumps(row | {"score": odd[place % 4]} if "score" in row else row) for place, row in enumerate(rows)]
+    file.write_text("\n".join(["null", "[]", "7", "{", "{}", '{"key": 1}', *lines, ""]), "utf-8")
+    again = await tuned(run_dir=tmp_path)
+    assert (again.found.error, again.prompts) == (None, first.prompts)
+
+
 async def test_proposers_are_functions_of_all_kinds() -> None:
     """Sync, async, with wrong answers and with errors: the last two end the search with what it has."""
 
@@ -253,21 +253,19 @@ import asyncio, os, signal, sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
 from rules import Chain, rows, student, {metric} as metric
-from pydantic_ai.models.function import FunctionModel
+from words import before
 from stagegraph.optimize import Budget, tune
 log, kill = Path(sys.argv[2]), int(sys.argv[3])
 def propose(proposal):
     with open(str(log) + ".proposed", "a") as file:
         file.write(proposal.path + "\\n")
     return f"{{proposal.path}}: RULE-{{proposal.path}}"
-model = student(log)[0]
-def answer(messages, info):
+def act(messages, info):
     if kill and log.exists() and len(log.read_text().splitlines()) >= kill:
         os.kill(os.getpid(), signal.SIGKILL)
-    return model.function(messages, info)
 async def main():
     found = await tune(Chain(), metric, train=rows("t", {train}), val=rows("v", 3), test=rows("test", 6), proposer=propose,
-        budget=Budget(runs=100), model=FunctionModel(answer), run_dir=sys.argv[1], concurrency=1)
+        budget=Budget(runs=100), model=before(student(log)[0], act), run_dir=sys.argv[1], concurrency=1)
     print(found.prompts.digest, [one.scores for one in found.found.candidates], found.spent.runs, found.comparison)
 asyncio.run(main())
 """
@@ -275,8 +273,7 @@ asyncio.run(main())
 
 def in_a_process(folder: Path, name: str, kill: int = 0, train: int = 4, metric: str = "separate") -> Any:
     code = TUNING.format(folder=str(Path(__file__).parents[1]), train=train, metric=metric)
-    command = [sys.executable, "-c", code, str(folder / name), str(folder / f"{name}.log"), str(kill)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=os.environ)
+    return python("-c", code, folder / name, folder / f"{name}.log", str(kill))
 
 
 def test_a_killed_tuning_goes_on_without_asking_again(tmp_path: Path) -> None:
@@ -406,3 +403,41 @@ async def test_a_stage_without_a_text_is_told_when_it_earns_notes() -> None:
     warning = f"Beware: `a` earned {len(earned)} notes and was left as it is, since it has no instructions."
     assert (warning in str(result)) == bool(earned)
     assert earned
+
+
+async def test_what_a_tuning_gives_fits_a_screen() -> None:
+    """However long texts and outputs are: a candidate shows its score, its parents and the beginning of each text."""
+
+    class Parrot(Graph[str, list[str]]):
+        def __init__(self) -> None:
+            self.stages = [Stage(str, Agent(instructions=f"{number}\n" * 2_000)) for number in range(14)]
+
+        async def flow(self, text: str) -> list[str]:
+            return [await stage(text * 2_000) for stage in self.stages]
+
+    asked: list[Proposal] = []
+
+    def propose(proposal: Proposal) -> str:
+        asked.append(proposal)
+        return "better " * 5_000
+
+    result = await tuned(lambda *_: 0.5, Parrot(), proposer=propose, budget=Budget(runs=12), stagnation=1)
+    start = result.candidates[0]
+    for one in (
+        asked[0],
+        start,
+        result.candidates,
+        result.found,
+        result.report.rows[0],
+        result.comparison,
+        result.preview,
+    ):
+        for text in (str(one), repr(one)):
+            assert len(text.splitlines()) < 24
+            assert len(text) < 24 * 100
+    assert str(start).startswith("<Candidate (the start): 0.500 on 3 examples>\n")
+    assert "stages.0: 0 0 0 0" in str(start)
+    assert "and 2 more texts" in str(start)
+    better = (await tuned()).candidates[-1]
+    assert str(better).splitlines()[0] == "<Candidate (made from 2): 1.000 on 3 examples>"
+    assert "b: b: RULE-b" in str(better)

@@ -51,7 +51,7 @@ def propose(proposal: Proposal) -> str:
 async def main() -> None:
     train, val = ([Example(f"{kind}{n}", id=f"{kind}{n}") for n in range(6)] for kind in "tv")
     options = Options(
-        budget=Budget(runs=360), model=FunctionModel(student), proposer=propose, retry_delays=(), stagnation=60
+        budget=Budget(runs=150), seed=1, model=FunctionModel(student), proposer=propose, retry_delays=(), stagnation=60
     )
     found = await search(Five(), metric, train, val, options)
     assert found.error is None

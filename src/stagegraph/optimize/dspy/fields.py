@@ -91,19 +91,27 @@ def _is_json(data: object) -> bool:
     return True
 
 
-def reject_reserved(fields: Fields, what: str) -> None:
-    """Refuse names that DSPy needs for itself.
+def sides_of(path: str, stage: Node[Any, Any]) -> tuple[Fields, Fields]:
+    """The fields of a stage's input and of its output.
 
     Raises:
-        DeclarationError: it names the type, the field and what to do.
+        DeclarationError: DSPy needs the name of one for itself, or both sides need the same name.
     """
-    for own in fields.names.values():
-        if own in _RESERVED or own.startswith(("_", "dspy_")):
-            msg = (
-                f"{what}: the field `{own}` of {fields.schema.name} cannot be a field of a DSPy signature, which keeps "
-                "that name for itself: rename it (an alias keeps the JSON as it is), or wrap the value in another model"
-            )
-            raise DeclarationError(msg)
+    inputs = Fields(stage.__node__.input_type, "input")
+    outputs = Fields(stage.__node__.output_type, "output", frozenset(inputs.names))
+    for side in (inputs, outputs):
+        for own in side.names.values():
+            if own in _RESERVED or own.startswith(("_", "dspy_")):
+                msg = (
+                    f"stage `{path}`: the field `{own}` of {side.schema.name} cannot be a field of a DSPy signature, "
+                    "which keeps that name for itself: rename it (an alias keeps the JSON as it is), or wrap the value "
+                    "in another model"
+                )
+                raise DeclarationError(msg)
+    if clash := inputs.names.keys() & outputs.names.keys():
+        msg = f"stage `{path}`: its input and its output both need the field `{min(clash)}`: rename one of them"
+        raise DeclarationError(msg)
+    return inputs, outputs
 
 
 def signature_of(path: str, inputs: Fields, outputs: Fields, instructions: str) -> type[dspy.Signature]:

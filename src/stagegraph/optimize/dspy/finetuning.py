@@ -24,8 +24,7 @@ from pydantic_ai.messages import (
 from stagegraph.agent.models import Models
 from stagegraph.optimize.lms.lm import model_behind
 
-from .predictors import StagePredict
-from .trace import StagePrediction
+from .predictors import StagePredict, StagePrediction
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model

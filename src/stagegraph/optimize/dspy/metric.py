@@ -14,9 +14,8 @@ from stagegraph.optimize.lms.loop import run_here
 from stagegraph.schema.errors import TuningError
 
 from .fields import from_dspy
-from .predictors import StagePredict
+from .predictors import RunPrediction, StagePredict
 from .program import Outage, in_executor
-from .trace import RunPrediction
 
 if TYPE_CHECKING:
     from stagegraph.record.run import Run

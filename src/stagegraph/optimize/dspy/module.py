@@ -19,9 +19,8 @@ from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.schema.errors import DeclarationError, PromptError
 
 from .fields import untyped
-from .predictors import Declared, StagePredict, entries_of
+from .predictors import RunPrediction, StagePredict, entries_of, record_trace, record_usage
 from .program import Program, in_executor
-from .trace import RunPrediction, record_trace, record_usage
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -85,11 +84,9 @@ class GraphModule(dspy.Module):
         start = prompts if prompts is not None else program.runner.prompts
         if not isinstance(start, Prompts):
             start = run_here(start.current(None), "GraphModule(graph, prompts=await prompts.current(None))")
-        start.check_known(program.stages, graph.__node__.name)
-        seeds = Prompts.of(graph).replace(dict(start))
         self._attributes = _attributes(program.stages)
-        for path, name in self._attributes.items():
-            setattr(self, name, StagePredict(Declared(path, program), seeds[path]))
+        for path, predictor in _predictors_of(program, start).items():
+            setattr(self, self._attributes[path], predictor)
 
     @property
     def graph(self) -> Node[Any, Any]:
@@ -98,17 +95,10 @@ class GraphModule(dspy.Module):
 
     def with_prompts(self, prompts: Prompts) -> Self:
         """A copy with other prompts and the same models."""
-        program = self.program
-        new = type(self)(
-            program.graph,
-            prompts=prompts,
-            model=program.model,
-            runner=program.runner,
-            retry_delays=program.retry_delays,
-            demo_limit=program.demo_limit,
-        )
-        for path, predictor in self._predictors().items():
-            getattr(new, self._attributes[path]).lm = predictor.lm
+        new, before = copy.deepcopy(self), self._predictors()
+        for path, predictor in _predictors_of(self.program, prompts).items():
+            predictor.lm = before[path].lm
+            setattr(new, self._attributes[path], predictor)
         return new
 
     def prompts(self) -> Prompts:
@@ -214,6 +204,13 @@ def _with_source(cls: Any, graph: type) -> Any:
     names = ("__module__", "__qualname__", "__doc__", "__firstlineno__")
     about = {name: getattr(graph, name) for name in names if hasattr(graph, name)}
     return type(cls)(graph.__name__, (cls,), {**about, "graph_class": graph})
+
+
+def _predictors_of(program: Program, prompts: Prompts) -> dict[str, StagePredict]:
+    """Stage path -> a new predictor. A stage that the prompts do not name starts from its code."""
+    prompts.check_known(program.stages, program.graph.__node__.name)
+    seeds = Prompts.of(program.graph).replace(dict(prompts))
+    return {path: StagePredict(path, program, seeds[path]) for path in program.stages}
 
 
 def _attributes(paths: Mapping[str, object]) -> dict[str, str]:

@@ -1,16 +1,20 @@
-"""One stage as a DSPy predictor: optimizers read and write its text and demos, and the stage itself answers."""
+"""A stage as a DSPy predictor, and a run as DSPy's predictions.
+
+Optimizers read and write the predictor's text and demos, and the stage itself answers.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import dspy
-from pydantic import ValidationError
+from dspy.dsp.utils.settings import main_thread_config
+from pydantic_ai.messages import ModelResponse
 from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import key_order
@@ -19,40 +23,83 @@ from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.lms.lm import PydanticEngine
 from stagegraph.optimize.lms.loop import await_here, run_here
 from stagegraph.record.run import RunError
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import TuningError
 
-from .fields import Fields, reject_reserved, signature_of, untyped
-from .trace import Entry, StagePrediction, record_trace
+from .fields import Fields, signature_of, untyped
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.record.run import Run
 
-    from .program import Program
+    from .program import Outage, Program
 
 _DESCRIPTIONS = "described"
 """The key of a saved predictor for the descriptions of tools and fields, which DSPy does not have."""
 
 
-class Declared:
-    """What a predictor and its copies share: the stage, its fields, and the program that runs it."""
+Entry = tuple[Any, dict[str, Any], dspy.Prediction]
+"""A predictor, its inputs, and its prediction."""
 
-    def __init__(self, path: str, program: Program) -> None:
-        self.path = path
-        self.program = program
-        self.stage = program.stages[path]
-        what = f"stage `{path}`"
-        self.inputs = Fields(self.stage.__node__.input_type, "input")
-        self.outputs = Fields(self.stage.__node__.output_type, "output", frozenset(self.inputs.names))
-        for fields in (self.inputs, self.outputs):
-            reject_reserved(fields, what)
-        clash = self.inputs.names.keys() & self.outputs.names.keys()
-        if clash:
-            msg = f"{what}: its input and its output both need the field `{min(clash)}`: rename one of them"
-            raise DeclarationError(msg)
+
+class RunPrediction(dspy.Prediction):
+    """A graph's output as DSPy has it: the fields of the output, and the whole run behind them."""
+
+    _store: dict[str, Any]
+    output: Any = None
+    """The graph's typed output; `None` when the run failed."""
+    error: str | None = None
+    """Why the run has no output."""
+    outage: Outage | None = None
+    """What ends an evaluation of the program that made it."""
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        run: Run[Any, Any] | None,
+        output: object,
+        error: str | None,
+        outage: Outage | None = None,
+    ) -> None:
+        untyped.Prediction.__init__(self, **fields)
+        self._run = run
+        self.output, self.error, self.outage = output, error, outage
+
+    @property
+    def run(self) -> Run[Any, Any]:
+        """The run; of a failed one its partial record.
+
+        Raises:
+            TuningError: the prediction was read from a file, and the record is not in it.
+        """
+        if self._run is None:
+            msg = "this prediction was read back from a file, and the record of its run is not in it"
+            raise TuningError(msg)
+        return self._run
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._store, None, self.output, self.error)
+
+    def __copy__(self) -> Self:
+        new = type(self)(self._store, self._run, self.output, self.error, self.outage)
+        untyped.Prediction.set_lm_usage(new, self.get_lm_usage())
+        return new
 
     def __deepcopy__(self, _memo: object) -> Self:
-        return self
+        return self.__copy__()  # records are frozen, and agents cannot be copied
+
+
+class StagePrediction(dspy.Prediction):
+    """What one call of a stage gave; a failed call has `stage_error` as its only field."""
+
+    stage_call: Call | None = None
+    """The call; `None` for a prediction that was read from a file."""
+
+    @classmethod
+    def of(cls, call: Call, fields: Mapping[str, Any]) -> Self:
+        """The prediction of a call that gave these fields."""
+        made: Self = cast("Any", cls).from_completions([dict(fields)]) if call.ok else cls(stage_error=str(call.error))
+        made.stage_call = call
+        return made
 
 
 class StagePredict(dspy.Predict):
@@ -63,21 +110,20 @@ class StagePredict(dspy.Predict):
 
     signature: Any
     demos: list[Any]
+    lm: Any
 
-    def __init__(self, declared: Declared, prompt: Prompt) -> None:
-        self.declared = declared
-        """The stage and the fields of its types."""
+    def __init__(self, path: str, program: Program, prompt: Prompt) -> None:
+        self.path = path
+        """Where the stage is declared: `build.code`."""
+        self.program = program
+        self.node = program.stages[path]  # DSPy has another use for `stage`
+        self.inputs, self.outputs = program.sides[path]
         self._seed = prompt
-        signature = signature_of(declared.path, declared.inputs, declared.outputs, self._seed_text)
+        signature = signature_of(path, self.inputs, self.outputs, self._seed_text)
         untyped.Predict.__init__(self, signature)
         self.demos = [self._example(demo) for demo in prompt.demos]
         self._written = [self._demo(demo) for demo in self.demos]
         """The demos of the seed, which are always kept."""
-
-    @property
-    def path(self) -> str:
-        """Where the stage is declared: `build.code`."""
-        return self.declared.path
 
     @property
     def text(self) -> str:
@@ -88,12 +134,13 @@ class StagePredict(dspy.Predict):
     @property
     def _seed_text(self) -> str:
         text = self._seed.instructions
-        return text if text is not None else self.declared.stage.instructions
+        return text if text is not None else self.node.instructions
 
     def prompt(self) -> Prompt:
         """The current prompt of the stage.
 
-        Demos of an optimizer are left out where they do not fit the stage's types, or are too long.
+        Demos of an optimizer are left out where they do not fit the stage's types, where their JSON would be read as
+        another value, or where they are too long.
         """
         text, seed = self.text, self._seed_text
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
@@ -102,7 +149,7 @@ class StagePredict(dspy.Predict):
 
     def _fitting(self) -> Iterator[Demo]:
         """The demos of the seed, and as many of the others as there is room for."""
-        room = self.declared.program.demo_limit
+        room = self.program.demo_limit
         for demo in map(self._demo, self.demos):
             if demo is None:
                 continue
@@ -114,21 +161,30 @@ class StagePredict(dspy.Predict):
                 yield demo
 
     def _example(self, demo: Demo) -> dspy.Example:
-        inputs, outputs = self.declared.inputs, self.declared.outputs
-        given, answer = inputs.schema.load(demo.input), outputs.schema.load(demo.output)
-        return untyped.Example(**inputs.split(given), **outputs.split(answer)).with_inputs(*inputs.names)
+        given, answer = self.inputs.schema.load(demo.input), self.outputs.schema.load(demo.output)
+        fields = {**self.inputs.split(given), **self.outputs.split(answer)}
+        return untyped.Example(**fields).with_inputs(*self.inputs.names)
 
     def _demo(self, example: Any) -> Demo | None:
+        """An example as a demo, if its JSON says all of it: that of a union does not say which member it is."""
+        values = self._values(example)
+        try:
+            data = [side.schema.answer(value) for side, value in values]
+            again = [side.schema.load(one) for (side, _), one in zip(values, data, strict=True)]
+        except (ValueError, TypeError):
+            return None
+        whole = all(type(one) is type(value) and one == value for one, (_, value) in zip(again, values, strict=True))
+        return Demo(*data) if values and whole else None
+
+    def _values(self, example: Any) -> list[tuple[Fields, Any]]:
+        """The typed input and output of an example; empty if it does not have both."""
         fields: dict[str, Any] = dict(example.items())
-        values: list[Any] = []
-        for side in (self.declared.inputs, self.declared.outputs):
-            if not fields.keys() & side.names.keys():
-                return None
-            try:
-                values.append(side.schema.answer(side.join(fields)))
-            except (ValidationError, KeyError, ValueError, TypeError):
-                return None
-        return Demo(*values)
+        try:
+            sides = (self.inputs, self.outputs)
+            found = [(side, side.join(fields)) for side in sides if fields.keys() & side.names.keys()]
+        except (KeyError, ValueError, TypeError):
+            return []
+        return found if len(found) == len(sides) else []
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the stage alone.
@@ -147,27 +203,28 @@ class StagePredict(dspy.Predict):
         return self._predicted(inputs, await await_here(self._answer(inputs)))
 
     async def _answer(self, inputs: Mapping[str, Any]) -> Any:
-        program, stage = self.declared.program, self.declared.stage
-        model = program.model_for(self.path, self.lm)
-        models = {} if model is None else {stage.__node__.name: model}
-        value, prompts = self.declared.inputs.join(inputs), Prompts({stage.__node__.name: self.prompt()})
-        run, error = await program.run(stage, value, prompts, models)
+        name, model = self.node.__node__.name, self.program.model_for(self.path, self.lm)
+        models = {} if model is None else {name: model}
+        prompts = Prompts({name: self.prompt()})
+        run, error = await self.program.run(self.node, self.inputs.join(inputs), prompts, models)
         if error is not None:
             raise RunError(error, run=run)
         return run.output
 
     def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        prediction = untyped.Prediction.from_completions([self.declared.outputs.split(output)])
+        prediction = untyped.Prediction.from_completions([self.outputs.split(output)])
         record_trace([(self, dict(inputs), prediction)])
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The prompt as plain data. The graph decides which model runs, so that is not part of it."""
-        lm, self.lm = self.lm, None if isinstance(getattr(self.lm, "_engine_spec", None), PydanticEngine) else self.lm
+        lm, demos = self.lm, self.demos
+        self.lm = None if isinstance(getattr(lm, "_engine_spec", None), PydanticEngine) else lm
+        self.demos = [one for one in demos if self._demo(one) is not None or not self._values(one)]
         try:
             state = untyped.Predict.dump_state(self, json_mode=json_mode)
         finally:
-            self.lm = lm
+            self.lm, self.demos = lm, demos
         state["signature"]["instructions"] = self.text
         if descriptions := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
             state[_DESCRIPTIONS] = descriptions
@@ -192,7 +249,7 @@ class StagePredict(dspy.Predict):
         """A predictor of its own that shares the stage, its agent and the model."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
-        shared = {"declared", "_seed", "lm", "callbacks"}
+        shared = {"node", "inputs", "outputs", "_seed", "lm", "callbacks"}
         state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
         vars(new).update(state, callbacks=list(state["callbacks"]))
         # Some optimizers write into the signature class itself.
@@ -212,9 +269,36 @@ def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> li
     return [
         (
             predictor,
-            predictor.declared.inputs.split(call.input),
-            StagePrediction.of(call, predictor.declared.outputs.split(call.output)),
+            predictor.inputs.split(call.input),
+            StagePrediction.of(call, predictor.outputs.split(call.output)),
         )
         for path, predictor in predictors.items()
         for call in sorted(calls[path], key=lambda one: key_order(one.key))
     ]
+
+
+def record_trace(entries: Iterable[Entry]) -> None:
+    """Add to the trace of the current `dspy.context`; DSPy's global trace would only grow."""
+    trace, limit = untyped.settings.trace, untyped.settings.max_trace_size
+    if trace is None or trace is main_thread_config["trace"] or limit <= 0:
+        return
+    for entry in entries:
+        if len(trace) >= limit:
+            trace.pop(0)
+        trace.append(entry)
+
+
+def record_usage(run: Run[Any, Any]) -> None:
+    """Add each model's tokens to DSPy's usage tracker, if there is one; replayed calls cost nothing."""
+    tracker = untyped.settings.usage_tracker
+    if not tracker:
+        return
+    for call in run.calls():
+        for message in () if call.replayed else call.messages:
+            if isinstance(message, ModelResponse):
+                usage = {
+                    "prompt_tokens": message.usage.input_tokens,
+                    "completion_tokens": message.usage.output_tokens,
+                    "total_tokens": message.usage.total_tokens,
+                }
+                tracker.add_usage(message.model_name or "unknown", usage)

@@ -20,7 +20,7 @@ from stagegraph.optimize.lms.loop import start_here
 from stagegraph.optimize.lms.names import model_named
 from stagegraph.runner.runner import Runner
 
-from .fields import Fields, untyped
+from .fields import Fields, sides_of, untyped
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -143,6 +143,7 @@ class Program:
         self.retry_delays = tuple(retry_delays)
         self.demo_limit = demo_limit
         self.stages = stages_of(graph)
+        self.sides = {path: sides_of(path, stage) for path, stage in self.stages.items()}
         self.inputs = Fields(graph.__node__.input_type, "input")
         self.outputs = Fields(graph.__node__.output_type, "output")
         self.flights, self.outage = Flights(), Outage()

@@ -100,13 +100,10 @@ class Spent:
             self.requests += requests
             self.proposals += proposals
 
-    def add_run(self, run: Run[Any, Any]) -> None:
-        """Count a run of the graph."""
+    def add_run(self, run: Run[Any, Any], score: Score) -> None:
+        """Count a run of the graph, and what a metric that asks a model spent on its score."""
         cost = None if run.cost is None else float(run.cost)
         self._add(run.usage.total_tokens, cost, runs=1, requests=run.usage.requests)
-
-    def add_verdict(self, score: Score) -> None:
-        """Count what a metric that asks a model spent on a score."""
         self._add(score.tokens, score.cost)
 
     def add_proposal(self, tokens: int, usd: float | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import anyio
@@ -79,42 +81,52 @@ async def evaluate(
     _check_expected(rows, accept_own_answers=accept_own_answers)
     check_numbers({"repeats": repeats, "concurrency": concurrency})
     grader = grader_of(metric)
-    own = _able_to_record(runner or Runner(tracing=None), record=record)
+    own = runner or Runner(tracing=None)
+    if record and own.journal is None and own.tracing is None:
+        msg = "evaluate(record=True) needs a runner that can record scores: one with a journal, or with tracing"
+        raise TuningError(msg)
     if prompts is not None:
         prompts.check_known(stages_of(graph), graph.__node__.name)
     found: dict[tuple[int, int], ReportRow] = {}
-    limiter = anyio.CapacityLimiter(concurrency)
-    problems: list[TuningError] = []
 
-    async def one(place: int, example: Example[In], repeat: int) -> None:
+    async def one(repeat: int, place: int) -> None:
+        example = rows[place]
+        run = await run_example(own, graph, example, model=model, prompts=prompts, retry_delays=retry_delays)
+        trial = Trial(example, run, await grader(example, run), repeat)
+        if record:
+            comment = "; ".join(note.text for note in trial.score.notes) or None
+            await feedback(run.id, grader.name, trial.score.value, comment=comment, runner=own)
+        row = found[place, repeat] = trial.row
+        if on_row is not None:
+            on_row(row)
+
+    error: TuningError | None = None
+    try:
+        await in_parallel([partial(one, *key) for key in product(range(repeats), range(len(rows)))], concurrency)
+    except TuningError as failed:
+        error = failed
+    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
+    if error is not None:
+        raise EvaluationError(str(error), report if report.rows else None) from error.__cause__
+    return report
+
+
+async def in_parallel(work: Iterable[Callable[[], Awaitable[None]]], concurrency: int) -> None:
+    """Do so much of the work at a time; an error ends all of it, and is raised itself."""
+    limiter = anyio.CapacityLimiter(concurrency)
+
+    async def one(part: Callable[[], Awaitable[None]]) -> None:
         async with limiter:
-            try:
-                run = await run_example(own, graph, example, model=model, prompts=prompts, retry_delays=retry_delays)
-                trial = Trial(example, run, await grader(example, run), repeat)
-                if record:
-                    comment = "; ".join(note.text for note in trial.score.notes) or None
-                    await feedback(run.id, grader.name, trial.score.value, comment=comment, runner=own)
-            except TuningError as error:
-                problems.append(error)
-                group.cancel_scope.cancel()
-                return
-            row = found[place, repeat] = trial.row
-            if on_row is not None:
-                on_row(row)
+            await part()
 
     try:
         async with anyio.create_task_group() as group:
-            for repeat in range(repeats):
-                for place, example in enumerate(rows):
-                    group.start_soon(one, place, example, repeat)
-    except BaseExceptionGroup as several:  # the caller sees the first error itself
-        error = leaves(several)[0]
+            for part in work:
+                group.start_soon(one, part)
+    except BaseExceptionGroup as several:
+        errors = leaves(several)
+        error = next((one for one in errors if isinstance(one, TuningError)), errors[0])
         raise error from error.__cause__
-    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
-    if problems:
-        error = EvaluationError(str(problems[0]), report if report.rows else None)
-        raise error from problems[0].__cause__
-    return report
 
 
 def _check_expected(rows: Sequence[Example[Any]], *, accept_own_answers: bool) -> None:
@@ -141,13 +153,6 @@ class EvaluationError(TuningError):
         super().__init__(message)
         self.report = report
         """The rows until then; `None` without any."""
-
-
-def _able_to_record(runner: Runner, *, record: bool) -> Runner:
-    if record and runner.journal is None and runner.tracing is None:
-        msg = "evaluate(record=True) needs a runner that can record scores: one with a journal, or with tracing"
-        raise TuningError(msg)
-    return runner
 
 
 async def run_example(

@@ -35,11 +35,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+_SHOWN = 200
+"""Characters of an output that are printed of a row."""
+
 Table = Sequence[Sequence[str]]
 """Rows of cells; the first row is the head."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReportRow:
     """One run of one example."""
 
@@ -66,6 +69,10 @@ class ReportRow:
     input: Any = None
     output: Any = None
     expected: Any = None
+
+    def __repr__(self) -> str:
+        notes, output = f"{len(self.notes)} notes, {self.status}", repr(self.output)[:_SHOWN]
+        return f"<ReportRow {self.example!r}: {self.score:.3f}, {notes}; output {output}>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
 
 
-@dataclass(frozen=True, slots=True)
+_SHOWN = 200
+"""Characters of a text that are printed of a proposal."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Proposal:
     """A text that is to be rewritten, with what a proposer needs for it."""
 
@@ -51,6 +55,9 @@ class Proposal:
     """The stage's instructions, when the text is something else."""
     left_out: int = 0
     """Calls of the stage for which `records` has no room."""
+
+    def __repr__(self) -> str:
+        return f"<Proposal for `{self.component}`, with {len(self.records)} calls: {cut(self.text, _SHOWN)!r}>"
 
     @property
     def component(self) -> str:

@@ -8,15 +8,22 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.schema.errors import TuningError
+from stagegraph.optimize.evaluation.shown import cut
 
 if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.optimize.evaluation.budget import Budget, Spent
     from stagegraph.optimize.evaluation.report import ReportRow
+    from stagegraph.schema.errors import TuningError
 
 
-@dataclass(frozen=True, slots=True)
+_SHOWN = 12
+"""Texts and blamed stages that are printed of a candidate."""
+_LINE = 90
+"""Characters of one of the texts."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Candidate:
     """Texts that were run on the whole validation set."""
 
@@ -32,6 +39,22 @@ class Candidate:
     """Stage path -> its share of what went wrong."""
     calls: dict[str, float]
     """Stage path -> calls per run."""
+
+    def __repr__(self) -> str:
+        size = f"{len(self.rows)} examples" if len(self.rows) > 1 else "1 example"
+        origin = f"made from {' and '.join(map(str, self.parents))}" if self.parents else "the start"
+        return f"<Candidate ({origin}): {self.mean:.3f} on {size}>"
+
+    def __str__(self) -> str:
+        """Its score, what it was made from, the most blamed stages and the beginning of each text."""
+        lines = [repr(self)]
+        blamed = sorted(((one, path) for path, one in self.blame.items() if one > 0), reverse=True)[:_SHOWN]
+        if blamed:
+            lines.append(f"blamed: {', '.join(f'{path} {one:.2f}' for one, path in blamed)}")
+        lines += [f"{name}: {cut(' '.join(text.split()), _LINE)}" for name, text in [*self.texts.items()][:_SHOWN]]
+        if len(self.texts) > _SHOWN:
+            lines.append(f"and {len(self.texts) - _SHOWN} more texts")
+        return "\n".join(lines)
 
     @property
     def scores(self) -> list[float]:
@@ -57,29 +80,12 @@ class Candidate:
         }
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far a search has come. The engine appends candidates, the rules read them."""
-
-    candidates: list[Candidate] = field(default_factory=list[Candidate])
-    error: TuningError | None = None
-    """What ends the search where GEPA's engine would go on."""
-    stopped: str = ""
-    """Which rule ended the search."""
-
-    @property
-    def best(self) -> int:
-        """The candidate with the highest mean; among equals the one with the least blame, then the earliest."""
-        means = [(round(one.mean, 9), -sum(one.blame.values())) for one in self.candidates]
-        return max(range(len(means)), key=lambda index: (means[index], -index))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
     """What a search found."""
 
     seed: Prompts
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...] = field(repr=False)
     """The first is the seed."""
     best: int
     """The index of the best candidate."""

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 
 from stagegraph.data.examples import digest_of
-from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
-from stagegraph.runner.runner import Runner
-from stagegraph.schema.errors import TuningError, leaves
+from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Target
-from .engine import Adapter, Quiet
-from .proposers import proposer_of
-from .result import Progress, SearchResult, warnings_of
-from .rules import Acceptance, Selector, Stopper
-from .run_dir import RunDir, manifest
+from .engine import Adapter, Rules
+from .manifest import manifest
+from .result import SearchResult, warnings_of
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -77,40 +70,27 @@ class Search:
         self.options = options
         self.target = Target.of(graph, options.prompts, options.components)
         self._minibatch = min(options.minibatch, len(self.train))
-        self._step = max(2 * self._minibatch, _MERGE) + len(self.val)
+        step = max(2 * self._minibatch, _MERGE) + len(self.val)
         if options.budget.runs is not None and options.budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={options.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
-                f"examples; one step more takes up to {self._step}"
+                f"examples; one step more takes up to {step}"
             )
             raise TuningError(msg)
         grader, spent = grader_of(metric), Spent()
         parts = {"training": self.train, "validation": self.val}
-        run_dir = RunDir(options.run_dir, manifest(self.target, grader, parts, options))
-        proposer = proposer_of(
-            options.proposer, options.reflection_model, self.target.components, spent, options.retry_delays
-        )
-        self.resumes = run_dir.resumes
+        facts = manifest(self.target, grader, parts, options)
+        self._trials = Trials(self.target, grader, options, spent, facts)
+        self.resumes = self._trials.resumes
         """Whether an earlier process began it."""
-        self._trials = Trials(
-            target=self.target,
-            grader=grader,
-            runner=_with_journal(options.runner, options.run_dir),
-            options=options,
-            spent=spent,
-            run_dir=run_dir,
-        )
-        self._progress = Progress()
-        self._adapter = Adapter(self._trials, proposer, self.val, self._progress)
+        self._rules = Rules(self.target, options, spent, step)
+        self._adapter = Adapter(self._trials, self._rules)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the journal, if this search opened it."""
-        journal = self._trials.runner.journal
-        if isinstance(journal, SqliteJournal) and journal is not getattr(self.options.runner, "journal", None):
-            await journal.aclose()
+        await self._trials.aclose()
 
     async def run(self) -> SearchResult:
         """Search, in a thread in which GEPA's engine may block.
@@ -123,7 +103,7 @@ class Search:
         except asyncio.CancelledError:
             self._adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
             raise
-        return self._result(error or self._progress.error)
+        return self._result(error or self._rules.error)
 
     async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
         """Evaluate texts on examples with fresh runs; a resumed search reuses the runs of its earlier verdict.
@@ -143,37 +123,38 @@ class Search:
 
     def _optimize(self) -> TuningError | None:
         """Run the engine; the error that ended it, if one did."""
-        options = self.options
+        options, rules = self.options, self._rules
         try:
             optimize(
                 seed_candidate={EngineName(name): text for name, text in self.target.seed.items()},
-                trainset=list(self.train),
-                valset=list(self.val),
+                trainset=[("trace", example) for example in self.train],
+                valset=[("fresh", example) for example in self.val],
                 adapter=self._adapter,  # pyright: ignore[reportArgumentType]
                 frontier_type="hybrid",
                 skip_perfect_score=False,  # the engine's scores are lifted; the selector looks at the scores themselves
                 reflection_minibatch_size=self._minibatch,
-                module_selector=Selector(options.perfect, self.target),  # pyright: ignore[reportArgumentType]
-                acceptance_criterion=Acceptance(options.perfect, self.target),
+                module_selector=rules.select,  # pyright: ignore[reportArgumentType]
+                acceptance_criterion=rules,
                 use_merge=options.merge and len(self.target.components) > 1,
-                stop_callbacks=Stopper(options, self._trials.spent, self._progress, self._step),
+                stop_callbacks=rules.stop,
                 callbacks=[self._adapter],  # pyright: ignore[reportArgumentType]
-                logger=Quiet(),
+                logger=self._adapter,
+                track_best_outputs=False,
                 seed=options.seed,
                 raise_on_exception=True,
             )
         except CancelledError:
             raise
         except BudgetReached as limit:
-            self._progress.stopped = str(limit)
+            rules.stopped = str(limit)
         except Exception as error:  # noqa: BLE001 - a search that fails still gives what it has found
             return _as_tuning_error(error)
         return None
 
     def _result(self, error: TuningError | None) -> SearchResult:
-        progress, target, spent = self._progress, self.target, self._trials.spent
-        stopped = str(error) if error else progress.stopped or "the search ended"
-        if not progress.candidates:
+        rules, target, spent = self._rules, self.target, self._trials.spent
+        stopped = str(error) if error else rules.stopped or "the search ended"
+        if not rules.candidates:
             if error is not None:
                 raise error
             msg = (
@@ -181,13 +162,13 @@ class Search:
                 f"was reached after {spent.runs} of them; give it more"
             )
             raise TuningError(msg)
-        best = progress.candidates[progress.best]
+        best = rules.candidates[rules.best]
         kinds = " or ".join(self.options.components)
         untuned = {path: kinds for path in target.stages if path not in target.paths}
         return SearchResult(
             seed=target.prompts(target.seed),
-            candidates=tuple(progress.candidates),
-            best=progress.best,
+            candidates=tuple(rules.candidates),
+            best=rules.best,
             stopped=stopped,
             error=error,
             spent=spent,
@@ -212,20 +193,9 @@ def check_overlap(**parts: Sequence[Example[Any]]) -> None:
         known |= dict.fromkeys((digest_of(one.input) for one in rows), part)
 
 
-def _as_tuning_error(error: BaseException) -> TuningError:
-    errors = leaves(error)
-    first = next((one for one in errors if isinstance(one, TuningError)), errors[0])
-    if isinstance(first, TuningError):
-        return first
-    found = TuningError(f"the search broke off: {type(first).__name__}: {first}")
-    found.__cause__ = first
+def _as_tuning_error(error: Exception) -> TuningError:
+    if isinstance(error, TuningError):
+        return error
+    found = TuningError(f"the search broke off: {type(error).__name__}: {error}")
+    found.__cause__ = error
     return found
-
-
-def _with_journal(runner: Runner | None, run_dir: str | os.PathLike[str] | None) -> Runner:
-    """The runner, or a copy of it with a journal: a child reuses the calls that its change does not touch."""
-    if runner is not None and runner.journal is not None:
-        return runner
-    own = Runner(tracing=None) if runner is None else copy.copy(runner)
-    own.journal = MemoryJournal() if run_dir is None else SqliteJournal(Path(run_dir) / "runs.db")
-    return own

@@ -1,50 +1,88 @@
-"""Runs of candidates on examples; nothing is paid for twice."""
+"""Runs of candidates on examples, and new texts; nothing is paid for twice, also not after a crash."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stagegraph.data.examples import digest_of
+from stagegraph.data.score import Note, Score
+from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.optimize.evaluation.budget import BudgetReached
-from stagegraph.optimize.evaluation.evaluate import run_example
+from stagegraph.optimize.evaluation.evaluate import in_parallel, run_example
 from stagegraph.optimize.evaluation.report import Trial
+from stagegraph.record.run import ReplayError, Run, RunError
+from stagegraph.runner.runner import Runner
 
 from .components import Texts, text_digest
-from .run_dir import example_digest
+from .manifest import check_manifest, example_digest
+from .proposers import propose, proposer_of
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.data.prompts import Prompts
     from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.optimize.evaluation.metric import Grader
-    from stagegraph.record.run import Run
-    from stagegraph.runner.runner import Runner
 
     from .components import Target
     from .options import Options
-    from .run_dir import RunDir
+    from .proposers import Proposal
 
 Purpose = Literal["trace", "fresh", "verdict"]
 """What a run is for: only a `trace` may reuse calls of another candidate; a `verdict` is not part of the budget."""
 
 
-@dataclass(kw_only=True)
 class Trials:
-    """Runs candidates on the background loop while the budget lasts."""
+    """Runs candidates on the background loop while the budget lasts.
 
-    target: Target
-    grader: Grader
-    runner: Runner
-    """It has a journal, so that a child does not repeat calls that its change does not touch."""
-    options: Options
-    spent: Spent
-    run_dir: RunDir
-    _newest: dict[str, Run[Any, Any]] = field(default_factory=dict[str, "Run[Any, Any]"])
-    """Example -> its newest `trace` run, from which a child reuses calls."""
-    _traced: dict[str, Trial] = field(default_factory=dict[str, Trial])
-    """Key of a run -> the `trace` run."""
+    With a `run_dir`, finished runs and proposals are appended to a file there. The search is deterministic: a resumed
+    one starts from the beginning and finds in the file what it has already paid for.
+
+    Raises:
+        TuningError: the `run_dir` belongs to a tuning that was begun with other *facts*, or nobody can write new texts.
+    """
+
+    def __init__(
+        self, target: Target, grader: Grader, options: Options, spent: Spent, facts: Mapping[str, Any]
+    ) -> None:
+        self.target, self.grader, self.options, self.spent = target, grader, options, spent
+        self._runs: dict[str, list[dict[str, Any]]] = {}
+        self._interrupted: dict[str, str] = {}
+        self._proposals: dict[str, dict[str, Any]] = {}
+        self._file = None if options.run_dir is None else Path(options.run_dir) / "paid.jsonl"
+        if self._file is not None:
+            check_manifest(self._file, facts)
+            self._read(self._file)
+        self.resumes = bool(self._runs or self._interrupted or self._proposals)
+        """Whether an earlier process began this tuning."""
+        self._proposer = proposer_of(
+            options.proposer, options.reflection_model, target.components, spent, options.retry_delays
+        )
+        self.runner, self._journal = self._with_journal()
+        self._newest: dict[str, Run[Any, Any]] = {}
+        """Example -> its newest `trace` run, from which a child reuses calls."""
+        self._traced: dict[str, Trial] = {}
+        """Key of a run -> the `trace` run."""
+
+    def _with_journal(self) -> tuple[Runner, MemoryJournal | SqliteJournal | None]:
+        """The runner with a journal, so that a child does not repeat calls that its change does not touch."""
+        given = self.options.runner
+        if given is not None and given.journal is not None:
+            return given, None
+        runner = Runner(tracing=None) if given is None else copy.copy(given)
+        journal = MemoryJournal() if self._file is None else SqliteJournal(self._file.with_name("runs.db"))
+        runner.journal = journal
+        return runner, journal
+
+    async def aclose(self) -> None:
+        """Close the journal that was opened for this tuning."""
+        if self._journal is not None:
+            await self._journal.aclose()
 
     async def of(self, batch: Sequence[Example[Any]], candidate: Texts, purpose: Purpose) -> list[Trial]:
         """Run a candidate on all examples concurrently. A recorded run is not made again.
@@ -56,30 +94,26 @@ class Trials:
         keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
         found: dict[int, Trial] = {}
         missing: dict[str, list[int]] = {}
-        for place, example in enumerate(batch):
-            known = self._traced.get(keys[place])
-            if known is None and (known := self.run_dir.trial(keys[place], example, self.target.graph)) is not None:
-                self._count(keys[place], known, purpose)
+        for place, (key, example) in enumerate(zip(keys, batch, strict=True)):
+            known = self._traced.get(key)
+            if known is None and (known := self._recorded(key, example)) is not None:
+                self._count(key, known, purpose)
             if known is not None:
                 found[place] = known
             else:  # GEPA fills a minibatch up with examples that are already in it: their `trace` is made once
-                missing.setdefault(keys[place] if purpose == "trace" else str(place), []).append(place)
-        slots = asyncio.Semaphore(self.options.concurrency)
+                missing.setdefault(key if purpose == "trace" else str(place), []).append(place)
         prompts = self.target.prompts(candidate)
         reached: list[str] = []
 
         async def make(places: list[int]) -> None:
-            async with slots:
-                limit = None if purpose == "verdict" else self.spent.reached(self.options.budget)
-                if limit is not None:
-                    reached.append(limit)
-                    return
-                trial = await self._run(keys[places[0]], prompts, batch[places[0]], purpose)
-                found.update(dict.fromkeys(places, trial))
+            limit = None if purpose == "verdict" else self.spent.reached(self.options.budget)
+            if limit is not None:
+                reached.append(limit)
+                return
+            trial = await self._run(keys[places[0]], prompts, batch[places[0]], purpose)
+            found.update(dict.fromkeys(places, trial))
 
-        async with asyncio.TaskGroup() as group:
-            for places in missing.values():
-                group.create_task(make(places))
+        await in_parallel([partial(make, places) for places in missing.values()], self.options.concurrency)
         if reached:
             raise BudgetReached(reached[0])
         return [found[place] for place in range(len(batch))]
@@ -94,19 +128,19 @@ class Trials:
             models=self.options.models,
             prompts=prompts,
             retry_delays=self.options.retry_delays,
-            replay=await self._journaled(self.run_dir.interrupted(key), newest.id if newest else None),
-            begin=lambda run_id: self.run_dir.begin(key, run_id),
+            replay=await self._journaled(self._interrupted.pop(key, None), newest.id if newest else None),
+            # If the process is killed, the journal has what the run paid for.
+            begin=lambda run_id: self._append({"key": key, "begun": run_id}),
         )
         trial = Trial(example, run, await self.grader(example, run))
-        self.run_dir.keep(key, trial)
+        self._keep(key, trial)
         self._count(key, trial, purpose)
         return trial
 
     def _count(self, key: str, trial: Trial, purpose: Purpose) -> None:
         spent, example = self.spent, trial.example.id
         if purpose != "verdict":
-            spent.add_run(trial.run)
-            spent.add_verdict(trial.score)
+            spent.add_run(trial.run, trial.score)
         if purpose == "trace":
             self._traced[key] = trial
             self._newest[example] = trial.run
@@ -120,3 +154,64 @@ class Trials:
             if journal is not None and run_id is not None and await journal.run(run_id) is not None:
                 return run_id
         return None
+
+    async def proposed(self, proposal: Proposal) -> str | None:
+        """A new text: the recorded one, or one that the proposer writes now."""
+        key, spent = digest_of(asdict(proposal)), self.spent
+        known = self._proposals.get(key)
+        if known is not None:
+            if known["asked"]:
+                spent.add_proposal(int(known["tokens"]), known["usd"])
+            return known["text"]
+        tokens, usd, unpriced, proposals = spent.tokens, spent.usd, spent.unpriced, spent.proposals
+        found = await propose(self._proposer, proposal)
+        cost = None if spent.unpriced > unpriced else spent.usd - usd
+        asked = spent.proposals > proposals  # a function or a pool costs nothing
+        self._append({"key": key, "text": found, "asked": asked, "tokens": spent.tokens - tokens, "usd": cost})
+        return found
+
+    def _recorded(self, key: str, example: Example[Any]) -> Trial | None:
+        """A recorded run with its score, if it can be read; each is returned once."""
+        rows = self._runs.get(key)
+        if not rows:
+            return None
+        row = rows.pop(0)
+        try:
+            notes = [Note(**note) for note in row["score"]["notes"]]
+            score = Score(**row["score"] | {"notes": notes})
+            return Trial(example, Run.from_json(row["run"], self.target.graph), score)
+        except (ReplayError, TypeError, ValueError, KeyError):
+            return None
+
+    def _keep(self, key: str, trial: Trial) -> None:
+        if self._file is None:
+            return
+        try:
+            run = trial.run.to_json()
+        except RunError:
+            return  # a value has no JSON form, so a resumed search makes this run again
+        self._append({"key": key, "run": run, "score": asdict(trial.score)})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")  # escaped, so that half a surrogate pair comes back as it was
+
+    def _read(self, file: Path) -> None:
+        lines = file.read_text("utf-8").splitlines(keepends=True) if file.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) < len(lines):  # the process was killed in the middle of a line
+            file.write_text("".join(whole), encoding="utf-8")
+        for line in whole:
+            try:
+                row: dict[str, Any] = json.loads(line)
+                key = str(row["key"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            if "run" in row:
+                self._runs.setdefault(key, []).append(row)
+                self._interrupted.pop(key, None)
+            elif "begun" in row:
+                self._interrupted[key] = str(row["begun"])
+            elif {"text", "asked", "tokens", "usd"} <= row.keys():
+                self._proposals[key] = row
