@@ -138,11 +138,12 @@ class Recorder:
         for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
             moments = [row.started + row.duration for row in calls if begin <= row.started < end]
             ended.append(min(end, max(moments, default=begin)))
-        self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
-        self._journal.put_soon(self._row)
         # Where the clock was set back meanwhile, what comes now is still later than what was before.
-        offset = max(self._state.clock.offset, max(ended, default=0.0) - perf_counter())
-        self._state.clock = Clock(offset)
+        latest = max(labels.resumed[-1], *ended)
+        self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
+        labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
+        self._row = replace(self._row, labels=labels.to_json())
+        self._journal.put_soon(self._row)
         if self._ledger is not None:
             self._ledger.go_on(calls, ops)
 
