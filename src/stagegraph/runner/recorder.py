@@ -195,9 +195,7 @@ class Recorder:
         self._begun.append(call)
 
     def _put_begun(self) -> None:
-        going_on = [
-            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
-        ]
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
         self._begun = []
         with suppress(JournalError):  # the row of its end fails as well, and then it is raised
             self._journal.put_soon(*map(self._call_row, going_on))
