@@ -197,8 +197,9 @@ class Recorder:
     def _put_begun(self) -> None:
         going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
         self._begun = []
-        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
-            self._journal.put_soon(*map(self._call_row, going_on))
+        if going_on:
+            with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+                self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
