@@ -243,7 +243,7 @@ class Recorder:
             return MISSING
         call.replayed = True
         same_run = row.run_id == self._row.run_id
-        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
