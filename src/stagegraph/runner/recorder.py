@@ -275,7 +275,7 @@ class Recorder:
         else:
             return
         self._state.rerun[call.key] = why
-        if self._spec.strict and strictly:
+        if self._spec.strict and strictly and before.run_id == self._row.run_id:
             what = f"{why} changed" if changed else why
             msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
