@@ -173,10 +173,12 @@ class ReplayCache:
 
 def changes(before: CallRow, now: CacheKey) -> str:
     """How a call differs from the one recorded before, in words; empty where it is the same."""
+    if before.identity == now.identity:
+        return ""
     parts = json.loads(before.parts)
     names = ["the input"] if before.input != now.input else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
-    return " and ".join(names)
+    return " and ".join(names) or ("its content" if before.identity else "")
 
 
 def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
