@@ -182,11 +182,12 @@ class Recorder:
         for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
             moments = [row.started + row.duration for row in calls if begin <= row.started < end]
             ended.append(min(end, max(moments, default=begin)))
-        self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
-        self._journal.put_soon(self._row)
         # Where the clock was set back meanwhile, what comes now is still later than what was before.
-        offset = max(self._state.clock.offset, max(ended, default=0.0) - perf_counter())
-        self._state.clock = Clock(offset)
+        latest = max(labels.resumed[-1], *ended)
+        self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
+        labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
+        self._row = replace(self._row, labels=labels.to_json())
+        self._journal.put_soon(self._row)
         if self._ledger is not None:
             self._ledger.go_on(calls, ops)
 
@@ -243,12 +244,11 @@ class Recorder:
         self._begun.append(call)
 
     def _put_begun(self) -> None:
-        going_on = [
-            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
-        ]
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
         self._begun = []
-        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
-            self._journal.put_soon(*map(self._call_row, going_on))
+        if going_on:
+            with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+                self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
@@ -290,7 +290,7 @@ class Recorder:
             return MISSING
         call.replayed = True
         same_run = row.run_id == self._row.run_id
-        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
@@ -348,7 +348,7 @@ class Recorder:
         else:
             return
         self._state.rerun[call.key] = why
-        if self._spec.strict and strictly:
+        if self._spec.strict and strictly and before.run_id == self._row.run_id:
             what = f"{why} changed" if changed else why
             msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
