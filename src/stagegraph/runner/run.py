@@ -270,13 +270,23 @@ def _run_error(cause: Exception, origin: str | None, run: Run[Any, Any]) -> RunE
         return cause
     causes = leaves(cause)
     text = "; ".join(_described(leaf) for leaf in causes[:3])
-    if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
+    if any(isinstance(leaf, (AttributeError, TypeError)) and _met_a_coroutine(leaf) for leaf in causes):
         text += " (is an `await` missing before a call?)"
     place = f" at `{origin}`" if origin and f"`{origin}`" not in text else ""
     others = sum(call.key != origin for call in run.failures())
     calls = "call" if others == 1 else "calls"
     more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
     return RunError(f"{run.graph} failed{place}: {text}{more}")
+
+
+def _met_a_coroutine(error: AttributeError | TypeError) -> bool:
+    """Whether an attribute of a coroutine was asked for, or the failed function holds one that nothing awaits."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    held = place.tb_frame.f_locals.values() if place is not None else ()
+    waiting = any(inspect.iscoroutine(one) and inspect.getcoroutinestate(one) == inspect.CORO_CREATED for one in held)
+    return waiting or inspect.iscoroutine(getattr(error, "obj", None))
 
 
 def _described(error: BaseException) -> str:
