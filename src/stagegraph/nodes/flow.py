@@ -31,17 +31,16 @@ T6 = TypeVar("T6")
 
 
 def _explained(function: Callable[P, T1]) -> Callable[P, T1]:
-    """Say what to write when the items are missing: most likely the calls were made already."""
+    """Say what to write where the items are missing: most likely the calls were made already."""
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> T1:
-        if not (args[1:] or "items" in options):
-            if args and isinstance(args[0], list):
-                _close(cast("list[object]", args[0]))
-            name = function.__name__
-            msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
-            raise DeclarationError(msg)
-        return function(*args, **options)
+        if args[1:] or "items" in options:
+            return function(*args, **options)
+        _close(cast("list[object]", args[0]) if args and isinstance(args[0], list) else args)
+        name = function.__name__
+        msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
+        raise DeclarationError(msg)
 
     return call
 

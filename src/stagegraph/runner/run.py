@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -279,14 +280,12 @@ def _run_error(cause: Exception, origin: str | None, run: Run[Any, Any]) -> RunE
     return RunError(f"{run.graph} failed{place}: {text}{more}")
 
 
-def _met_a_coroutine(error: AttributeError | TypeError) -> bool:
-    """Whether an attribute of a coroutine was asked for, or the failed function holds one that nothing awaits."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    held = place.tb_frame.f_locals.values() if place is not None else ()
-    waiting = any(inspect.iscoroutine(one) and inspect.getcoroutinestate(one) == inspect.CORO_CREATED for one in held)
-    return waiting or inspect.iscoroutine(getattr(error, "obj", None))
+def _met_a_coroutine(error: BaseException) -> bool:
+    """Whether an attribute of a coroutine was asked for, or the function that failed holds one that nothing awaits."""
+    held = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][-1:]
+    waiting = [one for values in held for one in values.values() if inspect.iscoroutine(one)]
+    states = [inspect.getcoroutinestate(one) for one in waiting]
+    return inspect.iscoroutine(getattr(error, "obj", None)) or inspect.CORO_CREATED in states
 
 
 def _described(error: BaseException) -> str:
