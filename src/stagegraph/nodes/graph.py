@@ -133,7 +133,7 @@ def _unrelated(written: Any, declared: Any) -> bool:
     for class_ in (one, other):
         if not isinstance(class_, type) or class_ in {Any, UnionType} or is_typeddict(class_) or is_protocol(class_):
             return False
-    numbers = issubclass(one, (int, float)) and issubclass(other, (float, complex))  # an int may stand for a float
+    numbers = all(issubclass(class_, (int, float, complex)) for class_ in (one, other))  # an int may stand for a float
     return not (numbers or issubclass(one, other) or issubclass(other, one))
 
 
