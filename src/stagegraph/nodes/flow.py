@@ -7,7 +7,6 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import wraps
-from time import perf_counter
 from types import GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
@@ -247,12 +246,11 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
             current.set(call if item is None else call.branch(*item, self._branches.size))
 
     async def _produce(self) -> None:
-        began = perf_counter()
         with self._send:
             try:
                 await self._branches.run(self._one)
             except (Exception, Suspended, asyncio.CancelledError) as error:
-                if is_cancelled(error, began):
+                if is_cancelled(error):
                     raise
                 self.problem = error
 

@@ -167,7 +167,7 @@ class Executor:
                 self.scope.cancel()
         else:
             call.status = "cancelled"
-            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error, call.began):
+            if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
                 lost = self.lost(call)
                 call.status, call.error = "failed", CallError("CancelledError", NOT_CANCELLED, origin=call.key)
                 raise lost from error
