@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import new_class
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
@@ -453,6 +453,7 @@ async def test_the_outer_door_turns_data_into_the_input_type():
         await Outer().run({}, model=echo())
 
 
+CALLS: list[Coroutine] = []
 FORGOTTEN = r"Forgets failed: Text was given a coroutine as `body` \(is an `await` missing before a call\?\)$"
 
 
@@ -462,6 +463,7 @@ FORGOTTEN = r"Forgets failed: Text was given a coroutine as `body` \(is an `awai
         ("input", r"coroutine .*, but it \w+ str: write `await` before the call"),
         ("output", r"coroutine .*, but it \w+ str: write `await` before the call"),
         ("use", r"'coroutine' object has no attribute 'upper' \(is an `await` missing"),
+        ("index", r"'coroutine' object is not subscriptable \(is an `await` missing"),
         ("model", FORGOTTEN),
     ],
 )
@@ -480,6 +482,9 @@ async def test_a_forgotten_await_is_named(where: str, said: str):
                 return Text(body=call).body  # type: ignore[arg-type]
             if where == "output":
                 return call
+            if where == "index":
+                CALLS.append(call)
+                return call["x"]  # type: ignore[index]
             try:
                 return call.upper()  # type: ignore[attr-defined]
             finally:
@@ -487,6 +492,22 @@ async def test_a_forgotten_await_is_named(where: str, said: str):
 
     with pytest.raises(RunError, match=said):
         await Forgets().run("a")
+    while CALLS:
+        CALLS.pop().close()
+
+
+async def test_an_error_that_has_to_do_with_no_call_has_no_such_hint():
+    """A `TypeError` beside a call that was awaited is not blamed on an `await`."""
+
+    class Adds(Graph[str, str]):
+        shout = shout
+
+        async def flow(self, text: str) -> str:
+            call = self.shout(text)
+            return await call + len(text)  # type: ignore[operator]
+
+    with pytest.raises(RunError, match=r"TypeError: can only concatenate str \(not \"int\"\) to str$"):
+        await Adds().run("a")
 
 
 async def test_a_type_that_is_known_nowhere_is_refused():
@@ -740,14 +761,14 @@ async def test_a_flow_that_is_annotated_otherwise_is_refused():
             return str(text)
 
     class Returns(Graph[str, list[str]]):
-        async def flow(self, text: str) -> str | None:
+        async def flow(self, text: str) -> str:
             return text
 
     with pytest.raises(
         DeclarationError, match=r"the flow of Takes takes int, but .* Graph\[str, str\]: write str in both"
     ):
         await Takes().run("a")
-    with pytest.raises(DeclarationError, match=r"flow of Returns returns str \| None, .* Graph\[str, list\[str\]\]"):
+    with pytest.raises(DeclarationError, match=r"flow of Returns returns str, .* Graph\[str, list\[str\]\]"):
         await Returns().run("a")
 
 

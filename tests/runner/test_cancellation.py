@@ -336,3 +336,42 @@ async def test_a_second_cancellation_does_not_keep_a_run_from_being_recorded(tmp
         row = await journal.run(f"r{turn}")
         assert row is not None
         assert (row.status, row.owner) == ("cancelled", None)
+
+
+class Recovers(Graph[str, object]):
+    """Ends one part of itself, then meets something that others cancelled."""
+
+    forever = forever
+    deep = deep
+    ask = Stage(int, agent, render=str)
+
+    async def flow(self, how: str) -> object:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await {"step": self.forever, "groups": self.deep, "stage": self.ask}[how.split(maxsplit=1)[0]](102)
+        return await settle(self.lost, [how])
+
+    async def lost(self, how: str) -> None:
+        gone = asyncio.ensure_future(asyncio.sleep(FOREVER))
+        gone.cancel()
+        if "late" in how:
+            await asyncio.wait([gone])
+        await gone
+
+
+@pytest.mark.parametrize("when", ["soon", "late"])
+@pytest.mark.parametrize("what", ["step", "groups", "stage"])
+async def test_a_part_that_was_ended_is_not_confused_with_what_fails_later(what: str, when: str) -> None:
+    """A timeout inside a flow raises its `TimeoutError`; what is lost after that is a failure, not a cancellation."""
+    graph = Recovers()
+    [outcome] = (await Runner(FunctionModel(ask)).run(graph, f"{what} {when}")).output
+    assert "it awaited something that was cancelled" in str(outcome.error)
+
+    class Loses(Recovers):
+        async def flow(self, how: str) -> object:
+            with anyio.move_on_after(0.01):
+                await self.deep(102)
+            return await self.lost(how)
+
+    with pytest.raises(RunError, match="graph Loses failed: it awaited something that was cancelled"):
+        await Runner(FunctionModel(ask)).run(Loses(), when)

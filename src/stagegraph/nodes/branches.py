@@ -19,7 +19,6 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from inspect import isawaitable
 from itertools import islice
-from time import perf_counter
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -132,13 +131,12 @@ class Branches(Generic[In, Out]):
                 await items.aclose()
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
-        began = perf_counter()
         try:
             value = await self.called(item)
         except Exception as error:  # noqa: BLE001 - an outcome holds any error
             return Outcome(index, self._branch_key(label), error)
         except asyncio.CancelledError as error:
-            if is_cancelled(error, began):
+            if is_cancelled(error):
                 raise
             lost = self._lost(label)
             lost.__cause__ = error

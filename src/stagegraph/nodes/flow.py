@@ -7,7 +7,6 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import wraps
-from time import perf_counter
 from types import GeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
@@ -31,17 +30,16 @@ T6 = TypeVar("T6")
 
 
 def _explained(function: Callable[P, T1]) -> Callable[P, T1]:
-    """Say what to write when the items are missing: most likely the calls were made already."""
+    """Say what to write where the items are missing: most likely the calls were made already."""
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> T1:
-        if not (args[1:] or "items" in options):
-            if args and isinstance(args[0], list):
-                _close(cast("list[object]", args[0]))
-            name = function.__name__
-            msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
-            raise DeclarationError(msg)
-        return function(*args, **options)
+        if args[1:] or "items" in options:
+            return function(*args, **options)
+        _close(cast("list[object]", args[0]) if args and isinstance(args[0], list) else args)
+        name = function.__name__
+        msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
+        raise DeclarationError(msg)
 
     return call
 
@@ -248,12 +246,11 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
             current.set(call if item is None else call.branch(*item, self._branches.size))
 
     async def _produce(self) -> None:
-        began = perf_counter()
         with self._send:
             try:
                 await self._branches.run(self._one)
             except (Exception, Suspended, asyncio.CancelledError) as error:
-                if is_cancelled(error, began):
+                if is_cancelled(error):
                     raise
                 self.problem = error
 

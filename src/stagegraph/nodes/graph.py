@@ -8,23 +8,10 @@ from abc import abstractmethod
 from collections.abc import Coroutine, Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ForwardRef,
-    Generic,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic_ai.agent import AbstractAgent
-from typing_extensions import Format, get_annotations, get_original_bases, is_protocol, is_typeddict
+from typing_extensions import Format, get_annotations, get_original_bases, get_type_hints, is_protocol, is_typeddict
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from stagegraph.schema.errors import DeclarationError
@@ -141,21 +128,13 @@ def _check_hints(cls: Any, takes: Any, gives: Any) -> None:
 
 
 def _unrelated(written: Any, declared: Any) -> bool:
-    """Whether no value is of both types, as far as their classes tell."""
-    ones, others = _classes(written), _classes(declared)
-    return bool(ones and others) and not any(issubclass(a, b) or issubclass(b, a) for a in ones for b in others)
-
-
-def _classes(type_: Any) -> list[type]:
-    """The classes of a type or of a union's members; none where a class does not tell which values belong to it."""
-    found: list[Any] = []
-    for member in get_args(type_) if get_origin(type_) in {Union, UnionType} else (type_,):
-        one: Any = bare(member)
-        one = get_origin(one) or one
-        if not isinstance(one, type) or one is Any or is_typeddict(one) or is_protocol(one):
-            return []
-        found.append(complex if issubclass(one, (int, float)) else one)  # an int may stand for a float
-    return found
+    """Whether no value is of both types, as far as two classes tell."""
+    one, other = (get_origin(bare(type_)) or bare(type_) for type_ in (written, declared))
+    for class_ in (one, other):
+        if not isinstance(class_, type) or class_ in {Any, UnionType} or is_typeddict(class_) or is_protocol(class_):
+            return False
+    numbers = all(issubclass(class_, (int, float, complex)) for class_ in (one, other))  # an int may stand for a float
+    return not (numbers or issubclass(one, other) or issubclass(other, one))
 
 
 def _given(cls: Any, top: type) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 A `CancelledError` ends a task that somebody cancelled. It also comes out of an awaited object that was cancelled, and
 then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart: by then the scopes inside
-have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is noted when it
+have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked when it
 reaches a task, and the owner of a block waits for its members alone: what interrupts that wait comes from outside.
 """
 
@@ -13,10 +13,8 @@ import math
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from time import perf_counter
 from types import TracebackType, coroutine
 from typing import Any, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -29,23 +27,23 @@ NOT_CANCELLED = (
     "catch `asyncio.CancelledError` where that is awaited"
 )
 
-_reached: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
-"""Task -> when the last cancellation reached it (`perf_counter`)."""
+_REACHED = "stagegraph_reached"
+"""The attribute of a `CancelledError` that reached its task as a cancellation."""
 
 
-def is_cancelled(error: BaseException, since: float) -> bool:
-    """Whether *error* is a cancellation of the current task that reached it after *since* (`perf_counter`)."""
+def is_cancelled(error: BaseException | None) -> bool:
+    """Whether *error* is a cancellation of the current task, and not what came out of an awaited object."""
     task = asyncio.current_task()
-    if task is None or not isinstance(error, asyncio.CancelledError):
+    if not isinstance(error, asyncio.CancelledError) or task is None:
         return False
     if task.cancelling() or anyio.current_effective_deadline() == -math.inf:
         return True
-    return _reached.get(task, -math.inf) >= since
+    return _REACHED in vars(error) or is_cancelled(error.__context__)  # raised while a cancellation was handled
 
 
 @coroutine
 def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Generator[Any, Any, T]:
-    """Await *work*, in a context of its own if one is given, and note the cancellations that reach it."""
+    """Await *work*, in a context of its own if one is given, and mark the cancellations that reach it."""
     resume: Callable[[Any], Any] = work.send
     given: list[Any] = [None]  # a list, so that no frame keeps an exception that has its traceback
     while True:
@@ -61,7 +59,7 @@ def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Gen
         except BaseException as error:  # noqa: BLE001 - it is thrown into the work
             task = asyncio.current_task()
             if task is not None and isinstance(error, asyncio.CancelledError) and task.cancelling():
-                _reached[task] = perf_counter()
+                vars(error)[_REACHED] = True
             given, resume = [error], work.throw
 
 
@@ -92,10 +90,10 @@ class Group:
         self._failure: BaseException | None = None
         self._pause: Suspended | None = None
 
-    def start(self, work: Coroutine[Any, Any, object], context: Context | None = None) -> None:
+    def start(self, work: Coroutine[Any, Any, object]) -> None:
         """Run *work* in a task of its own."""
         scope = anyio.CancelScope()
-        task = asyncio.create_task(self._run(work, scope), context=context)
+        task = asyncio.create_task(self._run(work, scope))
         self._members[task] = scope
         task.add_done_callback(partial(self._ended, work))
 

@@ -184,7 +184,7 @@ class Executor:
             call.status = "cancelled"
             members = leaves(error)
             if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(
-                is_cancelled(one, call.began) for one in members
+                map(is_cancelled, members)
             ):
                 lost = self.lost(call)
                 call.status, call.error = "failed", CallError("CancelledError", NOT_CANCELLED, origin=call.key)

@@ -121,7 +121,7 @@ class ActiveRun:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        error = _run_error(cause, self._executor.origin_of, self.record())
+        error = _run_error(cause, self._executor.origin_of, self.record(), never_awaited=self.state.never_awaited())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
@@ -272,7 +272,13 @@ def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
     raise Suspended from group
 
 
-def _run_error(cause: Exception, origin_of: Callable[[BaseException], str | None], run: Run[Any, Any]) -> RunError:
+def _run_error(
+    cause: Exception,
+    origin_of: Callable[[BaseException], str | None],
+    run: Run[Any, Any],
+    *,
+    never_awaited: bool,
+) -> RunError:
     """The error of a run that failed because of *cause*; *origin_of* gives the call where an error was first seen."""
     if isinstance(cause, (InputError, LimitError, ReplayError)) and not cause.attached:
         return cause
@@ -283,7 +289,7 @@ def _run_error(cause: Exception, origin_of: Callable[[BaseException], str | None
     text = ";".join(_placed("; ".join(texts), place) for place, texts in by_place.items())
     if len(causes) > _SHOWN:
         text += f"; and {len(causes) - _SHOWN} more"
-    if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
+    if any(isinstance(leaf, (AttributeError, TypeError)) for leaf in causes) and never_awaited:
         text += " (is an `await` missing before a call?)"
     others = sum(call.key not in by_place for call in run.failures())
     calls = "call" if others == 1 else "calls"

@@ -167,6 +167,10 @@ class RunState:
                 return name, path
             name += "_"
 
+    def never_awaited(self) -> bool:
+        """Whether a call was made that never began: its number is taken when it is made."""
+        return sum(self.repeats.values()) + len(self.repeats) > len(self.calls)
+
     @property
     def name(self) -> str:
         """The name of what is run."""
