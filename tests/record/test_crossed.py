@@ -443,7 +443,8 @@ async def test_types_and_values_that_json_does_not_know(
     assert again.root.replayed is recalls
     lost = {node.__node__.name: "the input cannot be written down whole"}
     assert again.rerun == ({} if recalls else lost)
-    assert Run.from_json(run.to_json(), node).output == output
+    reread = Run.from_json(run.to_json(), node)
+    assert (reread.output, reread.edges()) == (output, [])
 
 
 @step
