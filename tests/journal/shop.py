@@ -16,7 +16,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Graph, JournalError, Limits, Runner, Stage, current_call, fan_out, gather, settle, step
+from stagegraph import Graph, LimitError, Limits, Runner, Stage, current_call, fan_out, gather, settle, step
 from stagegraph.journal import SqliteJournal
 
 FOLDER, WORKLOAD, PROCESS = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -153,11 +153,13 @@ async def main() -> None:
     limits = Limits(requests=int(os.environ["REQUESTS"])) if "REQUESTS" in os.environ else None
     runner, graph = Runner(FunctionModel(model), journal=journal), WORKLOADS[WORKLOAD]
     try:
-        run = await runner.resume("r", graph=graph)
-    except JournalError as error:
-        if "there is no run" not in str(error):
-            raise
-        run = await runner.run(graph, "cup", run_id="r", limits=limits)
+        if await journal.run("r") is None:
+            run = await runner.run(graph, "cup", run_id="r", limits=limits)
+        else:
+            run = await runner.resume("r", graph=graph)
+    except LimitError as error:
+        append("limit", str(error))
+        return
     for key, why in run.rerun.items():
         append("rerun", f"{key} {why}")
     (FOLDER / "output").write_text(run.output)

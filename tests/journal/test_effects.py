@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from forked import Process, python
 
 WORKER = Path(__file__).with_name("shop.py")
@@ -25,7 +27,7 @@ KEYS = {
     },
 }
 """Workload -> the key of each order that is wanted, and its item."""
-KILLS = int(os.environ.get("STAGEGRAPH_SEEDS", "15"))
+KILLS = int(os.environ.get("STAGEGRAPH_SEEDS", "12"))
 MOST = 4
 """Kills of one run."""
 
@@ -33,10 +35,11 @@ MOST = 4
 class Killed:
     """A run of one workload whose processes are killed, until one of them finishes it."""
 
-    def __init__(self, folder: Path, workload: str, seed: int) -> None:
+    def __init__(self, folder: Path, workload: str, seed: int, **variables: str) -> None:
         self.folder = folder
         self.workload = workload
         self.kills = 0
+        self.variables = {**os.environ, **variables}
         choice = random.Random(f"{workload} {seed}")
         moments = [choice.randrange(1, 3 * len(KEYS[workload])) for _ in range(choice.randrange(1, MOST + 1))]
         for number, moment in enumerate(moments):
@@ -52,7 +55,7 @@ class Killed:
             assert worker.returncode == 0, said
 
     def process(self, name: str) -> Process:
-        return Process(WORKER, self.folder, self.workload, name, stdout=subprocess.PIPE)
+        return Process(WORKER, self.folder, self.workload, name, stdout=subprocess.PIPE, env=self.variables)
 
     def lines(self, name: str) -> Iterator[list[str]]:
         file = self.folder / name
@@ -74,17 +77,36 @@ class Killed:
             assert key.removesuffix("#1") == answer.replace("ask", "order"), "an answer is where another one belongs"
 
 
-def test_kills_lose_double_and_cross_no_order(tmp_path: Path) -> None:
-    """Equal orders, side by side and in a row, in graphs, from agents: killed at any moment, also while resumed."""
+def until_killed(folder: Path, workload: str, **variables: str) -> Iterator[Killed]:
+    """Runs of a workload, until its share of all processes was killed."""
     kills = seed = 0
-    while kills < KILLS:
-        workload = list(KEYS)[seed % len(KEYS)]
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        run = Killed(folder, workload, seed)
-        run.check()
+    while kills < -(-KILLS // len(KEYS)):
+        place = folder / str(seed)
+        place.mkdir()
+        run = Killed(place, workload, seed, **variables)
+        yield run
         kills += run.kills
         seed += 1
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workload", KEYS)
+def test_kills_lose_double_and_cross_no_order(tmp_path: Path, workload: str) -> None:
+    """Equal orders, side by side and in a row, in graphs, from agents: killed at any moment, also while resumed."""
+    for run in until_killed(tmp_path, workload):
+        run.check()
+
+
+@pytest.mark.timeout(1800)
+def test_kills_give_no_run_more_than_its_limit(tmp_path: Path) -> None:
+    """Of eight agents and eleven requests: what was on its way when a process was killed is spent, answered or not."""
+    for run in until_killed(tmp_path, "nested", REQUESTS="11"):
+        made = len(list(run.lines("asked")))
+        assert made <= 11
+        if (run.folder / "limit").exists():
+            assert made > 0
+        else:
+            run.check()
 
 
 TWO_CUPS = """

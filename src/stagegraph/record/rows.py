@@ -34,6 +34,9 @@ class Labels:
     user_id: str | None = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
+    ended: tuple[float, ...] = ()
+    """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
+    the end of the last call that was recorded."""
     crashes: int = 0
     """How often the run's process died during the run."""
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -44,6 +47,8 @@ class Labels:
     """The same as `CallRow.output_whole`, where an output needs it."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
+    limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """What this run alone may spend: the fields of `Limits` that are set."""
     replay: str | None = None
     """The id of the run whose outputs it may use."""
     redacted: tuple[str, ...] = ()
@@ -137,6 +142,11 @@ class RunRow:
     def segment(self) -> int:
         """How often the run was resumed: 0 until the first time."""
         return len(self.read_labels().resumed)
+
+    def segments(self) -> list[tuple[float, float]]:
+        """Beginning and end of each segment that has ended; between them the run waited, or nobody ran it."""
+        labels = self.read_labels()
+        return list(zip((self.started, *labels.resumed), labels.ended, strict=False))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
+from .calls import rows_so_far
 from .rows import RunFilter, has_score
 from .run import run_of
 
@@ -280,8 +281,8 @@ class JournalRuns(RunSource):
                 and set(query.tags) <= set(labels.tags)
                 and (query.experiments or not labels.metadata.get(EXPERIMENT))
             ):
-                calls = await self._journal.calls(row.run_id)
-                yield row, calls, await self._journal.feedback(row.run_id)
+                so_far, calls = await rows_so_far(self._journal, row)
+                yield so_far, calls, await self._journal.feedback(row.run_id)
 
 
 def _corrected(value: object, type_: Schema) -> Any:

@@ -286,6 +286,7 @@ class StageCall:
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
         self._ledger = executor.ledger
+        self._recorder = executor.recorder
         self._slots = executor.resources.slots
         self._usage = RunUsage()
         """Of the current attempt, with the usage of agents inside its tools."""
@@ -314,6 +315,9 @@ class StageCall:
             reservation = await ledger.reserve(self.path)
         spent: RequestUsage | None = None
         try:
+            if self._recorder is not None:
+                with waiting():
+                    await self._recorder.note_spent()
             response = await self._in_slot(ask, waiting)
             spent = response.usage
             self._count(spent)

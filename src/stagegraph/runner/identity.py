@@ -146,6 +146,9 @@ class ReplayCache:
         for op in (one for one in ops if one.identity):
             self._records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
 
+    def __bool__(self) -> bool:
+        return bool(self._at or self._records)
+
     def claim(self, key: str, identity: str, kind: Kind = "stage") -> Recorded | None:
         """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
         before = self._at.get(key)

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import ModelMessagesTypeAdapter
@@ -18,14 +20,14 @@ from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
-from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
+from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
 from stagegraph.schema.serialize import json_of, without_json
 
 from .identity import ReplayCache, changes, used_of
 from .recovery import counted
-from .state import total
+from .state import Clock, total
 
 if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .identity import NodeKey
+    from .limits import Ledger
     from .options import RunSpec
-    from .state import CacheKey, CallState, RunState
+    from .state import CallState, RunState
 
 _log = logging.getLogger("stagegraph")
 
@@ -65,6 +68,7 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         models=models,
         override={key: json.loads(output.plain) for key, output in outputs.items()},
         override_whole={key: output.whole for key, output in outputs.items() if output.whole},
+        limits=spec.limits.as_label() if spec.limits is not None else {},
         replay=spec.replay,
     )
     return RunRow(
@@ -100,11 +104,12 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> None:
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
         self._state = state
+        self._ledger = ledger
         self._own = ReplayCache()
         """What the run has recorded before it was resumed."""
         self._other = ReplayCache()
@@ -116,7 +121,9 @@ class Recorder:
         """Path -> JSON of the prompt in force."""
 
     @classmethod
-    async def open(cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> Recorder:
+    async def open(
+        cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None
+    ) -> Recorder:
         """Take the run for this process, and read the run that it resumes or replays.
 
         Raises:
@@ -128,11 +135,12 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
         else:
             journal.put_soon(mine)
-        recorder = cls(journal, mine, spec, state)
+        recorder = cls(journal, mine, spec, state, ledger)
         calls: list[CallRow] = []
         if spec.resumed is not None:
             calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
             recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+            recorder._go_on(calls, ops)
         if spec.replay is not None:
             if spec.resumed is None and await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
@@ -140,15 +148,43 @@ class Recorder:
             recorder._other = ReplayCache(await journal.calls(spec.replay), used=used_of(spec.replay, calls))
         return recorder
 
+    def _go_on(self, calls: list[CallRow], ops: list[OpRow]) -> None:
+        """Count what the run has spent before it was resumed."""
+        labels = self._row.read_labels()
+        begins, ended = (self._row.started, *labels.resumed), list(labels.ended)
+        for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
+            moments = [row.started + row.duration for row in calls if begin <= row.started < end]
+            ended.append(min(end, max(moments, default=begin)))
+        # Where the clock was set back meanwhile, what comes now is still later than what was before.
+        latest = max(labels.resumed[-1], *ended)
+        self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
+        labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
+        self._row = replace(self._row, labels=labels.to_json())
+        self._journal.put_soon(self._row)
+        if self._ledger is not None:
+            self._ledger.go_on(calls, ops)
+
+    def seconds_before(self) -> float:
+        """How long the run has been going on before it was resumed."""
+        return sum(max(0.0, end - begin) for begin, end in self._row.segments())
+
+    async def note_spent(self) -> None:
+        """Record what is spent with the next request, before it is made: no crash may forget it."""
+        if self._ledger is not None:
+            await self._journal.put(self._ledger.as_row(self._row.run_id))
+
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
         output = run.tree.root.__node__.output_type.recorded(run.output) if run.status == "succeeded" else None
+        labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
+            *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
                 self._row,
                 status="running" if left else run.status,
-                duration=time.time() - self._row.started,
+                duration=max(0.0, now - self._row.started),
+                labels=replace(labels, ended=(*labels.ended, now)).to_json(),
                 output=None if output is None else output.plain,
                 output_whole=None if output is None else output.whole,
                 error_type=run.error.type if run.error is not None else None,
@@ -158,11 +194,13 @@ class Recorder:
                 output_tokens=min(usage.output_tokens, _LARGEST),
                 cost=None if cost is None else str(cost),
                 owner=None,
-            )
+            ),
         )
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
+        if (began := self._own.graph_began(call.key)) is not None:
+            call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
 
     def step_begins(self, call: CallState) -> None:
@@ -175,7 +213,9 @@ class Recorder:
         self._begun.append(call)
 
     def _put_begun(self) -> None:
-        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
+        going_on = [
+            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
+        ]
         self._begun = []
         with suppress(JournalError):  # the row of its end fails as well, and then it is raised
             self._journal.put_soon(*map(self._call_row, going_on))
@@ -194,28 +234,23 @@ class Recorder:
         cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
         if cache_key is None:
             self._claim(call, "")
-            self._note_unidentified(call)
+            self._explain(call)
             return MISSING, None
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        if not (self._own or self._other):
+            return MISSING, None
         found = self._claim(call, cache_key.identity)
-        if found is None:
-            self._note_change(call, cache_key)
-        elif found.finished:
-            output = self._output(call, found.row)
-            if output is not MISSING:
-                return output, None
-        else:
-            self._note_loss(call)
+        output = self._output(call, found.row) if found is not None and found.finished else MISSING
+        if output is not MISSING:
+            return output, None
+        if call.key not in self._state.rerun:
+            self._explain(call)
         return MISSING, found
 
     def _claim(self, call: CallState, identity: str) -> Recorded | None:
         kind = call.node.__node__.kind
         return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
-
-    def _before(self, key: str) -> CallRow | None:
-        """The call that was recorded with this key."""
-        return self._own.at(key) or self._other.at(key)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
@@ -226,6 +261,7 @@ class Recorder:
         call.replayed = True
         same_run = row.run_id == self._row.run_id
         call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
             call.use = ModelUse(attempts=row.attempts, messages=messages)
@@ -234,41 +270,31 @@ class Recorder:
                 call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, call: CallState, cache_key: CacheKey) -> None:
-        before = self._before(call.key)
-        changed = None if before is None else changes(before, cache_key)
-        if changed:
-            self._note(call, changed, f"differs from its record: {changed} changed")
-        else:
-            self._note_loss(call)
-
-    def _note_loss(self, call: CallState) -> None:
-        """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._before(call.key)
-        if before is None:
-            return
-        if before.status == "succeeded" and not before.identity:
-            why = "the output cannot be written down whole"
-            self._note(call, why, f"has a record that is not whole: {why}", strictly=before.kind == "step")
-        elif before.status == "running" and before.kind == "step" and before.run_id == self._row.run_id:
-            self._state.rerun[call.key] = "it had begun, and its end was not recorded"
-
-    def _note_unidentified(self, call: CallState) -> None:
-        if self._before(call.key) is not None:
-            why = "the input cannot be written down whole"
-            self._note(
-                call, why, f"cannot be compared with its record: {why}", strictly=call.node.__node__.kind == "step"
-            )
-
-    def _note(self, call: CallState, why: str, problem: str, *, strictly: bool = True) -> None:
-        """Keep why a recorded call runs again.
+    def _explain(self, call: CallState) -> None:
+        """Keep why a call that has a record runs again.
 
         Raises:
             ReplayError: in strict mode.
         """
+        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        if before is None:
+            return
+        changed, strictly = "" if now is None else changes(before, now), before.kind == "step"
+        problem = "has a record that does not count"
+        if changed:
+            why, problem, strictly = changed, "differs from its record", True
+        elif now is None:
+            why = "the input cannot be written down whole"
+        elif before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+        elif before.status == "running" and strictly and before.run_id == self._row.run_id:
+            why, strictly = "it had begun, and its end was not recorded", False
+        else:
+            return
         self._state.rerun[call.key] = why
         if self._spec.strict and strictly:
-            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
+            what = f"{why} changed" if changed else why
+            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
@@ -311,6 +337,7 @@ class Recorder:
         given = node.input_type.recorded(call.input) if cache_key is None else cache_key.record
         output = node.output_type.recorded(call.output) if call.status == "succeeded" else None
         held = output is None or output.holds
+        began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
             key=call.key,
@@ -325,8 +352,8 @@ class Recorder:
             output=None if output is None else output.plain,
             input_whole=given.whole,
             output_whole=None if output is None else output.whole,
-            started=self._state.clock.seconds(call.began),
-            duration=call.duration,
+            started=began,
+            duration=duration,
             replayed=call.replayed,
             source=call.source,
             cost="0",

@@ -24,6 +24,7 @@ from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
+from .limits import Limits
 from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
         mine,
         status=status,
         owner=None,
-        duration=time.time() - row.started,
+        duration=max(0.0, time.time() - row.started),
         error_type=GIVEN_UP if why else None,
         error=why,
     )
@@ -216,7 +217,7 @@ async def resumed_spec(
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
-        limits=options.get("limits"),
+        limits=options.get("limits") or Limits.recorded(labels),
         session_id=labels.session_id,
         user_id=labels.user_id,
         tags=labels.tags,
