@@ -164,6 +164,8 @@ async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], at
                 )
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
+        except ReplayError as error:
+            _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the next one may do better
