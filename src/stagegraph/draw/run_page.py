@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NOT_SHOWN: dict[str, Any] = {
     "run": {"input", "output", "prompts", "model", "owner"},
-    "calls": {"__all__": {"run_id", "position", "identity", "parts"}},
+    "calls": {"__all__": {"run_id", "position", "identity", "parts", "source"}},
     "feedback": {"__all__": {"id", "run_id", "time"}},
 }
 """The fields of rows that the page does not use."""

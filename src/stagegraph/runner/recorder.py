@@ -213,12 +213,11 @@ class Recorder:
         self._begun.append(call)
 
     def _put_begun(self) -> None:
-        going_on = [
-            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
-        ]
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
         self._begun = []
-        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
-            self._journal.put_soon(*map(self._call_row, going_on))
+        if going_on:
+            with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+                self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
@@ -260,7 +259,7 @@ class Recorder:
             return MISSING
         call.replayed = True
         same_run = row.run_id == self._row.run_id
-        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
@@ -292,7 +291,7 @@ class Recorder:
         else:
             return
         self._state.rerun[call.key] = why
-        if self._spec.strict and strictly:
+        if self._spec.strict and strictly and before.run_id == self._row.run_id:
             what = f"{why} changed" if changed else why
             msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
