@@ -18,6 +18,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Graph, ReplayError, Run, RunError, Runner, Stage, as_completed, fan_out, step
 from stagegraph.journal import SqliteJournal
+from stagegraph.tracing import JournalRuns
 
 
 class Base(BaseModel):
@@ -264,6 +265,33 @@ async def test_a_run_whose_input_cannot_be_read_back_says_so_first(
     await journal.aclose()
     assert seen == [described(value)] * 2
     assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
+
+
+@step
+async def seek(secret: Secret | Reject) -> Hidden:
+    return Hidden(name="n" if isinstance(secret, Secret) else "")
+
+
+class Seeks(Graph[Approve | Reject, int]):
+    seek = seek
+
+    async def flow(self, value: Approve | Reject) -> int:
+        await self.seek(Secret(key=SecretStr("s3cret")))
+        await self.seek(Reject(reason="r"))
+        return 1
+
+
+async def test_examples_are_made_of_whole_values_alone(sqlite: SqliteJournal) -> None:
+    """Nothing is learnt from a masked secret or an excluded field that fell back to its default."""
+
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        await runner.run(Seeks(), Reject(reason="no"))
+    source = JournalRuns(sqlite)
+    [example] = await source.examples(Seeks())
+    assert example.input == Reject(reason="no")
+    [example] = await source.examples(Seeks(), stage=Seeks.seek)
+    assert (example.input, example.expected) == (Reject(reason="r"), Hidden())
+    assert source.skipped == {"the record does not hold the whole input": 1}
 
 
 # -- programs behave with a journal as without one
