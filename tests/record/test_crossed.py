@@ -475,6 +475,59 @@ async def test_types_and_values_that_json_does_not_know(
     assert (reread.output, reread.edges()) == (output, [])
 
 
+class Silenced:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+class Tree(BaseModel):
+    inside: list[Tree] = []
+
+
+def circle() -> Tree:
+    tree = Tree()
+    tree.inside.append(tree)
+    return tree
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@step
+async def anything(value: Any) -> Any:
+    return value
+
+
+@step
+async def tree_of(value: Tree) -> Tree:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        (anything, Silenced()),
+        (anything, nested(5_000)),
+        (anything, circle().inside),
+        (tree_of, circle()),
+        (anything, 10**5_000),
+    ],
+    ids=["repr raises", "deep", "circle", "circle of models", "huge"],
+)
+async def test_odd_values_pass_as_without_a_journal(sqlite: SqliteJournal, node: Any, value: Any) -> None:
+    """A journal never makes a call fail because of what it is given or gives; such a call is made again."""
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        run = await runner.run(node, value)
+        again = await runner.run(node, value, replay=run)
+    assert run.output is value
+    assert again.output is value
+    assert again.rerun == {node.__node__.name: "the input cannot be written down whole"}
+
+
 @step
 async def any_model(value: BaseModel) -> BaseModel:
     return value

@@ -304,7 +304,7 @@ def _legible(data: object) -> Any:
 def _as_far_as_possible(value: object) -> str:
     try:
         return json.dumps(plain(value), ensure_ascii=False)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - a user's `__repr__` may raise
         return json.dumps(f"<{type(value).__name__}>")
 
 
