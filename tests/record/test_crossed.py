@@ -18,6 +18,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Graph, ReplayError, Run, RunError, Runner, Stage, as_completed, fan_out, step
 from stagegraph.journal import SqliteJournal
+from stagegraph.tracing import JournalRuns
 
 
 class Base(BaseModel):
@@ -266,6 +267,33 @@ async def test_a_run_whose_input_cannot_be_read_back_says_so_first(
     assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
 
 
+@step
+async def seek(secret: Secret | Reject) -> Hidden:
+    return Hidden(name="n" if isinstance(secret, Secret) else "")
+
+
+class Seeks(Graph[Approve | Reject, int]):
+    seek = seek
+
+    async def flow(self, value: Approve | Reject) -> int:
+        await self.seek(Secret(key=SecretStr("s3cret")))
+        await self.seek(Reject(reason="r"))
+        return 1
+
+
+async def test_examples_are_made_of_whole_values_alone(sqlite: SqliteJournal) -> None:
+    """Nothing is learnt from a masked secret or an excluded field that fell back to its default."""
+
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        await runner.run(Seeks(), Reject(reason="no"))
+    source = JournalRuns(sqlite)
+    [example] = await source.examples(Seeks())
+    assert example.input == Reject(reason="no")
+    [example] = await source.examples(Seeks(), stage=Seeks.seek)
+    assert (example.input, example.expected) == (Reject(reason="r"), Hidden())
+    assert source.skipped == {"the record does not hold the whole input": 1}
+
+
 # -- programs behave with a journal as without one
 
 
@@ -443,7 +471,61 @@ async def test_types_and_values_that_json_does_not_know(
     assert again.root.replayed is recalls
     lost = {node.__node__.name: "the input cannot be written down whole"}
     assert again.rerun == ({} if recalls else lost)
-    assert Run.from_json(run.to_json(), node).output == output
+    reread = Run.from_json(run.to_json(), node)
+    assert (reread.output, reread.edges()) == (output, [])
+
+
+class Silenced:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+class Tree(BaseModel):
+    inside: list[Tree] = []
+
+
+def circle() -> Tree:
+    tree = Tree()
+    tree.inside.append(tree)
+    return tree
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@step
+async def anything(value: Any) -> Any:
+    return value
+
+
+@step
+async def tree_of(value: Tree) -> Tree:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        (anything, Silenced()),
+        (anything, nested(5_000)),
+        (anything, circle().inside),
+        (tree_of, circle()),
+        (anything, 10**5_000),
+    ],
+    ids=["repr raises", "deep", "circle", "circle of models", "huge"],
+)
+async def test_odd_values_pass_as_without_a_journal(sqlite: SqliteJournal, node: Any, value: Any) -> None:
+    """A journal never makes a call fail because of what it is given or gives; such a call is made again."""
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        run = await runner.run(node, value)
+        again = await runner.run(node, value, replay=run)
+    assert run.output is value
+    assert again.output is value
+    assert again.rerun == {node.__node__.name: "the input cannot be written down whole"}
 
 
 @step

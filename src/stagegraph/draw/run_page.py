@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from stagegraph.record.rows import Journal
 
 _NOT_SHOWN: dict[str, Any] = {
-    "run": {"input", "output", "prompts", "model", "owner"},
-    "calls": {"__all__": {"run_id", "position", "identity", "parts", "source"}},
+    "run": {"input", "output", "input_whole", "output_whole", "prompts", "model", "owner"},
+    "calls": {"__all__": {"run_id", "position", "identity", "parts", "source", "input_whole", "output_whole"}},
     "feedback": {"__all__": {"id", "run_id", "time"}},
 }
 """The fields of rows that the page does not use."""

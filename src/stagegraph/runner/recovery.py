@@ -182,6 +182,8 @@ class _Finisher:
             await self._finish(row)
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
+        except ReplayError as error:
+            _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             self._put_off(row, "was taken up and ended without an output", error)
         except Exception as error:  # noqa: BLE001 - the next one may do better

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, time, timezone
 from decimal import Decimal
 from functools import cached_property
@@ -39,7 +39,7 @@ def same(value: Any, again: Any) -> bool:
         known = {one: one for one in again}
         return len(value) == len(again) and all(same(one, known.get(one, _ABSENT)) for one in value)
     if _goes_inside(value):
-        parts, others = list(_parts(value)), list(_parts(again))
+        parts, others = _parts(value), _parts(again)
         return len(parts) == len(others) and all(map(same, parts, others))
     return bool(value == again) and same(getattr(value, "__dict__", None), getattr(again, "__dict__", None))
 
@@ -53,7 +53,7 @@ def lazy(value: Any) -> bool:
             return True
         if id(one) not in seen and _goes_inside(one):
             seen.add(id(one))
-            pending += _parts(one)
+            pending += [part for part in _parts(one) if type(part) not in _SIMPLE]
     return False
 
 
@@ -63,27 +63,26 @@ def _goes_inside(value: object) -> bool:
     return known and not isinstance(value, type)
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _parts(value: Any) -> list[Any]:
     """All that an instance of its class may differ in, in order."""
     whole, cls = value, cast("Any", type(value))
-    state: dict[str, Any] = dict(getattr(whole, "__dict__", {}))
+    state: dict[str, Any] = getattr(whole, "__dict__", {})
+    names: Collection[str] = ()
+    parts: list[Any]
     if is_mapping(value):
-        yield from value
-        yield from value.values()
-        yield getattr(whole, "default_factory", None)
+        parts = [*value, *value.values(), getattr(whole, "default_factory", None)]
     elif is_sequence(value) or is_set(value) or isinstance(value, deque):
-        yield from value
-        yield getattr(whole, "maxlen", None)
+        parts = [*value, getattr(whole, "maxlen", None)]
     elif isinstance(value, BaseModel):
-        yield value.__pydantic_extra__
-        yield value.__pydantic_private__
-        yield from (state.pop(name, _ABSENT) for name in cls.model_fields)
+        names = cls.__pydantic_fields__
+        parts = [value.__pydantic_extra__, value.__pydantic_private__, *(state.get(name, _ABSENT) for name in names)]
     else:
-        yield from (getattr(whole, one.name, state.pop(one.name, _ABSENT)) for one in dataclasses.fields(value))
-    for name in sorted(state):
-        if name != "__orig_class__" and not isinstance(getattr(cls, name, None), cached_property):
-            yield name
-            yield state[name]
+        names = [field.name for field in dataclasses.fields(value)]
+        parts = [getattr(whole, name, _ABSENT) for name in names]
+    for name in sorted(state) if len(state) > len(names) else ():
+        if name not in names and name != "__orig_class__" and not isinstance(getattr(cls, name, 0), cached_property):
+            parts += [name, state[name]]
+    return parts
 
 
 def _same_time(value: Any, again: Any) -> bool:

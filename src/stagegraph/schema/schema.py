@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -221,7 +222,7 @@ class Schema:
 
     def _comes_back(self, value: object, plain: str, whole: str | None) -> bool:
         try:
-            return same(value, self.recall(json.loads(plain), whole))
+            return same(value, self._recalled(plain) if whole is None else self._whole.read(whole))
         except Exception:  # noqa: BLE001 - a user's type may compare in any way
             return False
 
@@ -240,22 +241,22 @@ class Schema:
             ValueError: it cannot be read back.
         """
         try:
-            return self._whole.read(whole) if whole else self._recalled(data)
+            return self._whole.read(whole) if whole else self._recalled(json.dumps(data))
         except ValueError:
             raise
         except Exception as error:
             msg = f"this is no {self.name}: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
 
-    def _recalled(self, data: object) -> Any:
+    def _recalled(self, text: str) -> Any:
+        read = self.adapter.validate_json
         if self.traits.clashes:
-            try:
-                return self.adapter.validate_json(json.dumps(data), by_alias=False, by_name=True)
-            except ValidationError:
-                pass
+            with suppress(ValidationError):
+                return read(text, by_alias=False, by_name=True)
         try:
-            return self.load(data)
+            return read(text, by_alias=True, by_name=True)
         except ValidationError:
+            data = json.loads(text)
             numbers = _with_numbers(data)
             if numbers == data:
                 raise
@@ -303,7 +304,7 @@ def _legible(data: object) -> Any:
 def _as_far_as_possible(value: object) -> str:
     try:
         return json.dumps(plain(value), ensure_ascii=False)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - a user's `__repr__` may raise
         return json.dumps(f"<{type(value).__name__}>")
 
 

@@ -255,11 +255,11 @@ def _given(score: ScoreV3) -> datetime:
 
 
 def _whole(row: ObservationV2, name: str) -> str | None:
-    """The second form of a value, which is sent in a list, since a server may return a text as it is or as JSON."""
+    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON."""
     found = meta(row, name)
     with suppress(ValueError):
         found = json.loads(found) if isinstance(found, str) else found
-    return json.dumps(found[0]) if is_list(found) and len(found) == 1 else None
+    return "".join(map(json.dumps, found[:1])) if is_list(found) else None
 
 
 def _status(row: ObservationV2) -> Status:

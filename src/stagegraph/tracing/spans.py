@@ -203,6 +203,6 @@ def _sent(name: Literal["input", "output"], record: Record) -> Attributes:
     """The public form of a value, and in the metadata what it is, where that form does not determine it."""
     shown = without_files(record.plain)
     sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
-    if not record.whole or shown != record.plain:
+    if record.whole is None or shown != record.plain:
         return sent
-    return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)]})}
+    return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)] if record.whole else []})}
