@@ -110,6 +110,10 @@ async def test_an_agent_of_a_graph_is_part_of_the_run_that_calls_it():
     assert keys(run) == KEYS
     assert run.call("ask.lookup[c2].search").output == "found dogs"
     assert run.usage.requests == 4
+    copied = Run.from_json(run.to_json(), Asks())  # the tree has no such graph: its values are plain data
+    assert keys(copied) == KEYS
+    assert copied.call("ask.lookup[c1]").output == {"text": "found cats"}
+    assert keys(Run.from_json(copied.to_json(), Asks())) == KEYS
 
 
 async def test_prompts_and_models_of_the_run_reach_it():
@@ -330,3 +334,20 @@ async def test_costs_are_counted_once():
     run = await Runner(TWO).run(Outer(), "go", models={"ask.lookup.search": model})
     assert run.call("ask.lookup[c1]").cost is not None
     assert str(run.call("ask.lookup[c1]").cost) == "0.25"
+
+
+async def test_an_agent_that_a_flow_runs_by_itself():
+    """Its graphs are below the graph of the flow, apart from the nodes that it declares."""
+    helper = Agent(TWO, tools=[Lookup().as_tool()])
+
+    class Flow(Graph[str, str]):
+        lookup = Lookup()
+
+        async def flow(self, text: str) -> str:
+            await self.lookup(text)
+            return (await helper.run(text)).output
+
+    run = await Flow().run("go", model=TWO)
+    assert {call.path for call in run.root.walk()} == {"", "lookup", "lookup.search", "lookup~", "lookup~.search"}
+    assert keys(Run.from_json(run.to_json(), Flow())) == keys(run)
+    assert run.call("lookup~[c1]").output == Fact(text="found cats")

@@ -19,7 +19,7 @@ from pydantic_ai.durable_exec import replay_scope
 from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
 from .host import environment, instrumentation, link, open_span, owns_all_spans, taken_over
-from .policy import shape, without_files
+from .policy import shape
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stagegraph.runner.state import CallState
 
     from .connection import Connection
+    from .media import Media
     from .policy import Capture
     from .sending import Sender
 
@@ -56,6 +57,7 @@ class Output:
     tracer: Tracer
     settings: InstrumentationSettings
     scope: InstrumentationScope
+    media: Media
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be created."""
@@ -91,7 +93,8 @@ class LangfuseTrace:
         name = entry.path if stage.agent.name is None else None
         before, hosts = instrumentation(stage.agent, self._output.connection.public_key)
         visible = self._owned or (before is not None and hosts is None)
-        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, name=name, visible=visible)
+        taken_out = self._output.media.taken_out
+        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, taken_out, name=name, visible=visible)
         if hosts is None:  # with the id that the host's has by default, which it replaces
             return [Instrumentation(settings=settings)]
         return [Instrumentation(settings=settings, id="stagegraph"), Instrumentation(settings=hosts)]
@@ -191,5 +194,6 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return json.dumps(shape(entry.input)), output
-        output = without_files(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
-        return without_files(node.__node__.input_type.shown(entry.input)), output
+        taken_out = self._output.media.taken_out
+        output = taken_out(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
+        return taken_out(node.__node__.input_type.shown(entry.input)), output
