@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BASE64 = r"[A-Za-z0-9+/_-]{4,}={0,2}"
-_IN_JSON = re.compile(
-    rf'(?<="data":")(?P<own>{_BASE64})(?=","media_type":"(?P<own_type>[\w.+/-]+)")'
-    rf'|(?<="mime_type":")(?P<chat_type>[\w.+/-]+)(?P<between>","(?:modality":"\w+",")?content":")(?P<chat>{_BASE64})(?=")'
-    rf'|data:(?P<uri_type>[\w.+/-]+);base64,(?P<uri>{_BASE64})(?=")'
-)
-"""A `BinaryContent` as Pydantic writes it, a part of a chat as Pydantic AI does, and the address of an `ImageUrl`."""
+_TYPE = r"[\w.+/-]+"
+_BYTES = re.compile(rf'"data":"(?P<text>{_BASE64})","media_type":"(?P<type>{_TYPE})"')
+_PART = re.compile(rf'"mime_type":"(?P<type>{_TYPE})","(?:modality":"\w+",")?content":"(?P<text>{_BASE64})"')
+_ADDRESS = re.compile(rf'"data:(?P<type>{_TYPE});base64,(?P<text>{_BASE64})"')
+"""A `BinaryContent` as Pydantic writes it, a part of a chat as Pydantic AI does, and an address with data in it. Each
+begins with a literal, since a long text is searched for it quickly."""
 _REFERENCE = re.compile(r'(?<=")@@@langfuseMedia:type=([\w.+/-]+)\|id=([\w-]+)\|source=(\w+)@@@(?=")')
 _FIELDS = {Names.INPUT: "input", Names.OUTPUT: "output", "gen_ai.output.messages": "output", "final_result": "output"}
-_SOURCES = {"own": "bytes", "chat": "bytes", "uri": "base64_data_uri"}
+_URI = "base64_data_uri"
 _MOST_BYTES, _MOST_FILES = 64_000_000, 10_000
 
 
@@ -56,33 +56,50 @@ class Media:
         self._upload, self._lose = upload, lose
         self.enabled = os.environ.get("LANGFUSE_MEDIA_UPLOAD_ENABLED", "true").lower() not in {"false", "0"}
         """By Langfuse's own variable; without uploads, files are replaced by their sizes."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Start empty, also in a forked child: the parent sends its own spans."""
         self._lock = threading.Lock()
         self._files: dict[str, File] = {}
         self._bytes = 0
+        self._seen: dict[tuple[re.Pattern[str], int, int], str] = {}
+        """Form, hash and length of a file's base64 -> its name, since a conversation holds a file again and again."""
 
     def taken_out(self, text: str) -> str:
         """JSON with references in the place of files."""
-        if '"media_type":"' in text or '"mime_type":"' in text or ";base64," in text:
-            return _IN_JSON.sub(self._reference, text)
+        for form in (_BYTES, _PART, _ADDRESS):
+            text = form.sub(self._reference, text)
         return text
 
     def _reference(self, found: re.Match[str]) -> str:
-        kind = "own" if found["own"] else "chat" if found["chat"] else "uri"
-        text, type_ = found[kind], found[f"{kind}_type"]
+        text, type_, uri = found["text"], found["type"], found.re is _ADDRESS
+        name = self._seen.get(seen := (found.re, hash(text), len(text)), "")
+        if name not in self._files:
+            name = self._file(found, text, type_, uri=uri)
+            if not name:
+                return found[0]
+            self._seen[seen] = name
+        reference = f"@@@langfuseMedia:type={type_}|id={name}|source={_URI if uri else 'bytes'}@@@"
+        if not self.enabled:
+            reference = f"[{len(text)} characters of base64]"
+        whole, begin, end = found.string, found.start("text"), found.end("text")
+        lead = '"' if uri else whole[found.start() : begin]
+        return lead + reference + whole[end : found.end()]
+
+    def _file(self, found: re.Match[str], text: str, type_: str, *, uri: bool) -> str:
+        """Keep a file until it is uploaded; returns its name, or nothing if it could not be read back as it was."""
         try:
             content = base64.urlsafe_b64decode(text.replace("+", "-").replace("/", "_"))
         except ValueError:
-            return found[0]
-        if kind != "chat" and _encoded(content, uri=kind == "uri") != text:
-            return found[0]  # it only looks like a file, and could not be read back as it was
+            return ""
+        if found.re is not _PART and _encoded(content, uri=uri) != text:
+            return ""
         digest = base64.b64encode(sha256(content).digest()).decode()
         name = digest.replace("+", "-").replace("/", "_")[:22]
-        if not self.enabled:
-            reference = f"[{len(text)} characters of base64]"
-        else:
+        if self.enabled:
             self._keep(name, File(content, type_, digest, len(content)))
-            reference = f"@@@langfuseMedia:type={type_}|id={name}|source={_SOURCES[kind]}@@@"
-        return f"{type_}{found['between']}{reference}" if kind == "chat" else reference
+        return name
 
     def _keep(self, name: str, file: File) -> None:
         with self._lock:
@@ -94,6 +111,7 @@ class Media:
             while self._bytes > _MOST_BYTES or len(self._files) > _MOST_FILES:
                 oldest = self._files.pop(next(iter(self._files)))
                 self._bytes -= len(oldest.content)
+                self._seen.clear()
                 dropped += bool(oldest.content)
         if dropped:
             self._lose(dropped, "too many files wait")
@@ -130,7 +148,7 @@ def put_back(text: str | None, files: Mapping[str, bytes]) -> str | None:
     """JSON with the files that were found in the place of their references."""
 
     def file(found: re.Match[str]) -> str:
-        content, uri = files.get(found[2]), found[3] == "base64_data_uri"
+        content, uri = files.get(found[2]), found[3] == _URI
         if content is None:
             return found[0]
         return f"data:{found[1]};base64,{_encoded(content, uri=True)}" if uri else _encoded(content, uri=False)

@@ -23,7 +23,7 @@ from .connection import Connection, sdk_version
 from .media import Media
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, close_all, score_span
+from .sending import Http, Sender, after_fork, close_all, score_span
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class LangfuseTracing:
             self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
         self._media = Media(self._http.send_file, self._spans.lose)
+        after_fork(self._media.begin)
         self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
         labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
