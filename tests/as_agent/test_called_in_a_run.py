@@ -110,6 +110,10 @@ async def test_an_agent_of_a_graph_is_part_of_the_run_that_calls_it():
     assert keys(run) == KEYS
     assert run.call("ask.lookup[c2].search").output == "found dogs"
     assert run.usage.requests == 4
+    copied = Run.from_json(run.to_json(), Asks())  # the tree has no such graph: its values are plain data
+    assert keys(copied) == KEYS
+    assert copied.call("ask.lookup[c1]").output == {"text": "found cats"}
+    assert keys(Run.from_json(copied.to_json(), Asks())) == KEYS
 
 
 async def test_prompts_and_models_of_the_run_reach_it():
@@ -330,3 +334,61 @@ async def test_costs_are_counted_once():
     run = await Runner(TWO).run(Outer(), "go", models={"ask.lookup.search": model})
     assert run.call("ask.lookup[c1]").cost is not None
     assert str(run.call("ask.lookup[c1]").cost) == "0.25"
+
+
+async def test_an_agent_that_a_flow_runs_by_itself():
+    """Its graphs are below the graph of the flow, apart from the nodes that it declares."""
+    helper = Agent(TWO, tools=[Lookup().as_tool()])
+
+    class Flow(Graph[str, str]):
+        lookup = Lookup()
+
+        async def flow(self, text: str) -> str:
+            await self.lookup(text)
+            return (await helper.run(text)).output
+
+    run = await Flow().run("go", model=TWO)
+    assert {call.path for call in run.root.walk()} == {"", "lookup", "lookup.search", "lookup~", "lookup~.search"}
+    assert keys(Run.from_json(run.to_json(), Flow())) == keys(run)
+    assert run.call("lookup~[c1]").output == Fact(text="found cats")
+
+
+async def test_what_an_agent_made_by_itself_is_in_a_resumed_run(tmp_path: Any):
+    """A tool that ran a graph of its own and was recorded: its calls and their usage are in the resumed run."""
+    INNER.clear()
+
+    async def lookup(input: str) -> str:  # noqa: A002
+        return (await Lookup().as_agent().run(input)).output.text
+
+    @step
+    async def fail(text: str) -> str:
+        if broken:
+            raise RuntimeError("the process ends here")
+        return text
+
+    class Asks(Graph[str, str]):
+        ask = Stage(str, Agent(output_type=str, tools=[lookup]))
+        fail_ = fail
+
+        async def flow(self, text: str) -> str:
+            return await self.fail_(await self.ask(text))
+
+    broken = True
+    journal = SqliteJournal(tmp_path / "runs.db")
+    runner = Runner(TWO, journal=journal)
+    with pytest.raises(RunError) as caught:
+        await runner.run(Asks(), "go")
+    broken, other = False, Runner(TWO, journal=journal)
+    run = await other.resume(caught.value.run.id, graph=Asks())
+    assert [key for key in keys(run) if key.startswith("ask")] == KEYS[1:]
+    assert (run.call("ask.lookup[c1].search").output, run.usage.requests) == ("found cats", 4)
+    (row,) = await journal.runs(RunFilter())
+    assert row.requests == 4
+    await journal.aclose()
+
+
+def test_charts_show_what_a_tool_offers_and_called():
+    """The declared chart has the graph of a tool, and that of a run its calls."""
+    assert "ask.lookup" in Outer().mermaid()
+    run = Outer().run_sync("go", model=TWO)
+    assert "ask.lookup[c1].search" in run.mermaid().replace("#91;", "[").replace("#93;", "]")

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from _experiments import experiment_items, experiments
 from _http import Answer, Request
+from _media import Media
 from _observations import GROUPS, PROJECT, project, row
 from _otlp import Span, decode
 from _queries import Query, Refused, Row, cursor_page, matches, moment
@@ -38,6 +39,7 @@ class Api:
         self.scores = Scores()
         self.prompts = Prompts()
         self.datasets = Datasets()
+        self.media = Media()
         self.lag = 0
         self.omit: set[str] = set()
         self.spoil: Callable[[list[Row]], list[Any]] = lambda rows: rows
@@ -55,6 +57,7 @@ class Api:
             ("GET", "v2/prompts", lambda request: self.prompts.listed(request.query)),
             ("POST", "v2/datasets", lambda request: self.datasets.create(request.json)),
             ("GET", "v2/datasets", lambda request: self.datasets.listed_datasets(request.query)),
+            ("POST", "media", self.media.announce),
             ("POST", "dataset-items", lambda request: self.datasets.put_item(request.json)),
             ("GET", "dataset-items", lambda request: self.datasets.listed(request.query)),
             ("GET", "experiments", lambda request: experiments(self._visible(), self.scores, request.query)),
@@ -67,10 +70,14 @@ class Api:
             ("GET", "v2/datasets/([^/]+)", lambda _, name: self.datasets.get(name)),
             ("GET", "dataset-items/([^/]+)", lambda _, key: self.datasets.item(key)),
             ("DELETE", "dataset-items/([^/]+)", self._delete_item),
+            ("PATCH", "media/([^/]+)", self.media.confirm),
+            ("GET", "media/([^/]+)", self.media.get),
         ]
         relabel = ("PATCH", "v2/prompts/([^/]+)/versions/([0-9]+)", self._relabel)
         routes: list[tuple[str, str, Callable[..., Any]]] = [*plain, *named, relabel]
         self._routes = [(method, re.compile(f"/api/public/{path}"), endpoint) for method, path, endpoint in routes]
+        storage = re.compile("/storage/([^/]+)")
+        self._routes += [("PUT", storage, self.media.put), ("GET", storage, self.media.read)]
 
     def answer(self, request: Request) -> Answer:
         """Find the endpoint; names in a path are decoded only now, so an unencoded slash finds nothing."""

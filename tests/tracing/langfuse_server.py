@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from _api import Api
 from _http import Answer, Listener, Request
+from _media import Stored
 from _otlp import Event, Span, outline, tree
 from _queries import Row
 from langfuse import Langfuse
@@ -127,6 +128,11 @@ class LangfuseServer:
         return self._api.datasets.items
 
     @property
+    def media(self) -> dict[str, Stored]:
+        """Files by id."""
+        return self._api.media.files
+
+    @property
     def lag(self) -> int:
         """How many reads of observations do not see a span yet."""
         return self._api.lag
@@ -188,7 +194,8 @@ class LangfuseServer:
         if forced:
             return forced
         keys = base64.b64encode(f"{self.public_key}:{self.secret_key}".encode()).decode()
-        if request.path != "/api/public/health" and request.headers.get("authorization") != f"Basic {keys}":
+        public = request.path == "/api/public/health" or request.path.startswith("/storage/")
+        if not public and request.headers.get("authorization") != f"Basic {keys}":
             return Answer(401, {"message": "Invalid credentials. Confirm that you've configured the correct host."})
         with self._changed:
             answer = self._api.answer(request)

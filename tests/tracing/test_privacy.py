@@ -414,8 +414,9 @@ class Photo(BaseModel):
     caption: str
 
 
-async def test_files_do_not_blow_up_the_trace(watch: Watch) -> None:
-    """The bytes of an image that an agent sees or gives are not sent, in whatever form."""
+async def test_files_do_not_blow_up_the_trace(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where uploads are switched off with Langfuse's variable, the bytes of an image are not sent, in whatever form."""
+    monkeypatch.setenv("LANGFUSE_MEDIA_UPLOAD_ENABLED", "false")
     data = random.Random(1).randbytes(600_000)
     image = BinaryContent(data, media_type="image/png")
     stage = Stage(Photo, Agent(says("nice"), name="viewer"), render=lambda photo: [photo.caption, photo.image])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 from typing_extensions import TypeVar
 
 from stagegraph.schema.errors import DeclarationError, NotRunningError
+from stagegraph.schema.schema import Schema
 
 from .current import OpenCall, current
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from stagegraph.data.call import Kind
-    from stagegraph.schema.schema import Schema
 
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
@@ -132,6 +132,21 @@ class Declaration:
     def stages(self) -> Mapping[str, Any]:
         """Path -> stage, in the order of declaration; `stages_of` gives them typed."""
         return {path: node for path, node in self.tree.nodes.items() if node.__node__.kind == "stage"}
+
+
+class Undeclared(Node[Any, Any]):
+    """Stands for a recorded node that is not declared: one of a graph that an agent made and called by itself."""
+
+    def __init__(self, kind: Kind, name: str) -> None:
+        self._kind: Kind = kind
+        self._name = name
+
+    @cached_property
+    def __node__(self) -> Declaration:
+        return Declaration(self, self._kind, self._name, lambda: Schema(Any), lambda: Schema(Any))
+
+    def __call__(self, value: Any, /) -> Coroutine[Any, Any, Any]:
+        return open_call(self).run_step(self, value)
 
 
 @dataclass(frozen=True)

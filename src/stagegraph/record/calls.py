@@ -18,19 +18,22 @@ from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
 from stagegraph.data.usage import USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
+from stagegraph.schema.schema import Record, plain
 from stagegraph.schema.serialize import escaped, json_of, without_json
 
 from .rows import CallRow, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
-    from stagegraph.schema.schema import Record, Schema
+    from stagegraph.schema.schema import Schema
 
     from .rows import Journal
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""
+GUEST = "~"
+"""In the name of a graph that an agent called in a flow, between the nodes that the graph of the flow declares."""
 _OF_RUN = ("run_id", "status", "input", "input_whole", "error_type", "error", "started", "duration")
 """The fields that the root call has in common with its run while no calls are recorded."""
 
@@ -82,14 +85,16 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
     parents = {id(child): call.key for call in root.walk() for child in call.children}
     rows: list[CallRow] = []
     for position, call in enumerate(sorted(root.walk(), key=lambda call: call.started)):
-        node = tree.nodes[call.path].__node__
+        found = tree.nodes.get(call.path)
+        node = None if found is None else found.__node__
         try:
-            given = _record(node.input_type, call.input)
-            output = _record(node.output_type, call.output) if call.status == "succeeded" else None
+            given = _record(node and node.input_type, call.input)
+            output = _record(node and node.output_type, call.output) if call.status == "succeeded" else None
         except ValueError as error:
             reason = str(error).splitlines()[0]
+            where = call.key or tree.root.__node__.name
             msg = (
-                f"call `{call.key or node.name}`: a value cannot be written as JSON: {reason}; give it a serializer "
+                f"call `{where}`: a value cannot be written as JSON: {reason}; give it a serializer "
                 "(bytes: give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`)"
             )
             raise ValueError(msg) from error
@@ -100,7 +105,9 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
     return rows
 
 
-def _record(schema: Schema, value: object) -> Record:
+def _record(schema: Schema | None, value: object) -> Record:
+    if schema is None:
+        return Record(json.dumps(plain(value)), None)
     found = schema.recorded(value)
     if not found.holds and schema.is_instance(value):
         schema.check_written(value)
@@ -185,10 +192,16 @@ class _Reader:
 
     def _node(self, row: CallRow) -> Declaration | None:
         node = None if self._tree is None else self._tree.nodes.get(row.path)
-        if self._strict and node is None:
+        if self._strict and node is None and not self._called_by_agent(row.path):
             msg = f"it has a call `{row.key}` of `{row.path}`, which {self._name} does not declare"
             raise ValueError(msg)
         return None if node is None else node.__node__
+
+    def _called_by_agent(self, path: str) -> bool:
+        """Whether an agent in a stage or step called a graph here: the tree does not have each of them."""
+        parts = path.split(".")
+        above = [self._tree.nodes.get(".".join(parts[:end])) for end in range(1, len(parts))] if self._tree else []
+        return any(one is not None and one.__node__.kind != "graph" for one in above) or GUEST in path
 
     def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None, whole: str | None) -> Any:
         data = json.loads(text or "null")

@@ -93,6 +93,9 @@ def _declare(chart: _Chart, tree: Tree, path: str, depth: int) -> None:
         else:
             label = f"{_escaped(name)}<br/>{_escaped(child.input_type.name)} to {_escaped(child.output_type.name)}"
             chart.node(depth + 1, below, label, child.kind)
+            for offered in child.offered():
+                if f"{below}.{offered}" in tree.names:
+                    _declare(chart, tree, f"{below}.{offered}", depth + 1)
     chart.add(depth, "end")
 
 
@@ -112,6 +115,8 @@ def _draw(chart: _Chart, graph: str, call: Call, depth: int) -> None:
     label = f"{_escaped(call.key or graph)}<br/>{call.duration:.2f} s"
     if call.kind != "graph" or not call.children:
         chart.node(depth, call.key, label, call.kind, call.status if call.status in {"failed", "cancelled"} else "")
+        for child in call.children:  # graphs that an agent called
+            _draw(chart, graph, child, depth)
         return
     chart.add(depth, f'subgraph {chart.id(call.key)} ["{label}"]')
     for child in call.children:

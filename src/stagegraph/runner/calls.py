@@ -11,6 +11,7 @@ from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import watched
+from stagegraph.record.calls import GUEST
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
 
@@ -103,7 +104,8 @@ async def run_called_by_agent(
     """
     executor, call = around.executor, around.call
     above, key = (call.path, call.key) if call is not None else ("", "")
-    name, path = executor.state.place(above, key_part(name), graph)
+    inside = call is not None and call.node.__node__.kind != "graph"
+    name, path = executor.state.place(above, key_part(name) + ("" if inside else GUEST), graph)
     names = {id(graph): (name, path)}
     opened = OpenGraph(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
     with executor.waits_inside(call):

@@ -22,6 +22,7 @@ from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
+from stagegraph.nodes.node import Undeclared
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
@@ -283,9 +284,10 @@ class Executor:
         if recorder is None:
             return
         for row in recorder.inside(recalled, label):
-            node, key = state.tree.nodes.get(row.path), call.key + row.key[len(recalled.key) :]
-            if node is None or key in state.calls:
+            key = call.key + row.key[len(recalled.key) :]
+            if key in state.calls:
                 continue
+            node = state.tree.nodes.get(row.path) or Undeclared(row.kind, row.path.rpartition(".")[2])
             child = CallState(node, row.path, key, call, None, len(state.calls))
             if not recorder.restored(child, row):
                 continue

@@ -215,10 +215,12 @@ class Runner:
 
     @asynccontextmanager
     async def _service(self) -> AsyncGenerator[None]:
-        async with self._lifetime.span(self):
-            yield
-        if self.tracing is not None:
-            await self.tracing.flush()
+        try:
+            async with self._lifetime.span(self):
+                yield
+        finally:
+            if self.tracing is not None:
+                await self.tracing.flush()
 
     def take_up(self, row: RunRow) -> Coroutine[Any, Any, Run[Any, Any]] | None:
         """Finish an interrupted run of the journal, if its graph is known here."""

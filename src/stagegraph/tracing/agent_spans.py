@@ -7,7 +7,7 @@ sees the context of the span that was current when the agent was called; only `C
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +61,11 @@ class Transparent(Span):
         return self.real.is_recording()
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        self.real.set_attributes(attributes)
+        for name, value in attributes.items():
+            self.set_attribute(name, value)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        self.real.set_attribute(key, value)
+        self.real.set_attribute(key, self.owner.taken_out(value) if isinstance(value, str) else value)
 
     def update_name(self, name: str) -> None:
         self.real.update_name(name)
@@ -97,6 +98,7 @@ class CallTracer(Tracer):
         call: The call's observation.
         common: Attributes of all spans.
         generation: Attributes of model requests only.
+        taken_out: Puts references in the place of files in JSON.
         name: For the spans of an agent without a name.
         visible: Whether spans of the host are children of these, since they go to the same project and nowhere else.
     """
@@ -107,6 +109,7 @@ class CallTracer(Tracer):
         call: SpanContext,
         common: Mapping[str, Any],
         generation: Mapping[str, Any],
+        taken_out: Callable[[str], str],
         *,
         name: str | None = None,
         visible: bool = False,
@@ -114,6 +117,7 @@ class CallTracer(Tracer):
         self._real = real
         self._call = NonRecordingSpan(call)
         self._name = name
+        self.taken_out = taken_out
         self._common, self._generation, self._visible = common, generation, visible
         self._run: Span | None = None
         """The newest run of the call's agent: the parent of the agent's other spans."""

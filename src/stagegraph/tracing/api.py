@@ -238,6 +238,18 @@ class Api:
                     raise TracingError(msg) from error
             await anyio.sleep(wait)
 
+    async def file(self, media_id: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            TracingError: the server does not answer, or does not have it.
+        """
+        found = await self.ask("file", self.sdk.media.get, media_id)
+        try:
+            return (await self._http.get(found.url)).raise_for_status().content
+        except httpx.HTTPError as error:
+            raise failure(self.base_url, error, "file") from error
+
     async def rows(
         self,
         what: str,

@@ -51,7 +51,6 @@ _CONVERSATION = "gen_ai.conversation.id"
 """Differs in each agent run; Langfuse would take it for the session."""
 _OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
 _DEEP = 5
-_FILE = re.compile(r"(?<=\"data\":\")[A-Za-z0-9+/=_-]{100,}(?=\",\"media_type\":)")
 
 
 def redacted(text: str, redact: Redact) -> str:
@@ -76,11 +75,6 @@ def redacted_text(text: str, redact: Redact) -> str:
 
 def _failed(error: Exception) -> str:
     return f"[not sent: `redact` raised {type(error).__name__}]"
-
-
-def without_files(text: str) -> str:
-    """JSON without the bytes of the files (`BinaryContent`) in it."""
-    return _FILE.sub(lambda found: f"[{len(found[0])} characters of base64]", text)
 
 
 def cut(text: str, limit: int) -> tuple[str, int | None]:

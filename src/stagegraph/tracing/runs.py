@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,6 +18,7 @@ from stagegraph.schema.errors import TracingError
 from .api import Api, mended
 from .attributes import EXPERIMENTS, observation_id, trace_id
 from .connection import Connection
+from .media import put_back, references
 from .rows import NO_RUN, cut_metadata, is_root, meta, name_of, rows_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _WHOLE = "key,origin,path,run_id,input_whole,output_whole"
 """Names in the metadata whose values are read without truncation."""
 _PAGE = 200
+_MOST_FILES = 1_000
+"""Of one run; a hostile text may look like any number of references."""
 _PAUSE, _LONGEST_PAUSE = 0.25, 2.0
 """Seconds between two attempts to read a run that the server does not show yet."""
 _MISSING = {"projectId": "", "type": "", "startTime": "1970-01-01T00:00:00Z"}
@@ -160,7 +164,8 @@ class LangfuseRuns(RunSource):
             rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
         scores = [score async for score in self._scores(api, odd, trace)] if rows else []
         skipped.update(odd)
-        return rows_of(rows, scores, skipped, run_id)
+        found = rows_of(rows, scores, skipped, run_id)
+        return None if found is None else await _with_files(api, found, skipped)
 
     @staticmethod
     async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
@@ -191,6 +196,22 @@ class LangfuseRuns(RunSource):
                     skipped["a score cannot be read"] += 1
                 else:
                     yield score
+
+
+async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRows:
+    """The rows with files in the place of references to them."""
+    row, calls, scores = found
+    files: dict[str, bytes] = {}
+    for key in sorted(references(text for call in calls for text in (call.input, call.output)))[:_MOST_FILES]:
+        try:
+            files[key] = await api.file(key)
+        except TracingError:
+            skipped["a file cannot be read"] += 1
+    if files:
+        row = replace(row, input=put_back(row.input, files), output=put_back(row.output, files))
+        for call in calls:
+            call.input, call.output = put_back(call.input, files) or "", put_back(call.output, files)
+    return row, calls, scores
 
 
 def _wanted(row: ObservationV2, query: RunQuery) -> bool:

@@ -19,7 +19,7 @@ from pydantic_ai.durable_exec import replay_scope
 from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, sampled, span_number, trace_id, without_none
 from .host import environment, instrumentation, link, open_span, owns_all_spans, taken_over
-from .policy import shape, without_files
+from .policy import shape
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stagegraph.schema.schema import Record
 
     from .connection import Connection
+    from .media import Media
     from .policy import Capture
     from .sending import Sender
 
@@ -57,6 +58,7 @@ class Output:
     tracer: Tracer
     settings: InstrumentationSettings
     scope: InstrumentationScope
+    media: Media
 
     def miss(self, problem: Exception) -> None:
         """Count an observation that could not be created."""
@@ -92,7 +94,8 @@ class LangfuseTrace:
         name = entry.path if stage.agent.name is None else None
         before, hosts = instrumentation(stage.agent, self._output.connection.public_key)
         visible = self._owned or (before is not None and hosts is None)
-        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, name=name, visible=visible)
+        taken_out = self._output.media.taken_out
+        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, taken_out, name=name, visible=visible)
         if hosts is None:  # with the id that the host's has by default, which it replaces
             return [Instrumentation(settings=settings)]
         return [Instrumentation(settings=settings, id="stagegraph"), Instrumentation(settings=hosts)]
@@ -194,15 +197,15 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return without_none({Names.INPUT: json.dumps(shape(entry.input)), Names.OUTPUT: output})
-        given = node.__node__.input_type.published(entry.input)
-        output = node.__node__.output_type.published(entry.output) if status == "succeeded" else None
-        return {**_sent("input", given), **({} if output is None else _sent("output", output))}
+        given = self._sent("input", node.__node__.input_type.published(entry.input))
+        if status != "succeeded":
+            return given
+        return {**given, **self._sent("output", node.__node__.output_type.published(entry.output))}
 
-
-def _sent(name: Literal["input", "output"], record: Record) -> Attributes:
-    """The public form of a value, and in the metadata what it is, where that form does not determine it."""
-    shown = without_files(record.plain)
-    sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
-    if record.whole is None or shown != record.plain:
-        return sent
-    return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)] if record.whole else []})}
+    def _sent(self, name: Literal["input", "output"], record: Record) -> Attributes:
+        """The public form of a value, and in the metadata what it is, where that form does not determine it."""
+        shown = self._output.media.taken_out(record.plain)
+        sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
+        if record.whole is None or shown != record.plain:
+            return sent
+        return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)] if record.whole else []})}

@@ -20,9 +20,10 @@ from stagegraph.schema.errors import DeclarationError
 
 from .attributes import Names, observation_id, score_id, trace_id
 from .connection import Connection, sdk_version
+from .media import Media
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, close_all, score_span
+from .sending import Http, Sender, after_fork, close_all, score_span
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class LangfuseTracing:
         self._spans = Sender(
             self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
+        self._media = Media(self._http.send_file, self._spans.lose)
+        after_fork(self._media.begin)
         self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
         labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
@@ -109,13 +112,15 @@ class LangfuseTracing:
             tracer_provider=provider,
             meter_provider=NoOpMeterProvider(),
             include_content=capture == "all",
-            include_binary_content=False,
+            include_binary_content=capture == "all" and self._media.enabled,
         )
         tracer = provider.get_tracer("pydantic-ai")
         scope = InstrumentationScope(
             "langfuse-sdk", sdk_version(), attributes={"public_key": self.connection.public_key}
         )
-        self._output = Output(self.connection, self.capture, self._spans, resource, tracer, settings, scope)
+        self._output = Output(
+            self.connection, self.capture, self._spans, resource, tracer, settings, scope, self._media
+        )
 
     @property
     def lost(self) -> int:
@@ -143,7 +148,11 @@ class LangfuseTracing:
 
     def _send_spans(self, spans: list[ReadableSpan]) -> None:
         policy = self._policy()
-        self._http.send_spans([policy.apply(span) for span in spans])
+        sent = [policy.apply(span) for span in spans]
+        self._http.send_spans(sent)
+        for span in sent:
+            if span.context is not None:
+                self._media.send(span.attributes or {}, f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}")
 
     def _policy(self) -> Policy:
         return Policy(self.capture, self.redact, self._max_content, known_secrets(self.connection.secret_key))
