@@ -130,3 +130,24 @@ def test_a_model_for_a_stage_needs_a_name(folder: Path, pair: str) -> None:
     done = cli(folder, "run", "g.py", "1", "--set", pair)
     assert done.returncode == 2
     assert f"--set {pair}: write PATH=MODEL; the stages are: say\n" in done.stderr
+
+
+def test_a_typo_in_a_step_is_shown_with_its_line(folder: Path) -> None:
+    """Without a traceback: the file, the number and the text of the line that raised."""
+    code = """
+from stagegraph import Graph, step
+
+@step
+async def shout(text: str) -> str:
+    return text.uper()
+
+class Shouts(Graph[str, str]):
+    shout = shout
+    async def flow(self, text: str) -> str:
+        return await self.shout(text)
+"""
+    (folder / "typo.py").write_text(code)
+    done = cli(folder, "run", "typo.py", "hello")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("typo.py, line 6: return text.uper()")

@@ -11,6 +11,7 @@ from pydantic_ai.models import Model
 
 from scripted import Say, echo
 from stagegraph import DeclarationError, Graph, Limits, PromptError, Prompts, Runner, Stage, fan_out, step
+from stagegraph.journal import MemoryJournal
 
 ran: list[int] = []
 
@@ -125,3 +126,17 @@ async def test_prompts_may_be_texts() -> None:
         Prompts({"say": 3})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match=r"write Prompts\.load\(path\) for a file"):
         Prompts("prompts.yaml")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("journal", MemoryJournal, r"this is a class; write MemoryJournal\(\)"),
+        ("tracing", True, r"Runner\(tracing=True\): write LangfuseTracing\(\)"),
+        ("tracing", "langfuse", r"Runner\(tracing='langfuse'\): write LangfuseTracing\(\)"),
+    ],
+)
+def test_what_is_no_journal_and_no_tracing_is_refused(option: str, value: object, told: str) -> None:
+    """When the runner is made, not in the first run."""
+    with pytest.raises(TypeError, match=told):
+        Runner(**{option: value})

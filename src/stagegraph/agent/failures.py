@@ -301,7 +301,10 @@ def _explained(
         inner = [_explained(one, messages, source_of) for one in members if isinstance(one, Exception)]
         return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
     if isinstance(error, UserError) and text.startswith("`model` must"):
-        return "no model is set", "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)` or Stage(model=)"
+        return (
+            "no model is set",
+            "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)`, Stage(model=) or --model",
+        )
     for kind, remedy in _REMEDIES:
         if isinstance(error, kind):
             return text, remedy

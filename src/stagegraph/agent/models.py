@@ -61,8 +61,7 @@ def _make(name: str) -> Model[Any]:
     except DeclarationError:
         raise
     except Exception as error:
-        msg = (
-            f"the model {name!r} cannot be used: {error}. A name is `provider:model`, such as `openai:gpt-5-mini`, "
-            "or `local:smollm2` for the embedded model"
-        )
+        form = "a name is `provider:model`, such as `openai:gpt-5-mini`, or `local:smollm2` for the embedded model"
+        hint = f"; {form}" if str(error).startswith("Unknown") else ""
+        msg = f"the model {name!r} cannot be used: {error}{hint}"
         raise DeclarationError(msg) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sysconfig
 from contextlib import aclosing, nullcontext
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -153,10 +155,19 @@ async def _finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | N
     elif result.status == "succeeded":
         print_json(console(), node.__node__.output_type.show(result.output))
     if error is not None:
-        print_error(str(error))
+        print_error(str(error) + _place(error))
         raise typer.Exit(1)
     for pending in result.pending:
         console(stderr=True).print(deferred(result.id, pending))
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's code that the innermost cause was raised in, if there is one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    frames = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(libraries)]
+    return f"\n  {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def _as_data(result: Run[Any, Any], node: Node[Any, Any]) -> dict[str, Any]:

@@ -102,6 +102,12 @@ class Runner:
         if isinstance(journal, (str, PathLike)):
             msg = f"Runner(journal={journal!r}): write SqliteJournal({str(journal)!r})"
             raise TypeError(msg)
+        if isinstance(journal, type):
+            msg = f"Runner(journal={journal.__name__}): this is a class; write {journal.__name__}()"
+            raise TypeError(msg)
+        if tracing not in {None, "auto"} and not callable(getattr(tracing, "open", None)):
+            msg = f"Runner(tracing={tracing!r}): write LangfuseTracing(), 'auto' (by the environment) or None"
+            raise TypeError(msg)
         self.model = model
         self.models: Mapping[str, Model | str] = dict(models or {})
         self.prompts: Prompts | PromptSource = prompts if prompts is not None else Prompts()
