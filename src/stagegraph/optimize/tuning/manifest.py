@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
+from stagegraph.agent.models import name_of
 from stagegraph.data.examples import digest_of
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.stage import Stage
 from stagegraph.nodes.step import Step
 from stagegraph.optimize.evaluation.fingerprint import Fingerprint
-from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.runner.identity import stage_parts, step_parts
 from stagegraph.schema.errors import TuningError
 
@@ -99,8 +99,7 @@ def _program(target: Target, options: Options) -> Iterator[tuple[str, Any]]:
                 yield f"{named.get(name, name)} of `{path}`", [part, types[0]] if name == "the output type" else part
             yield f"the agent of `{path}`", [Fingerprint(list(_functions(node))).text, node.demos, node.retries]
             # By name: a search whose answers are all recorded resumes also where the model cannot be created.
-            chosen = model_named(path, node, options.runner, default=options.model, own=options.models)
-            yield f"the model of `{path}`", name_of(chosen)
+            yield f"the model of `{path}`", name_of(options.model_of(path, node))
 
 
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
