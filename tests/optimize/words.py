@@ -16,7 +16,7 @@ from pydantic_ai.usage import RequestUsage
 from stagegraph import Example, Graph, Run, RunError, Score, Stage, fan_out
 
 __all__ = [
-    "ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Words", "asked", "before", "failing_run", "grade", "rated", "says",
+    "ROWS", "Doc", "Plan", "Rate", "Rated", "Rating", "Upper", "Words", "asked", "before", "failing_run", "grade", "rated", "says",
     "scripted", "shaky", "told",
 ]  # fmt: skip
 
@@ -58,6 +58,15 @@ class Words(Graph[Doc, Rated]):
         plan = await self.plan(doc)
         ratings = await fan_out(self.rate, plan.words)
         return Rated(total=sum(rating.score for rating in ratings), ratings=ratings)
+
+
+class Upper(Graph[str, str]):
+    """One stage, from text to text."""
+
+    upper = Stage(str, Agent(instructions="Shout."))
+
+    async def flow(self, text: str) -> str:
+        return await self.upper(text)
 
 
 def asked(messages: list[ModelMessage]) -> str:

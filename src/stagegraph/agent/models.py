@@ -32,6 +32,11 @@ def chosen_model(
     return next((choice for choice in choices if choice is not None), None)
 
 
+def name_of(model: Model[Any] | str | None) -> str | None:
+    """A model's name, which is the same in every process."""
+    return model if model is None or isinstance(model, str) else f"{model.system}:{model.model_name}"
+
+
 class Models:
     """Models by name, each made once: a provider's connection pool belongs to its model."""
 

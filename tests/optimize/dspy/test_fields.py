@@ -6,18 +6,10 @@ import dspy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic_ai import Agent
-from words import Doc, Words
+from words import Doc, Upper, Words
 
-from stagegraph import Example, Graph, InputError, Stage
+from stagegraph import Example, InputError
 from stagegraph.optimize import from_dspy, to_dspy
-
-
-class Upper(Graph[str, str]):
-    upper = Stage(str, Agent(instructions="Shout."))
-
-    async def flow(self, text: str) -> str:
-        return await self.upper(text)
 
 
 def test_there_and_back_through_dspy() -> None:
@@ -68,3 +60,14 @@ def test_a_label_that_dspy_would_hide_comes_back() -> None:
     """Names that begin with `dspy_` are DSPy's own."""
     row = Example(Doc(text="a"), {"dspy_x": 3, "y": 4})
     assert from_dspy(to_dspy(row, Words()), Words()) == row
+
+
+class Signed(Doc):
+    author: str
+
+
+def test_an_input_that_would_lose_a_field_is_refused() -> None:
+    """A subclass of the declared model has more than DSPy's fields hold."""
+    rows = [Example(Doc(text="a")), Example(Signed(text="b", author="c"), id="b")]
+    with pytest.raises(InputError, match=r"example 'b': .* would lose `author` of Signed"):
+        to_dspy(rows, Words())

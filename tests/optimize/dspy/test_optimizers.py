@@ -18,7 +18,7 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from words import ROWS, Rated, Words, asked, before, grade, scripted, shaky
+from words import ROWS, Rated, Upper, Words, asked, before, grade, scripted, shaky
 
 from stagegraph import Example, Graph, Run, Score, Stage, fan_out
 from stagegraph.optimize import GraphModule, TuningStopped, dspy_metric, lm, to_dspy
@@ -213,21 +213,12 @@ def test_examples_of_the_whole_program_are_no_demos_of_its_stages(module: GraphM
     better(text="a")
 
 
-class One(Graph[str, str]):
-    """A single stage, whose examples are those of the whole."""
-
-    shout = Stage(str, Agent(instructions="Shout."))
-
-    async def flow(self, text: str) -> str:
-        return await self.shout(text)
-
-
 def test_labeled_demos_of_a_single_stage() -> None:
     """Where the fields are the same, they are shown."""
-    module = GraphModule(One(), model=scripted())
-    rows = to_dspy([Example("a", {"output": "A"}), Example("b", {"output": "B"})], One())
+    module = GraphModule(Upper(), model=scripted())
+    rows = to_dspy([Example("a", {"output": "A"}), Example("b", {"output": "B"})], Upper())
     better = dspy.LabeledFewShot(k=2).compile(module, trainset=rows)
-    assert {demo.output for demo in better.prompts()["shout"].demos} == {"A", "B"}
+    assert {demo.output for demo in better.prompts()["upper"].demos} == {"A", "B"}
 
 
 def test_copro(module: GraphModule) -> None:

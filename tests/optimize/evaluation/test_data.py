@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
-from words import ROWS, Doc, Words
+from words import ROWS, Doc, Upper, Words
 
 from stagegraph import (
     DeclarationError,
@@ -37,13 +37,6 @@ class Orders(Graph[Order, str]):
 
     async def flow(self, order: Order) -> str:
         return await self.sum_up(order)
-
-
-class Upper(Graph[str, str]):
-    upper = Stage(str, Agent(instructions="Shout."))
-
-    async def flow(self, text: str) -> str:
-        return await self.upper(text)
 
 
 FILES = {

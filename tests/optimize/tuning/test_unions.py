@@ -1,66 +1,62 @@
-"""A stage that answers with one of several types of equal fields is tuned as any other."""
+"""What a tuning recalls is what was recorded, also where the declared type leaves open which member of a union it was."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from rules import searched
+from words import asked, before
 
-from scripted import asked
-from stagegraph import Example, Graph, Run, Score, Stage, step
-from stagegraph.optimize import Budget, tune
+from stagegraph import Example, Graph, Run, Score, Stage
+from stagegraph.optimize import Candidates
+
+pytestmark = pytest.mark.anyio
 
 
 class Approve(BaseModel):
-    reason: str = ""
+    reason: str
 
 
 class Reject(BaseModel):
-    reason: str = ""
-
-
-@step
-async def act(decision: Approve | Reject) -> str:
-    return "paid" if isinstance(decision, Approve) else "kept"
+    reason: str
 
 
 class Pay(Graph[str, str]):
-    decide = Stage(str, Agent(output_type=[Approve, Reject], instructions="Decide."))
-    act = act
+    """What is said depends on which member of a union was answered, and their fields are equal."""
+
+    decide = Stage(str, Agent(output_type=[Approve, Reject], instructions="decide: begin"))
+    tell = Stage(str, Agent(instructions="tell: begin"))
 
     async def flow(self, text: str) -> str:
-        return await self.act(await self.decide(text))
+        decided = await self.decide(text)
+        return await self.tell(f"{text} {type(decided).__name__}")
 
 
-def decide(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    careful = "careful" in (info.instructions or "")
-    answer = "Reject" if careful and "bad" in asked(messages) else "Approve"
-    tool = next(tool for tool in info.output_tools if tool.name.endswith(answer))
-    return ModelResponse([ToolCallPart(tool.name, {"reason": ""})])
+def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    if info.output_tools:
+        return ModelResponse([ToolCallPart(info.output_tools[1].name, {"reason": "no"})])
+    return ModelResponse([TextPart(f"{asked(messages)} {'ok' if 'RULE' in (info.instructions or '') else 'no'}")])
 
 
-def reflect(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    return ModelResponse([TextPart("```\nBe careful.\n```")])
+def metric(_example: Example[str], run: Run[str, str]) -> Score:
+    good = "Reject" in run.output and run.output.endswith("ok")
+    return Score(float(good), [] if good else [run.calls()[-1].note("RULE")])
 
 
-def grade(example: Example[str], run: Run[str, str]) -> Score:
-    right = run.output == example.expected
-    return Score(float(right), notes=[] if right else [run.call("decide").note("wrong")])
+def fails(*_: object) -> None:
+    raise AssertionError
 
 
-async def test_the_candidate_that_tells_the_types_apart_wins() -> None:
-    """Its replayed answers are what they were, so that the fresh verdict agrees with the search."""
-    rows = [Example(f"{'bad' if n % 2 else 'good'} {n}", "kept" if n % 2 else "paid") for n in range(24)]
-    tuned = await tune(
-        Pay(),
-        grade,
-        train=rows[:4],
-        val=rows[4:14],
-        test=rows[14:],
-        budget=Budget(runs=60),
-        model=FunctionModel(decide),
-        reflection_model=FunctionModel(reflect),
-    )
-    assert tuned.prompts["decide"].instructions == "Be careful."
-    assert tuned.report.mean == 1.0
+async def test_a_replayed_rejection_is_no_approval(tmp_path: Path) -> None:
+    """So the better text wins; a second search in the same folder finds all of it and asks no model."""
+    model = FunctionModel(answer, model_name="payer")
+    for one in (model, before(model, fails)):
+        pool = Candidates({"tell": ["tell: RULE"]})
+        found = await searched(metric, Pay(), model=one, proposer=pool, run_dir=tmp_path)
+        assert found.candidates[found.best].texts["tell"] == "tell: RULE"
+        assert found.candidates[found.best].mean == 1

@@ -139,12 +139,23 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
     """One or more examples for DSPy: the fields of the graph's input model (or `input`) are the inputs.
 
     The rest are labels: `expected`, or one label for each entry where what is expected is a mapping.
+
+    Raises:
+        InputError: an input is of a subclass with more fields, which would be lost.
     """
     fields = Fields(graph.__node__.input_type, "input")
     return _to_dspy(given, fields) if isinstance(given, Example) else [_to_dspy(one, fields) for one in given]
 
 
 def _to_dspy(example: Example[Any], fields: Fields) -> dspy.Example:
+    known = fields.model.model_fields if fields.model is not None else {}
+    lost = [name for name in getattr(type(example.input), "model_fields", ()) if known and name not in known]
+    if lost:
+        msg = (
+            f"example {example.id!r}: a dspy.Example has the fields of {fields.schema.name} alone, and would lose "
+            f"`{lost[0]}` of {type(example.input).__name__}: `tune` and `evaluate` take such an input whole"
+        )
+        raise InputError(msg)
     inputs = fields.split(example.input)
     expected = cast("object", example.expected)
     labels: dict[str, Any] = {} if expected is None else {"expected": expected}

@@ -12,12 +12,11 @@ from weakref import WeakKeyDictionary
 
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
-from stagegraph.agent.models import Models
+from stagegraph.agent.models import Models, chosen_model
 from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.retries import run_patiently
 from stagegraph.optimize.lms.lm import general_lm, model_behind
 from stagegraph.optimize.lms.loop import start_here
-from stagegraph.optimize.lms.names import model_named
 from stagegraph.runner.runner import Runner
 
 from .fields import Fields, sides_of, untyped
@@ -159,8 +158,10 @@ class Program:
         stage, nor the runner, nor the module names a model.
         """
         general, configured = general_lm()
-        chosen = lm or general
-        if chosen is None and self.model is None and model_named(path, self.stages[path], self.runner) is None:
+        chosen, runner = lm or general, self.runner
+        known = self.model if self.model is not None else runner.model
+        stage = self.stages[path]
+        if chosen is None and chosen_model(path, stage, of_run={}, of_runner=runner.models, default=known) is None:
             chosen = configured
         return None if chosen is None else model_behind(chosen, self._models)
 

@@ -13,11 +13,10 @@ from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
-from stagegraph.agent.models import Models
+from stagegraph.agent.models import Models, name_of
 from stagegraph.data.examples import digest_of
 from stagegraph.data.score import Note, Score
 from stagegraph.optimize.lms.loop import await_here
-from stagegraph.optimize.lms.names import name_of
 from stagegraph.schema.errors import DeclarationError, TuningError
 
 from .metric import wants_failed_runs

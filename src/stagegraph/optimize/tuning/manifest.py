@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.toolsets import AbstractToolset, FunctionToolset
 
+from stagegraph.agent.models import name_of
 from stagegraph.data.examples import digest_of
 from stagegraph.nodes.graph import BaseGraph
 from stagegraph.nodes.stage import Stage
 from stagegraph.nodes.step import Step
 from stagegraph.optimize.evaluation.fingerprint import Fingerprint
-from stagegraph.optimize.lms.names import model_named, name_of
 from stagegraph.runner.identity import stage_parts, step_parts
 from stagegraph.schema.errors import TuningError
 
@@ -33,7 +33,7 @@ _NAMED = 8
 """Changed facts that an error names."""
 
 
-def check_manifest(paid: Path, facts: Mapping[str, Any]) -> None:
+def check_manifest(paid: Path, facts: dict[str, Any]) -> None:
     """Write the manifest beside the file *paid*, or make sure that it equals the one under which that was begun.
 
     Raises:
@@ -42,14 +42,14 @@ def check_manifest(paid: Path, facts: Mapping[str, Any]) -> None:
     paid.parent.mkdir(parents=True, exist_ok=True)
     file, begun = paid.with_name("manifest.json"), paid.exists()
     try:
-        before: Any = json.loads(file.read_text("utf-8")) if file.exists() else None if begun else dict(facts)
+        before: Any = json.loads(file.read_text("utf-8")) if file.exists() else None if begun else facts
     except ValueError:
         before = None
     if not isinstance(before, dict) or not facts.keys() & before.keys():
         msg = f"{file}: this is no manifest of a tuning; choose another folder"
         raise TuningError(msg)
     known: dict[str, Any] = {**before}
-    changed = [name for name in {**known, **facts} if known.get(name) != facts.get(name)]
+    changed = [name for name in known | facts if known.get(name) != facts.get(name)]
     if changed and begun:
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         msg = (
@@ -58,7 +58,7 @@ def check_manifest(paid: Path, facts: Mapping[str, Any]) -> None:
         )
         raise TuningError(msg)
     if not begun:
-        file.write_text(json.dumps(dict(facts), indent=1), encoding="utf-8")
+        file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def manifest(
@@ -71,7 +71,7 @@ def manifest(
         "what is tuned": list(options.components),
         "the texts to start from": digest_of(target.seed),
         **{f"the {name} examples": [example_digest(one) for one in rows] for name, rows in data.items()},
-        "the metric": [grader.name, _metric(grader, warns=options.run_dir is not None)],
+        "the metric": [grader.name, _metric(grader)],
         "the seed": options.seed,
         "the minibatch": options.minibatch,
         "the proposer": _proposer(options),
@@ -99,8 +99,7 @@ def _program(target: Target, options: Options) -> Iterator[tuple[str, Any]]:
                 yield f"{named.get(name, name)} of `{path}`", [part, types[0]] if name == "the output type" else part
             yield f"the agent of `{path}`", [Fingerprint(list(_functions(node))).text, node.demos, node.retries]
             # By name: a search whose answers are all recorded resumes also where the model cannot be created.
-            chosen = model_named(path, node, options.runner, default=options.model, own=options.models)
-            yield f"the model of `{path}`", name_of(chosen)
+            yield f"the model of `{path}`", name_of(options.model_of(path, node))
 
 
 def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
@@ -124,9 +123,9 @@ def _functions(stage: Stage[Any, Any]) -> Iterator[object]:
     yield from found
 
 
-def _metric(grader: Grader, *, warns: bool) -> str:
+def _metric(grader: Grader) -> str:
     found = Fingerprint(grader.metric)
-    if found.unknown and warns:
+    if found.unknown:
         _log.warning(
             "the metric %s holds %s, which cannot be looked into: when that changes, a tuning that goes on from its "
             "`run_dir` does not notice",

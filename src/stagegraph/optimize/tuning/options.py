@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
-from stagegraph.agent.models import Models
+from stagegraph.agent.models import Models, chosen_model
 from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.evaluation.budget import Budget, check_numbers
 from stagegraph.optimize.evaluation.evaluate import CONCURRENCY
@@ -21,6 +21,7 @@ from .components import Tuned, checked_kinds
 if TYPE_CHECKING:
     import os
 
+    from stagegraph.nodes.stage import Stage
     from stagegraph.runner.runner import Runner
 
     from .proposers import Candidates, Proposer
@@ -113,6 +114,12 @@ class Options:
             prompts=start if start is None or isinstance(start, Prompts) else await start.current(None),
             callback=None if self.callback is None else _guarded(self.callback),
         )
+
+    def model_of(self, path: str, stage: Stage[Any, Any]) -> Model[Any] | str | None:
+        """The model of a stage, or its name, chosen as the runner chooses it; `None` when no model is named."""
+        of_runner: Mapping[str, Model[Any] | str] = {} if self.runner is None else self.runner.models
+        default = self.model if self.model is not None or self.runner is None else self.runner.model
+        return chosen_model(path, stage, of_run=self.models, of_runner=of_runner, default=default)
 
     def report(self, event: str, **data: Any) -> None:
         """Call the callback, if there is one."""

@@ -19,7 +19,6 @@ from stagegraph.schema.errors import TuningError
 
 from .components import EngineName, Target
 from .engine import Adapter, Rules
-from .manifest import manifest
 from .result import SearchResult, warnings_of
 from .trials import Trials
 
@@ -79,8 +78,7 @@ class Search:
             raise TuningError(msg)
         grader, spent = grader_of(metric), Spent()
         parts = {"training": self.train, "validation": self.val}
-        facts = manifest(self.target, grader, parts, options)
-        self._trials = Trials(self.target, grader, options, spent, facts)
+        self._trials = Trials(self.target, grader, options, spent, parts)
         self.resumes = self._trials.resumes
         """Whether an earlier process began it."""
         self._rules = Rules(self.target, options, spent, step)

@@ -20,7 +20,7 @@ from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.runner.runner import Runner
 
 from .components import Texts, text_digest
-from .manifest import check_manifest, example_digest
+from .manifest import check_manifest, example_digest, manifest
 from .proposers import propose, proposer_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,17 @@ class Trials:
     one starts from the beginning and finds in the file what it has already paid for.
 
     Raises:
-        TuningError: the `run_dir` belongs to a tuning that was begun with other *facts*, or nobody can write new texts.
+        TuningError: the `run_dir` belongs to a tuning that was begun with something else, such as other *data*, or
+            nobody can write new texts.
     """
 
     def __init__(
-        self, target: Target, grader: Grader, options: Options, spent: Spent, facts: Mapping[str, Any]
+        self,
+        target: Target,
+        grader: Grader,
+        options: Options,
+        spent: Spent,
+        data: Mapping[str, Sequence[Example[Any]]],
     ) -> None:
         self.target, self.grader, self.options, self.spent = target, grader, options, spent
         self._runs: dict[str, list[dict[str, Any]]] = {}
@@ -56,7 +62,7 @@ class Trials:
         self._proposals: dict[str, dict[str, Any]] = {}
         self._file = None if options.run_dir is None else Path(options.run_dir) / "paid.jsonl"
         if self._file is not None:
-            check_manifest(self._file, facts)
+            check_manifest(self._file, manifest(target, grader, data, options))
             self._read(self._file)
         self.resumes = bool(self._runs or self._interrupted or self._proposals)
         """Whether an earlier process began this tuning."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Unpack
 
+from stagegraph.agent.models import name_of
 from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.compare import Comparison, compare
 from stagegraph.optimize.evaluation.evaluate import checked_examples, run_example
 from stagegraph.optimize.evaluation.metric import grader_of
-from stagegraph.optimize.lms.names import name_of
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError
 
