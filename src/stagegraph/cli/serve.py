@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -52,10 +52,13 @@ def serve(
             made.append(opened)
             yield
 
-    def given(_: object = None) -> object:
+    def for_request() -> object:
         return made[0]
 
-    hooks: dict[str, Any] = {"deps": given, "resume_deps": given} if deps is not None else {}
+    def for_row(_row: object) -> object:
+        return made[0]
+
+    hooks = {} if deps is None else {"deps": for_request, "resume_deps": for_row}
     served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
