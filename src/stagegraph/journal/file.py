@@ -23,8 +23,10 @@ _SAY_AFTER = 1.0
 """Seconds of waiting for another writer after which it is said."""
 _MILLISECONDS_WITHOUT_WRITERS = 200
 """How long the end of a checkpoint may wait for readers while writers wait for it."""
-_PAGES_PER_STEP = 1_000
+_PAGES_PER_STEP = 200
 """Pages that are given back to the file system in one transaction."""
+PAUSE = 0.02
+"""Seconds between short transactions of a long work, in which others may write."""
 _INCREMENTAL = 2
 """The mode of a file whose free pages can be given back in steps."""
 
@@ -245,23 +247,20 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # starts the log again at a moment without writers
 
 
-def shrink(connection: sqlite3.Connection) -> None:
-    """Give back the space of deleted rows, in short transactions.
+def free_pages(connection: sqlite3.Connection) -> int:
+    """How many pages of the file are for new rows."""
+    return connection.execute("PRAGMA freelist_count").fetchone()[0]
+
+
+def shrink(connection: sqlite3.Connection, pages: int) -> None:
+    """Give back the space of deleted rows, in short transactions; a few pages at a time, or it would take for ever.
 
     Where the file was made by an older version, and could not be written anew, it is kept for new rows.
     """
-    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
-        return
-    free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-    try:
-        for _ in range(0, free, _PAGES_PER_STEP):
-            began = time.monotonic()
-            connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")  # `execute` stops after a page
-            time.sleep(time.monotonic() - began)  # others may write
-        checkpoint(connection)
-    except sqlite3.OperationalError as error:
-        if not is_busy(error):
-            raise
+    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL:
+        for _ in range(0, pages, _PAGES_PER_STEP):
+            connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")  # `execute` stops after one
+            time.sleep(PAUSE)
 
 
 def _code(error: BaseException) -> int:

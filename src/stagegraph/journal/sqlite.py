@@ -20,7 +20,7 @@ import anyio.to_thread
 from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .file import JournalFile, journal_error, shrink
+from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .tables import TABLES, R, row_of
@@ -217,26 +217,26 @@ class SqliteJournal:
             doomed = deque(prunable(found.values(), older_than=older_than, keep=keep))
             pruned = 0
             while doomed and not stopped.is_set():
+                free = free_pages(connection)
                 with self._file.transaction(connection):
-                    began = time.monotonic()
-                    while doomed and time.monotonic() - began < _SECONDS_OF_A_TRANSACTION:
+                    until = time.monotonic() + _SECONDS_OF_A_TRANSACTION
+                    while doomed and time.monotonic() < until:
                         run_id = doomed.popleft()
-                        if read(connection, run_id) == {
-                            run_id: found[run_id]
-                        }:  # else it goes on, or is gone, meanwhile
+                        if read(connection, run_id) == {run_id: found[run_id]}:  # else it has gone on meanwhile
                             for table, _ in TABLES.values():
                                 connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608 - our own names
                             pruned += 1
-                time.sleep(time.monotonic() - began)  # others may write
+                time.sleep(PAUSE)
+                connection.execute(f"PRAGMA busy_timeout = {int(self._file.timeout * 1000)}")
+                shrink(connection, free_pages(connection) - free)
+            if pruned:
+                checkpoint(connection)
             return pruned
 
         try:
-            pruned = await self._in_thread(delete)
+            return await self._in_thread(delete)
         finally:
             stopped.set()
-        if pruned:
-            await self._in_thread(shrink)
-        return pruned
 
     async def aclose(self) -> None:
         try:
