@@ -178,6 +178,10 @@ async def test_a_run_that_was_taken_over_ends_here(tmp_path: Path) -> None:
     await asyncio.to_thread(forgotten_lock, tmp_path)
     taken = await Runner(journal=second).start_resume("r", graph=Slow("second"))
     assert await came.get() == "second"
+    row = await second.run("r")
+    assert row is not None
+    with pytest.raises(JournalError, match="another process has taken the run over"):
+        await first.put(replace(row, owner=first.owner))
     gates["first"].set()
     with pytest.raises(RunError, match="another process has taken the run over"):
         await stale.result()

@@ -133,7 +133,7 @@ class SqliteJournal:
                         return refusal
                     decided.append(known or replace(written, status="cancelled", owner=None))
                     if decided[0] is not None:
-                        self._writer.hold(row.run_id, self.owner)
+                        self._writer.hold(row.run_id)
                         write_one(connection, written)
             except BaseException:
                 self._writer.held.pop(row.run_id, None)

@@ -91,6 +91,10 @@ def _write_each(connection: sqlite3.Connection, rows: list[Row], lost: Container
     return done
 
 
+def _holds(connection: sqlite3.Connection, owner: str, run_id: str) -> bool:
+    return connection.execute(_HELD_BY, encodable((owner, run_id))).fetchone() is not None
+
+
 def _size(rows: Iterable[tuple[Any, ...]]) -> int:
     return sum(len(value) for row in rows for value in row if isinstance(value, str))
 
@@ -134,6 +138,8 @@ class Writer:
         """The name under which runs are held here now."""
         self.held: dict[str, str] = {}
         """Run id -> the name under which it is held here, until the end of the run is recorded or refused."""
+        self._begun: set[str] = set()
+        """Those of them whose row is not in the file yet."""
         self._file = file
         self._lock = threading.Lock()
         """Guards what is put: event loops of several threads may share a journal. Nobody waits while holding it."""
@@ -158,8 +164,9 @@ class Writer:
     def put(self, rows: list[Row], waiter: Waiter | None) -> None:
         with self._lock:
             for row in rows:
-                if isinstance(row, RunRow) and row.owner is not None and row.owner == self.owner:
-                    self.hold(row.run_id, row.owner)
+                if isinstance(row, RunRow) and row.owner and row.owner == self.owner and row.run_id not in self.held:
+                    self.hold(row.run_id)
+                    self._begun.add(row.run_id)
             self._batches.append(Batch(rows, waiter))
             if self._flushing and (self._loop is None or not self._loop.is_closed()):
                 return  # a closed loop will never flush
@@ -167,10 +174,10 @@ class Writer:
             self._loop = asyncio.get_running_loop()
         self._loop.call_soon(self._flush)
 
-    def hold(self, run_id: str, owner: str) -> None:
+    def hold(self, run_id: str) -> None:
         """From now on, the rows of a run are written as long as no other owner holds it."""
         self._lost.pop(run_id, None)
-        self.held[run_id] = owner
+        self.held[run_id] = self.owner or ""
 
     def close(self) -> None:
         """Write the remaining rows and close the file.
@@ -248,6 +255,8 @@ class Writer:
             if isinstance(row, RunRow) and row.owner != self.held.get(row.run_id):
                 self.held.pop(row.run_id, None)
                 self._checked.discard(row.run_id)
+        if self._begun:
+            self._begun -= {row.run_id for row in rows}
         self._rows_in_log += len(rows)
         self._size_in_log += done.size
         if not (done.refused or self._lost):
@@ -284,11 +293,8 @@ class Writer:
         written = {row.run_id for row in rows} - self._checked
         if not written:
             return written
-        begun = {row.run_id for row in rows if isinstance(row, RunRow) and row.owner == self.owner}
-        held = {run_id: owner for run_id in written - begun if (owner := self.held.get(run_id)) is not None}
-        lost = {
-            one for one, owner in held.items() if not connection.execute(_HELD_BY, encodable((owner, one))).fetchone()
-        }
+        held = {run_id: self.held[run_id] for run_id in written if run_id in self.held}
+        lost = {run_id for run_id, owner in held.items() if not _holds(connection, owner, run_id)} - self._begun
         self._checked |= held.keys() - lost
         return lost
 
