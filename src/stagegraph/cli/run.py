@@ -81,7 +81,8 @@ def resume(
             node = load_graph(place)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
                 options: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
-                live = await runner.start_resume(row.run_id, **options, deps=made, take_over=take_over)
+                options |= {"deps": made, "take_over": take_over}
+                live = await runner.start_resume(row.run_id, **options)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

@@ -55,7 +55,13 @@ def serve(
             made.append(opened)
             yield
 
-    hooks = {"deps": lambda: made[0], "resume_deps": lambda _: made[0]} if deps is not None else {}
+    def for_request() -> object:
+        return made[0]
+
+    def for_row(_row: object) -> object:
+        return made[0]
+
+    hooks = {} if deps is None else {"deps": for_request, "resume_deps": for_row}
     served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])

@@ -168,10 +168,14 @@ function rowOf({ call, depth }, at) {
   row.append(name, track);
   return row;
 }
+let painted = [0, 0];
+function inView() {
+  const first = Math.max(0, Math.floor(($("left").scrollTop - $("rows").offsetTop) / HEIGHT));
+  return [first, Math.min(visible.length, first + Math.ceil($("left").clientHeight / HEIGHT) + 1)];
+}
 function paint() {
-  const top = Math.max(0, $("left").scrollTop - $("rows").offsetTop);
-  const first = Math.max(0, Math.floor(top / HEIGHT) - 20);
-  const last = first + Math.ceil($("left").clientHeight / HEIGHT) + 40;
+  const [from, until] = inView();
+  const [first, last] = (painted = [Math.max(0, from - 20), Math.min(visible.length, until + 20)]);
   $("rows").replaceChildren(...visible.slice(first, last).map((place, at) => rowOf(place, first + at)));
   const at = visible.findIndex((place) => place.call.key === picked);
   if (at >= first && at < last) $("rows").setAttribute("aria-activedescendant", `row-${at}`);
@@ -193,8 +197,12 @@ function toggle(key) {
   else folded.add(key);
   refresh();
 }
-$("left").addEventListener("scroll", paint);
-addEventListener("resize", paint);
+function moved() {
+  const [from, until] = inView();
+  if (from < painted[0] || until > painted[1]) paint();
+}
+$("left").addEventListener("scroll", moved);
+addEventListener("resize", moved);
 $("rows").addEventListener("click", (event) => {
   const row = event.target.closest(".row");
   if (!row) return;

@@ -316,7 +316,7 @@ class StageCall:
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
-            log.put(event_type, at=None, key=self.key, path=self.path, **fields)
+            log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
 
     def attempt_began(self, usage: RunUsage) -> None:
         self._usage, self._counted = usage, RunUsage()

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import RunRow
+from stagegraph.record.rows import FeedbackRow, RunRow
 from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
@@ -256,7 +256,8 @@ class Endpoints:
 
     async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
         row, calls = await rows_so_far(self._access.journal, row)
-        run = await anyio.to_thread.run_sync(run_of, row, calls, [], self._graph)
+        scores: list[FeedbackRow] = []
+        run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
         shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -79,10 +79,10 @@ class JournalEvents:
                 self._put(call, number, ended=ended)
         if row.status != "running":
             output = json.loads(row.output) if row.status == "succeeded" and row.output is not None else None
-            result = {"status": row.status, "error": row.error, "output": output, "duration": row.duration}
+            result: dict[str, Any] = {name: getattr(row, name) for name in ("status", "error", "duration")}
             last = (row.segment + 1) * EVENTS_PER_SEGMENT - 1
             roots = [call.end_event for call in calls if call.parent is None and call.end_event >= 0]
-            self.log.put(RunFinished, before=roots[0] + 1 if roots else last, **result)
+            self.log.put(RunFinished, before=roots[0] + 1 if roots else last, output=output, **result)
             self.log.close()
 
     def _put(self, call: CallRow, number: int, *, ended: bool) -> None:

@@ -42,10 +42,7 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
                 try:
                     limited = _limited(request, max_body)
                     _check_origin(request)
-                    with anyio.move_on_after(body_seconds) as reading:
-                        content = await limited.body()
-                    if reading.cancelled_caught:
-                        raise _too_slow(body_seconds)
+                    content = await _body(limited, body_seconds)
                     if content and "content-type" not in request.headers:  # any web page may send such a request
                         raise _not_json()
                     _check_text(content)
@@ -76,8 +73,10 @@ def _not_json() -> Problem:
     return Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
 
 
-def _too_slow(seconds: float) -> Problem:
-    return Problem(408, "timeout", f"the body has not come in {seconds} s", headers={"Connection": "close"})
+async def _body(request: Request, seconds: float) -> bytes:
+    with anyio.move_on_after(seconds):
+        return await request.body()
+    raise Problem(408, "timeout", f"the body has not come in {seconds} s", headers={"Connection": "close"})
 
 
 def _is_json(content_type: str) -> bool:
