@@ -283,3 +283,85 @@ def test_help_is_quick_and_complete() -> None:
     code = "import sys; sys.argv = ['stagegraph', '--version']\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'pydantic' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "0.1.0"
+
+
+DEPS_GRAPH = """
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from stagegraph import Graph, current_call, step
+
+@dataclass
+class Shop:
+    name: str
+
+@step
+async def sell(text: str) -> str:
+    deps = current_call().deps
+    assert isinstance(deps, Shop), deps
+    if text == "wait" and not Path("gate").exists():
+        raise OSError("closed")
+    return f"{text} of {deps.name}"
+
+class Sale(Graph[str, str]):
+    sell = sell
+    async def flow(self, text: str) -> str:
+        return await self.sell(text)
+
+def plain():
+    return Shop("plain")
+
+async def later():
+    await asyncio.sleep(0)
+    return Shop("later")
+
+def yields():
+    yield Shop("yields")
+    Path("closed").touch()
+
+@asynccontextmanager
+async def opens():
+    try:
+        yield Shop("opens")
+    finally:
+        Path("closed").touch()
+
+def two(row, other): ...
+
+def fails():
+    raise LookupError("no shop")
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "later", "yields", "opens"])
+def test_deps_come_from_a_function(tmp_path: Path, name: str) -> None:
+    """For a run and for its resume; what the function opened is closed at the end."""
+    (tmp_path / "graph.py").write_text(DEPS_GRAPH, "utf-8")
+    options = ("--json", "--deps", f"graph.py:{name}")
+    failed = cli(tmp_path, "run", "graph.py:Sale", "wait", *options)
+    assert failed.returncode == 1
+    (tmp_path / "closed").unlink(missing_ok=True)
+    (tmp_path / "gate").touch()
+    resumed = cli(tmp_path, "resume", "last", *options)
+    assert json.loads(resumed.stdout)["output"] == f"wait of {name}", resumed.stderr
+    assert (tmp_path / "closed").exists() == (name in {"yields", "opens"})
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("two", "made no deps: TypeError"),
+        ("fails", "made no deps: LookupError: no shop"),
+        ("plainn", "did you mean `plain`?"),
+        ("Path.x", "there is no 'x' here"),
+    ],
+)
+def test_deps_that_cannot_be_made_are_one_line(tmp_path: Path, function: str, said: str) -> None:
+    """Before anything runs."""
+    (tmp_path / "graph.py").write_text(DEPS_GRAPH, "utf-8")
+    for command in (("run", "graph.py:Sale", "a"), ("serve", "graph.py:Sale", "--port", "0")):
+        ended = cli(tmp_path, *command, "--deps", f"graph.py:{function}")
+        assert ended.returncode != 0
+        assert said in " ".join(ended.stderr.split())
+    assert not list(tmp_path.glob(".stagegraph/*.db-journal"))

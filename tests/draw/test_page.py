@@ -1,17 +1,20 @@
 """The page of a run in a real browser: found, opened, searched, drawn, and safe whatever a model wrote."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from browser import chromium
 from stagegraph import Graph, Runner, fan_out, feedback, settle, step
-from stagegraph.draw import page_of
-from stagegraph.journal import MemoryJournal
+from stagegraph.draw import page_of, run_page
+from stagegraph.journal import CallRow, MemoryJournal, RunRow
+from stagegraph.record.rows import Labels
 
 pytestmark = [pytest.mark.browser, pytest.mark.anyio]
 
@@ -137,6 +140,87 @@ async def test_a_thousand_calls_are_readable(browser: webdriver.Chrome, tmp_path
     assert shown(browser) == ["", "make[777]"]
     browser.find_element(By.ID, "show-flow").click()
     assert "1000 calls" in browser.find_element(By.ID, "flow").text
+
+
+def page_of_rows(browser: webdriver.Chrome, folder: Path, run: RunRow, calls: list[CallRow]) -> None:
+    path = folder / "run.html"
+    path.write_text(run_page(run, calls, []), encoding="utf-8")
+    browser.get("about:blank")
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 60).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, ".row"))
+
+
+def rows_of(count: int) -> list[CallRow]:
+    """A graph with graphs of ten steps each."""
+    root = CallRow(
+        run_id="r", key="", path="", kind="graph", parent=None, position=0, status="succeeded", input="1", started=5
+    )
+    rows = [root]
+    for number in range(count // 11):
+        key = f"inner[{number}]"
+        rows.append(replace(root, key=key, path="inner", parent="", position=len(rows)))
+        for step_number in range(10):
+            one = replace(root, key=f"{key}.make[{step_number}]", path="inner.make", kind="step", parent=key)
+            rows.append(replace(one, position=len(rows), input=f'"item {number} {step_number}"', duration=0.5))
+    return rows
+
+
+async def test_very_many_calls_are_drawn_where_they_are_seen(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """The page has elements for the rows in view alone; scrolling, keys, folding, links and search reach all others."""
+    run = RunRow(run_id="r", graph="Wide", status="succeeded", started=5, duration=1.0, input="1")
+    page_of_rows(browser, tmp_path, run, rows_of(11_000))
+    assert len(shown(browser)) < 200
+    browser.execute_script("const left = document.getElementById('left'); left.scrollTop = left.scrollHeight")
+    WebDriverWait(browser, 20).until(lambda _: "inner[999].make[9]" in shown(browser))
+    assert "inner[0]" not in shown(browser)
+    browser.execute_script("location.hash = '#call=inner%5B500%5D'")
+    WebDriverWait(browser, 20).until(lambda _: detail(browser).startswith("inner[500]"))
+    assert "inner[500]" in shown(browser)
+    browser.find_element(By.ID, "rows").send_keys(Keys.ARROW_LEFT, Keys.ARROW_DOWN)
+    assert detail(browser).startswith("inner[501]")
+    assert "inner[500].make[0]" not in shown(browser)
+    browser.find_element(By.ID, "rows").send_keys(Keys.HOME)
+    assert detail(browser).startswith("Wide")
+    browser.find_element(By.ID, "rows").send_keys(Keys.END)
+    assert detail(browser).startswith("inner[999].make[9]")
+    browser.find_element(By.ID, "fold").click()
+    assert "inner[5]" in shown(browser) or "inner[990]" in shown(browser)
+    browser.find_element(By.ID, "search").send_keys("item 777 3")
+    assert shown(browser) == ["", "inner[777]", "inner[777].make[3]"]
+
+
+def edges_of(browser: webdriver.Chrome, key: str) -> tuple[float, float]:
+    """Where a call's bar begins and ends, in percent of the axis."""
+    bar = browser.find_element(By.CSS_SELECTOR, f'[data-key="{key}"] .bar')
+    left, width = (float((bar.get_attribute(name) or "").rstrip("%")) for name in ("x", "width"))
+    return left, left + width
+
+
+async def test_a_break_in_a_run_is_a_break_in_its_axis(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """Between two parts of a run nothing ran, however long that was: the parts stay readable, and the break is named."""
+    labels = Labels(resumed=(1000.0, 100_000.0), ended=(10.0, 1020.0)).to_json()
+    run = RunRow(
+        run_id="r", graph="Wide", status="succeeded", started=0.0, duration=100_010.0, input="1", labels=labels
+    )
+    root = replace(rows_of(0)[0], started=0.0, duration=100_010.0)
+    times = {"first": (0.0, 10.0), "second": (1000.0, 20.0), "third": (100_000.0, 10.0)}
+    calls = [
+        replace(root, key=key, path=key, kind="step", parent="", position=place, started=began, duration=seconds)
+        for place, (key, (began, seconds)) in enumerate(times.items(), 1)
+    ]
+    page_of_rows(browser, tmp_path, run, [root, *calls])
+    (a, b), (c, d), (e, f) = (edges_of(browser, key) for key in times)
+    assert a == 0
+    assert f == pytest.approx(100)
+    assert (d - c) == pytest.approx(2 * (b - a))
+    assert (f - e) == pytest.approx(b - a)
+    assert 0 < c - b == pytest.approx(e - d)
+    assert (b - a) > 20
+    titles = [gap.get_attribute("title") for gap in browser.find_elements(By.CSS_SELECTOR, ".gap")]
+    assert titles == ["nothing ran for 16 min 30 s", "nothing ran for 27 h 29 min"]
+    ticks = browser.find_element(By.CSS_SELECTOR, "#axis .ticks").text
+    assert "40.00 s" in ticks
+    assert "27 h 46 min" in browser.find_element(By.ID, "facts").text
 
 
 async def test_light_and_dark(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio.lowlevel
 import httpx
 import pytest
-from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from scripted import Still
 from serving import served
-from stagegraph import DeclarationError, Graph, Runner
-from stagegraph.journal import MemoryJournal, SqliteJournal
+from stagegraph import DeclarationError, Graph, Runner, current_call, step
+from stagegraph.journal import MemoryJournal, RunRow, SqliteJournal
 from stagegraph.service import RunRef, router
 
 
@@ -103,6 +105,123 @@ def test_deps_of_interrupted_runs_are_made_in_one_way():
     router(Echo(), runner, deps=lambda: "x", resume_deps=these)
 
 
+async def no_row() -> str:
+    return "none"
+
+
+def yields(_row: RunRow) -> Iterator[str]:
+    yield "closed"
+
+
+@contextlib.asynccontextmanager
+async def managed(_row: RunRow) -> AsyncIterator[str]:
+    yield "closed"
+
+
+def two_rows(_row: RunRow, _other: RunRow) -> str:
+    return "two"
+
+
+@pytest.mark.parametrize(
+    ("resume_deps", "said"),
+    [
+        (no_row, "cannot be called with the row of a run"),
+        (two_rows, "cannot be called with the row of a run"),
+        (yields, "it yields"),
+        (managed, "it yields"),
+        (functools.partial(yields), "it yields"),
+        ("always", "str 'always' is no function"),
+        (object(), "is no function"),
+    ],
+)
+def test_what_makes_no_deps_is_refused_at_once(resume_deps: Any, said: str):
+    """And not by the first crash; the error says what to write and where it goes."""
+    for declare in (
+        lambda: router(Echo(), Runner(), deps=lambda: "x", resume_deps=resume_deps),
+        lambda: Runner().add(Echo(), deps_of=resume_deps),
+    ):
+        with pytest.raises(DeclarationError, match=rf"{said}.*router\(\.\.\., resume_deps=make_deps\)"):
+            declare()
+
+
+@step
+async def ask(text: str) -> str:
+    if current_call().deps is None:
+        await anyio.sleep_forever()
+    return f"{text} with {current_call().deps}"
+
+
+class Slow(Graph[str, str]):
+    """Say what the deps are; wait where there are none."""
+
+    ask = ask
+
+    async def flow(self, text: str) -> str:
+        return await self.ask(text)
+
+
+async def interrupted() -> MemoryJournal:
+    """A journal with a run that a shutdown interrupted."""
+    journal = MemoryJournal()
+    runner = Runner(journal=journal, tracing=None, drain_seconds=0)
+    async with runner.lifespan():
+        await runner.start(Slow(), "a", run_id="r", user_id="anna").recorded()
+    return journal
+
+
+def of_anna(row: RunRow) -> str:
+    return f"those of {row.read_labels().user_id}"
+
+
+async def of_anna_later(row: RunRow) -> str:
+    await anyio.lowlevel.checkpoint()
+    return of_anna(row)
+
+
+class Maker:
+    async def __call__(self, row: RunRow) -> str:
+        return of_anna(row)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("resume_deps", [of_anna, of_anna_later, Maker(), functools.partial(of_anna_later)])
+async def test_interrupted_runs_get_deps_from_any_kind_of_function(resume_deps: Any):
+    """A plain function is as good as an async one."""
+    journal = await interrupted()
+    runner = Runner(journal=journal, tracing=None, resume_interrupted=True)
+    router(Slow(), runner, deps=lambda: None, resume_deps=resume_deps)
+    async with runner.lifespan():
+        while (row := await journal.run("r")) is None or row.status == "running":  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+    assert (row.status, row.output) == ("succeeded", '"a with those of anna"')
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_deps_that_cannot_be_made_are_logged_with_their_traceback(
+    is_async: bool, caplog: pytest.LogCaptureFixture
+):
+    """The run stays interrupted, so that the next start tries again."""
+
+    def broken(_row: RunRow) -> str:
+        raise LookupError("no such tenant")
+
+    async def broken_later(row: RunRow) -> str:
+        return broken(row)
+
+    journal = await interrupted()
+    runner = Runner(journal=journal, tracing=None, resume_interrupted=True)
+    runner.add(Slow(), deps_of=broken_later if is_async else broken)
+    async with runner.lifespan():
+        while "could not be taken up" not in caplog.text:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+    assert "LookupError: no such tenant" in caplog.text
+    assert "in broken" in caplog.text
+    row = await journal.run("r")
+    assert row is not None
+    assert row.status == "running"
+
+
 def test_one_graph_is_served_twice():
     """The same graph may have two addresses, whichever is used first."""
     runner, graph = Runner(), Echo()
@@ -129,7 +248,26 @@ class Sessions:
         yield "open"
 
 
-@pytest.mark.parametrize("deps", [session, async_session, Sessions(), functools.partial(session)])
+def of_session(opened: Annotated[str, Depends(async_session)]) -> str:
+    return opened
+
+
+def of_that(deps: str = Depends(of_session)) -> str:
+    return deps
+
+
+class Holder:
+    def __init__(self, deps: Annotated[str, Depends(of_that)]) -> None:
+        self.deps = deps
+
+
+@pytest.mark.parametrize(
+    "deps",
+    [
+        *(session, async_session, Sessions(), functools.partial(session)),
+        *(of_session, of_that, Holder, Depends(of_that), Depends(session)),
+    ],
+)
 def test_deps_that_end_with_the_request_are_warned_of(deps: Callable[[], object], caplog: pytest.LogCaptureFixture):
     """A run that nobody waits for would find them closed; one that is waited for has them."""
     runner = Runner()
@@ -138,6 +276,21 @@ def test_deps_that_end_with_the_request_are_warned_of(deps: Callable[[], object]
     assert "may outlive its request" in caplog.text
     with served(app) as client:
         assert client.post("/echo/runs", json="a").json()["output"] == "a"
+
+
+def pool() -> str:
+    return "a pool"
+
+
+def of_pool(request: Request, opened: Annotated[str, Depends(pool)], token: Annotated[str, Header()] = "") -> str:
+    return f"{opened} {request.method} {token}"
+
+
+@pytest.mark.parametrize("deps", [pool, of_pool, Depends(of_pool)])
+def test_deps_that_stay_are_not_warned_of(deps: Any, caplog: pytest.LogCaptureFixture):
+    """Whatever they depend on."""
+    router(Echo(), Runner(), deps=deps)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("who", [uuid.uuid4(), 5, "anna", None])

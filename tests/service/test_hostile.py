@@ -12,12 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic_ai.models.function import FunctionModel
 
 import scripted
 from scripted import deletes, others
 from serving import Gate, events, served
-from stagegraph import Graph, Runner, Stage, step
+from stagegraph import Graph, Runner, Stage, fan_out, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
 
@@ -110,6 +111,117 @@ def test_a_chunked_body_without_an_end(client: httpx.Client):
     answer = raw(client, head, *[b"8000\r\n" + b"1" * 0x8000 + b"\r\n"] * 64)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"application/problem+json" in answer
+
+
+def test_a_body_that_does_not_come():
+    """Half of one, or one that comes a byte at a time, is waited for only so long; then the connection ends."""
+    app = FastAPI()
+    app.include_router(router(Tidy(), Runner(tracing=None), body_seconds=0.2))
+    head = b"POST /runs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
+    with served(app) as client:
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+            connection.sendall(head)
+            found = b""
+            for _ in range(200):
+                connection.sendall(b'"'[: not found])
+                connection.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    piece = connection.recv(65_536)
+                    found += piece
+                    if not piece:
+                        break
+        assert found.startswith(b"HTTP/1.1 408 ")
+        assert b"problem:timeout" in found
+        assert client.post("/runs", json="a").json()["output"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        *[(kind, 200) for kind in ("application/json", "APPLICATION/JSON; charset=utf-8", "application/ld+json")],
+        *[(kind, 415) for kind in ("text/plain+json", "text/json", "json", "application/json+x", "application/x-json")],
+        *[(kind, 415) for kind in ("multipart/form-data+json", "text/plain;application/json", "application/+json")],
+    ],
+)
+def test_media_types(client: httpx.Client, content_type: str, status: int):
+    """A browser sends some kinds of text to any site without asking."""
+    answer = client.post("/tidy/runs", content=b'"a"', headers={"content-type": content_type})
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+)
+def test_the_page_of_another_site_changes_nothing(client: httpx.Client, origin: dict[str, str]):
+    """Neither a form nor a script that does not ask first: what changes something takes JSON from them."""
+    run_id = client.post("/tidy/runs?wait=false", json="wait").json()["run_id"]
+    cancel = f"/tidy/runs/{run_id}/cancel"
+    for more in ({}, {"data": {"a": "b"}}, {"content": b"x", "headers": {"content-type": "text/plain"}}):
+        headers = {**origin, **more.pop("headers", {})}
+        refused = client.post(cancel, headers=headers, **more)
+        problem(refused, *((415, "media-type") if more else (403, "cross-origin")))
+    assert client.get(f"/tidy/runs/{run_id}", headers=origin).json()["status"] == "running"
+    assert client.post(cancel, json={}, headers=origin).status_code == 200  # the app's CORS has allowed it
+
+
+@pytest.mark.parametrize("own", [{"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {}])
+def test_its_own_page_and_programs_may_cancel(client: httpx.Client, own: dict[str, str]):
+    """Without a body there is nothing to declare."""
+    run_id = client.post("/tidy/runs?wait=false", json="wait").json()["run_id"]
+    origin = {"origin": str(client.base_url).rstrip("/")} if own else {}
+    assert client.post(f"/tidy/runs/{run_id}/cancel", headers={**own, **origin}).json()["status"] == "cancelled"
+
+
+HALF = "half \ud83e of a fox"
+
+
+@step
+async def halve(text: str) -> str:
+    return HALF
+
+
+class Halved(BaseModel):
+    texts: dict[str, list[str]]
+
+
+class Halves(Graph[str, Halved]):
+    """Texts as a model sends them when its answer was cut."""
+
+    halve = halve
+
+    async def flow(self, text: str) -> Halved:
+        [found] = await fan_out(self.halve, [text], key=lambda _: HALF)
+        if text == "bad":
+            raise ValueError(HALF)
+        return Halved(texts={found: [found]})
+
+
+@pytest.mark.parametrize("text", ["good", "bad"])
+@pytest.mark.parametrize("remember", [100, 0])
+def test_half_a_character_is_served(text: str, remember: int):
+    """It is replaced, wherever it is: in an output, a key, or an error."""
+    runner = Runner(journal=MemoryJournal(), tracing=None)
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Halves(), runner, remember=remember, errors=True))
+    with served(app) as client:
+        run_id = client.post("/runs?wait=false", json=text).json()["run_id"]
+        seen = list(events(client.get(f"/runs/{run_id}/events")))
+        state = client.get(f"/runs/{run_id}")
+    assert seen[-1]["event"] == "run_finished"
+    assert state.status_code == 200
+    state.text.encode()
+    if text == "good":
+        [[key, [value]]] = state.json()["output"]["texts"].items()
+        for one in (key, value):
+            assert one.encode()
+            assert one.startswith("half ")
 
 
 def test_headers(client: httpx.Client):

@@ -332,6 +332,27 @@ def test_a_reader_that_fell_behind_is_told(monkeypatch: pytest.MonkeyPatch, gate
     assert seen[0].count == seen[1].seq
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_ended_runs_are_remembered_by_their_size(gate: Gate, recorded: bool):
+    """Small ones by number; a large one takes the room of many. Without a journal, the newest is kept in any case."""
+    runner = Runner(journal=MemoryJournal() if recorded else None, tracing=None)
+    app = app_of(runner, gate, remember_bytes=200_000)
+    with served(app) as client:
+
+        def ended(*words: str) -> str:
+            return client.post("/shout/runs", json=body(*words)).json()["run_id"]
+
+        small = [ended("a") for _ in range(10)]
+        assert {client.get(f"/shout/runs/{run_id}").status_code for run_id in small} == {200}
+        large = ended("b" * 150_000)
+        while not recorded and client.get(f"/shout/runs/{small[0]}").status_code == 200:
+            pass  # it is weighed beside the event loop
+        assert client.get(f"/shout/runs/{large}").status_code == 200
+        assert {client.get(f"/shout/runs/{run_id}").status_code for run_id in small} == {200 if recorded else 404}
+        newest = ended("c")
+        assert client.get(f"/shout/runs/{newest}").status_code == 200
+
+
 @pytest.mark.parametrize("how", ["stream", "wait"])
 @pytest.mark.parametrize("choice", ["continue", "cancel"])
 def test_a_client_that_leaves(gate: Gate, how: str, choice: str):

@@ -92,6 +92,44 @@ def test_a_graph_is_served_from_the_command_line(url: str):
         assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
 
 
+DEPS = """
+from pathlib import Path
+from stagegraph import Graph, current_call, step
+
+@step
+async def say(text: str) -> str:
+    return f"{text} of {current_call().deps}"
+
+class Say(Graph[str, str]):
+    say = say
+    async def flow(self, text: str) -> str:
+        return await self.say(text)
+
+async def shop():
+    Path("opened").open("a").write("x")
+    yield "the shop"
+    Path("closed").touch()
+"""
+
+
+def test_deps_are_made_once_for_the_whole_service(tmp_path: Path):
+    """Every run has them, and what was opened is closed when the service ends."""
+    (tmp_path / "graph.py").write_text(DEPS, "utf-8")
+    words = ("-m", "stagegraph", "serve", "graph.py", "--port", "0", "--deps", "graph.py:shop")
+    with Process(*words, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        with httpx.Client(base_url=said.split()[-1], trust_env=False, timeout=30) as client:
+            assert [client.post("/runs", json=text).json()["output"] for text in "ab"] == [
+                "a of the shop",
+                "b of the shop",
+            ]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert (tmp_path / "opened").read_text("utf-8") == "x"
+    assert (tmp_path / "closed").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -135,6 +135,7 @@ def test_both_sources_give_the_same_files(cli: Cli) -> None:
         (("--stage", "cut", "--since", "1h", "--user", "u", "--session", "s"), 3),
         (("--stage", "say", "--score", "good", "--max-score", "0.5"), 1),
         (("--score", "good", "--min-score", "0.5"), 1),
+        (("--stage", "say", "--score", "correction"), 1),
         (("--tag", "r3"), 1),
         (("--tag", "r3", "--tag", "r1"), 0),
         (("--stage", "say", "--limit", "3"), 3),

@@ -8,14 +8,19 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from stagegraph.schema.errors import DeclarationError, closest
 
 if TYPE_CHECKING:
     from stagegraph import Node
+
+_loaded: dict[tuple[Path, int], ModuleType] = {}
+"""The files that were loaded, as they were then."""
 
 
 def load_graph(text: str) -> Node[Any, Any]:
@@ -33,12 +38,18 @@ def load_graph(text: str) -> Node[Any, Any]:
     return _instance(_named(module, name, text) if name else _only_graph(module, text), text)
 
 
-def load_function(text: str) -> Any:
-    """`path/to/file.py:function` or `module:function`.
+@overload
+def load_function(text: str) -> Any: ...
+@overload
+def load_function(text: str | None) -> Any | None: ...
+def load_function(text: str | None) -> Any | None:
+    """`path/to/file.py:function` or `module:function`; `None` for `None`.
 
     Raises:
         DeclarationError: there is no such function, or its code cannot be imported.
     """
+    if text is None:
+        return None
     place, name = _split(text)
     if not name:
         msg = f"{text!r}: say which function, as in FILE.py:function or module:function"
@@ -48,6 +59,30 @@ def load_function(text: str) -> Any:
         msg = f"{text}: {type(found).__name__} is no function"
         raise DeclarationError(msg)
     return found
+
+
+@asynccontextmanager
+async def made_deps(function: Any) -> AsyncGenerator[object]:
+    """The deps that a function makes: a plain one, an async one, or one that yields them; `None` without a function.
+
+    Raises:
+        DeclarationError: it takes arguments, or fails.
+    """
+    plain = inspect.unwrap(function) if function is not None else None
+    async with AsyncExitStack() as stack:
+        try:
+            if inspect.isasyncgenfunction(plain):
+                made = await stack.enter_async_context(asynccontextmanager(plain)())
+            elif inspect.isgeneratorfunction(plain):
+                made = stack.enter_context(contextmanager(plain)())
+            else:
+                made = None if function is None else function()
+                made = await made if inspect.isawaitable(made) else made
+        except Exception as error:
+            name = getattr(function, "__name__", function)
+            msg = f"--deps: `{name}()` made no deps: {type(error).__name__}: {error}; it is called without arguments"
+            raise DeclarationError(msg) from error
+        yield made
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -62,6 +97,9 @@ def _module_at(path: Path, hint: str = "") -> ModuleType:
     if not path.is_file():
         msg = f"{path}: there is no such file{hint}"
         raise DeclarationError(msg)
+    version = (path.resolve(), path.stat().st_mtime_ns)
+    if version in _loaded:  # a graph and the function for its deps may be in one file, with classes that both use
+        return _loaded[version]
     _importable_from(path.parent)  # so that a graph may import the files beside it
     name = f"stagegraph_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -76,6 +114,7 @@ def _module_at(path: Path, hint: str = "") -> ModuleType:
         raise
     except Exception as error:
         raise _import_failed(str(path), error) from error
+    _loaded[version] = module
     return module
 
 

@@ -41,6 +41,12 @@ MetricArgument = Annotated[str, typer.Argument(help="FILE.py:function or module:
 RunArgument = Annotated[str, typer.Argument(help="A run id, the beginning of one, or `last`.")]
 ModelOption = Annotated[str | None, typer.Option(metavar="NAME", help="`openai:gpt-5-mini`, `local:smollm2`, ...")]
 PromptsOption = Annotated[str | None, typer.Option(metavar="FILE", help="A prompts file.")]
+DepsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--deps", metavar="FILE.py:FUNCTION", help="Makes the deps, once; what it yields is closed at the end."
+    ),
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=MODEL", help="Another model for a stage.")]
 OnlyJsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 TimeOption = Annotated[datetime | None, typer.Option(parser=_time, metavar="<str>", help="`2h`, `3d`, or a date.")]

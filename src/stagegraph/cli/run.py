@@ -12,12 +12,13 @@ import typer
 from stagegraph.schema.errors import closest
 
 from . import options as opt
-from .load import load_graph
+from .load import load_function, load_graph, made_deps
 from .text import console, deferred, json_output, print_error, print_json
 
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
     from stagegraph.journal import Journal
+    from stagegraph.runner.options import ResumeOptions
 
 
 def run(
@@ -26,6 +27,7 @@ def run(
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
     models: opt.SetOption = None,
+    deps: opt.DepsOption = None,
     as_json: opt.OnlyJsonOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Keep the run in the journal.")] = True,
@@ -36,12 +38,13 @@ def run(
     async def work(node: Node[Any, Any], value: object, out: TextIO | None) -> None:
         async with (
             aclosing(opt.open_journal(journal, create=True)) if record else nullcontext() as store,
+            made_deps(make_deps) as made,
             make_runner(node, model, prompts, models, store) as runner,
         ):
-            await _finish(runner.start(node, value, metadata={"graph": graph}), node, out)
+            await _finish(runner.start(node, value, deps=made, metadata={"graph": graph}), node, out)
 
     with json_output(as_json) as out:
-        node = load_graph(graph)  # before there is an event loop: a file may use one of its own
+        node, make_deps = load_graph(graph), load_function(deps)  # before there is an event loop: a file may use one
         asyncio.run(work(node, read_input(input, node.__node__.input_type), out))
 
 
@@ -55,6 +58,7 @@ def resume(
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
     models: opt.SetOption = None,
+    deps: opt.DepsOption = None,
     as_json: opt.OnlyJsonOption = False,
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
@@ -62,6 +66,7 @@ def resume(
     from stagegraph import ReplayError
 
     answers = dict(_answer(pair) for pair in answer or [])
+    make_deps = load_function(deps)
 
     async def work(out: TextIO | None) -> None:
         async with aclosing(opt.open_journal(journal)) as store:
@@ -71,8 +76,15 @@ def resume(
                 msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
                 raise ReplayError(msg)
             node = load_graph(place)
-            async with make_runner(node, model, prompts, models, store) as runner:
-                live = await runner.start_resume(row.run_id, graph=node, answers=answers, strict=strict, model=model)
+            async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
+                options: ResumeOptions = {
+                    "graph": node,
+                    "answers": answers,
+                    "strict": strict,
+                    "model": model,
+                    "deps": made,
+                }
+                live = await runner.start_resume(row.run_id, **options)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import typer
@@ -12,7 +14,7 @@ import typer
 from stagegraph.schema.errors import DeclarationError
 
 from . import options as opt
-from .load import load_graph
+from .load import load_function, load_graph, made_deps
 from .run import make_runner
 from .text import say
 
@@ -22,6 +24,7 @@ def serve(
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
     models: opt.SetOption = None,
+    deps: opt.DepsOption = None,
     host: Annotated[str, typer.Option(help="Where to listen; others can reach `0.0.0.0`.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8000,
     max_runs: Annotated[int, typer.Option(min=1, help="How many runs may go on at once.")] = 32,
@@ -40,11 +43,26 @@ def serve(
         msg = f"serving needs {error.name}, which is not installed: pip install 'stagegraph[service]'"
         raise DeclarationError(msg) from error
 
-    node = load_graph(graph)
+    node, make_deps = load_graph(graph), load_function(deps)
     store = opt.open_journal(journal, create=True) if record else None
     limits = {"max_runs": max_runs, "max_queued": max_queued, "drain_seconds": drain}
     runner = make_runner(node, model, prompts, models, store, resume_interrupted=record, **limits)
-    served = app(node, runner)
+    made: list[object] = []
+
+    @asynccontextmanager
+    async def life(_app: object) -> AsyncGenerator[None]:
+        async with made_deps(make_deps) as opened, runner.lifespan():
+            made.append(opened)
+            yield
+
+    def for_request() -> object:
+        return made[0]
+
+    def for_row(_row: object) -> object:
+        return made[0]
+
+    hooks = {} if deps is None else {"deps": for_request, "resume_deps": for_row}
+    served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     with _listening(host, port) as listening:

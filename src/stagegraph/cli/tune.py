@@ -58,6 +58,9 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Only rows with this `split`.")] = None,
+    accept_own_answers: Annotated[
+        bool, typer.Option("--accept-own-answers", help="Also examples whose expected output nobody corrected.")
+    ] = False,
 ) -> None:
     """Run a graph on examples, and say how good it is."""
     from stagegraph import Prompts, optimize
@@ -78,7 +81,14 @@ def evaluate(
             bar.update(bar.task_ids[0], completed=len(done), description=f"mean {sum(done) / len(done):.3f}")
 
         evaluating = optimize.evaluate(
-            node, judge, rows, runner=runner, prompts=deployed, repeats=repeats, on_row=count
+            node,
+            judge,
+            rows,
+            runner=runner,
+            prompts=deployed,
+            repeats=repeats,
+            on_row=count,
+            accept_own_answers=accept_own_answers,
         )
         try:
             report = asyncio.run(evaluating)

@@ -17,6 +17,10 @@ Text = Annotated[str, AfterValidator(escaped)]
 """A text that can be written as JSON: half a surrogate pair, which errors and models may contain, is escaped."""
 
 
+EVENTS_PER_SEGMENT = 2**32
+"""The number of an event over all segments of a run is its `seq`, and this much more for each time it was resumed."""
+
+
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, defer_build=True)
 
@@ -29,7 +33,7 @@ class _Event(BaseModel):
 class _CallEvent(_Event):
     """What events of one call have in common."""
 
-    key: str
+    key: Text
     path: str
 
 
@@ -51,7 +55,7 @@ class FanOutStarted(_Event):
     """A fan-out over a known number of items began."""
 
     type: Literal["fan_out_started"] = "fan_out_started"
-    key: str
+    key: Text
     """The key of its branches without their index: `build` for `build[0]`, `build[1]`, ..."""
     size: int
 

@@ -1,16 +1,17 @@
 "use strict";
 // Everything from the run is put on the page as text, never as markup.
-const { run, calls, edges, feedback } = JSON.parse(document.getElementById("data").textContent);
+const { run, calls, edges = [], feedback = [] } = JSON.parse(document.getElementById("data").textContent);
+run.labels ??= {};
 const byKey = new Map(calls.map((call) => [call.key, call]));
 const children = new Map();
 for (const call of calls) {
-  const of = children.get(call.parent) || [];
-  of.push(call);
-  children.set(call.parent, of);
+  call.parent ??= null;
+  if (!children.has(call.parent)) children.set(call.parent, []);
+  children.get(call.parent).push(call);
 }
 const scores = new Map();
 for (const score of feedback) {
-  const key = score.key === null ? null : score.key;
+  const key = score.key ?? null;
   scores.set(key, [...(scores.get(key) || []), score]);
 }
 const $ = (id) => document.getElementById(id);
@@ -31,13 +32,59 @@ function draw(tag, attributes, text) {
 function seconds(value) {
   if (value < 0.001) return `${Math.round(value * 1e6)} µs`;
   if (value < 1) return `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} ms`;
-  return value < 90 ? `${value.toFixed(2)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  if (value < 90) return `${value.toFixed(2)} s`;
+  const whole = Math.round(value);
+  if (whole < 7200) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
-const failure = (row) => (row.error_type === null ? null : `${row.error_type}: ${row.error}`);
-const requests = (call) => call.usage.requests || 0;
-const tokens = (call) => (call.usage.input_tokens || 0) + (call.usage.output_tokens || 0);
-const dollars = (cost) => (cost === null ? "unknown" : `$${Number(cost).toFixed(4)}`);
+// A field that has its usual value is left out of the data.
+const failure = (row) => (row.error_type == null ? null : `${row.error_type}: ${row.error}`);
+const requests = (call) => call.usage?.requests || 0;
+const tokens = (call) => (call.usage?.input_tokens || 0) + (call.usage?.output_tokens || 0);
+const dollars = (cost) => (cost == null ? "unknown" : `$${Number(cost).toFixed(4)}`);
 const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+// --- the clock: while nobody ran the run, its time axis is broken ---
+const start = Math.min(run.started, ...(calls.length ? [calls[0].started] : []));
+const latest = calls.reduce((last, call) => Math.max(last, call.started + (call.duration || 0)), start + 1e-6);
+const resumed = run.labels.resumed || [];
+const ended = run.labels.ended || [];
+const periods = [start, ...resumed].map((from, place) => {
+  const until = place < resumed.length ? Math.min(ended[place] ?? from, resumed[place]) : Math.max(latest, from + 1e-6);
+  return { from, until: Math.max(until, from) };
+});
+const GAP = Math.min(3, 30 / periods.length); // the width of a break, in percent
+const active = periods.reduce((sum, one) => sum + one.until - one.from, 0) || 1e-6;
+const scale = (100 - GAP * (periods.length - 1)) / active;
+const breaks = [];
+{
+  let x = 0;
+  periods.forEach((one, place) => {
+    one.x = x;
+    x += (one.until - one.from) * scale;
+    if (place + 1 < periods.length) breaks.push({ x, seconds: periods[place + 1].from - one.until });
+    x += GAP;
+  });
+}
+function position(time) {
+  let at = periods[0];
+  for (const one of periods) if (one.from <= time) at = one;
+  return at.x + Math.min(Math.max(time - at.from, 0), at.until - at.from) * scale;
+}
+{
+  const axis = $("axis");
+  axis.append(make("span", "", "call"));
+  const ticks = make("span", "ticks");
+  for (let i = 0; i <= 4; i++) ticks.append(make("span", "", seconds((active * i) / 4)));
+  axis.append(ticks);
+  for (const gap of breaks) {
+    const mark = make("span", "gap");
+    mark.title = `nothing ran for ${seconds(gap.seconds)}`;
+    mark.style.setProperty("--x", gap.x / 100);
+    mark.style.setProperty("--w", GAP / 100);
+    $("gaps").append(mark);
+  }
+}
 
 // --- the head ---
 {
@@ -51,10 +98,11 @@ const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(va
   };
   add("run", run.run_id);
   add("started", new Date(run.started * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC");
-  add("took", seconds(run.duration));
+  const waited = breaks.reduce((sum, gap) => sum + gap.seconds, 0);
+  add("took", seconds(run.duration || 0) + (waited ? `, ${seconds(waited)} of it between ${breaks.length + 1} parts` : ""));
   add("calls", calls.length);
-  add("requests", run.requests);
-  add("tokens", `${run.input_tokens} in, ${run.output_tokens} out`);
+  add("requests", run.requests || 0);
+  add("tokens", `${run.input_tokens || 0} in, ${run.output_tokens || 0} out`);
   add("cost", dollars(run.cost));
   add("prompts", run.prompts_digest);
   add("session", run.labels.session_id);
@@ -64,34 +112,48 @@ const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(va
   if (run.error_type) facts.append(make("div", "error", failure(run)));
 }
 
-// --- the tree and the waterfall ---
-const start = Math.min(...(calls.length ? [calls[0].started] : [run.started]));
-const end = calls.reduce((latest, call) => Math.max(latest, call.started + call.duration), start + 1e-6);
-const rows = new Map();
-const folded = new Set();
-let picked = null;
+// --- the tree and the waterfall: only the rows that are in view are on the page ---
+const HEIGHT = 24; // as in the style
+const order = []; // all calls as the tree has them; `after` is the place behind the calls inside
+const places = new Map();
 {
-  const axis = $("axis");
-  axis.append(make("span", "", "call"));
-  const ticks = make("span", "ticks");
-  for (let i = 0; i <= 4; i++) ticks.append(make("span", "", seconds(((end - start) * i) / 4)));
-  axis.append(ticks);
+  const waiting = [...(children.get(null) || [])].reverse().map((call) => ({ call, depth: 0 }));
+  const open = [];
+  const close = (depth) => { while (open.length && open.at(-1).depth >= depth) open.pop().after = order.length; };
+  while (waiting.length) {
+    const { call, depth } = waiting.pop();
+    close(depth);
+    const place = { call, depth, after: 0 };
+    places.set(call.key, place);
+    order.push(place);
+    open.push(place);
+    for (const child of [...(children.get(call.key) || [])].reverse()) waiting.push({ call: child, depth: depth + 1 });
+  }
+  close(0);
 }
-function addRow(call, depth, into) {
-  const row = make("div", "row");
+const folded = new Set();
+let hits = new Set();
+let wanted = null;
+let visible = [];
+let picked = null;
+function rowOf({ call, depth }, at) {
+  const row = make("div", call.key === picked ? "row picked" : "row");
+  row.id = `row-${at}`;
+  row.style.top = `${at * HEIGHT}px`;
   row.setAttribute("role", "treeitem");
   row.setAttribute("aria-level", depth + 1);
-  row.tabIndex = -1;
+  row.setAttribute("aria-selected", String(call.key === picked));
   row.dataset.key = call.key;
+  if (hits.has(call.key)) row.classList.add("hit");
   const name = make("span", "name");
-  name.style.paddingLeft = `${depth * 14}px`;
-  const inside = children.get(call.key) || [];
-  const fold = make("button", "fold", inside.length ? "▾" : "");
+  name.style.paddingLeft = `${Math.min(depth, 40) * 14}px`;
+  const inside = children.has(call.key);
+  const fold = make("button", "fold", !inside ? "" : folded.has(call.key) ? "▸" : "▾");
   fold.tabIndex = -1;
-  fold.setAttribute("aria-label", inside.length ? "Collapse or expand" : "");
-  if (inside.length) row.setAttribute("aria-expanded", "true");
+  fold.setAttribute("aria-label", inside ? "Collapse or expand" : "");
+  if (inside) row.setAttribute("aria-expanded", String(!folded.has(call.key)));
   name.append(fold, make("span", `mark ${call.status}`), make("span", "key", call.key || run.graph));
-  const notes = [seconds(call.duration)];
+  const notes = [seconds(call.duration || 0)];
   if (tokens(call)) notes.push(`${tokens(call)} tokens`);
   if (call.attempts > 1) notes.push(`${call.attempts} attempts`);
   if (call.replayed) notes.push("replayed");
@@ -99,43 +161,48 @@ function addRow(call, depth, into) {
   if (call.status !== "succeeded") notes.push(call.status);
   name.append(make("span", "note", notes.join(" · ")));
   const track = draw("svg", { class: "track", width: "100%", height: "18" });
-  const left = (100 * (call.started - start)) / (end - start);
-  const width = Math.max(0.25, (100 * call.duration) / (end - start));
+  const left = position(call.started);
+  const width = Math.max(0.25, position(call.started + (call.duration || 0)) - left);
   const style = call.status === "failed" ? "failed" : call.kind;
   track.append(draw("rect", { class: `bar ${style}`, x: `${left}%`, y: "5", width: `${width}%`, height: "9", rx: "2" }));
   row.append(name, track);
-  into.append(row);
-  rows.set(call.key, { row, fold, depth });
-  for (const child of inside) addRow(child, depth + 1, into);
+  return row;
 }
-{
-  const fragment = document.createDocumentFragment();
-  for (const call of children.get(null) || []) addRow(call, 0, fragment);
-  $("rows").append(fragment);
+let painted = [0, 0];
+function inView() {
+  const first = Math.max(0, Math.floor(($("left").scrollTop - $("rows").offsetTop) / HEIGHT));
+  return [first, Math.min(visible.length, first + Math.ceil($("left").clientHeight / HEIGHT) + 1)];
 }
-function isHidden(call) {
-  for (let at = byKey.get(call.parent); at; at = byKey.get(at.parent)) if (folded.has(at.key)) return true;
-  return false;
+function paint() {
+  const [from, until] = inView();
+  const [first, last] = (painted = [Math.max(0, from - 20), Math.min(visible.length, until + 20)]);
+  $("rows").replaceChildren(...visible.slice(first, last).map((place, at) => rowOf(place, first + at)));
+  const at = visible.findIndex((place) => place.call.key === picked);
+  if (at >= first && at < last) $("rows").setAttribute("aria-activedescendant", `row-${at}`);
+  else $("rows").removeAttribute("aria-activedescendant");
 }
-let wanted = null;
 function refresh() {
-  for (const call of calls) {
-    const { row, fold } = rows.get(call.key) || {};
-    if (!row) continue;
-    row.hidden = wanted ? !wanted.has(call.key) : isHidden(call);
-    row.style.display = row.hidden ? "none" : "";
-    if (fold.textContent) {
-      fold.textContent = folded.has(call.key) ? "▸" : "▾";
-      row.setAttribute("aria-expanded", String(!folded.has(call.key)));
-    }
+  visible = [];
+  for (let at = 0; at < order.length; ) {
+    const place = order[at];
+    if (!wanted || wanted.has(place.call.key)) visible.push(place);
+    at = !wanted && folded.has(place.call.key) ? place.after : at + 1;
   }
+  $("rows").style.height = $("gaps").style.height = `${visible.length * HEIGHT}px`;
+  paint();
 }
 function toggle(key) {
-  if (!(children.get(key) || []).length) return;
+  if (!children.has(key)) return;
   if (folded.has(key)) folded.delete(key);
   else folded.add(key);
   refresh();
 }
+function moved() {
+  const [from, until] = inView();
+  if (from < painted[0] || until > painted[1]) paint();
+}
+$("left").addEventListener("scroll", moved);
+addEventListener("resize", moved);
 $("rows").addEventListener("click", (event) => {
   const row = event.target.closest(".row");
   if (!row) return;
@@ -143,20 +210,17 @@ $("rows").addEventListener("click", (event) => {
   else pick(row.dataset.key);
 });
 $("rows").addEventListener("keydown", (event) => {
-  const row = event.target.closest(".row");
-  if (!row) return;
-  const all = [...$("rows").children].filter((one) => !one.hidden);
-  const at = all.indexOf(row);
-  const key = row.dataset.key;
-  if (event.key === "ArrowDown" && all[at + 1]) pick(all[at + 1].dataset.key, true);
-  else if (event.key === "ArrowUp" && all[at - 1]) pick(all[at - 1].dataset.key, true);
-  else if (event.key === "ArrowLeft" && !folded.has(key)) toggle(key);
-  else if (event.key === "ArrowRight" && folded.has(key)) toggle(key);
+  const at = visible.findIndex((place) => place.call.key === picked);
+  const page = Math.max(1, Math.floor($("left").clientHeight / HEIGHT) - 2);
+  const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -visible.length, End: visible.length };
+  if (steps[event.key] && visible.length) pick(visible[Math.min(Math.max(at + steps[event.key], 0), visible.length - 1)].call.key);
+  else if (event.key === "ArrowLeft" && !folded.has(picked)) toggle(picked);
+  else if (event.key === "ArrowRight" && folded.has(picked)) toggle(picked);
   else return;
   event.preventDefault();
 });
 $("fold").addEventListener("click", () => {
-  const groups = calls.filter((call) => (children.get(call.key) || []).length && call.parent !== null);
+  const groups = calls.filter((call) => call.parent !== null && children.has(call.key));
   const collapse = groups.some((call) => !folded.has(call.key));
   folded.clear();
   if (collapse) for (const call of groups) folded.add(call.key);
@@ -169,18 +233,18 @@ function section(title, value, into) {
   if (value === null || value === undefined) return;
   into.append(make("h3", "", title), make("pre", "", pretty(value)));
 }
-function pick(key, focus) {
+function pick(key) {
   const call = byKey.get(key);
   if (!call) return;
-  if (picked) picked.classList.remove("picked");
-  const { row } = rows.get(key);
+  picked = key;
   for (let at = byKey.get(call.parent); at; at = byKey.get(at.parent)) folded.delete(at.key);
   refresh();
-  row.classList.add("picked");
-  row.tabIndex = 0;
-  picked = row;
-  if (focus) row.focus();
-  row.scrollIntoView({ block: "nearest" });
+  const at = visible.findIndex((place) => place.call.key === key);
+  const [top, space] = [$("rows").offsetTop + at * HEIGHT, $("left").clientHeight - $("axis").offsetHeight - HEIGHT];
+  const above = $("left").scrollTop + $("axis").offsetHeight;
+  if (at >= 0 && top < above) $("left").scrollTop = top - $("axis").offsetHeight;
+  else if (at >= 0 && top > above + space) $("left").scrollTop = top - $("axis").offsetHeight - space;
+  paint();
   history.replaceState(null, "", `#call=${encodeURIComponent(key)}`);
   const detail = $("detail");
   detail.replaceChildren(make("h2", "", call.key || run.graph));
@@ -192,7 +256,7 @@ function pick(key, focus) {
   add("status", call.status + (call.replayed ? " (replayed)" : ""));
   add("kind", call.kind);
   add("path", call.path);
-  add("took", `${seconds(call.duration)}, from ${seconds(call.started - start)}`);
+  add("took", `${seconds(call.duration || 0)}, from ${seconds(call.started - start)}`);
   add("attempts", call.attempts > 1 ? call.attempts : null);
   add("requests", requests(call));
   add("tokens", tokens(call));
@@ -201,12 +265,12 @@ function pick(key, focus) {
   add("went to", edges.filter((edge) => edge[0] === key).map((edge) => edge[1]).join(", "));
   detail.append(facts);
   section("Error", failure(call), detail);
-  for (const score of scores.get(call.key || null) || []) section(`Feedback: ${score.name}`, [score.value, score.comment].filter((part) => part !== null).map(String).join("\n"), detail);
+  for (const score of scores.get(call.key || null) || []) section(`Feedback: ${score.name}`, [score.value, score.comment].filter((part) => part != null).map(String).join("\n"), detail);
   section("Waits for", call.pending, detail);
   section("Input", call.input, detail);
   section("Output", call.output, detail);
   if (call.prompt) section("Prompt", call.prompt.instructions !== undefined && Object.keys(call.prompt).length === 1 ? call.prompt.instructions : call.prompt, detail);
-  if (call.messages.length) {
+  if (call.messages?.length) {
     detail.append(make("h3", "", "Messages"));
     for (const message of call.messages) {
       if (message.instructions) detail.append(make("div", "who", "instructions"), make("pre", "", message.instructions));
@@ -228,19 +292,18 @@ function haystack(call) {
 function search() {
   const text = $("search").value.trim().toLowerCase();
   wanted = null;
-  let hits = 0;
+  hits = new Set();
   if (text) {
     const quoted = JSON.stringify(text).slice(1, -1);
     wanted = new Set();
     for (const call of calls) {
-      const hit = haystack(call).includes(quoted);
-      rows.get(call.key)?.row.classList.toggle("hit", hit);
-      if (!hit) continue;
-      hits += 1;
-      for (let at = call; at; at = byKey.get(at.parent)) wanted.add(at.key);
+      if (!haystack(call).includes(quoted)) continue;
+      hits.add(call.key);
+      for (let at = call; at && !wanted.has(at.key); at = byKey.get(at.parent)) wanted.add(at.key);
     }
-  } else for (const { row } of rows.values()) row.classList.remove("hit");
-  $("found").textContent = text ? `${hits} of ${calls.length}` : "";
+  }
+  $("found").textContent = text ? `${hits.size} of ${calls.length}` : "";
+  $("left").scrollTop = 0;
   refresh();
 }
 $("search").addEventListener("input", search);
@@ -256,7 +319,7 @@ function flowNodes() {
     const node = nodes.get(id) || { id, key: call.key, count: 0, failed: false, kind: call.kind, duration: 0, into: new Set(), level: 0 };
     node.count += 1;
     node.failed = node.failed || call.status === "failed";
-    node.duration += call.duration;
+    node.duration += call.duration || 0;
     nodes.set(id, node);
   }
   for (const [from, to] of edges) {
@@ -315,7 +378,7 @@ $("show-flow").addEventListener("click", () => {
   const shown = $("flow").hidden;
   if (shown) drawFlow();
   $("flow").hidden = !shown;
-  $("rows").hidden = $("axis").hidden = shown;
+  $("rows").hidden = $("gaps").hidden = $("axis").hidden = shown;
   $("axis").style.display = shown ? "none" : "";
   $("show-flow").setAttribute("aria-pressed", String(shown));
 });

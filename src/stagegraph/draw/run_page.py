@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.record.calls import call_tree
+from stagegraph.record.calls import call_tree, rows_so_far
 from stagegraph.record.edges import follow_contents
 from stagegraph.record.rows import CallRow, FeedbackRow, RunRecord, RunRow
+from stagegraph.runner.recovery import is_interrupted
 from stagegraph.schema.errors import JournalError
 
 from .html import Html, asset, document
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _NOT_SHOWN: dict[str, Any] = {
     "run": {"input", "output", "prompts", "model", "owner"},
-    "calls": {"__all__": {"run_id", "position", "identity", "parts"}},
+    "calls": {"__all__": {"run_id", "position", "identity", "parts", "start_event", "end_event"}},
     "feedback": {"__all__": {"id", "run_id", "time"}},
 }
 """The fields of rows that the page does not use."""
@@ -36,7 +37,7 @@ async def page_of(journal: Journal, run_id: str) -> Html:
     if row is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
-    return run_page(row, await journal.calls(run_id), await journal.feedback(run_id))
+    return run_page(*await rows_so_far(journal, row), await journal.feedback(run_id))
 
 
 def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> Html:
@@ -44,7 +45,8 @@ def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackR
     root = call_tree(calls, None) if len(calls) <= _FOLLOWED else None
     edges = follow_contents(root) if root is not None else []
     record = RunRecord(run=run, calls=list(calls), feedback=list(feedback), edges=edges)
+    data = record.model_dump(exclude=_NOT_SHOWN, exclude_defaults=True)
+    if is_interrupted(run):
+        data["run"]["status"] = "interrupted"
     style, script, body = (asset("stagegraph.draw", f"run.{kind}") for kind in ("css", "js", "html"))
-    return document(
-        f"{run.graph} {run.run_id}", body, style=style, script=script, data=record.model_dump(exclude=_NOT_SHOWN)
-    )
+    return document(f"{run.graph} {run.run_id}", body, style=style, script=script, data=data)

@@ -56,7 +56,8 @@ class MemoryJournal:
         return row if row.owner in {None, self.owner} else replace(row, owner=GONE)
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        newest = sorted(map(self._seen, self._runs.values()), key=lambda row: row.started, reverse=True)
+        seen = map(self._seen, self._runs.values())
+        newest = sorted(seen, key=lambda row: (row.started, row.run_id), reverse=True)
         found = [row for row in newest if wanted.matches(row, self._feedback.get(row.run_id, {}).values())]
         return found[: wanted.limit]
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,17 +168,14 @@ class SqliteJournal:
         return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        status = "running" if wanted.interrupted else wanted.status
-        running = "AND status = 'running'" if status == "running" else ""  # written out for the index of those
-        asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, wanted.until, wanted.until)
-        query = f"""
-            SELECT * FROM runs WHERE (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
-            AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC
-        """  # noqa: S608 - no word of it is given
+        newest = min(wanted.before[0] if wanted.before else inf, inf if wanted.until is None else wanted.until)
+        # The few that are running have an index of their own, which is used where the one of all (`started`) is not.
+        running = "status = 'running' AND +" if wanted.interrupted or wanted.status == "running" else ""
+        query = f"SELECT * FROM runs WHERE {running}started <= ? ORDER BY started DESC, run_id DESC"  # noqa: S608 - our own
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
             found: list[RunRow] = []
-            for values in connection.execute(query, encodable(asked)):
+            for values in connection.execute(query, (newest,)):
                 row = self._seen(row_of(RunRow, values))
                 scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
                 if wanted.matches(row, (row_of(FeedbackRow, score) for score in scores)):

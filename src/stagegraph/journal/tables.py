@@ -13,7 +13,8 @@ from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, 
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 VERSION = 4
-"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 owners that are locks; an older file gets what is missing."""
+"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, `start_event` and `end_event`, and owners
+that are locks; an older file gets what is missing."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
@@ -37,7 +38,7 @@ _DEFAULTS = {
 """The value of an empty column."""
 _FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
 _OF_STAGES_AND_FAILURES = {
-    *("error_type", "error", "origin", "transient"),
+    *("error_type", "error", "origin", "transient", "source"),
     *("usage", "attempts", "messages", "prompt", "pending"),
 }
 
@@ -66,7 +67,7 @@ def statement_for(row: Row) -> Statement:
 
     A third of the time to write a row goes into columns that most calls leave empty: those are left out.
     """
-    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None:
+    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None and row.source is None:
         return _PLAIN_CALL
     return _STATEMENTS[type(row)]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PydanticUserError, ValidationError
+from pydantic import BaseModel, Field, PydanticUserError, ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
@@ -19,11 +21,13 @@ from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import plain
 from stagegraph.schema.serialize import escaped, json_of
 
-from .rows import CallRow, FeedbackRow, RunRow
+from .rows import CallRow, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
     from stagegraph.schema.schema import Schema
+
+    from .rows import Journal
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
@@ -186,6 +190,52 @@ class _Reader:
 
     def _misfit(self, row: CallRow, what: str, problem: str, error: ValidationError) -> ValueError:
         return ValueError(f"{what} of `{row.key or self._name}` {problem}: {first_problem(error)}")
+
+
+class _Answered(BaseModel):
+    """The part of a recorded answer that says what it cost."""
+
+    usage: RequestUsage = Field(default_factory=RequestUsage)
+
+
+def paid(ops: Iterable[OpRow]) -> dict[str, RunUsage]:
+    """Key of a stage call -> usage of the answers that it got, also of those that a killed process left behind."""
+    found: dict[str, RunUsage] = {}
+    for op in ops:
+        if op.op.startswith("request:"):
+            usage = found.setdefault(op.key, RunUsage())
+            usage.incr(RunUsage(requests=1))
+            with suppress(ValidationError):  # whatever it cost, it was a request
+                usage.incr(_Answered.model_validate_json(op.payload).usage)
+    return found
+
+
+async def rows_so_far(journal: Journal, row: RunRow) -> tuple[RunRow, list[CallRow]]:
+    """The rows of a run and its calls; while it has not ended, with what it has spent so far.
+
+    The journal writes what a run and a call have spent when they end, and each answer when it comes.
+    """
+    calls = await journal.calls(row.run_id)
+    if row.status != "running":
+        return row, calls
+    answered = paid(await journal.ops(row.run_id))
+    for place, call in enumerate(calls):
+        if call.status == "running" and (spent := answered.get(call.key)) is not None:
+            text, cost = USAGE.dump_json(spent, exclude_defaults=True).decode(), spent.cost
+            calls[place] = replace(call, usage=text, cost=None if cost is None else str(cost))
+    usage = RunUsage()
+    for call in calls:
+        usage.incr(USAGE.validate_json(call.usage))
+    last = max((call.started + call.duration for call in calls), default=row.started)
+    so_far = replace(
+        row,
+        duration=max(0.0, last - row.started),
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
+    )
+    return so_far, calls
 
 
 def error_of(row: RunRow | CallRow) -> CallError | None:

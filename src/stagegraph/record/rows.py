@@ -37,6 +37,9 @@ class Labels:
     user_id: str | None = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
+    ended: tuple[float, ...] = ()
+    """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
+    the end of the last call that was recorded."""
     crashes: int = 0
     """How often the run's process died during the run."""
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -45,6 +48,10 @@ class Labels:
     """Call key -> the output that the call gets in this run, as JSON data."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
+    limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """What this run alone may spend: the fields of `Limits` that are set."""
+    replay: str | None = None
+    """The id of the run whose outputs it may use."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -133,6 +140,11 @@ class RunRow:
         """How often the run was resumed: 0 until the first time."""
         return len(self.read_labels().resumed)
 
+    def segments(self) -> list[tuple[float, float]]:
+        """Beginning and end of each segment that has ended; between them the run waited, or nobody ran it."""
+        labels = self.read_labels()
+        return list(zip((self.started, *labels.resumed), labels.ended, strict=False))
+
 
 @dataclass(slots=True, kw_only=True)
 class CallRow:
@@ -172,8 +184,14 @@ class CallRow:
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
+    source: Json | None = None
+    """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
+    start_event: int = -1
+    """The number of the event that announced its start, over all segments of the run; -1 when there was none."""
+    end_event: int = -1
+    """The same of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +275,12 @@ class RunFilter:
     max_score: float | None = None
     interrupted: bool = False
     """Only runs that are recorded as running, and that nobody runs any more."""
+    user: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+    """A run must have all of these."""
+    before: tuple[float, str] | None = None
+    """Only runs that come after the one that began then, with that id: the newest come first, the highest id first."""
     limit: int = 50
 
     def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
@@ -268,7 +292,16 @@ class RunFilter:
             and (not self.interrupted or (row.status == "running" and row.owner in {None, GONE}))
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
+            and (self.before is None or (row.started, row.run_id) < self.before)
+            and (not (self.user or self.session or self.tags) or self._matches_labels(row.read_labels()))
             and has_score(scores, self.feedback, self.min_score, self.max_score)
+        )
+
+    def _matches_labels(self, labels: Labels) -> bool:
+        return (
+            self.user in {None, labels.user_id}
+            and self.session in {None, labels.session_id}
+            and set(self.tags) <= set(labels.tags)
         )
 
 
@@ -332,7 +365,7 @@ class Journal(Protocol):
     async def run(self, run_id: str) -> RunRow | None: ...
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        """The newest first."""
+        """The newest first, and of those that began at the same time the highest id."""
         ...
 
     async def calls(self, run_id: str) -> list[CallRow]:

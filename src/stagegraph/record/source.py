@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
+from .calls import rows_so_far
 from .rows import RunFilter, has_score
 from .run import run_of
 
@@ -99,8 +100,8 @@ class RunQuery:
         return cls(**fields)
 
     def scored(self, scores: Sequence[Feedback]) -> bool:
-        """Whether one of a run's scores matches."""
-        values = ((one.name, one.value) for one in scores if one.name != CORRECTION)
+        """Whether one of a run's scores matches; a correction counts only where it is asked for by its name."""
+        values = ((one.name, one.value) for one in scores if one.name != CORRECTION or self.score == CORRECTION)
         return has_score(values, self.score, self.min_score, self.max_score)
 
 
@@ -175,8 +176,10 @@ class RunSource(ABC):
     ) -> list[Example[In]] | list[Example[StageIn]]:
         """Data for the whole graph, or for one of its stages: inputs and expected outputs.
 
-        The expected output is the correction of a run, or else its own output; a failed run without a correction is
-        skipped. Of several runs with equal inputs, one with a correction counts, or else the newest.
+        The expected output is the correction of a run, or else its own output; `corrected` in the metadata tells which,
+        and `evaluate` refuses own outputs unless it is told to accept them. `score="correction"` gives corrected ones
+        alone. A failed run without a correction is skipped. Of several runs with equal inputs, one with a correction
+        counts, or else the newest.
 
         Args:
             graph: Whose runs.
@@ -227,7 +230,7 @@ class RunSource(ABC):
         corrections = [one for one in about if one.name == CORRECTION]
         if corrections:
             try:
-                expected = _corrected(corrections[-1].value, node.output_type)
+                expected = corrected(corrections[-1].value, node.output_type)
             except ValueError:
                 self.skipped["a correction does not fit the output type"] += 1
                 return None
@@ -280,12 +283,16 @@ class JournalRuns(RunSource):
                 and set(query.tags) <= set(labels.tags)
                 and (query.experiments or not labels.metadata.get(EXPERIMENT))
             ):
-                calls = await self._journal.calls(row.run_id)
-                yield row, calls, await self._journal.feedback(row.run_id)
+                so_far, calls = await rows_so_far(self._journal, row)
+                yield so_far, calls, await self._journal.feedback(row.run_id)
 
 
-def _corrected(value: object, type_: Schema) -> Any:
-    """The expected output: its data, or a text that is its JSON; a plain text for a stage that returns one."""
+def corrected(value: object, type_: Schema) -> Any:
+    """The expected output of a correction: its data, or a text that is its JSON; a plain text where one is returned.
+
+    Raises:
+        ValueError: it does not fit the type.
+    """
     if isinstance(value, str):
         with suppress(ValueError):
             return type_.load(json.loads(value))

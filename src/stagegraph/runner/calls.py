@@ -136,7 +136,9 @@ class OpenGraph:
 
     def fanned_out(self, target: object, size: int) -> None:
         if (log := self.executor.log) is not None:
-            log.put(FanOutStarted, key=self._target_key(target), size=size)
+            key, recorder = self._target_key(target), self.executor.recorder
+            before = -1 if recorder is None else recorder.announced(f"{key}[").start_event
+            log.put(FanOutStarted, before=before, key=key, size=size)
 
     def _target_key(self, target: object) -> str:
         known = self._names.get(id(target))
@@ -155,6 +157,7 @@ class OpenGraph:
             if not step.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
+            executor.ended(call)
             if recorder is not None:
                 await recorder.finished(call)
             return output
@@ -175,6 +178,7 @@ class OpenGraph:
             if not stage.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
+            executor.ended(call)
             if executor.recorder is not None:
                 await executor.recorder.finished(call)
             return output

@@ -18,7 +18,7 @@ from stagegraph.agent.answer import answer
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
-from stagegraph.data.events import CallFinished, CallStarted
+from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.branches import is_cancelled
 from stagegraph.nodes.current import Suspended
@@ -92,6 +92,7 @@ class Executor:
         self.scope = anyio.CancelScope()
         """Around the whole flow."""
         self._node_keys: dict[str, NodeKey] = {}
+        self._unheard = 0
 
     def open(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
         """Begin a call.
@@ -113,8 +114,15 @@ class Executor:
         call = calls[key] = CallState(node, path, key, parent, value, len(calls))
         if parent is None:
             state.root = call
-        if self.log is not None:
-            self.log.put(CallStarted, key=key, path=path, kind=kind)
+        before, ended = (-1, -1) if self.recorder is None else self.recorder.announced(key)
+        again = before if ended >= 0 else -1  # what had not ended before the run was resumed begins anew
+        if self.log is None:
+            number = self._unheard_event(again)
+        else:
+            number = self.log.put(CallStarted, before=again, key=key, path=path, kind=kind)
+        call.start_event = before if before >= 0 else number
+        if kind == "graph":
+            call.end_event = ended  # its flow runs again, and ends as it has ended already
         if self.recorder is not None and kind == "graph":
             self.recorder.begin(call)
         if self.ledger is not None and kind == "stage":
@@ -134,12 +142,12 @@ class Executor:
             call.ended = call.ended or perf_counter()
             if self.ledger is not None and call.node.__node__.kind == "stage":
                 self.ledger.call_ended()
+            if call.end_event < 0 or call.status != "succeeded" or call.node.__node__.kind == "graph":
+                self.ended(call)
             if self.recorder is not None:
                 self.recorder.ended(call)
             if self.trace is not None and call.parent is not None:
                 self.trace.ended(call)
-            if self.log is not None:
-                self._log_end(self.log, call)
 
     def reject(self, value: object, error: Exception) -> None:
         """Record that the input of the run is invalid."""
@@ -209,10 +217,18 @@ class Executor:
             cause = cause.__cause__
         return None
 
-    def _log_end(self, log: EventLog, call: CallState) -> None:
+    def ended(self, call: CallState) -> None:
+        """Announce how a call ended, before its row is written, which has the number of the event."""
+        before, again = -1, call.replayed or call.node.__node__.kind == "graph"
+        if self.recorder is not None and again and call.status == "succeeded":
+            before = self.recorder.announced(call.key).end_event
+        if self.log is None:
+            call.end_event = self._unheard_event(before)
+            return
         usage = call.use.usage
-        log.put(
+        call.end_event = self.log.put(
             CallFinished,
+            before=before,
             key=call.key,
             path=call.path,
             kind=call.node.__node__.kind,
@@ -225,13 +241,21 @@ class Executor:
             cost=call.use.cost,
         )
 
+    def _unheard_event(self, before: int) -> int:
+        """The number of an event of a run without a log, for those who read its rows."""
+        self._unheard += 1
+        return before if before >= 0 else self.state.segment * EVENTS_PER_SEGMENT + self._unheard
+
     async def step_output(self, step: Step[Any, Any], call: CallState, recorder: Recorder) -> Any:
         """The recorded output of a step, or that of running it."""
         node_key = self._node_keys.get(call.path)
         if node_key is None:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
         output, _ = recorder.recalled(call, node_key, None)
-        return await step.fn(call.input) if output is MISSING else output
+        if output is not MISSING:
+            return output
+        recorder.step_begins(call)
+        return await step.fn(call.input)
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -283,6 +307,7 @@ class StageCall:
         self.streams = executor.spec.deltas and executor.log is not None
         self._log = executor.log
         self._ledger = executor.ledger
+        self._recorder = executor.recorder
         self._slots = executor.resources.slots
         self._usage = RunUsage()
         """Of the current attempt, with the usage of agents inside its tools."""
@@ -291,7 +316,7 @@ class StageCall:
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         if (log := self._log) is not None:
-            log.put(event_type, at=None, key=self.key, path=self.path, **fields)
+            log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
 
     def attempt_began(self, usage: RunUsage) -> None:
         self._usage, self._counted = usage, RunUsage()
@@ -311,6 +336,9 @@ class StageCall:
             reservation = await ledger.reserve(self.path)
         spent: RequestUsage | None = None
         try:
+            if self._recorder is not None:
+                with waiting():
+                    await self._recorder.note_spent()
             response = await self._in_slot(ask, waiting)
             spent = response.usage
             self._count(spent)

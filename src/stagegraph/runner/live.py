@@ -33,6 +33,7 @@ class LiveRun(Generic[In, Out]):
         """The name of the graph, stage or step."""
         self.user_id = active.spec.user_id
         self.session_id = active.spec.session_id
+        self.metadata = active.spec.metadata
         self.segment = active.state.segment
         """How often the run was resumed; each time, events are numbered from 0."""
         self.task = asyncio.create_task(self._complete(), name=f"stagegraph run {self.run_id}")
@@ -43,6 +44,11 @@ class LiveRun(Generic[In, Out]):
     def run(self) -> Run[In, Out]:
         """The record as it stands now, also while the run is running."""
         return cast("Run[In, Out]", self._active.record())
+
+    @property
+    def progress(self) -> Run[In, Out]:
+        """The same without a copy of the calls so far, which takes long in a run with very many of them."""
+        return cast("Run[In, Out]", self._active.record(frozen=False))
 
     @property
     def done(self) -> bool:
@@ -60,6 +66,14 @@ class LiveRun(Generic[In, Out]):
     def event_batches(self, *, after: int = -1, every: float | None = None) -> AsyncIterator[list[Event]]:
         """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
+
+    def number_of(self, event: Event) -> int:
+        """The number over all segments of the run of an event that was just read: that of its first announcement."""
+        return self._log.number_of(event)
+
+    def has_event(self, number: int) -> bool:
+        """Whether there has been an event with this number since the run was started or resumed here."""
+        return self._log.has(number)
 
     async def recorded(self) -> None:
         """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.

@@ -33,7 +33,7 @@ class RunOptions(TypedDict, total=False):
     run_id: str | None
     """Chosen by the caller; a fresh one without it."""
     limits: Limits | None
-    """Instead of the runner's."""
+    """Instead of the runner's, also when the run is resumed."""
     session_id: str | None
     user_id: str | None
     tags: tuple[str, ...]
@@ -55,13 +55,13 @@ class ResumeOptions(TypedDict, total=False):
     """Answers for a suspended run (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False` or
     `ToolDenied(...)` for an approval, the result for an external tool."""
     strict: bool
-    """Raise `ReplayError` instead of running a changed call again."""
+    """Raise `ReplayError` instead of running a changed call again, or a step whose record is not whole."""
     model: Model | str | None
     deps: object
     prompts: Prompts | PromptSource | None
     """Instead of those that the run began with."""
     limits: Limits | None
-    """Instead of the runner's, for the rest of the run."""
+    """Instead of the run's own or the runner's, until the run is interrupted again. What it has spent counts."""
     models: Mapping[str, Model | str] | None
     """Stage path -> model; without it, the names that the run began with."""
 

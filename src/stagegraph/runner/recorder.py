@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
@@ -15,14 +20,14 @@ from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
-from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
+from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
 from stagegraph.schema.serialize import json_of
 
-from .identity import ReplayCache
+from .identity import ReplayCache, changes, used_of
 from .recovery import counted
-from .state import total
+from .state import Clock, total
 
 if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
@@ -31,10 +36,35 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .identity import NodeKey
+    from .limits import Ledger
     from .options import RunSpec
     from .state import CacheKey, CallState, RunState
 
 MISSING: Any = object()
+
+
+class Announced(NamedTuple):
+    """The events of a call before its run was resumed; -1 where there was none."""
+
+    start_event: int = -1
+    end_event: int = -1
+    """Only where it succeeded."""
+
+
+_NOTHING = Announced()
+
+
+def _announced(calls: Iterable[CallRow]) -> dict[str, Announced]:
+    """What was said of each call by its key, and of each fan-out by its branches' keys up to the index."""
+    found: dict[str, Announced] = {}
+    for row in sorted(calls, key=lambda row: row.start_event, reverse=True):
+        done = row.status in {"succeeded", "running"}  # a graph that runs again has the event of its first end
+        found[row.key] = Announced(row.start_event, row.end_event if done else -1)
+        for place, letter in enumerate(row.key):
+            if letter == "[":
+                found[row.key[: place + 1]] = Announced(row.start_event)
+    return found
+
 
 _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
@@ -55,6 +85,8 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         user_id=spec.user_id,
         models=models,
         override=to_jsonable_python(dict(spec.override), fallback=str),
+        limits=spec.limits.as_label() if spec.limits is not None else {},
+        replay=spec.replay,
     )
     return RunRow(
         run_id=spec.run_id,
@@ -79,20 +111,27 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
-        self._continues = spec.resumed is not None
-        """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
         self._state = state
-        self._cache = cache
+        self._ledger = ledger
+        self._own = ReplayCache()
+        """What the run has recorded before it was resumed."""
+        self._said: Mapping[str, Announced] = {}
+        self._other = ReplayCache()
+        """What the run that it replays has recorded."""
+        self._begun: list[CallState] = []
+        """Steps that have begun in this turn of the event loop."""
         self._overridden: set[str] = set()
         self._prompts: dict[str, str] = {}
         """Path -> JSON of the prompt in force."""
 
     @classmethod
-    async def open(cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> Recorder:
+    async def open(
+        cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None
+    ) -> Recorder:
         """Take the run for this process, and read the run that it resumes or replays.
 
         Raises:
@@ -104,26 +143,56 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None)
         else:
             journal.put_soon(mine)
+        recorder = cls(journal, mine, spec, state, ledger)
+        calls: list[CallRow] = []
         if spec.resumed is not None:
-            cache = ReplayCache(await journal.calls(spec.run_id), await journal.ops(spec.run_id))
-        elif spec.replay is not None:
-            if await journal.run(spec.replay) is None:
+            calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
+            recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+            recorder._said = _announced(calls)
+            recorder._go_on(calls, ops)
+        if spec.replay is not None:
+            if spec.resumed is None and await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
                 raise JournalError(msg)
-            cache = ReplayCache(await journal.calls(spec.replay))
-        else:
-            cache = ReplayCache()
-        return cls(journal, mine, spec, state, cache)
+            recorder._other = ReplayCache(await journal.calls(spec.replay), used=used_of(spec.replay, calls))
+        return recorder
+
+    def _go_on(self, calls: list[CallRow], ops: list[OpRow]) -> None:
+        """Count what the run has spent before it was resumed."""
+        labels = self._row.read_labels()
+        begins, ended = (self._row.started, *labels.resumed), list(labels.ended)
+        for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
+            moments = [row.started + row.duration for row in calls if begin <= row.started < end]
+            ended.append(min(end, max(moments, default=begin)))
+        self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
+        self._journal.put_soon(self._row)
+        # Where the clock was set back meanwhile, what comes now is still later than what was before.
+        offset = max(self._state.clock.offset, max(ended, default=0.0) - perf_counter())
+        self._state.clock = Clock(offset)
+        if self._ledger is not None:
+            self._ledger.go_on(calls, ops)
+
+    def seconds_before(self) -> float:
+        """How long the run has been going on before it was resumed."""
+        return sum(max(0.0, end - begin) for begin, end in self._row.segments())
+
+    async def note_spent(self) -> None:
+        """Record what is spent with the next request, before it is made: no crash may forget it."""
+        if self._ledger is not None:
+            await self._journal.put(self._ledger.as_row(self._row.run_id))
 
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
         output_type = run.tree.root.__node__.output_type
+        labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
+            *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
                 self._row,
                 status="running" if left else run.status,
-                duration=time.time() - self._row.started,
+                duration=max(0.0, now - self._row.started),
+                labels=replace(labels, ended=(*labels.ended, now)).to_json(),
                 output=output_type.as_json(run.output) if run.status == "succeeded" else None,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
@@ -132,12 +201,35 @@ class Recorder:
                 output_tokens=min(usage.output_tokens, _LARGEST),
                 cost=None if cost is None else str(cost),
                 owner=None,
-            )
+            ),
         )
+
+    def announced(self, key: str) -> Announced:
+        """What was said of a call, or of a fan-out (`build[`), before the run was resumed."""
+        return self._said.get(key, _NOTHING)
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
+        if (began := self._own.graph_began(call.key)) is not None:
+            call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
+
+    def step_begins(self, call: CallState) -> None:
+        """Record that a step has begun: after a crash its row says that it may have had an effect.
+
+        Nothing waits for that row, and a step that has ended until the next turn of the event loop needs none.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._put_begun)
+        self._begun.append(call)
+
+    def _put_begun(self) -> None:
+        going_on = [
+            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
+        ]
+        self._begun = []
+        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+            self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
@@ -152,21 +244,33 @@ class Recorder:
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
         try:
             given = call.node.__node__.input_type.to_json(call.input)
-        except (PydanticSerializationError, ValueError):
-            return MISSING, None  # an input that JSON cannot hold identifies nothing
+        except (PydanticSerializationError, ValueError):  # an input that JSON cannot hold identifies nothing
+            self._claim(call, "")
+            self._note_unidentified(call)
+            return MISSING, None
         cache_key = call.cache_key = node_key.of_call(given)
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
-        found = self._cache.claim(key, cache_key.identity) if self._cache else None
+        if not (self._own or self._other):
+            return MISSING, None
+        found = self._claim(call, cache_key.identity)
         if found is None:
-            self._note_change(key, cache_key)
+            self._note_change(call, cache_key)
         elif found.finished:
             output = self._output(call, found.row)
             if output is not MISSING:
                 return output, None
         else:
-            self._note_loss(key)
+            self._note_loss(call)
         return MISSING, found
+
+    def _claim(self, call: CallState, identity: str) -> Recorded | None:
+        kind = call.node.__node__.kind
+        return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
+
+    def _before(self, key: str) -> CallRow | None:
+        """The call that was recorded with this key."""
+        return self._own.at(key) or self._other.at(key)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
@@ -175,33 +279,53 @@ class Recorder:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
         call.replayed = True
+        same_run = row.run_id == self._row.run_id
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
             call.use = ModelUse(attempts=row.attempts, messages=messages)
-            if self._continues:
+            if same_run:  # another run that replays it has spent nothing
                 call.use.usage = USAGE.validate_json(row.usage)
                 call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, key: str, cache_key: CacheKey) -> None:
-        changed = self._cache.changed(key, cache_key.input, cache_key.parts)
-        if changed is None:
-            return
-        if changed == "nothing":
-            self._note_loss(key)
-            return
-        self._state.rerun[key] = changed
-        if self._spec.strict:
-            msg = (
-                f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
-            )
-            raise ReplayError(msg)
+    def _note_change(self, call: CallState, cache_key: CacheKey) -> None:
+        before = self._before(call.key)
+        changed = None if before is None else changes(before, cache_key)
+        if changed:
+            self._note(call, changed, f"differs from its record: {changed} changed")
+        else:
+            self._note_loss(call)
 
-    def _note_loss(self, key: str) -> None:
+    def _note_loss(self, call: CallState) -> None:
         """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._cache.at(key)
-        if before is not None and before.status == "succeeded" and not before.identity:
-            self._state.rerun[key] = "the output cannot be written down whole"
+        before = self._before(call.key)
+        if before is None:
+            return
+        if before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+            self._note(call, why, f"has a record that is not whole: {why}", strictly=before.kind == "step")
+        elif before.status == "running" and before.kind == "step" and before.run_id == self._row.run_id:
+            self._state.rerun[call.key] = "it had begun, and its end was not recorded"
+
+    def _note_unidentified(self, call: CallState) -> None:
+        if self._before(call.key) is not None:
+            why = "the input cannot be written down whole"
+            self._note(
+                call, why, f"cannot be compared with its record: {why}", strictly=call.node.__node__.kind == "step"
+            )
+
+    def _note(self, call: CallState, why: str, problem: str, *, strictly: bool = True) -> None:
+        """Keep why a recorded call runs again.
+
+        Raises:
+            ReplayError: in strict mode.
+        """
+        self._state.rerun[call.key] = why
+        if self._spec.strict and strictly:
+            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
+            raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
@@ -236,13 +360,14 @@ class Recorder:
     def _may_write(self, call: CallState) -> bool:
         """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
         identity = call.cache_key.identity if call.cache_key is not None else ""
-        return not self._continues or not self._cache.holds(call.key, identity)
+        return not self._own.holds(call.key, identity)
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, cache_key = call.node.__node__, call.error, call.cache_key
         output, whole = None, True
         if call.status == "succeeded":
             output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
+        began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
             key=call.key,
@@ -255,10 +380,13 @@ class Recorder:
             parts=cache_key.parts_json if cache_key is not None else "{}",
             input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
             output=output,
-            started=self._state.clock.seconds(call.began),
-            duration=call.duration,
+            started=began,
+            duration=duration,
             replayed=call.replayed,
+            source=call.source,
             cost="0",
+            start_event=call.start_event,
+            end_event=call.end_event,
         )
         if error is not None:
             row.error_type, row.error = error.type, error.message

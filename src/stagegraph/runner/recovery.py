@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,6 +23,8 @@ from stagegraph.record.rows import GONE, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
+from .deps import DepsOf, check_deps_of
+from .limits import Limits
 from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
@@ -38,9 +40,6 @@ _LONGEST_DELAY = 300.0
 """Seconds until a run that cannot be taken up is tried again, at most."""
 _MANY = 1_000_000
 
-DepsOf = Callable[[RunRow], Awaitable[object]]
-"""From the row of an interrupted run to the deps with which it is resumed."""
-
 
 class Registry:
     """Graphs by name, and how the interrupted runs of each are finished."""
@@ -54,9 +53,12 @@ class Registry:
         """Finish the interrupted runs of a graph; `"never"` leaves them alone.
 
         Raises:
-            DeclarationError: another graph of that name was added, or the same one with other deps.
+            DeclarationError: another graph of that name was added, or the same one with other deps, or *deps_of* can
+                make none.
         """
         name = graph.__node__.name
+        if deps_of is not None and deps_of != "never":
+            check_deps_of(deps_of, name)
         before, deps_before = self._added.get(name, (graph, None))
         if before is not graph and (type(before) is not type(graph) or _state(before) != _state(graph)):
             msg = (
@@ -124,7 +126,7 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
         mine,
         status=status,
         owner=None,
-        duration=time.time() - row.started,
+        duration=max(0.0, time.time() - row.started),
         error_type=GIVEN_UP if why else None,
         error=why,
     )
@@ -181,9 +183,11 @@ class _Finisher:
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except StagegraphError as error:
-            self._put_off(row, "was taken up and ended with", error)
+            _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
+            self._put_off(row)
         except Exception as error:  # noqa: BLE001 - the next one may do better
-            self._put_off(row, "could not be taken up:", error)
+            _log.error("run %s of %s could not be taken up: %s", row.run_id, row.graph, error, exc_info=error)
+            self._put_off(row)
         finally:
             self._going.discard(row.run_id)
 
@@ -202,12 +206,11 @@ class _Finisher:
                 row.graph,
             )
 
-    def _put_off(self, row: RunRow, what: str, error: Exception) -> None:
+    def _put_off(self, row: RunRow) -> None:
         """Try a run again later, if it is still interrupted then, each time after a longer delay."""
         _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY / 2))
         delay = min(2 * delay, _LONGEST_DELAY)
         self._failures[row.run_id] = (time.monotonic() + delay, delay)
-        _log.warning("run %s %s %s", row.run_id, what, type(error).__name__)
 
 
 async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:
@@ -255,12 +258,13 @@ async def resumed_spec(
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
-        limits=options.get("limits"),
+        limits=options.get("limits") or Limits.recorded(labels),
         session_id=labels.session_id,
         user_id=labels.user_id,
         tags=labels.tags,
         metadata=labels.metadata,
         override=labels.override,
+        replay=labels.replay,
         answers=answered,
         resumed=row,
         strict=strict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -57,7 +58,8 @@ class ActiveRun:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state)
+                ledger = self._executor.ledger
+                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state, ledger)
             self._recorded.set()
             return await self._seated()
         finally:
@@ -145,7 +147,8 @@ class ActiveRun:
         seconds = self._resources.limits.seconds
         with executor.scope as scope:
             if seconds is not None:
-                scope.deadline = anyio.current_time() + seconds
+                before = 0.0 if executor.recorder is None else executor.recorder.seconds_before()
+                scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
                     await root(value)
@@ -202,8 +205,8 @@ class ActiveRun:
         self._log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
         self._log.close()
 
-    def record(self) -> Run[Any, Any]:
-        """The run as it stands now; once it ended, it does not change any more."""
+    def record(self, *, frozen: bool = True) -> Run[Any, Any]:
+        """The run as it stands now; its calls do not change any more, unless it is still running and not *frozen*."""
         spec, state = self.spec, self.state
         root, clock, calls = state.root, state.clock, state.calls
         status, error = state.end or (root.status, root.error)
@@ -211,7 +214,8 @@ class ActiveRun:
         def read_root() -> Call:
             return call_tree(list(calls.values()) or [root], clock)
 
-        frozen = read_root() if state.end is None else None
+        root_now = read_root() if state.end is None and frozen else None
+        began, duration = root.times(clock)
         return Run(
             id=spec.run_id,
             graph=state.name,
@@ -219,8 +223,8 @@ class ActiveRun:
             input=root.input,
             output=root.output,
             error=error,
-            started=clock.calendar(root.began),
-            duration=root.duration,
+            started=datetime.fromtimestamp(began, UTC),
+            duration=duration,
             metadata=spec.metadata,
             tags=spec.tags,
             session_id=spec.session_id,
@@ -229,8 +233,8 @@ class ActiveRun:
             pending=tuple(one for call in calls.values() if call.status == "suspended" for one in call.use.pending),
             rerun=dict(state.rerun),
             tree=state.tree,
-            read_root=read_root if frozen is None else lambda: frozen,
-            read_spent=(lambda: total(calls.values())) if frozen is None and len(calls) > 1 else None,
+            read_root=read_root if root_now is None else lambda: root_now,
+            read_spent=(lambda: total(calls.values())) if root_now is None and len(calls) > 1 else None,
         )
 
 

@@ -20,6 +20,7 @@ from stagegraph.record.rows import Journal, RunRow
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, NotRunningError
 
+from .deps import DepsOf, deps_for
 from .event_log import EventLog
 from .executor import Executor, Resources
 from .lifetime import Lifetime
@@ -28,7 +29,7 @@ from .live import LiveRun
 from .observer import Tracing, by_environment
 from .options import ResumeOptions, RunOptions, RunSpec, check_options, check_prompts, check_values
 from .recorder import new_row
-from .recovery import DepsOf, Registry, resumed_spec
+from .recovery import Registry, resumed_spec
 from .run import ActiveRun
 from .state import RunState
 
@@ -173,7 +174,7 @@ class Runner:
         return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
-        log = EventLog(spec.run_id, _BUFFERED_EVENTS)
+        log = EventLog(spec.run_id, _BUFFERED_EVENTS, 0 if spec.resumed is None else spec.resumed.segment + 1)
         live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
         self._lifetime.add(live)
         return live
@@ -185,11 +186,12 @@ class Runner:
     def add(self, graph: Node[Any, Any], *, deps_of: DepsOf | Literal["never"] | None = None) -> None:
         """Make a graph known before it runs, so that its interrupted runs can be finished.
 
-        *deps_of* makes their deps from the recorded row of a run; `"never"` leaves those runs alone.
+        *deps_of*, a plain function or an async one, makes their deps from the recorded row of a run; `"never"` leaves
+        those runs alone.
 
         Raises:
-            DeclarationError: another graph of that name was added, or the same one with other deps; a recorded run has
-                only the name of its graph.
+            DeclarationError: another graph of that name was added, or the same one with other deps (a recorded run has
+                only the name of its graph); or *deps_of* is no function of one row that returns.
         """
         self._registry.add(graph, deps_of)
 
@@ -212,7 +214,7 @@ class Runner:
         return None if found is None else self._finish(row, *found)
 
     async def _finish(self, row: RunRow, graph: Node[Any, Any], deps_of: DepsOf | None) -> Run[Any, Any]:
-        deps = None if deps_of is None else await deps_of(row)
+        deps = None if deps_of is None else await deps_for(row, deps_of)
         spec = await self._resumed(row.run_id, {"graph": graph, "deps": deps})
         return spec if isinstance(spec, Run) else await self._start(spec, patient=True).result()
 

@@ -67,14 +67,28 @@ class CallState:
     use: ModelUse = NO_MODEL
     replayed: bool = False
     cache_key: CacheKey | None = None
+    source: str | None = None
+    """`CallRow.source`."""
+    ran: tuple[float, float | None] | None = None
+    """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it was made for; set only for a trace."""
+    start_event: int = -1
+    """The number of the event that announced it (`CallRow`)."""
+    end_event: int = -1
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
 
     @property
     def duration(self) -> float:
         return (self.ended or perf_counter()) - self.began
+
+    def times(self, clock: Clock) -> tuple[float, float]:
+        """When it began, in seconds since 1970, and how long it took: what was recalled has run when it did."""
+        if self.ran is None:
+            return clock.seconds(self.began), self.duration
+        began, seconds = self.ran
+        return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +161,7 @@ def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
         usage = copy(usage)  # the agent still adds to it
     if children:
         usage, cost = summed(children)
+    began, duration = state.times(clock)
     return Call(
         path=state.path,
         key=state.key,
@@ -157,8 +172,8 @@ def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
         error=state.error,
         usage=usage,
         cost=cost,
-        started=clock.calendar(state.began),
-        duration=state.duration,
+        started=datetime.fromtimestamp(began, UTC),
+        duration=duration,
         attempts=state.use.attempts,
         messages=state.use.messages,
         children=children,

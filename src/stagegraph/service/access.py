@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import inspect
 import logging
+import math
+import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from stagegraph.record.rows import CancelRow
+from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import is_interrupted
 
 from .journal_events import JournalEvents
@@ -20,11 +26,15 @@ from .problems import Problem
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.rows import Journal, RunRow
-    from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
+
+    from .repeats import Repeatable
 
 _log = logging.getLogger("stagegraph.service")
 
+_BYTES_PER_CALL = 2_500
+_FOLLOWED = 8
+"""How many runs of other processes keep their events, for readers that reconnect."""
 _POLL_EVERY = 0.25
 """Seconds between two reads of the journal while another process is asked to cancel a run."""
 
@@ -56,19 +66,49 @@ class Access:
         runner: What runs it.
         policy: Who may see which run.
         remember: How many ended runs keep their events.
+        remember_bytes: How much memory they may take, about.
     """
 
-    def __init__(self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int) -> None:
+    def __init__(
+        self, graph: Node[Any, Any], runner: Runner, policy: Policy, remember: int, remember_bytes: int
+    ) -> None:
         self.graph = graph
         self.runner = runner
         self._policy = policy
         self._remember = remember
+        self._remember_bytes = remember_bytes
         self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
         self._followed: OrderedDict[str, JournalEvents] = OrderedDict()
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
-        """Keep a run after its end, until *remember* other runs have ended."""
-        live.task.add_done_callback(lambda _: self._add(self._ended, live.run_id, live))
+        """Keep a run after its end, until *remember* other runs have ended, or its memory is needed for them."""
+
+        def ended(_: object) -> None:
+            self._add(self._ended, live.run_id, live, self._remember)
+            weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
+            weighing.add_done_callback(weighed)
+
+        def weighed(done: asyncio.Future[int]) -> None:
+            self._sizes = {run_id: self._sizes.get(run_id, 0) for run_id in self._ended}
+            if live.run_id in self._sizes and not done.cancelled():
+                self._sizes[live.run_id] = done.result()
+            alone = 0 if self.runner.journal is not None else 1  # without a journal, the newest is nowhere else
+            while sum(self._sizes.values()) > self._remember_bytes and len(self._ended) > alone:
+                del self._sizes[self._ended.popitem(last=False)[0]]
+
+        live.task.add_done_callback(ended)
+
+    @property
+    def by_user(self) -> bool:
+        """Whether each user sees own runs alone."""
+        return self._policy is only_its_user
+
+    async def may_see(self, row: RunRow, user: str | None) -> bool:
+        """Whether a user may see a run of the journal."""
+        labels = row.read_labels()
+        run = RunRef(run_id=row.run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
+        return await self._allows(user, run)
 
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
@@ -87,23 +127,42 @@ class Access:
             row = None if journal is None else await journal.run(run_id)
             if row is None:
                 raise _unknown(run_id)
-            labels = row.read_labels()
-            run = RunRef(run_id=run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
-            await self._check(user, run)
+            if not await self.may_see(row, user):
+                raise _unknown(run_id)
             return row
         run = RunRef(run_id=run_id, graph=found.graph, user_id=found.user_id, session_id=found.session_id)
-        await self._check(user, run)
+        if not await self._allows(user, run):
+            raise _unknown(run_id)
         return found
 
-    def events(self, run_id: str) -> JournalEvents:
-        """The events of a run of another process; all readers of one run share them, also those that reconnect."""
-        found = self._followed.get(run_id) or JournalEvents(self.journal, run_id)
-        self._add(self._followed, run_id, found)
+    async def repeated(self, asked: Repeatable, user: str | None) -> LiveRun[Any, Any] | RunRow | None:
+        """The run that an earlier request with the same key has begun.
+
+        Raises:
+            Problem: it had another body.
+        """
+        journal = self.runner.journal
+        recorded = self.here(asked.run_id) or (None if journal is None else await journal.run(asked.run_id))
+        if recorded is None and self.here(asked.run_id) is None:  # nor was it begun while the journal was read
+            return None
+        found = await self.find(asked.run_id, user)
+        asked.check(found.metadata if isinstance(found, LiveRun) else found.read_labels().metadata)
         return found
+
+    def events(self, found: LiveRun[Any, Any] | RunRow) -> JournalEvents:
+        """The events of a run of another process; all readers of one run share them, also those that reconnect."""
+        name = f"{found.run_id} {found.segment}"  # what is suspended ends, and goes on when it is resumed
+        events = self._followed.get(name) or JournalEvents(self.journal, found.run_id)
+        self._add(self._followed, name, events, min(self._remember, _FOLLOWED))
+        return events
 
     async def ask_to_cancel(self, row: RunRow, seconds: float) -> RunRow:
         """Ask the process that runs it to cancel a run, wait at most *seconds*, and return the row as it is then."""
         await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
+        return await self.end_of(row, seconds)
+
+    async def end_of(self, row: RunRow, seconds: float = math.inf) -> RunRow:
+        """The row of a run once no process runs it any more, or as it is after *seconds*."""
         with anyio.move_on_after(seconds):
             while row.status == "running" and not is_interrupted(row):
                 await anyio.sleep(_POLL_EVERY)
@@ -121,22 +180,35 @@ class Access:
             raise Problem(409, "no-journal", "this service records no runs: give its runner a journal")
         return self.runner.journal
 
-    def _add(self, kept: OrderedDict[str, Any], run_id: str, value: object) -> None:
-        kept[run_id] = value
-        kept.move_to_end(run_id)
-        while len(kept) > self._remember:
+    @staticmethod
+    def _add(kept: OrderedDict[str, Any], name: str, value: object, most: int) -> None:
+        kept[name] = value
+        kept.move_to_end(name)
+        while len(kept) > most:
             kept.popitem(last=False)
 
-    async def _check(self, user: str | None, run: RunRef) -> None:
-        """Answer 404 for a run that the user may not see, so that ids cannot be probed."""
+    async def _allows(self, user: str | None, run: RunRef) -> bool:
+        """Whether the policy lets a user see a run; else the answer is 404, so that ids cannot be probed."""
         policy: Callable[..., Any] = self._policy  # its code may be untyped, so that what it returns is checked
         allowed = run.graph == self.graph.__node__.name and policy(user, run)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if not isinstance(allowed, bool):
             _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
-        if allowed is not True:
-            raise _unknown(run.run_id)
+        return allowed is True
+
+
+def _bytes_of(live: LiveRun[Any, Any], enough: int) -> int:
+    """About how much memory a run that has ended takes: its values, and the rest of each call with its events."""
+    values: list[object] = [(call.input, call.output, call.messages) for call in live.run.root.walk()]
+    size, seen = _BYTES_PER_CALL * len(values), set[int]()
+    while values and size <= enough:
+        value = values.pop()
+        if id(value) not in seen and not isinstance(value, (type, ModuleType, FunctionType)):
+            seen.add(id(value))
+            size += sys.getsizeof(value)
+            values += gc.get_referents(value)
+    return size
 
 
 def _unknown(run_id: str) -> Problem:

@@ -16,6 +16,7 @@ from .problems import Problem
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
+    from stagegraph.schema.schema import Schema
 
 ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
 """The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
@@ -87,11 +88,23 @@ def run_json(graph: Node[Any, Any], run: Run[Any, Any], status: ShownStatus, det
         "detail": detail,
     }
     try:
-        output = graph.__node__.output_type.show_json(run.output) if status == "succeeded" else b"null"
-    except PydanticSerializationError:
+        output = _output(graph.__node__.output_type, run.output) if status == "succeeded" else b"null"
+    except (ValueError, TypeError):
         text = "the run succeeded, but its output cannot be written as JSON"
         raise Problem(500, "output", text, run_id=run.id) from None
-    return json.dumps(state).encode()[:-1] + b', "output": ' + output + b"}"
+    return json.dumps(state, ensure_ascii=False).encode(errors="replace")[:-1] + b', "output": ' + output + b"}"
+
+
+def _output(schema: Schema, value: object) -> bytes:
+    """An output as JSON; half of a character, which models do send, is written as its escape.
+
+    Raises:
+        ValueError: it has no JSON.
+    """
+    try:
+        return schema.show_json(value)
+    except PydanticSerializationError:
+        return json.dumps(schema.show(value)).encode()
 
 
 class Denied(BaseModel):

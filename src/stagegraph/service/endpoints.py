@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
-from pydantic import JsonValue
+import anyio.to_thread
+from pydantic import JsonValue, ValidationError
 from pydantic_ai import ToolDenied
 from starlette.requests import Request
 from starlette.responses import Response
 
+from stagegraph.data.events import EVENTS_PER_SEGMENT
+from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.run import ReplayError, Run, RunError, stored_run
+from stagegraph.record.rows import FeedbackRow, RunRow
+from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
+from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
-from stagegraph.schema.errors import DeclarationError, JournalError
+from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
-from .event_stream import EventFormat, EventStream, disconnected, last_seen
-from .problems import Problem, problem_of_run
+from .event_stream import EventFormat, EventStream, disconnected, event_number
+from .listing import RunList, Wanted, list_runs
+from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
-    from stagegraph.record.rows import RunRow
+    from stagegraph.runner.options import RunOptions
 
     from .access import Access
     from .bodies import FeedbackBody, ShownStatus
+    from .repeats import Repeatable
 
 _CANCEL_SECONDS = 10.0
 """Seconds that a cancelled run has to clean up before the response says that it is still ending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a run, and with what besides its input."""
+
+    user: str | None
+    session: str | None
+    deps: object
+    repeatable: Repeatable | None
+    """For a request with an `Idempotency-Key`."""
 
 
 class Endpoints:
@@ -49,55 +67,96 @@ class Endpoints:
         self._format = format
         self._cancels = cancels
 
-    def start(
-        self, value: Any, user: str | None, session: str | None, deps: object, *, deltas: bool = False
-    ) -> LiveRun[Any, Any]:
-        """Start a run.
+    async def start(self, value: Any, asked: Asked, *, deltas: bool = False) -> LiveRun[Any, Any] | RunRow:
+        """Start a run, or find the one that an earlier request with the same key has started.
 
         Raises:
             BusyError: the runner accepts no more runs now.
+            Problem: the key was used with another body.
         """
-        live = self._runner.start(self._graph, value, deps=deps, deltas=deltas, user_id=user, session_id=session)
-        self._access.keep(live)
+        options: RunOptions = {"user_id": asked.user, "session_id": asked.session}
+        found, repeatable = None, asked.repeatable
+        if repeatable is not None:
+            found = await self._access.repeated(repeatable, asked.user)
+            options |= {"run_id": repeatable.run_id, "metadata": repeatable.metadata}
+        if isinstance(found, RunRow):
+            return found
+        live = found or self._runner.start(self._graph, value, deps=asked.deps, deltas=deltas, **options)
+        if repeatable is not None:
+            try:
+                await live.recorded()
+            except JournalError:
+                begun = await self._access.repeated(repeatable, asked.user)
+                if isinstance(begun, RunRow):
+                    return begun  # by another process, which was faster
+                raise
+        if found is None:
+            self._access.keep(live)
         return live
 
-    async def answer(self, live: LiveRun[Any, Any], request: Request, *, wait: bool) -> Response:
-        """The state of a run that was started: at its end, or as soon as it is in the journal."""
+    async def answer(
+        self, live: LiveRun[Any, Any] | RunRow, request: Request, *, wait: bool, keyed: bool = False
+    ) -> Response:
+        """The state of a run that was started: at its end, or as soon as it is in the journal.
+
+        A *keyed* run is not cancelled when its client leaves, which may come back with the same key.
+        """
+        if isinstance(live, RunRow):
+            return await self._answer_again(live, request, wait=wait)
         await live.recorded()
         if not wait:
-            return self._response(live.run, 202, request)
-        if self._cancels:
+            return await self._response(live.progress, 202, request)
+        if self._cancels and not keyed:
             await self._ended_or_left(live, request)
         try:
             run = await live.result()
         except RunError as error:
             raise problem_of_run(error, live.run_id, ready=self._runner.ready) from None
-        return self._response(run, 202 if run.status == "suspended" else 200, request)
+        return await self._response(run, 202 if run.status == "suspended" else 200, request)
 
-    async def streamed(self, live: LiveRun[Any, Any]) -> Response:
+    async def _answer_again(self, row: RunRow, request: Request, *, wait: bool) -> Response:
+        """The same of a run that another process, or an earlier one, has started."""
+        if wait:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_if_left, request, group.cancel_scope)
+                row = await self._access.end_of(row)
+                group.cancel_scope.cancel()
+        if wait and row.status in {"failed", "cancelled"}:
+            raise problem_of_record(await stored_run(self._access.journal, row, self._graph))
+        return await self._stored(row, 200 if wait and row.status == "succeeded" else 202, request)
+
+    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked) -> Response:
         """The events of a run that was started for them."""
+        if isinstance(live, RunRow):
+            return await self.events(live.run_id, asked.user)
         await live.recorded()
 
         def leave() -> None:
-            if self._cancels and not live.done:
+            if self._cancels and asked.repeatable is None and not live.done:
                 live.task.cancel()
 
         return EventStream(self._format.live(live, -1), live.run_id, on_leave=leave)
 
-    async def events(self, run_id: str, user: str | None, after: int, last_event_id: str | None) -> Response:
-        """The events of a run that was started before; those of a run of another process come from the journal."""
+    async def events(self, run_id: str, user: str | None, *last_ids: str | None) -> Response:
+        """The events of a run that was started before, after the first of *last_ids* that is the id of an event.
+
+        Those of a run of another process come from the journal.
+        """
         found, live = await self._access.find(run_id, user), self._access.here(run_id)
+        numbers = (number for one in last_ids if (number := event_number(one)) is not None)
+        seen = next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
         if live is not None and live.segment == found.segment:
-            seen = after if last_event_id is None else last_seen(last_event_id, str(live.segment))
             return EventStream(self._format.live(live, seen), run_id)
-        recorded = self._access.events(run_id)
-        seen = last_seen(last_event_id, recorded.name)
-        return EventStream(self._format.recorded(recorded, seen, self._runner.live), run_id)
+        return EventStream(self._format.recorded(self._access.events(found), seen, self._runner.live), run_id)
+
+    async def list(self, user: str | None, wanted: Wanted) -> RunList:
+        """The runs that a user may see."""
+        return await list_runs(self._access, user, wanted)
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """The state of a run."""
         found = await self._access.find(run_id, user)
-        return self._response(found.run, 200) if isinstance(found, LiveRun) else await self._stored(found)
+        return await (self._response(found.progress, 200) if isinstance(found, LiveRun) else self._stored(found))
 
     async def cancel(self, run_id: str, user: str | None) -> Response:
         """End a run now; a suspended or interrupted one is given up."""
@@ -105,7 +164,7 @@ class Endpoints:
         if isinstance(found, LiveRun):
             with anyio.move_on_after(_CANCEL_SECONDS):
                 await found.cancel()
-            return self._response(found.run, 200 if found.done else 202)
+            return await self._response(found.progress, 200 if found.done else 202)
         if found.status == "running" and not is_interrupted(found):
             found = await self._access.ask_to_cancel(found, _CANCEL_SECONDS)
             return await self._stored(found, 202 if found.status == "running" else 200)
@@ -141,6 +200,8 @@ class Endpoints:
     async def score(self, run_id: str, user: str | None, given: FeedbackBody) -> None:
         """Score a run or one of its calls."""
         await self._access.find(run_id, user)
+        if given.name == CORRECTION:
+            await self._check_correction(run_id, given)
         try:
             await feedback(run_id, given.name, given.value, key=given.key, comment=given.comment, runner=self._runner)
         except DeclarationError:
@@ -150,6 +211,27 @@ class Endpoints:
             if given.key is None:
                 raise
             raise Problem(404, "unknown-call", "the run has no such call", run_id=run_id) from None
+
+    async def _check_correction(self, run_id: str, given: FeedbackBody) -> None:
+        """Refuse a correction that could never become an expected output.
+
+        Raises:
+            Problem: it does not fit the output type of the run, or of the call.
+        """
+        journal, node = self._runner.journal, self._graph
+        if given.key is not None:
+            calls = [] if journal is None else await journal.calls(run_id)
+            path = next((call.path for call in calls if call.key == given.key), None)
+            if path is None or path not in self._graph.__node__.tree.nodes:
+                return  # `feedback` knows no such call, or the graph has changed since
+            node = self._graph.__node__.tree.nodes[path]
+        type_ = node.__node__.output_type
+        try:
+            corrected(given.value, type_)
+        except ValueError as error:
+            reason = problems_of(error) if isinstance(error, ValidationError) else str(error)
+            text = f"a correction is the expected output, {type_.name}, as JSON in a text: {reason}"
+            raise Problem(422, "invalid", text, run_id=run_id) from None
 
     async def _ended_or_left(self, live: LiveRun[Any, Any], request: Request) -> None:
         """Wait until the run ends, or until its client leaves, which cancels the run."""
@@ -161,20 +243,26 @@ class Endpoints:
         if not live.done:
             await live.cancel()
 
-    def _response(self, run: Run[Any, Any], status: int, request: Request | None = None) -> Response:
-        headers: dict[str, str] = {}
-        if status == 202 and request is not None:  # noqa: PLR2004
-            runs, _, _ = request.url.path.rpartition("/runs")
-            headers["Location"] = f"{runs}/runs/{run.id}"
-        return Response(run_json(self._graph, run, run.status), status, headers, "application/json")
+    async def _response(self, run: Run[Any, Any], status: int, request: Request | None = None) -> Response:
+        _ = run.usage  # counted here: the calls of a run that goes on belong to the event loop
+        return await self._written(run, run.status, None, status, request)
 
-    async def _stored(self, row: RunRow, status: int = 200) -> Response:
-        run = await stored_run(self._access.journal, row, self._graph)
+    async def _written(
+        self, run: Run[Any, Any], shown: ShownStatus, detail: str | None, status: int, request: Request | None
+    ) -> Response:
+        """A run's state, written beside the event loop: an output may be large."""
+        content = await anyio.to_thread.run_sync(run_json, self._graph, run, shown, detail)
+        return Response(content, status, _location(run.id, status, request), "application/json")
+
+    async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
+        row, calls = await rows_so_far(self._access.journal, row)
+        scores: list[FeedbackRow] = []
+        run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
         shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
-        return Response(run_json(self._graph, run, shown, detail), status, None, "application/json")
+        return await self._written(run, shown, detail, status, request)
 
     async def _suspended(self, run_id: str, user: str | None) -> RunRow:
         """The row of a suspended run.
@@ -190,6 +278,18 @@ class Endpoints:
         if isinstance(found, LiveRun) or status != "suspended":
             raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
         return found
+
+
+async def _cancel_if_left(request: Request, scope: anyio.CancelScope) -> None:
+    await disconnected(request.receive)
+    scope.cancel()
+
+
+def _location(run_id: str, status: int, request: Request | None) -> dict[str, str]:
+    if status != 202 or request is None:  # noqa: PLR2004
+        return {}
+    runs, _, _ = request.url.path.rpartition("/runs")
+    return {"Location": f"{runs}/runs/{run_id}"}
 
 
 def _answers(run: Run[Any, Any], given: Mapping[str, JsonValue]) -> dict[str, object]:

@@ -6,6 +6,7 @@ their heartbeat has a fixed interval.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -15,15 +16,18 @@ import anyio
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from stagegraph.data.events import CallFinished, CallRetried, Event, RunFinished
+from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallRetried, Event, RunFinished
+
+from .journal_events import JournalEvents
 
 if TYPE_CHECKING:
+    from stagegraph.record.rows import Journal
     from stagegraph.runner.live import LiveRun
-
-    from .journal_events import JournalEvents
 
 _HEARTBEAT = b": still here\n\n"
 
+_ID = re.compile(r"(?:([0-9]{1,9})-)?([0-9]{1,10})")
+"""`12`, or `1-12` once the run was resumed: the segment, and the number in it."""
 _HIDDEN = "the details are in the service's own records"
 
 
@@ -70,31 +74,61 @@ async def disconnected(receive: Receive) -> None:
 class EventFormat:
     """How events are sent.
 
+    An event's id is its number over all segments of the run, which the rows of calls have as well: every process, and
+    a later one, continues after it. A stream is in the order of these numbers.
+
     Args:
+        journal: Of the runs, if there is one.
         heartbeat: Seconds of silence after which a comment is sent.
         errors: Whether events contain the texts of errors.
     """
 
+    journal: Journal | None
     heartbeat: float
     errors: bool
 
-    async def live(self, live: LiveRun[Any, Any], after: int) -> AsyncIterator[bytes]:
-        """The events of a run of this process."""
-        prefix = f"{live.segment}-" if live.segment else ""
-        async for batch in live.event_batches(after=after, every=self.heartbeat):
-            yield b"".join(self._chunk(event, prefix) for event in batch) or _HEARTBEAT
+    async def live(self, live: LiveRun[Any, Any], seen: int) -> AsyncIterator[bytes]:
+        """The events of a run of this process after the number *seen*; before a resume they are in the journal."""
+        first = live.segment * EVENTS_PER_SEGMENT
+        here = live.has_event(seen)
+        if not here:
+            seen = seen if seen < first else -1
+            async for chunk in self._before(live, seen, first):
+                yield chunk
+        async for batch in live.event_batches(after=seen - first if here else -1, every=self.heartbeat):
+            numbered = [(live.number_of(event), event) for event in batch]
+            yield b"".join(self._chunk(*one) for one in numbered if one[0] >= first) or _HEARTBEAT
+
+    async def _before(self, live: LiveRun[Any, Any], seen: int, first: int) -> AsyncIterator[bytes]:
+        """What was recorded of a run before it was resumed here."""
+        if self.journal is None or first == 0:
+            return
+        past = JournalEvents(self.journal, live.run_id, None)
+        async for batch in past.batches():
+            yield b"".join(self._chunk(*one) for one in batch if seen < one[0] < first)
+            if not batch or batch[-1][0] >= past.log.newest:
+                return
 
     async def recorded(
-        self, events: JournalEvents, after: int, find_live: Callable[[str], LiveRun[Any, Any] | None]
+        self, events: JournalEvents, seen: int, find_live: Callable[[str], LiveRun[Any, Any] | None]
     ) -> AsyncIterator[bytes]:
-        """The events of a run of another process; once this process resumes the run, all events from then on."""
+        """The same of a run of another process; once this process resumes the run, it follows it here."""
         yield b": this run is in another process; its calls follow as they are recorded\n\n"
-        last = monotonic()
-        async for batch in events.batches(after):
-            if batch:
-                yield b"".join(self._chunk(event, f"{events.name}-") for event in batch)
+        last, newest = monotonic(), seen
+        async for batch in events.batches():
+            if events.log.closed and newest == seen > events.log.newest:
+                seen = -1  # the run has no such event
+            chunks: list[bytes] = []
+            for number, event in batch:
+                if number > seen or (number != seen and isinstance(event, RunFinished)):
+                    newest = max(newest, number)
+                    chunks.append(self._chunk(newest, event))
+            if chunks:
+                yield b"".join(chunks)
+            elif batch:
+                continue
             elif (live := find_live(events.log.run_id)) is not None:
-                async for chunk in self.live(live, -1):
+                async for chunk in self.live(live, newest):
                     yield chunk
                 return
             elif monotonic() - last >= self.heartbeat:
@@ -103,19 +137,20 @@ class EventFormat:
                 continue
             last = monotonic()
 
-    def _chunk(self, event: Event, prefix: str) -> bytes:
+    def _chunk(self, number: int, event: Event) -> bytes:
         if not self.errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
             event = event.model_copy(update={"error": _HIDDEN})
-        return f"id: {prefix}{event.seq}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+        return f"id: {_id(number)}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
-def last_seen(last_event_id: str | None, prefix: str) -> int:
-    """The number of the last event that a client has, from its `Last-Event-ID`.
+def _id(number: int) -> str:
+    segment, seq = divmod(number, EVENTS_PER_SEGMENT)
+    return f"{segment}-{seq}" if segment else str(seq)
 
-    *prefix* is what ids begin with: the segment of a run, or the name of a `JournalEvents`; any other id gives -1.
-    """
-    first, dash, second = (last_event_id or "").strip().partition("-")
-    part, number = (first, second) if dash else ("0", first)
-    if not (number.isascii() and number.isdecimal() and len(number) < 16):  # noqa: PLR2004
-        return -1
-    return int(number) if part == prefix else -1
+
+def event_number(event_id: str | None) -> int | None:
+    """The number of an event from its id; `None` for what is no id."""
+    found = _ID.fullmatch((event_id or "").strip())
+    if found is None or int(found[2]) >= EVENTS_PER_SEGMENT:
+        return None
+    return int(found[1] or 0) * EVENTS_PER_SEGMENT + int(found[2])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from stagegraph.data.events import CallFinished, CallStarted, RunFinished, RunStarted
+from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted, RunFinished, RunStarted
 from stagegraph.data.usage import USAGE
 from stagegraph.runner.event_log import EventLog
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
-    from stagegraph.data.call import Status
     from stagegraph.data.events import Event
     from stagegraph.record.rows import CallRow, Journal, RunRow
 
@@ -31,29 +29,28 @@ _BUFFERED_EVENTS = 10_000
 class JournalEvents:
     """The calls of one run as they are recorded, for any number of readers.
 
-    Events are numbered in the order in which this object saw them, so that the numbers are valid for it alone.
+    Rows have the numbers that their events have in the process that runs the run.
     """
 
-    def __init__(self, journal: Journal, run_id: str) -> None:
-        self.name = f"j{secrets.token_hex(4)}"
-        """Prefix of its event ids, which distinguishes them from those of other objects and processes."""
-        self.log = EventLog(run_id, _BUFFERED_EVENTS)
+    def __init__(self, journal: Journal, run_id: str, size: int | None = _BUFFERED_EVENTS) -> None:
+        self.log = EventLog(run_id, size)
         self._journal = journal
-        self._seen: dict[str, Status] = {}
-        """Key -> the status that the newest event of this call has."""
+        self._seen: set[int] = set()
+        """The numbers of the events in the log."""
         self._reading = anyio.Lock()
         self._next_read = 0.0
         self._started = False
 
-    async def batches(self, after: int) -> AsyncIterator[list[Event]]:
-        """Events with a number above *after*, until the run ends; an empty list when there are none for a while."""
-        await self._read()
-        async for batch in self.log.batches(after, every=_PAUSE):
-            yield batch
+    async def batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Events with their numbers until the run ends; an empty list when there are none for a while."""
+        await self.read()
+        async for batch in self.log.batches(every=_PAUSE):
+            yield [(self.log.number_of(event), event) for event in batch]
             if not batch:
-                await self._read()
+                await self.read()
 
-    async def _read(self) -> None:
+    async def read(self) -> None:
+        """Read what was recorded since the last time."""
         async with self._reading:
             began = monotonic()
             if self.log.closed or began < self._next_read:
@@ -75,33 +72,40 @@ class JournalEvents:
         if not self._started:
             self._started = True
             self.log.put(RunStarted, at=_time(row.started), graph=row.graph)
-        # A parent starts before its children and ends after them, also where the clock shows the same time.
-        news: list[tuple[float, bool, int, CallRow]] = []
-        for call in calls:
-            before = self._seen.get(call.key)
-            if before == call.status:
-                continue
-            if before is None or call.status == "running":
-                news.append((call.started, False, call.position, call))
-            if call.status != "running":
-                news.append((call.started + call.duration, True, -call.position, call))
-            self._seen[call.key] = call.status
-        for seconds, ended, _, call in sorted(news, key=lambda one: one[:3]):
-            self._put(call, seconds, ended=ended)
+        found = [(number, ended, call) for call in calls for number, ended in _numbers(call)]
+        for number, ended, call in sorted(found, key=lambda one: one[0]):
+            if number not in self._seen:
+                self._seen.add(number)
+                self._put(call, number, ended=ended)
         if row.status != "running":
             output = json.loads(row.output) if row.status == "succeeded" and row.output is not None else None
-            self.log.put(RunFinished, status=row.status, error=row.error, output=output, duration=row.duration)
+            result: dict[str, Any] = {name: getattr(row, name) for name in ("status", "error", "duration")}
+            last = (row.segment + 1) * EVENTS_PER_SEGMENT - 1
+            roots = [call.end_event for call in calls if call.parent is None and call.end_event >= 0]
+            self.log.put(RunFinished, before=roots[0] + 1 if roots else last, output=output, **result)
             self.log.close()
 
-    def _put(self, call: CallRow, seconds: float, *, ended: bool) -> None:
+    def _put(self, call: CallRow, number: int, *, ended: bool) -> None:
         node = {name: getattr(call, name) for name in ("key", "path", "kind")}
         if not ended:
-            self.log.put(CallStarted, at=_time(seconds), **node)
+            self.log.put(CallStarted, at=_time(call.started), before=number, **node)
             return
         usage = USAGE.validate_json(call.usage)
         counts = {name: getattr(usage, name) for name in ("requests", "input_tokens", "output_tokens")}
-        result = {name: getattr(call, name) for name in ("status", "error", "duration", "cost")}
-        self.log.put(CallFinished, at=_time(seconds), **node, **counts, **result)
+        result = {name: getattr(call, name) for name in ("error", "duration", "cost")}
+        result["status"] = "succeeded" if call.status == "running" else call.status
+        self.log.put(CallFinished, at=_time(call.started + call.duration), before=number, **node, **counts, **result)
+
+
+def _numbers(call: CallRow) -> Iterator[tuple[int, bool]]:
+    """The numbers of a call's events, and whether it is that of its end.
+
+    A graph that runs again after its run was resumed still has the event of its first end. The rows of older versions
+    have no numbers: their calls begin one after the other, and end in the opposite order.
+    """
+    yield (call.start_event if call.start_event >= 0 else call.position + 1), False
+    if call.status != "running" or call.end_event >= 0:
+        yield (call.end_event if call.end_event >= 0 else EVENTS_PER_SEGMENT // 2 - call.position), True
 
 
 def _time(seconds: float) -> datetime:

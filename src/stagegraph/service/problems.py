@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from stagegraph.record.run import InputError, LimitError, RunError
+from stagegraph.record.run import InputError, LimitError, Run, RunError
 from stagegraph.schema.errors import BusyError, JournalError, StageError
 
 _log = logging.getLogger("stagegraph.service")
@@ -36,6 +36,7 @@ _TITLES = {
     401: "Authentication is required",
     403: "This is not allowed",
     404: "There is no such run",
+    408: "The body did not come",
     409: "The run is in another state",
     413: "The body is too large",
     415: "The body is not JSON",
@@ -148,6 +149,25 @@ def problem_of_run(error: RunError, run_id: str, *, ready: bool) -> Problem:
         return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run_id)
     who = "stage" if any(isinstance(cause, StageError) for cause in causes) else "run"
     return Problem(500, "failed", f"the {who} failed{place}", run_id=run_id)
+
+
+def problem_of_record(run: Run[Any, Any]) -> Problem:
+    """The same from the record of a run, which has the names of errors."""
+    failures = run.failures()
+    error = failures[0].error if failures else run.error
+    place = f" at `{failures[0].key}`" if failures and failures[0].key else ""
+    kind = "" if run.error is None else run.error.type
+    if run.status == "cancelled":
+        return Problem(409, "cancelled", "the run was cancelled", run_id=run.id)
+    if kind == InputError.__name__:
+        return Problem(422, "invalid", "the input does not fit the input type of the graph", run_id=run.id)
+    if kind == LimitError.__name__:
+        return Problem(500, "limit", "the run reached a limit of what it may spend", run_id=run.id)
+    if error is not None and error.type.endswith(("TimeoutError", "CallTimeout")):
+        return Problem(504, "timeout", f"a call exceeded its time limit{place}", run_id=run.id)
+    if error is not None and error.transient:
+        return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run.id)
+    return Problem(500, "failed", f"the run failed{place}", run_id=run.id)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

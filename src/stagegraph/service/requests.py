@@ -6,9 +6,12 @@ FastAPI's own limit (`max_body_size`) answers with plain text instead of problem
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -20,9 +23,13 @@ from stagegraph.schema.errors import StagegraphError
 
 from .problems import Problem, is_unparsed_body, problem_of
 
+_JSON = re.compile(r"application/(?:[a-z0-9!#$&^_.-]+\+)?json")
 
-def route_class(runner: Runner, max_body: int) -> type[APIRoute]:
+
+def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIRoute]:
     """A class of routes that read no body over *max_body* bytes, and answer errors with problem details.
+
+    A body that has not come after *body_seconds* is not waited for.
 
     An error of a hook is left to the app where the app has registered a handler for it.
     """
@@ -34,7 +41,8 @@ def route_class(runner: Runner, max_body: int) -> type[APIRoute]:
             async def handler(request: Request) -> Response:
                 try:
                     limited = _limited(request, max_body)
-                    content = await limited.body()
+                    _check_origin(request)
+                    content = await _body(limited, body_seconds)
                     if content and "content-type" not in request.headers:  # any web page may send such a request
                         raise _not_json()
                     _check_text(content)
@@ -65,6 +73,35 @@ def _not_json() -> Problem:
     return Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
 
 
+async def _body(request: Request, seconds: float) -> bytes:
+    with anyio.move_on_after(seconds):
+        return await request.body()
+    raise Problem(408, "timeout", f"the body has not come in {seconds} s", headers={"Connection": "close"})
+
+
+def _is_json(content_type: str) -> bool:
+    return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what the page of another site can send without asking: a POST whose content is not declared to be JSON.
+
+    Before a browser sends JSON to another site, it asks, and the app's CORS decides.
+
+    Raises:
+        Problem: the request is of that kind.
+    """
+    if request.method != "POST" or _is_json(request.headers.get("content-type", "")):
+        return
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    elsewhere = site not in {None, "same-origin", "none"} or (
+        site is None and origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    )
+    if elsewhere:
+        text = "a page of another site may not do this: it sends JSON, with `Content-Type: application/json`"
+        raise Problem(403, "cross-origin", text)
+
+
 def _limited(request: Request, limit: int) -> Request:
     """The same request, which reads at most *limit* bytes.
 
@@ -75,8 +112,7 @@ def _limited(request: Request, limit: int) -> Request:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if request.method == "POST" and media_type != "application/json" and not media_type.endswith("+json"):
+    if request.method == "POST" and not _is_json(request.headers.get("content-type", "application/json")):
         raise _not_json()
     read = 0
 

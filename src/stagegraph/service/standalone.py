@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
+from starlette.types import Lifespan
 
 from stagegraph.draw.html import asset, document, element
 from stagegraph.nodes.node import Node
@@ -16,9 +17,13 @@ from stagegraph.runner.runner import Runner
 from .routes import router
 
 
-def app(graph: Node[Any, Any], runner: Runner, **options: Any) -> FastAPI:
-    """The endpoints of a graph and a page on `/` that uses them; *options* are those of `router`."""
-    made = FastAPI(title=graph.__node__.name, version=version("stagegraph"), lifespan=runner.lifespan)
+def app(graph: Node[Any, Any], runner: Runner, *, lifespan: Lifespan[FastAPI] | None = None, **options: Any) -> FastAPI:
+    """The endpoints of a graph and a page on `/` that uses them; *options* are those of `router`.
+
+    A *lifespan* that opens something for the runs enters the runner's own.
+    """
+    life = lifespan or runner.lifespan
+    made = FastAPI(title=graph.__node__.name, version=version("stagegraph"), lifespan=life)
     made.include_router(router(graph, runner, **options))
     text = page(graph)
 

@@ -48,6 +48,7 @@ async def evaluate(
     retry_delays: Sequence[float] = RETRY_DELAYS,
     on_row: Callable[[ReportRow], None] | None = None,
     record: bool = False,
+    accept_own_answers: bool = False,
 ) -> Report:
     """Run a graph on every example and score each run.
 
@@ -66,6 +67,8 @@ async def evaluate(
             the graph went on without the answer; with `()` such a run is taken as it is.
         on_row: Called with each row when its run has been scored.
         record: Whether to record each run's score as `feedback` does: in the runner's journal, and in its traces.
+        accept_own_answers: Also take examples of recorded runs that nobody corrected: their expected output is the
+            model's own answer, so that a metric that compares with it says how well the model repeats itself.
 
     Raises:
         TuningError: there are no examples, two have the same id, the metric failed, or a provider failed for good;
@@ -73,6 +76,7 @@ async def evaluate(
         PromptError: *prompts* do not fit the graph.
     """
     rows = checked_examples(graph, examples, "examples")
+    _check_expected(rows, accept_own_answers=accept_own_answers)
     check_numbers({"repeats": repeats, "concurrency": concurrency})
     grader = grader_of(metric)
     own = _able_to_record(runner or Runner(tracing=None), record=record)
@@ -111,6 +115,23 @@ async def evaluate(
         error = EvaluationError(str(problems[0]), report if report.rows else None)
         raise error from problems[0].__cause__
     return report
+
+
+def _check_expected(rows: Sequence[Example[Any]], *, accept_own_answers: bool) -> None:
+    """Refuse examples of recorded runs whose expected output is what the model answered.
+
+    Raises:
+        TuningError: there is one, and it is not to be accepted.
+    """
+    own = [row for row in rows if row.metadata.get("corrected") is False and "run_id" in row.metadata]
+    if own and not accept_own_answers:
+        msg = (
+            f"{len(own)} of {len(rows)} examples expect the model's own answer, since nobody corrected it (one is "
+            f"{own[0].id!r}): a score would say how well the model repeats itself. Export corrected ones "
+            '(`score="correction"`), or say `accept_own_answers=True` (`--accept-own-answers`) where the metric does '
+            "not compare with `expected`"
+        )
+        raise TuningError(msg)
 
 
 class EvaluationError(TuningError):

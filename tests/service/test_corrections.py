@@ -1,0 +1,114 @@
+"""A correction that a user gives over HTTP becomes an expected output, or is refused when it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from serving import served
+from stagegraph import Graph, Runner, TuningError, fan_out, load_examples, save_examples, step
+from stagegraph.journal import MemoryJournal
+from stagegraph.optimize import evaluate
+from stagegraph.service import router
+from stagegraph.tracing import JournalRuns
+
+
+class Label(BaseModel):
+    name: str
+    sure: float
+
+
+@step
+async def count(text: str) -> int:
+    return len(text)
+
+
+@step
+async def label(text: str) -> Label:
+    return Label(name=text[:1], sure=0.5)
+
+
+class Sort(Graph[str, Label]):
+    """Label a text by its longest word."""
+
+    count = count
+    label = label
+
+    async def flow(self, text: str) -> Label:
+        lengths = await fan_out(self.count, text.split())
+        return await self.label(text[: max(lengths)])
+
+
+FITS: list[tuple[str | None, Any]] = [
+    (None, '{"name": "x", "sure": 1}'),
+    ("label", '{"name": "x", "sure": 1}'),
+    ("count[0]", 7),
+    ("count[0]", "7"),
+]
+MISFITS: list[tuple[str | None, Any]] = [
+    (None, '{"name": "x"}'),
+    (None, "x"),
+    (None, '["x"]'),
+    (None, 1),
+    (None, True),
+    ("label", '{"name": "x", "sure": "very"}'),
+    ("count[0]", "seven"),
+    ("count[0]", 0.5),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "status"), [(*one, 204) for one in FITS] + [(*one, 422) for one in MISFITS])
+def test_a_correction_fits_or_is_refused(key: str | None, value: Any, status: int):
+    """With the reason; what was accepted is never left out of an export."""
+    journal = MemoryJournal()
+    runner = Runner(journal=journal, tracing=None)
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(Sort(), runner))
+    with served(app) as client:
+        run_id = client.post("/runs", json="a text").json()["run_id"]
+        place = f"/runs/{run_id}/feedback"
+        answer = client.post(place, json={"name": "correction", "value": value, "key": key})
+        assert answer.status_code == status, answer.text
+        assert client.post(place, json={"name": "another", "value": value, "key": key}).status_code == 204
+        assert client.post(place, json={"name": "correction", "value": value, "key": "no"}).status_code == 404
+    if status == 422:
+        assert answer.json()["detail"].startswith("a correction is the expected output, ")
+        assert answer.json()["type"] == "urn:stagegraph:problem:invalid"
+        return
+    source = JournalRuns(journal)
+    stage = {"count": Sort.count, "label": Sort.label}.get((key or "").partition("[")[0])
+    found: Any = asyncio.run(source.examples(Sort(), stage=stage, score="correction"))
+    assert [one.metadata["corrected"] for one in found] == [True]
+    assert found[0].expected in (7, Label(name="x", sure=1))
+    assert not source.skipped
+
+
+def same(example: Any, run: Any) -> bool:
+    return run.output == Label.model_validate(example.expected)
+
+
+def test_what_nobody_corrected_is_no_measure(tmp_path: Path):
+    """A model that repeats its own answers would score 1; who has another use for such examples says so."""
+
+    async def both() -> None:
+        journal = MemoryJournal()
+        runner = Runner(journal=journal, tracing=None)
+        await runner.run(Sort(), "a text", run_id="a")
+        await runner.run(Sort(), "b text", run_id="b")
+        app = FastAPI()
+        app.include_router(router(Sort(), runner))
+        save_examples(await JournalRuns(journal).examples(Sort()), tmp_path / "all.jsonl")
+        examples = load_examples(tmp_path / "all.jsonl", Sort())
+        with pytest.raises(TuningError, match=r"2 of 2 examples expect the model's own answer.*accept_own_answers"):
+            await evaluate(Sort(), same, examples)
+        assert (await evaluate(Sort(), same, examples, accept_own_answers=True)).mean == 1
+
+    asyncio.run(both())
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text("utf-8").splitlines()]
+    assert [row["metadata"]["corrected"] for row in rows] == [False, False]
