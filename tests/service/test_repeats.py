@@ -89,7 +89,7 @@ def test_a_repeated_request_is_the_same_run():
         )
         assert spaced.json() == first.json()
         other = post(client, "pot")
-        assert (other.status_code, other.json()["type"]) == (422, "urn:stagegraph:problem:idempotency-key")
+        assert (other.status_code, other.json()["type"]) == (409, "urn:stagegraph:problem:idempotency-key")
         for headers in ({"key": "k2"}, {"X-User": "anna"}, {"X-User": "bert"}):
             assert post(client, "cup", **headers).json()["run_id"] != first.json()["run_id"]
         assert client.post("/runs", json="cup").json()["run_id"] != first.json()["run_id"]
@@ -138,7 +138,7 @@ def test_the_answer_is_the_same_after_a_restart(text: str, status: int, remember
     assert first == ask(text)
     assert first[0] == status
     assert done.total() <= 1
-    assert ask("another")[0] == 422
+    assert ask("another")[0] == 409
 
 
 def test_limits_are_told_after_a_restart():
@@ -220,7 +220,7 @@ def test_two_workers_begin_one_run(tmp_path: Path):
         (tmp_path / "gate").touch()
         ended = in_threads(*(lambda client=client: post(client, 1) for client in clients))
         assert {json.dumps(answer.json()["output"]) for answer in ended} == {"[4, 6, 8]"}
-        assert post(two, 2).status_code == post(one, 2).status_code == 422
+        assert post(two, 2).status_code == post(one, 2).status_code == 409
         holder.end(signal.SIGKILL)
         assert post(two, 1).json()["run_id"] == run_id
     assert set(effects(tmp_path).values()) == {1}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.rows import RunFilter
 from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
 
 from .bodies import ShownStatus, Spent
-from .problems import Problem
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
@@ -25,7 +23,18 @@ if TYPE_CHECKING:
 _CHUNK = 200
 _MOST = 5_000
 """Runs that one request looks at; a page may have fewer than its limit, and the next one continues."""
-_CURSOR = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)~(.{1,200})", re.DOTALL)
+_CURSOR = r"^[0-9]{1,12}(\.[0-9]{1,9})?~.{1,200}$"
+
+
+def _written(value: object) -> object:
+    """Refuse the seconds that Pydantic takes for a moment as well."""
+    if isinstance(value, str) and "t" not in value.lower():
+        msg = "a moment is written as 2026-11-21T10:00:00Z"
+        raise ValueError(msg)
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 
 
 class Listed(BaseModel):
@@ -58,22 +67,16 @@ class Wanted:
 
     graph: Annotated[str | None, Query(max_length=200, description="The name of the graph.")] = None
     status: Annotated[ShownStatus | None, Query()] = None
-    since: Annotated[AwareDatetime | None, Query(description="Runs that began then or later.")] = None
-    until: Annotated[AwareDatetime | None, Query(description="Runs that began then or earlier.")] = None
+    since: Annotated[Moment | None, Query(description="Runs that began then or later.")] = None
+    until: Annotated[Moment | None, Query(description="Runs that began then or earlier.")] = None
     tag: Annotated[list[str] | None, Query(max_length=20, description="Runs that have all of these.")] = None
     session: Annotated[str | None, Query(max_length=1000)] = None
     limit: Annotated[int, Query(ge=1, le=100)] = 30
-    cursor: Annotated[str | None, Query(max_length=250, description="`next` of the page before.")] = None
+    cursor: Annotated[str | None, Query(pattern=_CURSOR, description="`next` of the page before.")] = None
 
     def filter(self) -> RunFilter:
-        """The same for a journal.
-
-        Raises:
-            Problem: the cursor is none.
-        """
-        place = _CURSOR.fullmatch(self.cursor or "0~-")
-        if place is None:
-            raise Problem(422, "invalid", "`cursor` is the `next` of another page")
+        """The same for a journal."""
+        started, _, run_id = (self.cursor or "").partition("~")
         return RunFilter(
             graph=self.graph,
             status="running" if self.status == "interrupted" else self.status,
@@ -81,7 +84,7 @@ class Wanted:
             until=None if self.until is None else self.until.timestamp(),
             tags=tuple(self.tag or ()),
             session=self.session,
-            before=None if self.cursor is None else (float(place[1]), place[2]),
+            before=(float(started), run_id) if started else None,
             limit=_CHUNK,
         )
 

@@ -63,4 +63,4 @@ class Repeatable:
         before = metadata.get(_BODY)
         if isinstance(before, str) and len(before) == len(self.body) and before.isalnum() and before != self.body:
             text = "this `Idempotency-Key` was used with another body; a new request takes a new key"
-            raise Problem(422, "idempotency-key", text)
+            raise Problem(409, "idempotency-key", text)

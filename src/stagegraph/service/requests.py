@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import StagegraphError
@@ -33,8 +33,22 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
 
     An error of a hook is left to the app where the app has registered a handler for it.
     """
+    methods: dict[str, set[str]] = {}
 
     class ProblemRoute(APIRoute):
+        def __init__(self, path: str, *args: Any, **options: Any) -> None:
+            super().__init__(path, *args, **options)
+            methods.setdefault(path, set()).update(self.methods)
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await super().handle(scope, receive, send)
+            except HTTPException as error:
+                if error.status_code != 405:  # noqa: PLR2004
+                    raise
+                allowed = {"Allow": ", ".join(sorted(methods[self.path]))}  # FastAPI names those of one route
+                raise HTTPException(405, error.detail, allowed) from None
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 

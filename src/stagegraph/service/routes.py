@@ -214,7 +214,9 @@ def _runs(
     body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"The input of {graph.__node__.name}.")]
     create.__annotations__["value"] = create_stream.__annotations__["value"] = body
     api.post("/runs", response_model=view, responses={**begins, **documented(409), **_REFUSED})(create)
-    api.post("/runs/stream", response_class=Response, responses={**_STREAM, **_REFUSED})(create_stream)
+    api.post("/runs/stream", response_class=Response, responses={**_STREAM, **documented(409), **_REFUSED})(
+        create_stream
+    )
 
     @api.get("/runs", responses=documented(409, 422, 503))
     async def listed(wanted: Annotated[Wanted, Depends()], user_id: Any = who) -> RunList:
