@@ -11,7 +11,6 @@ from forked import python
 from scripted import Tidy
 from stagegraph import Runner
 from stagegraph.journal import FeedbackRow, Journal, RunFilter, SqliteJournal
-from stagegraph.journal.owner import this_process
 
 
 def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
@@ -19,21 +18,24 @@ def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
     return ModelResponse([ToolCallPart("delete", {"path": "p"})] if asks and len(messages) == 1 else [TextPart("ok")])
 
 
-def owner_that_died() -> str:
-    """Who held a run: a real process, which is no more."""
-    code = "from stagegraph.journal.owner import this_process; print(this_process())"
-    return python("-c", code, check=True).stdout.strip()
+def owner_that_died(folder: Path) -> str:
+    """Who held a run: a real process, which was killed."""
+    code = (
+        "import os, sys; from stagegraph.journal import SqliteJournal; journal = SqliteJournal(sys.argv[1]); "
+        "print(journal.owner, flush=True); os.kill(os.getpid(), 9)"
+    )
+    return python("-c", code, folder / "runs.db").stdout.strip()
 
 
-async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal: Journal) -> None:
+async def test_runs_that_wait_to_go_on_are_forgotten_by_their_age_alone(journal: Journal, tmp_path: Path) -> None:
     """`keep` is about ended runs; a question to a person and a crash are no reason to forget what was paid for."""
     runner = Runner(FunctionModel(answer), journal=journal)
     for name, text in (("old", "x"), ("asks", "ask"), ("new", "x"), ("crashed", "x")):
         await runner.run(Tidy(), text, run_id=name)
     row = await journal.run("crashed")
     assert row is not None
-    await journal.put(replace(row, status="running", owner=owner_that_died()))
-    await journal.put(replace(row, run_id="here", status="running", owner=this_process()))
+    await journal.put(replace(row, status="running", owner=owner_that_died(tmp_path)))
+    await journal.put(replace(row, run_id="here", status="running", owner=journal.owner))
     assert await journal.prune(keep=1) == 1
     assert {one.run_id for one in await journal.runs(RunFilter())} == {"asks", "new", "here", "crashed"}
     assert await journal.prune(older_than=3600) == 0

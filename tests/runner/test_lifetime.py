@@ -24,7 +24,7 @@ from stagegraph import (
     current_call,
     step,
 )
-from stagegraph.journal import CancelRow, Journal, MemoryJournal, RunRow, SqliteJournal
+from stagegraph.journal import CancelRow, Journal, MemoryJournal, RunFilter, RunRow, SqliteJournal
 
 
 class Gate:
@@ -325,3 +325,65 @@ async def test_a_run_is_cancelled_through_the_journal(how: str, tmp_path):
     assert (await Runner(journal=journal).resume("r", graph=Waits(), deps=gate)).output == "A"
     assert await journal.prune(keep=0) == 1
     await journal.aclose()
+
+
+@pytest.mark.parametrize("max_runs", [None, 3])
+async def test_interrupted_runs_are_taken_up_within_the_limit_of_the_runner(max_runs: int | None):
+    """All at once, or as many as the runner runs; the others follow."""
+    journal, gate = MemoryJournal(), Gate()
+    texts = [f"{number:02}" for number in range(20)]
+    lives = await interrupted(journal, gate, *texts)
+    again, most = Gate(), max_runs or len(texts)
+
+    async def deps_of(_row: RunRow) -> Gate:
+        return again
+
+    runner = Runner(journal=journal, resume_interrupted=True, max_runs=max_runs)
+    runner.add(Waits(), deps_of=deps_of)
+    async with runner.lifespan():
+        await again.crowd(most)
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()
+        assert sorted(again.seen) == texts[:most]  # the oldest come first
+        again.opened.set()
+        await again.crowd(len(texts))
+    rows = [await journal.run(live.run_id) for live in lives]
+    assert {row.status for row in rows if row is not None} == {"succeeded"}
+
+
+async def test_what_is_interrupted_while_a_service_lives_is_taken_up():
+    """Also a run that could not be taken up at first, since its deps could not be made; the log tells of it."""
+    journal, gate = MemoryJournal(), Gate()
+    gate.opened.set()
+    made: list[str] = []
+
+    async def deps_of(row: RunRow) -> Gate:
+        made.append(row.run_id)
+        if len(made) == 1:
+            raise ConnectionError(row.run_id)
+        return gate
+
+    runner = Runner(journal=journal, resume_interrupted=True)
+    runner.add(Waits(), deps_of=deps_of)
+    async with runner.lifespan():
+        run = await runner.run(Waits(), "a", deps=gate)
+        await died(journal, run.id)
+        with anyio.fail_after(60):
+            while await journal.runs(RunFilter(status="running")):  # noqa: ASYNC110 - others change it
+                await anyio.sleep(0.01)
+    row = await journal.run(run.id)
+    assert row is not None
+    assert (row.status, row.segment, made) == ("succeeded", 1, [run.id] * 2)
+
+
+async def test_no_run_is_taken_up_by_a_service_that_ends():
+    """What is interrupted by the shutdown itself is left to others."""
+    journal, gate = MemoryJournal(), Gate()
+    runner = Runner(journal=journal, drain_seconds=0.01, resume_interrupted=True)
+    runner.add(Waits())
+    async with runner.lifespan():
+        live = runner.start(Waits(), "a", deps=gate)
+        await gate.crowd(2)
+    row = await journal.run(live.run_id)
+    assert row is not None
+    assert (row.status, row.owner, row.segment) == ("running", None, 0)

@@ -55,9 +55,6 @@ def resume(
         list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="The process on another host that held the run is gone for good.")
-    ] = False,
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
     models: opt.SetOption = None,
@@ -80,8 +77,13 @@ def resume(
                 raise ReplayError(msg)
             node = load_graph(place)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
-                options: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
-                options |= {"deps": made, "take_over": take_over}
+                options: ResumeOptions = {
+                    "graph": node,
+                    "answers": answers,
+                    "strict": strict,
+                    "model": model,
+                    "deps": made,
+                }
                 live = await runner.start_resume(row.run_id, **options)
                 await _finish(live, node, out)
 

@@ -1,18 +1,122 @@
-"""A journal's file: opening it for writing or only for reading, and its errors."""
+"""A journal's file: opening it for writing or only for reading, waiting for others that write, and its errors."""
 
 from __future__ import annotations
 
+import logging
+import os
+import random
 import sqlite3
 import stat
-from contextlib import closing, suppress
+import threading
+import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from stagegraph.schema.errors import JournalError
 
-from .tables import APPLICATION_ID, VERSION, make_tables
+from .tables import APPLICATION_ID, VERSION, bring_up_to_date, missing_in
 
-_APPLICATION_ID_AT = 68
-"""Its place in the header of an SQLite file."""
+_log = logging.getLogger("stagegraph")
+
+_SAY_AFTER = 1.0
+"""Seconds of waiting for another writer after which it is said."""
+_MILLISECONDS_WITHOUT_WRITERS = 200
+"""How long the end of a checkpoint may wait for readers while writers wait for it."""
+_PAGES_PER_STEP = 200
+"""Pages that are given back to the file system in one transaction."""
+PAUSE = 0.02
+"""Seconds between short transactions of a long work, in which others may write."""
+_INCREMENTAL = 2
+"""The mode of a file whose free pages can be given back in steps."""
+
+
+class JournalFile:
+    """The file of a journal, whose lock others may hold.
+
+    Whoever may wait for it does so for *timeout* seconds at most, which is said once each time. The event loop may not.
+    """
+
+    def __init__(self, path: Path, *, timeout: float, read_only: bool) -> None:
+        self.path = path
+        self.place = Path(os.path.realpath(path))
+        """Where the file is, whatever links lead to it."""
+        self.timeout = timeout
+        self.read_only = read_only
+        self.ready = False
+        """Whether it is known as a journal of this version."""
+        self._checking = threading.Lock()
+        self._said = False
+
+    def make_ready(self, *, wait: bool = True) -> None:
+        """Make the file, or make sure that it is a journal of a known version; any other file is left unchanged.
+
+        Without *wait*, a file that another program has locked is looked at when it is first used.
+
+        Raises:
+            JournalError: it is not, or the file system refuses.
+        """
+        with self._checking:
+            until = time.monotonic() + self.timeout
+            while not self.ready:
+                try:
+                    (recognise if self.read_only else prepare)(self.path)
+                    self.ready = True
+                except (sqlite3.Error, OSError, JournalError) as error:
+                    busy = is_busy(error.__cause__ or error)
+                    if busy and not wait:
+                        return
+                    if not busy or time.monotonic() > until:
+                        raise error if isinstance(error, JournalError) else journal_error(self.path, error) from error
+                    time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
+
+    def connect(self, *, wait: bool = True) -> sqlite3.Connection:
+        """Open the file; without *wait*, it is `ready`."""
+        if not self.ready:
+            self.make_ready()
+        return connect(self.path, timeout=self.timeout if wait else 0, read_only=self.read_only)
+
+    @contextmanager
+    def transaction(self, connection: sqlite3.Connection, *, wait: bool = True) -> Generator[None]:
+        """Write everything inside, or nothing."""
+        if wait:
+            self._wait(connection)
+        else:
+            connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _wait(self, connection: sqlite3.Connection) -> None:
+        """Begin to write, as soon as nobody else does."""
+        first = min(self.timeout, _SAY_AFTER)
+        try:
+            _begin(connection, first)
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or first == self.timeout:
+                raise
+            if not self._said:
+                self._said = True
+                _log.warning(
+                    "%s: another program is writing to this journal; runs wait for it, %g seconds at most",
+                    self.path,
+                    self.timeout,
+                )
+            _begin(connection, self.timeout - first)
+        self._said = False
+
+
+def _begin(connection: sqlite3.Connection, seconds: float) -> None:
+    """Begin to write; afterwards nothing is waited for."""
+    connection.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    finally:
+        connection.execute("PRAGMA busy_timeout = 0")
 
 
 def connect(path: Path, *, timeout: float, read_only: bool = False) -> sqlite3.Connection:
@@ -58,46 +162,61 @@ def _open(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def prepare(path: Path, *, timeout: float) -> None:
-    """Make the file, or make sure that it is a journal of a known version; any other file is left unchanged.
+def prepare(path: Path) -> None:
+    """Make the file of a journal, or bring it up to date; nothing is waited for.
 
     Raises:
-        JournalError: it is not, or the file system refuses.
+        JournalError: it is something else, or a process that runs an older version has it open.
+        sqlite3.Error, OSError: it cannot be opened or written.
     """
-    try:
-        with suppress(FileExistsError):
-            path.touch(mode=0o600, exist_ok=False)  # before SQLite makes it with the process's own mode
-        found = path.stat()
-        if found.st_size == 0 and stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
-            path.chmod(0o600)  # it is still empty; a wider mode that is set later is on purpose
-        if found.st_size > 0 and not _is_marked(path):
-            recognise(path, timeout=timeout, may_be_empty=True)
-        with closing(connect(path, timeout=timeout)) as connection:
-            if _version(path, connection) != VERSION:
-                make_tables(connection)
-    except (sqlite3.Error, OSError) as error:
-        raise journal_error(path, error) from error
+    with suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)  # before SQLite makes it with the process's own mode
+    found = path.stat()
+    if found.st_size == 0 and stat.S_ISREG(found.st_mode) and found.st_mode & 0o077:
+        path.chmod(0o600)  # it is still empty; a wider mode that is set later is on purpose
+    version = recognise(path, may_be_empty=True) if found.st_size > 0 else 0
+    if version == VERSION:
+        with closing(connect(path, timeout=0)) as connection:
+            if not missing_in(connection):
+                return
+    with closing(_open(path, "mode=rw", 0)) as connection:
+        try:
+            _alone(connection)
+        except sqlite3.OperationalError as error:
+            if version and is_busy(error):
+                msg = (
+                    f"{path}: written by an older stagegraph (schema {version}, this one writes {VERSION}), and a "
+                    "process still has it open: end that process; until then the file stays as it is"
+                )
+                raise JournalError(msg) from error
+            raise
+        bring_up_to_date(connection)
+        connection.execute("COMMIT")
+        if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
+            with suppress(sqlite3.Error):  # it needs room on the disk
+                connection.execute("VACUUM")  # once, so that space can be given back in steps from now on
 
 
-def recognise(path: Path, *, timeout: float, may_be_empty: bool = False) -> None:
-    """Make sure, without writing, that a file is a journal of a known version, or an empty database (*may_be_empty*).
+def _alone(connection: sqlite3.Connection) -> None:
+    """Begin to write to a file that no other process has open, so that the owners of runs in it are dead."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # which an empty file obeys
+    connection.execute("BEGIN EXCLUSIVE")
+
+
+def recognise(path: Path, *, may_be_empty: bool = False) -> int:
+    """The version of a journal, or 0 of an empty database (*may_be_empty*); nothing is written.
 
     Raises:
-        JournalError: it is not, or cannot be read.
+        JournalError: it is not a journal of a known version.
+        sqlite3.Error, OSError: it cannot be read.
     """
-    try:
-        with closing(connect(path, timeout=timeout, read_only=True)) as connection:
-            if _version(path, connection) == 0 and not may_be_empty:
-                msg = f"{path}: an empty file, no journal yet; choose another file"
-                raise JournalError(msg)
-    except (sqlite3.Error, OSError) as error:
-        raise journal_error(path, error) from error
-
-
-def _is_marked(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(_APPLICATION_ID_AT)
-        return file.read(4) == APPLICATION_ID.to_bytes(4, "big")
+    with closing(connect(path, timeout=0, read_only=True)) as connection:
+        version = _version(path, connection)
+    if version == 0 and not may_be_empty:
+        msg = f"{path}: an empty file, no journal yet; choose another file"
+        raise JournalError(msg)
+    return version
 
 
 def _version(path: Path, connection: sqlite3.Connection) -> int:
@@ -121,22 +240,35 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
     return version if found == APPLICATION_ID else 0
 
 
-def shrink(connection: sqlite3.Connection) -> None:
-    """Give back the space of deleted rows; while another connection reads or writes, it is kept for new rows."""
-    try:
-        connection.execute("VACUUM")  # copies the file through the log, which would keep that size
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError as error:
-        if not is_busy(error):
-            raise
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Move the log into the file; almost all of it is done beside the writers."""
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    connection.execute(f"PRAGMA busy_timeout = {_MILLISECONDS_WITHOUT_WRITERS}")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # starts the log again at a moment without writers
 
 
-def _code(error: Exception) -> int:
+def free_pages(connection: sqlite3.Connection) -> int:
+    """How many pages of the file are for new rows."""
+    return connection.execute("PRAGMA freelist_count").fetchone()[0]
+
+
+def shrink(connection: sqlite3.Connection, pages: int) -> None:
+    """Give back the space of deleted rows, in short transactions; a few pages at a time, or it would take for ever.
+
+    Where the file was made by an older version, and could not be written anew, it is kept for new rows.
+    """
+    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL:
+        for _ in range(0, pages, _PAGES_PER_STEP):
+            connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")  # `execute` stops after one
+            time.sleep(PAUSE)
+
+
+def _code(error: BaseException) -> int:
     """SQLite's primary result code; 0 for an error of the file system, or of Python's own module."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def is_busy(error: Exception) -> bool:
+def is_busy(error: BaseException) -> bool:
     """Whether another connection has locked the file."""
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+from dataclasses import replace
 from typing import Any
 
-from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import JournalError
 
 from .owner import Prunable, prunable, refusal_to_claim
@@ -14,6 +16,8 @@ class MemoryJournal:
     """Keeps runs in dictionaries."""
 
     def __init__(self) -> None:
+        self.owner = secrets.token_hex(16)
+        """It lives as long as the journal: whatever another owner held is free."""
         self._runs: dict[str, RunRow] = {}
         self._calls: dict[str, dict[str, CallRow]] = {}
         self._ops: dict[str, dict[tuple[str, str, str], OpRow]] = {}
@@ -37,18 +41,23 @@ class MemoryJournal:
                 case FeedbackRow():
                     self._feedback.setdefault(row.run_id, {})[row.id] = row
 
-    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
-        known = self._runs.get(row.run_id)
-        refusal = refusal_to_claim(row, known, fresh=fresh, take_over=take_over)
+    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+        refusal = refusal_to_claim(row, await self.run(row.run_id), fresh=fresh)
         if refusal is not None:
             raise JournalError(refusal)
         self._runs[row.run_id] = row
 
     async def run(self, run_id: str) -> RunRow | None:
-        return self._runs.get(run_id)
+        row = self._runs.get(run_id)
+        return None if row is None else self._seen(row)
+
+    def _seen(self, row: RunRow) -> RunRow:
+        """A row with an owner only as long as that owner lives."""
+        return row if row.owner in {None, self.owner} else replace(row, owner=GONE)
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        newest = sorted(self._runs.values(), key=lambda row: (row.started, row.run_id), reverse=True)
+        seen = map(self._seen, self._runs.values())
+        newest = sorted(seen, key=lambda row: (row.started, row.run_id), reverse=True)
         found = [row for row in newest if wanted.matches(row, self._feedback.get(row.run_id, {}).values())]
         return found[: wanted.limit]
 
@@ -62,10 +71,13 @@ class MemoryJournal:
         return sorted(self._feedback.get(run_id, {}).values(), key=lambda row: row.time)
 
     async def cancels(self) -> list[CancelRow]:
-        return [row for row in self._cancels.values() if self._runs[row.run_id].owner is not None]
+        held = {row.run_id for row in self._runs.values() if row.owner is not None}
+        return [row for row in self._cancels.values() if row.run_id in held]
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
-        runs = [Prunable(r.run_id, r.status, r.owner, r.started + r.duration) for r in self._runs.values()]
+        runs = [
+            Prunable(r.run_id, r.status, r.owner == self.owner, r.started + r.duration) for r in self._runs.values()
+        ]
         doomed = prunable(runs, older_than=older_than, keep=keep)
         tables: tuple[dict[str, Any], ...] = (self._runs, self._calls, self._ops, self._feedback, self._cancels)
         for run_id in doomed:

@@ -5,32 +5,41 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .file import connect, journal_error, prepare, recognise, shrink
-from .owner import Prunable, prunable, refusal_to_claim
+from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
+from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .tables import TABLES, R, row_of
-from .writer import Writer, encodable, transaction, write_one
+from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
+
+_SECONDS_OF_A_TRANSACTION = 0.05
+"""How long `prune` keeps others from writing each time, unless a single run takes longer."""
 
 
 class SqliteJournal:
     """A journal in one SQLite file, readable and writable by its owner only.
 
     Write-ahead logging with `synchronous=NORMAL`: the records survive a killed process; a power cut may lose the last
-    moments, but not the file. Several processes may share a file; each run belongs to one of them at a time. A new or
-    empty file gets mode 0600; an existing journal keeps its mode.
+    moments, but not the file. Several processes may share a file; each run belongs to one of them at a time: an empty
+    file beside the journal, `<name>-owner-<id>`, is locked as long as its process lives, whatever container or host
+    name the process has. A new or empty file gets mode 0600; an existing journal keeps its mode.
 
     Args:
         path: The file; it is made if it does not exist.
@@ -40,7 +49,8 @@ class SqliteJournal:
             read is requested again after a crash. Identifiers are not redacted: run ids, the `key=` names of branches
             (`build[<name>]`), names of scores, tool call ids. Keep secrets out of those. When the function fails,
             nothing is written, and the run ends with a `JournalError`.
-        timeout: Seconds to wait for another process that is writing.
+        timeout: Seconds to wait for another process that is writing, or that brings the file up to date. The event
+            loop never waits.
         read_only: Read an existing journal without writing anything, such as on a read-only file system.
 
     Raises:
@@ -53,7 +63,7 @@ class SqliteJournal:
         path: str | os.PathLike[str],
         *,
         redact: Redact | None = None,
-        timeout: float = 10.0,
+        timeout: float = 60.0,
         read_only: bool = False,
     ) -> None:
         if os.fspath(path) == ":memory:":
@@ -61,13 +71,33 @@ class SqliteJournal:
             raise DeclarationError(msg)
         self.path = Path(path)
         self._redact = redact
-        self._timeout = timeout
         self._read_only = read_only
-        if read_only:
-            recognise(self.path, timeout=timeout)
-        else:
-            prepare(self.path, timeout=timeout)
-        self._writer = Writer(self.path, timeout=timeout)
+        self._file = JournalFile(self.path, timeout=timeout, read_only=read_only)
+        self._file.make_ready(wait=not _in_event_loop())
+        self._writer = Writer(self._file)
+        self._owner: OwnerLock | None = None
+        _open_journals.add(self)
+
+    @property
+    def owner(self) -> str:
+        self._check_writable()
+        if self._owner is None:
+            try:
+                self._owner = OwnerLock(self._file.place)
+            except OSError as error:
+                msg = f"{self.path}: a lock that says who runs a run cannot be had beside the journal: {error}"
+                raise JournalError(msg) from error
+            self._writer.owner = self._owner.name
+        return self._owner.name
+
+    def forked(self) -> None:
+        """In a child process: leave connections and runs to the parent."""
+        _of_parents.append(self._writer)
+        self._file = JournalFile(self.path, timeout=self._file.timeout, read_only=self._read_only)
+        self._writer = Writer(self._file)
+        if self._owner is not None:
+            self._owner.disown()
+            self._owner = None
 
     async def put(self, *rows: Row) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -89,33 +119,64 @@ class SqliteJournal:
             msg = f"{self.path}: this journal was opened to look into it (`read_only`); nothing can be recorded"
             raise JournalError(msg)
 
-    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
+    async def claim(self, row: RunRow, *, fresh: bool) -> None:
         [written] = self._written((row,))
+        await self.put()
+        decided: list[Row | None] = []
+        """First comes how the run was before, once it is taken, or `None`, if the claim was cancelled before that."""
 
-        def take(connection: sqlite3.Connection) -> str | None:
-            with transaction(connection):
-                found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((row.run_id,))).fetchone()
-                known = None if found is None else row_of(RunRow, found)
-                refusal = refusal_to_claim(row, known, fresh=fresh, take_over=take_over)
-                if refusal is None:
-                    write_one(connection, written)
-            return refusal
+        def take() -> str | None:
+            try:
+                with closing(self._file.connect()) as connection, self._file.transaction(connection):
+                    known = self._row(connection, row.run_id)
+                    seen = None if known is None else self._seen(known)
+                    if refusal := refusal_to_claim(row, seen, fresh=fresh, held=row.run_id in self._writer.held):
+                        return refusal
+                    decided.append(known or replace(written, status="cancelled", owner=None))
+                    if decided[0] is not None:
+                        self._writer.hold(row.run_id)
+                        write_one(connection, written)
+            except BaseException:
+                self._writer.held.pop(row.run_id, None)
+                raise
+            return None
 
-        refusal = await self._in_thread(take)
+        try:
+            refusal = await asyncio.wrap_future(self._writer.submit(take))
+        except asyncio.CancelledError:
+            decided.append(None)
+            if (before := decided[0]) is not None:
+                self._writer.put([before], None)
+            raise
+        except (sqlite3.Error, OSError) as error:
+            raise journal_error(self.path, error) from error
         if refusal is not None:
             raise JournalError(refusal)
 
+    def _row(self, connection: sqlite3.Connection, run_id: str) -> RunRow | None:
+        found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((run_id,))).fetchone()
+        return None if found is None else row_of(RunRow, found)
+
+    def _seen(self, row: RunRow) -> RunRow:
+        """A row with an owner only as long as that owner lives."""
+        if row.owner is None or is_alive(self._file.place, row.owner):
+            return row
+        return replace(row, owner=GONE)
+
     async def run(self, run_id: str) -> RunRow | None:
         found = await self._select(RunRow, "run_id = ?", (run_id,))
-        return found[0] if found else None
+        return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
+        newest = min(wanted.before[0] if wanted.before else inf, inf if wanted.until is None else wanted.until)
+        # The few that are running have an index of their own, which is used where the one of all (`started`) is not.
+        running = "status = 'running' AND +" if wanted.interrupted or wanted.status == "running" else ""
+        query = f"SELECT * FROM runs WHERE {running}started <= ? ORDER BY started DESC, run_id DESC"  # noqa: S608 - our own
+
         def read(connection: sqlite3.Connection) -> list[RunRow]:
             found: list[RunRow] = []
-            newest = min(wanted.before[0] if wanted.before else inf, inf if wanted.until is None else wanted.until)
-            query = "SELECT * FROM runs WHERE started <= ? ORDER BY started DESC, run_id DESC"
             for values in connection.execute(query, (newest,)):
-                row = row_of(RunRow, values)
+                row = self._seen(row_of(RunRow, values))
                 scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
                 if wanted.matches(row, (row_of(FeedbackRow, score) for score in scores)):
                     found.append(row)
@@ -135,26 +196,53 @@ class SqliteJournal:
         return await self._select(FeedbackRow, "run_id = ? ORDER BY time", (run_id,))
 
     async def cancels(self) -> list[CancelRow]:
-        return await self._select(CancelRow, "run_id IN (SELECT run_id FROM runs WHERE owner IS NOT NULL)", ())
+        held = "SELECT run_id FROM runs WHERE status = 'running' AND owner IS NOT NULL"
+        return await self._select(CancelRow, f"run_id IN ({held})", ())
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         self._check_writable()
+        stopped = threading.Event()
+
+        def read(connection: sqlite3.Connection, only: str | None = None) -> dict[str, Prunable]:
+            query = "SELECT run_id, status, owner, started + duration FROM runs WHERE ? IS NULL OR run_id = ?"
+            return {
+                run_id: Prunable(run_id, status, owner is not None and is_alive(self._file.place, owner), ended)
+                for run_id, status, owner, ended in connection.execute(query, (only, only))
+            }
 
         def delete(connection: sqlite3.Connection) -> int:
-            with transaction(connection):
-                query = "SELECT run_id, status, owner, started + duration FROM runs"
-                runs = [Prunable(*values) for values in connection.execute(query)]
-                doomed = [(run_id,) for run_id in prunable(runs, older_than=older_than, keep=keep)]
-                for table, _ in TABLES.values():
-                    connection.executemany(f"DELETE FROM {table} WHERE run_id = ?", doomed)  # noqa: S608 - our own names
-            if doomed:
-                shrink(connection)
-            return len(doomed)
+            found = read(connection)
+            doomed = deque(prunable(found.values(), older_than=older_than, keep=keep))
+            pruned = 0
+            while doomed and not stopped.is_set():
+                free = free_pages(connection)
+                with self._file.transaction(connection):
+                    until = time.monotonic() + _SECONDS_OF_A_TRANSACTION
+                    while doomed and time.monotonic() < until:
+                        run_id = doomed.popleft()
+                        if read(connection, run_id) == {run_id: found[run_id]}:  # else it has gone on meanwhile
+                            for table, _ in TABLES.values():
+                                connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608 - our own names
+                            pruned += 1
+                time.sleep(PAUSE)
+                connection.execute(f"PRAGMA busy_timeout = {int(self._file.timeout * 1000)}")
+                shrink(connection, free_pages(connection) - free)
+            if pruned:
+                checkpoint(connection)
+            return pruned
 
-        return await self._in_thread(delete)
+        try:
+            return await self._in_thread(delete)
+        finally:
+            stopped.set()
 
     async def aclose(self) -> None:
-        await anyio.to_thread.run_sync(self._writer.close)
+        try:
+            await anyio.to_thread.run_sync(self._writer.close)
+        finally:
+            if self._owner is not None:
+                self._owner.release()
+                self._owner = None
 
     async def _select(self, row_type: type[R], where: str, values: tuple[Any, ...]) -> list[R]:
         table, _ = TABLES[row_type]
@@ -162,15 +250,37 @@ class SqliteJournal:
         return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, encodable(values))])
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Use the file off the event loop, after all earlier rows were written."""
+        """Use the file off the event loop, after all earlier rows were written; who is cancelled does not wait."""
         if not self._read_only:
             await self.put()
 
         def connected() -> T:
             try:
-                with closing(connect(self.path, timeout=self._timeout, read_only=self._read_only)) as connection:
+                with closing(self._file.connect()) as connection:
                     return work(connection)
             except (sqlite3.Error, OSError) as error:
                 raise journal_error(self.path, error) from error
 
-        return await anyio.to_thread.run_sync(connected)
+        return await anyio.to_thread.run_sync(connected, abandon_on_cancel=True)
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+_open_journals: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
+_of_parents: list[Writer] = []
+"""The writers of the process that this one was forked from: closing their files here could harm it."""
+
+
+def _forked() -> None:
+    for journal in list(_open_journals):
+        journal.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -13,8 +13,8 @@ from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, 
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 VERSION = 4
-"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, `start_event` and `end_event`; an older file
-gets what is missing when it is opened."""
+"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, `start_event` and `end_event`, and owners
+that are locks; an older file gets what is missing."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
@@ -24,10 +24,11 @@ TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     CancelRow: ("cancels", ("run_id", "segment")),
 }
 """Row type -> table and primary key; the fields of a row are the columns."""
-_INDEXES = (
-    "CREATE INDEX IF NOT EXISTS runs_started ON runs (started)",
-    "CREATE INDEX IF NOT EXISTS feedback_run ON feedback (run_id)",
-)
+_INDEXES = {
+    "runs_started": "runs (started)",
+    "runs_running": "runs (owner) WHERE status = 'running'",
+    "feedback_run": "feedback (run_id)",
+}
 _SQL_TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
 _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
 _DEFAULTS = {
@@ -82,20 +83,26 @@ def row_of(row_type: type[R], found: sqlite3.Row) -> R:
     return row_type(**values)
 
 
-def make_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables of an empty file, and add what a file of an older version lacks."""
-    connection.execute("BEGIN IMMEDIATE")
+def missing_in(connection: sqlite3.Connection) -> list[str]:
+    """The statements that give a file the tables, columns and indexes that it lacks."""
+    there = {row["name"] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    statements: list[str] = []
     for row_type, (table, key) in TABLES.items():
         types = {field.name: _SQL_TYPES.get(str(field.type), "TEXT") for field in fields(row_type)}
-        columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
-        connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({', '.join(key)})) WITHOUT ROWID"
-        )
+        if table not in there:
+            columns = ", ".join(f"{name} {type_}" for name, type_ in types.items())
+            statements.append(f"CREATE TABLE {table} ({columns}, PRIMARY KEY ({', '.join(key)})) WITHOUT ROWID")
+            continue
         present = {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}
-        for name in types.keys() - present:  # the file is of an older version
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {types[name]}")
-    for index in _INDEXES:
-        connection.execute(index)
+        statements += [
+            f"ALTER TABLE {table} ADD COLUMN {name} {type_}" for name, type_ in types.items() if name not in present
+        ]
+    return statements + [f"CREATE INDEX {name} ON {what}" for name, what in _INDEXES.items() if name not in there]
+
+
+def bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Make the tables of an empty file, or add what a file of an older version lacks; inside a transaction."""
+    for statement in missing_in(connection):
+        connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
-    connection.execute("COMMIT")

@@ -10,29 +10,32 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, fields
-from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from stagegraph.record.rows import Row
+from stagegraph.record.rows import CallRow, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.serialize import escaped
 
-from .file import connect, is_busy, journal_error
+from .file import JournalFile, checkpoint, is_busy, journal_error
 from .tables import statement_for
+
+T = TypeVar("T")
 
 _ROWS_PER_CHECKPOINT = 2_000
 _SIZE_PER_CHECKPOINT = 16_000_000
 """Characters."""
-_MILLISECONDS_WITHOUT_WRITERS = 200
-"""How long the end of a checkpoint may wait for readers while writers wait for it."""
-
-
+_OF_HOLDER = (RunRow, CallRow, OpRow)
+"""The rows that only the holder of a run writes."""
+_HELD_BY = "SELECT 1 FROM runs INDEXED BY runs_running WHERE status = 'running' AND owner = ? AND run_id = ?"
+_LOST = (
+    "another process has taken the run over, because the lock of this one was gone (its file beside the journal was "
+    "removed, or the journal was closed): the run ends here and goes on there"
+)
 _OF_A_ROW = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError)
 
 
@@ -49,37 +52,6 @@ class Committed:
 def _is_of_file(error: Exception) -> bool:
     """Whether the file is the problem (full, locked, read-only, damaged), so that another try may succeed."""
     return isinstance(error, (sqlite3.DatabaseError, OSError)) and not isinstance(error, _OF_A_ROW)
-
-
-def commit(connection: sqlite3.Connection, rows: list[Row]) -> Committed:
-    """Write rows together.
-
-    Raises:
-        sqlite3.Error: the file is the problem; nothing was written.
-    """
-    if not rows:
-        return Committed()
-    try:
-        with transaction(connection):
-            return Committed(_write_alike(connection, rows))
-    except Exception as error:
-        if _is_of_file(error):
-            raise
-    with transaction(connection):
-        return _write_each(connection, rows)
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Generator[None]:
-    """Commit everything inside, or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def write_one(connection: sqlite3.Connection, row: Row) -> int:
@@ -104,9 +76,12 @@ def _write_alike(connection: sqlite3.Connection, rows: list[Row]) -> int:
     return size
 
 
-def _write_each(connection: sqlite3.Connection, rows: list[Row]) -> Committed:
+def _write_each(connection: sqlite3.Connection, rows: list[Row], lost: Container[str]) -> Committed:
     done = Committed()
     for place, row in enumerate(rows):
+        if row.run_id in lost and isinstance(row, _OF_HOLDER):
+            done.refused[place] = _LOST
+            continue
         try:
             done.size += write_one(connection, row)
         except Exception as error:
@@ -114,6 +89,10 @@ def _write_each(connection: sqlite3.Connection, rows: list[Row]) -> Committed:
                 raise
             done.refused[place] = _why(connection, row, error)
     return done
+
+
+def _holds(connection: sqlite3.Connection, owner: str, run_id: str) -> bool:
+    return connection.execute(_HELD_BY, encodable((owner, run_id))).fetchone() is not None
 
 
 def _size(rows: Iterable[tuple[Any, ...]]) -> int:
@@ -154,24 +133,40 @@ class Writer:
     that can never be written is left out, which is an error for its waiter; the others are written.
     """
 
-    def __init__(self, path: Path, *, timeout: float) -> None:
-        self._path = path
-        self._timeout = timeout
+    def __init__(self, file: JournalFile) -> None:
+        self.owner: str | None = None
+        """The name under which runs are held here now."""
+        self.held: dict[str, str] = {}
+        """Run id -> the name under which it is held here, until the end of the run is recorded or refused."""
+        self._begun: set[str] = set()
+        """Those of them whose row is not in the file yet."""
+        self._file = file
         self._lock = threading.Lock()
-        """Guards everything below: event loops of several threads may share a journal."""
+        """Guards what is put: event loops of several threads may share a journal. Nobody waits while holding it."""
         self._batches: list[Batch] = []
-        self._lost: dict[str, JournalError] = {}
-        """Run id -> the error of a row without a waiter that was left out; raised for the run's next waiter."""
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop that will flush, until it does."""
-        self._connection: sqlite3.Connection | None = None
         self._thread: ThreadPoolExecutor | None = None
+        self._turn = threading.Lock()
+        """Guards what is written; who holds it may wait for other programs, so that an event loop only tries it."""
+        self._kept: list[Batch] = []
+        """What could not be written so far."""
+        self._lost: dict[str, JournalError] = {}
+        """Run id -> the error of a row without a waiter that was left out; raised for the run's next waiter."""
+        self._version = -1
+        self._checked: set[str] = set()
+        """The runs that nobody can have taken over since this version of the file."""
+        self._connection: sqlite3.Connection | None = None
         self._rows_in_log = 0
         self._size_in_log = 0
 
     def put(self, rows: list[Row], waiter: Waiter | None) -> None:
         with self._lock:
+            for row in rows:
+                if isinstance(row, RunRow) and row.owner and row.owner == self.owner and row.run_id not in self.held:
+                    self.hold(row.run_id)
+                    self._begun.add(row.run_id)
             self._batches.append(Batch(rows, waiter))
             if self._flushing and (self._loop is None or not self._loop.is_closed()):
                 return  # a closed loop will never flush
@@ -179,18 +174,32 @@ class Writer:
             self._loop = asyncio.get_running_loop()
         self._loop.call_soon(self._flush)
 
+    def hold(self, run_id: str) -> None:
+        """From now on, the rows of a run are written as long as no other owner holds it."""
+        self._lost.pop(run_id, None)
+        self.held[run_id] = self.owner or ""
+
     def close(self) -> None:
-        """Write the remaining rows and close the file."""
+        """Write the remaining rows and close the file.
+
+        Raises:
+            JournalError: they could not be written.
+        """
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown()
-        if self._batches:
-            self._write(self._timeout)
         with self._lock:
+            self._batches.append(Batch([], None))
+        self._write()
+        with self._turn:
             connection, self._connection = self._connection, None
+            left = sum(len(batch.rows) for batch in self._kept)
         if connection is not None:
             connection.close()
+        if left:
+            msg = f"{self._file.path}: the journal was closed before its last {left} records could be written"
+            raise JournalError(msg)
 
     def __del__(self) -> None:
         if (connection := getattr(self, "_connection", None)) is not None:
@@ -198,43 +207,96 @@ class Writer:
 
     def _flush(self) -> None:
         self._loop = None
-        if not self._write(0):
-            self._in_thread(partial(self._write, self._timeout))
+        if not self._write(wait=False):
+            self._in_thread(self._write)
         elif self._rows_in_log >= _ROWS_PER_CHECKPOINT or self._size_in_log >= _SIZE_PER_CHECKPOINT:
             self._rows_in_log = self._size_in_log = 0
             self._in_thread(self._checkpoint)
 
-    def _write(self, timeout: float) -> bool:
-        """Commit all waiting rows; `False` when another process is writing and *timeout* is 0."""
-        with self._lock:
-            batches = self._batches
-            try:
-                outcomes = self._committed(batches, timeout)
-            except Exception as error:  # noqa: BLE001 - every waiter needs an outcome
-                if timeout == 0 and is_busy(error):
-                    return False  # `_flushing` stays set: new rows wait for the thread
-                outcomes = self._put_off(batches, journal_error(self._path, error))
-            except BaseException as error:
-                _wake(self._put_off(batches, JournalError(f"{self._path}: writing was broken off by {error!r}")))
-                raise
-            self._flushing = False
-        _wake(outcomes)
+    def _write(self, *, wait: bool = True) -> bool:
+        """Commit all rows; without *wait*, `False` when another process or thread is writing."""
+        if not (wait or self._file.ready) or not self._turn.acquire(blocking=wait):
+            return False  # `_flushing` stays set: new rows wait for the thread
+        try:
+            while batches := self._taken():
+                try:
+                    outcomes = self._committed(batches, wait=wait)
+                except Exception as error:  # noqa: BLE001 - every waiter needs an outcome
+                    if not wait and is_busy(error):
+                        with self._lock:
+                            self._batches = batches + self._batches
+                        return False
+                    known = isinstance(error, JournalError)
+                    outcomes = self._put_off(batches, error if known else journal_error(self._file.path, error))
+                except BaseException as error:
+                    msg = f"{self._file.path}: writing was broken off by {error!r}"
+                    _wake(self._put_off(batches, JournalError(msg)))
+                    self._flushing = False
+                    raise
+                _wake(outcomes)
+        finally:
+            self._turn.release()
         return True
 
-    def _committed(self, batches: list[Batch], timeout: float) -> list[Outcome]:
+    def _taken(self) -> list[Batch]:
+        """The batches that wait; the flush is over when there are none."""
+        with self._lock:
+            batches, self._batches = self._batches, []
+            self._flushing = bool(batches)
+        return batches
+
+    def _committed(self, batches: list[Batch], *, wait: bool) -> list[Outcome]:
         """Write all rows; returns the outcome for each waiter."""
-        if self._connection is None:
-            self._connection = connect(self._path, timeout=self._timeout)
-            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
-        self._connection.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+        batches = [*self._kept, *batches]
         rows = [row for batch in batches for row in batch.rows]
-        done = commit(self._connection, rows)
-        self._batches = []
+        done = self._commit(rows, wait=wait) if rows else Committed()
+        self._kept = []
+        for row in rows:
+            if isinstance(row, RunRow) and row.owner != self.held.get(row.run_id):
+                self.held.pop(row.run_id, None)
+                self._checked.discard(row.run_id)
+        if self._begun:
+            self._begun -= {row.run_id for row in rows}
         self._rows_in_log += len(rows)
         self._size_in_log += done.size
         if not (done.refused or self._lost):
             return [Outcome(batch.waiter, None) for batch in batches if batch.waiter is not None]
         return self._outcomes(batches, done.refused)
+
+    def _commit(self, rows: list[Row], *, wait: bool) -> Committed:
+        """Write rows together.
+
+        Raises:
+            sqlite3.Error: the file is the problem; nothing was written.
+        """
+        if self._connection is None:
+            self._connection = self._file.connect(wait=wait)
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+            self._connection.execute("PRAGMA busy_timeout = 0")
+        connection = self._connection
+        try:
+            with self._file.transaction(connection, wait=wait):
+                if not self._lost_among(connection, rows):
+                    return Committed(_write_alike(connection, rows))
+        except Exception as error:
+            if _is_of_file(error):
+                raise
+        with self._file.transaction(connection, wait=wait):
+            return _write_each(connection, rows, self._lost_among(connection, rows))
+
+    def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> set[str]:
+        """The runs that were held here, and that another owner has taken over since."""
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        if version != self._version:  # another connection has written: only then a run can be somebody else's
+            self._version = version
+            self._checked.clear()
+        written = {row.run_id for row in rows} - self._checked
+        if not written:
+            return written
+        held = {run_id: self.held[run_id] for run_id in written if run_id in self.held}
+        lost = {run_id for run_id, owner in held.items() if not _holds(connection, owner, run_id)} - self._begun
+        self._checked |= held.keys() - lost
+        return lost
 
     def _outcomes(self, batches: list[Batch], refused: Mapping[int, str]) -> list[Outcome]:
         """The outcomes where some rows were left out."""
@@ -245,7 +307,7 @@ class Writer:
             for row in batch.rows:
                 place += 1
                 if place in refused:
-                    msg = f"{self._path}: a record of run {row.run_id!r} was left out: {refused[place]}"
+                    msg = f"{self._file.path}: a record of run {row.run_id!r} was left out: {refused[place]}"
                     self._lost[row.run_id] = JournalError(msg)
                 if batch.waiter is not None:
                     failure = self._lost.pop(row.run_id, failure)
@@ -255,27 +317,27 @@ class Writer:
 
     def _put_off(self, batches: list[Batch], failure: JournalError) -> list[Outcome]:
         """Keep the rows, without waiters, for the next try."""
-        self._batches = [Batch(batch.rows, None) for batch in batches if batch.rows]
-        self._flushing = False
+        self._kept += [Batch(batch.rows, None) for batch in batches if batch.rows]
         return [Outcome(batch.waiter, failure) for batch in batches if batch.waiter is not None]
 
     def _checkpoint(self) -> None:
         """Move the log into the file, so that it does not grow for ever."""
         try:
-            with closing(connect(self._path, timeout=self._timeout)) as connection:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                # Almost all is done beside the writers; the log only starts again at a moment without them.
-                connection.execute(f"PRAGMA busy_timeout = {_MILLISECONDS_WITHOUT_WRITERS}")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error:
+            with closing(self._file.connect()) as connection:
+                checkpoint(connection)
+        except (sqlite3.Error, JournalError):
             return  # the rows are safe in the log; the next checkpoint moves them
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Do something in the thread of those who wait."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="stagegraph journal")
+            return self._thread.submit(work)
 
     def _in_thread(self, work: Callable[[], object]) -> None:
         try:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = ThreadPoolExecutor(1, thread_name_prefix="stagegraph journal")
-                self._thread.submit(work)
+            self.submit(work)
         except RuntimeError:  # the interpreter is shutting down and starts no threads
             work()
 

@@ -20,6 +20,9 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_dict, is_list, is_mapping
 
+GONE = "gone"
+"""The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
+
 Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
 """A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
 
@@ -122,7 +125,7 @@ class RunRow:
     output_tokens: int = 0
     cost: str | None = None
     owner: str | None = None
-    """The process that runs it now, if any."""
+    """Who runs it now, if anybody (`Journal.owner`); `GONE` where its process has died."""
 
     def read_labels(self) -> Labels:
         """The labels.
@@ -270,6 +273,8 @@ class RunFilter:
     """The name of a score that the run must have."""
     min_score: float | None = None
     max_score: float | None = None
+    interrupted: bool = False
+    """Only runs that are recorded as running, and that nobody runs any more."""
     user: str | None = None
     session: str | None = None
     tags: tuple[str, ...] = ()
@@ -284,6 +289,7 @@ class RunFilter:
         return (
             self.graph in {None, row.graph}
             and self.status in {None, row.status}
+            and (not self.interrupted or (row.status == "running" and row.owner in {None, GONE}))
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
             and (self.before is None or (row.started, row.run_id) < self.before)
@@ -332,6 +338,15 @@ class Journal(Protocol):
     Every method may raise `JournalError`.
     """
 
+    @property
+    def owner(self) -> str:
+        """The name under which this journal holds runs, with a lock that the end of the process releases.
+
+        A row that is read tells by its `owner` whether that lock is still held. A row of a run that this journal held,
+        and that another owner has taken over since, is refused, so that the run ends here.
+        """
+        ...
+
     async def put(self, *rows: Row) -> None:
         """Store rows; they survive the process once this returns."""
         ...
@@ -340,11 +355,10 @@ class Journal(Protocol):
         """Store rows after those of earlier calls, at the latest with the next `put`."""
         ...
 
-    async def claim(self, row: RunRow, *, fresh: bool, take_over: bool = False) -> None:
-        """Begin (*fresh*) or resume a run for `row.owner`; at most one living process may own it.
+    async def claim(self, row: RunRow, *, fresh: bool) -> None:
+        """Begin (*fresh*) or resume a run for `row.owner`, unless a living owner holds it.
 
-        A process on another host cannot be checked: it counts as living, unless the caller knows that it is gone
-        (*take_over*).
+        A claim that is cancelled leaves a run as it was, or a fresh one as cancelled.
         """
         ...
 
@@ -371,9 +385,8 @@ class Journal(Protocol):
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         """Delete runs that ended more than *older_than* seconds ago, and all ended runs but the newest *keep*.
 
-        A run that a living process owns stays; a process on another host counts as living. *keep* does not count runs
-        that can be resumed (suspended, or interrupted by the end of their process); *older_than* deletes them by the
-        time when they were suspended, or began.
+        A run of a living owner stays. *keep* does not count runs that can be resumed (suspended, or interrupted by the
+        end of their process); *older_than* deletes them by the time when they were suspended, or began.
         """
         ...
 

@@ -36,13 +36,15 @@ class Lifetime:
     Args:
         drain_seconds: How long a shutdown waits for them.
         attempts: How often a run whose process crashed is resumed; 0 resumes none.
+        at_once: How many interrupted runs are finished at the same time; `None` is no limit.
     """
 
-    def __init__(self, drain_seconds: float, *, attempts: int) -> None:
+    def __init__(self, drain_seconds: float, *, attempts: int, at_once: int | None = None) -> None:
         self.taking = True
         """Whether new runs may begin."""
         self._drain_seconds = drain_seconds
         self._attempts = attempts
+        self._at_once = at_once
         self._by_id: dict[str, LiveRun[Any, Any]] = {}
         """Runs in tasks of their own."""
         self._awaited: dict[ActiveRun, anyio.CancelScope] = {}
@@ -124,17 +126,18 @@ class Lifetime:
 
         def drain() -> None:
             self.taking = False
+            finishing.cancel()
             if not draining:
                 draining.append(asyncio.create_task(self._drain(), name="stagegraph drain"))
 
-        finishing = asyncio.create_task(finish_interrupted(runner, self._attempts), name="stagegraph resume")
+        taking_up = finish_interrupted(runner, self._attempts, self._at_once)
+        finishing = asyncio.create_task(taking_up, name="stagegraph resume")
         obeying = asyncio.create_task(self._obey(runner.journal), name="stagegraph cancels")
         self._loop = asyncio.get_running_loop()
         try:
             with _on_signal(drain):
                 yield
         finally:
-            finishing.cancel()
             drain()
             await asyncio.wait([finishing, *draining])
             obeying.cancel()

@@ -64,9 +64,6 @@ class ResumeOptions(TypedDict, total=False):
     """Instead of the run's own or the runner's, until the run is interrupted again. What it has spent counts."""
     models: Mapping[str, Model | str] | None
     """Stage path -> model; without it, the names that the run began with."""
-    take_over: bool
-    """Resume even if a process on another host holds the run, which you know to be gone, as when a container was
-    replaced. A process on this host is checked, and its runs are never taken over while it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +96,6 @@ class RunSpec:
     resumed: RunRow | None = None
     """The row of the recorded run that is resumed."""
     strict: bool = False
-    take_over: bool = False
 
     @classmethod
     def of(cls, call: str, node: Node[Any, Any], value: object, options: RunOptions, **named: object) -> RunSpec:

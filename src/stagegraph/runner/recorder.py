@@ -20,7 +20,6 @@ from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
-from stagegraph.journal.owner import this_process
 from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
@@ -139,9 +138,9 @@ class Recorder:
             JournalError: the id is taken, another living process holds the run, or there is no run to replay.
         """
         mine = counted(row) if spec.resumed is not None else row
-        mine = replace(mine, status="running", owner=this_process(), error=None, error_type=None)
+        mine = replace(mine, status="running", owner=journal.owner, error=None, error_type=None)
         if spec.own_id:
-            await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
+            await journal.claim(mine, fresh=spec.resumed is None)
         else:
             journal.put_soon(mine)
         recorder = cls(journal, mine, spec, state, ledger)

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,9 +18,8 @@ from stagegraph.agent.durable import unanswered_in
 from stagegraph.data.call import Status
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
-from stagegraph.journal.owner import is_alive, this_process
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import GONE, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -35,8 +34,10 @@ _log = logging.getLogger("stagegraph")
 
 GIVEN_UP = "GivenUp"
 """The error type of a run that is not resumed any more."""
-_AT_ONCE = 8
-"""How many interrupted runs are resumed at the same time."""
+_LOOK_EVERY = 2.0
+"""Seconds between two looks for interrupted runs."""
+_LONGEST_DELAY = 300.0
+"""Seconds until a run that cannot be taken up is tried again, at most."""
 _MANY = 1_000_000
 
 
@@ -102,7 +103,7 @@ class TakesUp(Protocol):
 
 def is_interrupted(row: RunRow) -> bool:
     """Whether a run is recorded as running, but its process has ended."""
-    return row.status == "running" and (row.owner is None or not is_alive(row.owner))
+    return row.status == "running" and row.owner in {None, GONE}
 
 
 def counted(row: RunRow) -> RunRow:
@@ -120,7 +121,7 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
         JournalError: another process has resumed it meanwhile.
     """
     mine = counted(row)
-    await journal.claim(replace(mine, status="running", owner=this_process()), fresh=False)
+    await journal.claim(replace(mine, status="running", owner=journal.owner), fresh=False)
     ended = replace(
         mine,
         status=status,
@@ -133,42 +134,83 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
     return ended
 
 
-async def finish_interrupted(runner: TakesUp, attempts: int) -> None:
-    """Finish the runs that a crash or a shutdown interrupted, some at a time; other processes may do the same.
+async def finish_interrupted(runner: TakesUp, attempts: int, at_once: int | None) -> None:
+    """Finish the runs that a crash or a shutdown interrupts, here or in another process, until this is cancelled.
 
-    A run whose process has crashed more than *attempts* times is given up, since the run may be the reason.
+    Other processes may do the same. A run whose process has crashed more than *attempts* times is given up, since the
+    run may be the reason. *at_once* is how many are finished at the same time.
     """
-    journal = runner.journal
-    if journal is None or attempts == 0:
+    if runner.journal is None or attempts == 0:
         return
-    rows = await journal.runs(RunFilter(status="running", limit=_MANY))
-    waiting = iter([row for row in reversed(rows) if is_interrupted(row)])
+    finisher = _Finisher(runner, runner.journal, attempts)
+    seats = asyncio.Semaphore(at_once or _MANY)
     async with asyncio.TaskGroup() as group:
-        for _ in range(_AT_ONCE):
-            group.create_task(_take_up(runner, journal, waiting, attempts))
+        while True:
+            for row in await finisher.interrupted():
+                await seats.acquire()
+                group.create_task(finisher.take_up(row)).add_done_callback(lambda _: seats.release())
+            await asyncio.sleep(_LOOK_EVERY)
 
 
-async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], attempts: int) -> None:
-    for row in rows:
+class _Finisher:
+    """Takes up interrupted runs, each once at a time."""
+
+    def __init__(self, runner: TakesUp, journal: Journal, attempts: int) -> None:
+        self._runner = runner
+        self._journal = journal
+        self._attempts = attempts
+        self._going: set[str] = set()
+        self._failures: dict[str, tuple[float, float]] = {}
+        """Run id -> when it may be tried again, and how long that was put off."""
+        self._unknown: set[str] = set()
+        """The runs of graphs that are not known here."""
+
+    async def interrupted(self) -> list[RunRow]:
+        """The runs that can be taken up now, the oldest first."""
         try:
-            crashes = counted(row).read_labels().crashes
-            if crashes > attempts:
-                await _leave(journal, row, crashes)
-            elif (finishing := runner.take_up(row)) is not None:
-                await finishing
-            else:
-                _log.warning(
-                    "run %s of %s was interrupted, and nothing here can take it up: make its graph known with "
-                    "`runner.add(graph)` or `router(graph, runner)`, before the runner's lifespan begins",
-                    row.run_id,
-                    row.graph,
-                )
+            rows = await self._journal.runs(RunFilter(interrupted=True, limit=_MANY))
+        except JournalError as error:
+            _log.warning("interrupted runs cannot be looked for just now: %s", error)
+            return []
+        now = time.monotonic()
+        free = [row for row in reversed(rows) if row.run_id not in self._going]
+        return [row for row in free if self._failures.get(row.run_id, (now, 0))[0] <= now]
+
+    async def take_up(self, row: RunRow) -> None:
+        self._going.add(row.run_id)
+        try:
+            await self._finish(row)
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except StagegraphError as error:
             _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
+            self._put_off(row)
         except Exception as error:  # noqa: BLE001 - the next one may do better
             _log.error("run %s of %s could not be taken up: %s", row.run_id, row.graph, error, exc_info=error)
+            self._put_off(row)
+        finally:
+            self._going.discard(row.run_id)
+
+    async def _finish(self, row: RunRow) -> None:
+        crashes = counted(row).read_labels().crashes
+        if crashes > self._attempts:
+            await _leave(self._journal, row, crashes)
+        elif (finishing := self._runner.take_up(row)) is not None:
+            await finishing
+        elif row.run_id not in self._unknown:
+            self._unknown.add(row.run_id)
+            _log.warning(
+                "run %s of %s was interrupted, and nothing here can take it up: make its graph known with "
+                "`runner.add(graph)` or `router(graph, runner)`, before the runner's lifespan begins",
+                row.run_id,
+                row.graph,
+            )
+
+    def _put_off(self, row: RunRow) -> None:
+        """Try a run again later, if it is still interrupted then, each time after a longer delay."""
+        _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY / 2))
+        delay = min(2 * delay, _LONGEST_DELAY)
+        self._failures[row.run_id] = (time.monotonic() + delay, delay)
 
 
 async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:
@@ -226,7 +268,6 @@ async def resumed_spec(
         answers=answered,
         resumed=row,
         strict=strict,
-        take_over=options.get("take_over", False),
     )
 
 

@@ -62,8 +62,9 @@ class Runner:
         max_runs: How many runs may run at once; above that, `run` and `start` raise `BusyError` immediately.
         max_queued: How many more may wait for their turn (none, unless this says otherwise).
         drain_seconds: How long `lifespan` waits at the end for running runs.
-        resume_interrupted: Whether `lifespan` first resumes runs that a crash or a shutdown interrupted, of the graphs
-            that this runner knows (`add`); of several processes on one journal, one resumes each run.
+        resume_interrupted: Whether `lifespan` resumes runs that a crash or a shutdown interrupted, before it began or
+            while it lasts, of the graphs that this runner knows (`add`), at most `max_runs` at once; of several
+            processes on one journal, one resumes each run.
         resume_attempts: How often a run whose process crashed is resumed; after that it fails.
 
     As an async context manager, leaving the block waits for the runs that were started in it, or cancels them when the
@@ -113,7 +114,9 @@ class Runner:
         self._queue = Queue(max_runs, max_queued)
         self.resumes_interrupted = resume_interrupted
         """Whether `lifespan` begins with what was interrupted."""
-        self._lifetime = Lifetime(drain_seconds, attempts=resume_attempts if resume_interrupted else 0)
+        self._lifetime = Lifetime(
+            drain_seconds, attempts=resume_attempts if resume_interrupted else 0, at_once=max_runs
+        )
 
     async def run(
         self,
