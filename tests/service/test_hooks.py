@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from scripted import Still
 from serving import served
 from stagegraph import DeclarationError, Graph, Runner, current_call, step
-from stagegraph.journal import MemoryJournal, RunRow, SqliteJournal
+from stagegraph.journal import MemoryJournal, RunFilter, RunRow, SqliteJournal
 from stagegraph.service import RunRef, router
 
 
@@ -386,3 +386,58 @@ def test_an_app_with_its_own_refusals_keeps_ours_for_what_is_ours():
             answer = client.post("/echo/runs", content=content, headers=headers)
             assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
         assert client.get("/echo/runs/x", headers=headers).json()["type"].endswith("unknown-run")
+
+
+@step
+async def meet(text: str) -> str:
+    meeting = current_call().deps
+    assert isinstance(meeting, Meeting)
+    await meeting.wait()
+    return text
+
+
+class Meets(Graph[str, str]):
+    """A run that ends when enough others are there."""
+
+    meet = meet
+
+    async def flow(self, text: str) -> str:
+        return await self.meet(text)
+
+
+class Meeting:
+    """Everybody waits until so many have come; counts how many were there at once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.here = self.most = 0
+        self.complete = anyio.Event()
+
+    async def wait(self) -> None:
+        self.here += 1
+        self.most = max(self.most, self.here)
+        if self.here == self.size:
+            self.complete.set()
+        try:
+            await self.complete.wait()
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self.here -= 1
+
+
+@pytest.mark.anyio
+async def test_interrupted_runs_are_taken_up_as_many_at_once_as_may_run():
+    """Twenty at once where `max_runs` says so, and no more: the service is neither slow to recover nor overrun."""
+    journal = MemoryJournal()
+    first = Runner(journal=journal, tracing=None, drain_seconds=0)
+    async with first.lifespan():
+        never = Meeting(1000)
+        for number in range(50):
+            await first.start(Meets(), str(number), run_id=str(number), deps=never).recorded()
+    meeting = Meeting(20)
+    runner = Runner(journal=journal, tracing=None, resume_interrupted=True, max_runs=20)
+    router(Meets(), runner, deps=lambda: meeting, resume_deps=lambda _: meeting)
+    async with runner.lifespan():
+        while {row.status for row in await journal.runs(RunFilter(limit=100))} != {"succeeded"}:  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+    assert meeting.most == 20
