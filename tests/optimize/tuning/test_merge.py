@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -106,13 +107,8 @@ async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
 
 async def test_a_search_goes_the_same_way_in_every_process() -> None:
     """Python salts the hashes of texts anew in every process; what is merged may not hang on that."""
-    ways: list[Any] = []
-    for salt in ("0", "2"):
-        done = await anyio.run_process(
-            [sys.executable, str(Path(__file__).with_name("wandering.py"))],
-            env={**os.environ, "PYTHONHASHSEED": salt},
-            stderr=None,
-        )
-        ways.append(json.loads(done.stdout))
+    command = [sys.executable, str(Path(__file__).with_name("wandering.py"))]
+    processes = (anyio.run_process(command, env={**os.environ, "PYTHONHASHSEED": salt}, stderr=None) for salt in "02")
+    ways = [json.loads(done.stdout) for done in await asyncio.gather(*processes)]
     assert sum(len(parents) == 2 for _, parents in ways[0]) > 2
     assert ways[1] == ways[0]
