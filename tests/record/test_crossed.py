@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import typing
 from collections.abc import AsyncIterator, Iterable
@@ -265,6 +266,22 @@ async def test_a_run_whose_input_cannot_be_read_back_says_so_first(
     await journal.aclose()
     assert seen == [described(value)] * 2
     assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
+
+
+async def test_an_input_whose_class_is_gone_is_no_other_one(sqlite: SqliteJournal) -> None:
+    """The run is refused before anything runs, instead of going on with what its plain data looks like."""
+    graph, seen = echoing(Base)
+    fails.append(ConnectionError("gone"))
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        with pytest.raises(RunError):
+            await runner.run(graph, Derived(name="n"), run_id="r")
+        row = await sqlite.run("r")
+        assert row is not None
+        await sqlite.put(dataclasses.replace(row, input_whole=(row.input_whole or "").replace("Derived", "Renamed")))
+        with pytest.raises(ReplayError, match="the input of run 'r' cannot be read back as Base"):
+            await runner.resume("r")
+        await runner.resume("r", input=Derived(name="n"))
+    assert seen == [described(Derived(name="n"))]
 
 
 @step
