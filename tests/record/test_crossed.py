@@ -431,6 +431,35 @@ async def test_an_operation_without_a_record_is_made_again(
     assert len(said) == 1
 
 
+async def test_half_a_surrogate_pair_in_the_arguments_of_a_tool(sqlite: SqliteJournal) -> None:
+    """A provider that gives arguments as data may give one; the call is recorded all the same."""
+    agent, looked = Agent(), list[str]()
+
+    @agent.tool_plain
+    def look(text: str) -> str:
+        looked.append(text)
+        return text
+
+    class Half(Silent):
+        async def request(self, *args: Any, **kwargs: Any) -> ModelResponse:
+            answer = await super().request(*args, **kwargs)
+            for part in answer.parts:
+                if isinstance(part, ToolCallPart):
+                    part.args = {"text": "\udcff"}
+            return answer
+
+    class Looks(Graph[str, str]):
+        ask = Stage(str, agent)
+
+        async def flow(self, text: str) -> str:
+            return await self.ask(text)
+
+    async with Runner(Half(), journal=sqlite, tracing=None) as runner:
+        run = await runner.run(Looks(), "\ud800")
+        assert (await runner.run(Looks(), "\ud800", replay=run)).rerun == {}
+    assert (run.output, looked) == ("done", ["\udcff"])
+
+
 Names = typing.TypedDict("Names", {"name": str, "more": list})  # noqa: UP013
 
 
