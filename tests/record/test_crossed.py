@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import typing
 from collections.abc import AsyncIterator, Iterable
@@ -267,6 +268,22 @@ async def test_a_run_whose_input_cannot_be_read_back_says_so_first(
     assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
 
 
+async def test_an_input_whose_class_is_gone_is_no_other_one(sqlite: SqliteJournal) -> None:
+    """The run is refused before anything runs, instead of going on with what its plain data looks like."""
+    graph, seen = echoing(Base)
+    fails.append(ConnectionError("gone"))
+    async with Runner(journal=sqlite, tracing=None) as runner:
+        with pytest.raises(RunError):
+            await runner.run(graph, Derived(name="n"), run_id="r")
+        row = await sqlite.run("r")
+        assert row is not None
+        await sqlite.put(dataclasses.replace(row, input_whole=(row.input_whole or "").replace("Derived", "Renamed")))
+        with pytest.raises(ReplayError, match="the input of run 'r' cannot be read back as Base"):
+            await runner.resume("r")
+        await runner.resume("r", input=Derived(name="n"))
+    assert seen == [described(Derived(name="n"))]
+
+
 @step
 async def seek(secret: Secret | Reject) -> Hidden:
     return Hidden(name="n" if isinstance(secret, Secret) else "")
@@ -412,6 +429,35 @@ async def test_an_operation_without_a_record_is_made_again(
     assert 3 < len(looked) <= 6
     said = [record for record in caplog.records if "has no record" in record.getMessage()]
     assert len(said) == 1
+
+
+async def test_half_a_surrogate_pair_in_the_arguments_of_a_tool(sqlite: SqliteJournal) -> None:
+    """A provider that gives arguments as data may give one; the call is recorded all the same."""
+    agent, looked = Agent(), list[str]()
+
+    @agent.tool_plain
+    def look(text: str) -> str:
+        looked.append(text)
+        return text
+
+    class Half(Silent):
+        async def request(self, *args: Any, **kwargs: Any) -> ModelResponse:
+            answer = await super().request(*args, **kwargs)
+            for part in answer.parts:
+                if isinstance(part, ToolCallPart):
+                    part.args = {"text": "\udcff"}
+            return answer
+
+    class Looks(Graph[str, str]):
+        ask = Stage(str, agent)
+
+        async def flow(self, text: str) -> str:
+            return await self.ask(text)
+
+    async with Runner(Half(), journal=sqlite, tracing=None) as runner:
+        run = await runner.run(Looks(), "\ud800")
+        assert (await runner.run(Looks(), "\ud800", replay=run)).rerun == {}
+    assert (run.output, looked) == ("done", ["\udcff"])
 
 
 Names = typing.TypedDict("Names", {"name": str, "more": list})  # noqa: UP013

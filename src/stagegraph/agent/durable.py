@@ -121,7 +121,11 @@ class DurableOperations:
 
         *turn* is the number of messages before it: some providers use the same ids again in every turn.
         """
-        digest = hashed(call.tool_name, call.args_as_json_str())
+        try:
+            args = call.args_as_json_str()
+        except ValueError:  # half a surrogate pair
+            args = json.dumps(call.args_as_dict(), default=repr)
+        digest = hashed(call.tool_name, args)
         op = self._named(f"tool:{call.tool_call_id}:{turn}:{digest}")
         known = self._recall(op) or self._recall_unnumbered(call.tool_call_id, op, digest)
         if known is not None:

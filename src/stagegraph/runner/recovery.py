@@ -29,6 +29,7 @@ from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
+    from stagegraph.schema.schema import Schema
 
 _log = logging.getLogger("stagegraph")
 
@@ -314,24 +315,34 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
 
 def _recorded_input(row: RunRow, node: Node[Any, Any]) -> tuple[object, bool]:
     """The input of a run, and whether it is a value of the input type: a run may have failed because it is none."""
-    data = json.loads(row.input)
-    try:
-        return node.__node__.input_type.recall(data, row.input_whole), True
-    except ValueError:
-        return data, False
+    type_ = node.__node__.input_type
+    return _read(f"the input of run {row.run_id!r}", type_, json.loads(row.input), row.input_whole)
 
 
 def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:
-    """Call key -> output; one that cannot be read back is given as plain data."""
+    """Call key -> output."""
     found: dict[str, object] = {}
     for key, data in labels.override.items():
         declared = node.__node__.tree.nodes.get(path_of(key))
-        try:
-            whole = labels.override_whole.get(key)
-            found[key] = data if declared is None else declared.__node__.output_type.recall(data, whole)
-        except ValueError:
-            found[key] = data
+        whole = labels.override_whole.get(key)
+        type_ = None if declared is None else declared.__node__.output_type
+        found[key] = data if type_ is None else _read(f"the `override` of `{key}`", type_, data, whole)[0]
     return found
+
+
+def _read(what: str, type_: Schema, data: object, whole: str | None) -> tuple[object, bool]:
+    """A recorded value, and whether it is one of its type.
+
+    Raises:
+        ReplayError: its plain data does not say what it was, and its types have changed.
+    """
+    try:
+        return type_.recall(data, whole), True
+    except ValueError as error:
+        if whole:
+            msg = f"{what} cannot be read back as {type_.name}, whose types may have changed since: {error}"
+            raise ReplayError(msg) from error
+        return data, False
 
 
 def _recorded_prompts(row: RunRow, labels: Labels) -> Prompts | None:
