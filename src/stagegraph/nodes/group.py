@@ -54,7 +54,7 @@ def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Gen
         try:
             given, resume = [(yield waits_for)], work.send
         except GeneratorExit:
-            work.close()
+            _ = work.close() if context is None else context.run(work.close)
             raise
         except BaseException as error:  # noqa: BLE001 - it is thrown into the work
             task = asyncio.current_task()
