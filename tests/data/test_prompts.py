@@ -229,3 +229,12 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PromptError, match="YAML"):
         Prompts.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "3", "[" * 100_000, '{"a":' * 100_000, '{"a": 1}', '{"a": {"instructions": 5}}']
+)
+def test_what_no_run_recorded_is_a_prompt_error(text: str) -> None:
+    """Also when it is nested deeper than Python can follow."""
+    with pytest.raises(PromptError):
+        Prompts.from_json(text)

@@ -72,17 +72,14 @@ def provider_error_in(error: BaseException) -> Exception | None:
 
 def _is_network_trouble(error: Exception) -> bool:
     """Whether a connection failed, or a server answered that it may succeed later."""
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}".removeprefix("builtins.") for kind in _kinds(error)}
+    kinds = type(error).__mro__
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}".removeprefix("builtins.") for kind in kinds}
     if not names & _NETWORK or isinstance(error, _LOCAL) or type(error).__name__ in _MISTAKES:
         return False
     if isinstance(error, TimeoutError) and error.errno is None and names & _NETWORK == {"OSError"}:
         return False  # a limit of the program's own, as of `asyncio.timeout`
     status = _status_of(error)
     return status is None or _may_pass(status)
-
-
-def _kinds(error: Exception) -> tuple[type, ...]:
-    return type(error).__mro__
 
 
 def _status_of(error: Exception) -> int | None:

@@ -25,7 +25,9 @@ def _text_file(place: Path | None) -> Path | None:
     Raises:
         BadParameter: the suffix is that of a picture or a page, or the file cannot be written.
     """
-    if place is not None and place.suffix.lower() not in {"", ".mmd", ".mermaid", ".md", ".txt"}:
+    if place is None:
+        return None
+    if place.suffix.lower() not in {"", ".mmd", ".mermaid", ".md", ".txt"}:
         msg = f"{place}: a drawing is Mermaid text, not a {place.suffix} file; name a .mmd or a .md file"
         raise typer.BadParameter(msg)
     return None if place is None else opt.writable(place)

@@ -165,7 +165,7 @@ def _place(error: BaseException) -> str:
     """The line of the user's code that the innermost cause was raised in, if there is one."""
     while error.__cause__ is not None:
         error = error.__cause__
-    libraries = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    libraries = ("<", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
     frames = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(libraries)]
     return f"\n  {frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
 

@@ -125,7 +125,7 @@ class Prompts(Mapping[str, Prompt]):
         """
         try:
             entries = json.loads(text).items()
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             msg = f"these are not recorded prompts: {error}"
             raise PromptError(msg) from error
         return cls({path: parsed(path, data, "the recorded prompts") for path, data in entries}, origins=origins)
