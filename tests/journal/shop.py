@@ -17,7 +17,20 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Graph, LimitError, Limits, Run, Runner, Stage, current_call, fan_out, gather, settle, step
+from stagegraph import (
+    Graph,
+    LimitError,
+    Limits,
+    Run,
+    Runner,
+    Stage,
+    as_completed,
+    current_call,
+    fan_out,
+    gather,
+    settle,
+    step,
+)
 from stagegraph.journal import SqliteJournal
 
 FOLDER, WORKLOAD, PROCESS = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -139,6 +152,34 @@ class Nested(Graph[str, str]):
         return "\n".join([*rows, *await fan_out(self.choose, [text] * 2)])
 
 
+class Gathered(Graph[str, str]):
+    """Twice in a row inside each of several awaitables that go on side by side, at their own speed."""
+
+    order = order
+
+    async def twice(self, text: str) -> str:
+        await moment()
+        first = await self.order(text)
+        await moment()
+        return first + " " + await self.order(text)
+
+    async def flow(self, text: str) -> str:
+        return "\n".join(await gather(*(self.twice(text) for _ in range(4))))
+
+
+class Completed(Graph[str, str]):
+    """What comes back first is ordered again first."""
+
+    order = order
+
+    async def flow(self, text: str) -> str:
+        receipts: dict[int, list[str]] = {}
+        async with as_completed(self.order, [text] * 4) as outcomes:
+            async for outcome in outcomes:
+                receipts[int(outcome.key.partition("[")[2].partition("]")[0])] = [outcome.value, await self.order(text)]
+        return "\n".join(" ".join(receipts[i]) for i in range(4))
+
+
 class Again(Graph[str, str]):
     """A replay of a run that ordered three cups, with tea in front and one cup more."""
 
@@ -153,6 +194,8 @@ WORKLOADS: dict[str, Graph[str, str]] = {
     "pair": Pair(),
     "row": Row(),
     "named": Named(),
+    "gathered": Gathered(),
+    "completed": Completed(),
     "again": Again(),
     "choose": Choose(),
     "nested": Nested(),

@@ -20,6 +20,8 @@ KEYS = {
     "pair": {f"order[{i}]{f'#{n}' if n else ''}": f"cup-{n}" for n in range(3) for i in range(2)},
     "row": {f"order{f'#{i}' if i else ''}": "cup" for i in range(6)},
     "named": {f"order[{i}]": f"cup{i % 2}-{i}" for i in range(6)},
+    "gathered": {f"order[{i}]{n}": "cup" for i in range(4) for n in ("", "#1")},
+    "completed": {f"order[{i}]{n}": "cup" for i in range(4) for n in ("", "#1")},
     "again": {"order[0]": "tea", "order[4]": "cup"},
     "choose": {f"order[{i}]{number}": "cup" for i in range(4) for number in ("", "#1")},
     "nested": {

@@ -149,7 +149,8 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
 
 def _to_dspy(example: Example[Any], fields: Fields) -> dspy.Example:
     known = fields.model.model_fields if fields.model is not None else {}
-    lost = [name for name in getattr(type(example.input), "model_fields", ()) if known and name not in known]
+    given: object = example.input
+    lost = [name for name in getattr(type(given), "model_fields", ()) if known and name not in known]
     if lost:
         msg = (
             f"example {example.id!r}: a dspy.Example has the fields of {fields.schema.name} alone, and would lose "
