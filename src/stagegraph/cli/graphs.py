@@ -30,7 +30,7 @@ def _text_file(place: Path | None) -> Path | None:
     if place.suffix.lower() not in {"", ".mmd", ".mermaid", ".md", ".txt"}:
         msg = f"{place}: a drawing is Mermaid text, not a {place.suffix} file; name a .mmd or a .md file"
         raise typer.BadParameter(msg)
-    return None if place is None else opt.writable(place)
+    return opt.writable(place)
 
 
 def draw(
