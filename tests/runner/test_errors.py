@@ -385,3 +385,4 @@ async def test_an_error_fits_a_screen(text: str, kind: str):
         assert len(shown) <= 1_600
         assert shown.count("\n") <= 20
     assert str(caught.value).startswith("Long failed")
+    assert all(len(repr(call)) < 500 for call in caught.value.failures)

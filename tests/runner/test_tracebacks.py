@@ -10,7 +10,7 @@ import pytest
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
-from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, fan_out, gather, step
+from stagegraph import DeclarationError, Graph, InputError, RunError, Runner, Stage, fan_out, gather, step
 from stagegraph.journal import MemoryJournal
 
 HERE = Path(__file__).name
@@ -98,6 +98,13 @@ async def test_a_mistake_before_the_run_is_shown_at_the_call():
     """A declaration that cannot work ends in the line that asks for it."""
     with pytest.raises(DeclarationError) as caught:
         await Runner(models={"iner.ask": TestModel()}).run(Outer(), ["a"])
+    assert shown(caught.value) == [HERE]
+
+
+async def test_an_input_that_does_not_fit_is_shown_at_the_call():
+    """Neither the validation nor the runner is of interest."""
+    with pytest.raises(InputError) as caught:
+        await Runner().run(Outer(), 3)
     assert shown(caught.value) == [HERE]
 
 

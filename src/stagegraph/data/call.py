@@ -11,6 +11,8 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 from typing_extensions import TypeVar
 
+from stagegraph.schema.errors import shortened
+
 from .score import Note
 
 if TYPE_CHECKING:
@@ -121,6 +123,10 @@ class Call(Generic[In, Out]):
     def ok(self) -> bool:
         """Whether the call has an output."""
         return self.status == "succeeded"
+
+    def __repr__(self) -> str:
+        error = "" if self.error is None else f", {shortened(str(self.error), 300)}"
+        return f"<Call {self.key!r} of {self.kind} {self.path!r}: {self.status}{error}>"
 
     def note(self, text: str, weight: float = 1.0) -> Note:
         """Feedback on this call."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
+import re
 from collections.abc import Iterable
-from itertools import pairwise
-
-from typing_extensions import is_typeddict
 
 _HEAD = "\n\nAttributes:\n"
+_FIELD = re.compile(r'^ +(?:self\.)?([a-z]\w*)(?:: | = )[^\n]+\n +"""(\S.*?)"""', re.MULTILINE | re.DOTALL)
+"""A field of a class, or an attribute that its `__init__` sets, and the text below it."""
 
 
 def document(things: Iterable[object]) -> None:
@@ -20,7 +18,7 @@ def document(things: Iterable[object]) -> None:
             text = vars(thing)["__doc__"]
             if isinstance(text, str) and _HEAD not in text:
                 doc = _Docstring(text)
-                type.__setattr__(thing, "__doc__", doc.__get__(None, thing) if is_typeddict(thing) else doc)
+                type.__setattr__(thing, "__doc__", doc.__get__(None, thing) if hasattr(thing, "__total__") else doc)
 
 
 class _Docstring:
@@ -38,24 +36,7 @@ class _Docstring:
 
 def _section(owner: type) -> str:
     try:
-        [tree] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-    except (OSError, TypeError, SyntaxError, ValueError):
+        fields = _FIELD.findall(inspect.getsource(owner))
+    except (OSError, TypeError):
         return ""  # there is no source here
-    inits = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
-    bodies = [one.body for one in (tree, *inits) if isinstance(one, (ast.ClassDef, ast.FunctionDef))]
-    found = [entry for body in bodies for pair in pairwise(body) for entry in _entry(*pair)]
-    return _HEAD + "\n".join(found) if found else ""
-
-
-def _entry(statement: ast.stmt, below: ast.stmt) -> list[str]:
-    """The line for a field, if *statement* is one and its doc is *below*."""
-    if isinstance(statement, ast.AnnAssign):
-        target = statement.target
-    elif isinstance(statement, ast.Assign):
-        [target, *_] = statement.targets
-    else:
-        return []
-    name = target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else "_"
-    if name.startswith("_") or not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)):
-        return []
-    return [f"    {name}: {' '.join(str(below.value.value).split())}"]
+    return _HEAD + "\n".join(f"    {name}: {' '.join(doc.split())}" for name, doc in fields) if fields else ""

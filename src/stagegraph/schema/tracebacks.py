@@ -8,7 +8,7 @@ from typing import cast
 
 _RAISING = frozenset({"anyio", "pydantic_ai", "pydantic_graph"})
 """Hidden libraries that raise errors of their own, whose last frame says where."""
-_MACHINERY = _RAISING | {"stagegraph", "asyncio", "contextlib"}
+_MACHINERY = _RAISING | {"stagegraph", "asyncio", "contextlib", "pydantic"}
 
 
 class UserFrames:
