@@ -292,6 +292,9 @@ class Executor:
             if not recorder.restored(child, row):
                 continue
             state.calls[key] = child
+            base, _, number = key.rpartition("#")
+            base, number = (base, int(number)) if base and number.isdecimal() else (key, 0)
+            state.repeats[base] = max(state.repeats.get(base, -1), number)
             child.ended = perf_counter()
             if self.trace is not None:
                 self.trace.ended(child)

@@ -197,15 +197,17 @@ class LangfuseTrace:
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
             return without_none({Names.INPUT: json.dumps(shape(entry.input)), Names.OUTPUT: output})
-        given = self._sent("input", node.__node__.input_type.published(entry.input))
-        if status != "succeeded":
-            return given
-        return {**given, **self._sent("output", node.__node__.output_type.published(entry.output))}
+        given = node.__node__.input_type.published(entry.input)
+        output = node.__node__.output_type.published(entry.output) if status == "succeeded" else None
+        return {**self._sent("input", given), **({} if output is None else self._sent("output", output))}
 
     def _sent(self, name: Literal["input", "output"], record: Record) -> Attributes:
         """The public form of a value, and in the metadata what it is, where that form does not determine it."""
-        shown = self._output.media.taken_out(record.plain)
+        media = self._output.media
+        shown = media.taken_out(record.plain)
         sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
-        if record.whole is None or shown != record.plain:
+        if record.whole is None or (shown != record.plain and not media.enabled):
             return sent
-        return {**sent, **metadata({f"{name}_whole": [json.loads(record.whole)] if record.whole else []})}
+        whole = [json.loads(record.whole)] if record.whole else []
+        compact = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
+        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(compact)}
