@@ -1,5 +1,8 @@
 """Prompts: the seed from the code, one readable file, strict checks, and how they reach a model."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from stagegraph import Demo, Graph, Prompt, PromptError, Prompts, Runner, Stage
+from stagegraph.data.prompt import Origin
 
 
 class Question(BaseModel):
@@ -130,6 +134,23 @@ def test_replace_keeps_demos_and_tools() -> None:
     assert before["a"].instructions == "x"
     with pytest.raises(TypeError):
         before["a"] = Prompt("z")  # type: ignore[index]
+
+
+def _pickled(prompts: Prompts) -> Prompts:
+    again: Prompts = pickle.loads(pickle.dumps(prompts))  # noqa: S301 - our own
+    return again
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, _pickled])
+def test_prompts_can_be_copied_and_sent_to_another_process(copied: Callable[[Prompts], Prompts]) -> None:
+    """With everything in them, and as immutable as they were."""
+    whole = Prompt("Be brief.", (Demo({"text": "a"}, {"text": "b"}),), {"look": "Look."}, {"text": "One word."})
+    prompts = Prompts({"ask": whole, "other": "Say."}, graph="Two", origins={"ask": Origin("ask", 3)})
+    again = copied(prompts)
+    assert (again, dict(again), again.graph, again.origins) == (prompts, dict(prompts), "Two", prompts.origins)
+    assert again.digest == prompts.digest
+    with pytest.raises(TypeError):
+        again["ask"].tools["look"] = "x"  # type: ignore[index]
 
 
 def test_check_names_everything_that_does_not_fit() -> None:

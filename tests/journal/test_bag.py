@@ -1,10 +1,15 @@
 """The bag of recorded calls: whatever is asked in whatever order, each record goes once, to a call with its content."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagegraph.data.call import Kind
 from stagegraph.journal import CallRow, OpRow
 from stagegraph.runner.identity import ReplayCache as Bag
+from stagegraph.runner.identity import changes
+from stagegraph.runner.state import CacheKey
 
 PLACES = [f"ask[{i}]" for i in range(6)]
 places = st.sampled_from(PLACES)
@@ -63,12 +68,9 @@ def test_calls_that_changed_their_order_find_their_content(contents_of: list[str
 def test_identical_calls_keep_their_own_places(order: list[str], finished: set[str], begun: set[str]) -> None:
     """The same asked at many places: a finished answer, and what an unfinished call was told, stay where they were."""
     rows = [call(key, "same", "succeeded" if key in finished else "running") for key in finished | begun]
-    bag = Bag(rows, [op(key, "same") for key in begun])
-    single = len(finished | begun) == 1
+    bag = Bag(rows, [op(key, "same") for key in begun], resumes=True)
     for key in order:
         found = bag.claim(key, "same")
-        if single:
-            continue  # the only record of its content goes to whoever asks first
         assert (found is not None) == (key in finished | begun)
         assert found is None or (found.row.key == key and found.finished == (key in finished))
         assert found is None or bool(found.ops) == (key in begun)
@@ -115,9 +117,54 @@ def test_what_a_call_was_told_before_its_own_row_was_written_counts() -> None:
     assert len(found.ops) == 2
 
 
+@given(recordings, st.lists(st.tuples(places, contents), unique_by=lambda one: one[0]))
+def test_a_replay_runs_only_what_was_not_recorded_as_often(
+    recorded: dict[str, str], calls: list[tuple[str, str]]
+) -> None:
+    """Wherever things stand now: of each content as many calls run as there are more of it than before."""
+    bag = Bag([call(key, content) for key, content in recorded.items()])
+    ran = Counter(content for key, content in calls if bag.claim(key, content, "step") is None)
+    assert ran == Counter(content for _, content in calls) - Counter(recorded.values())
+
+
+@given(
+    recordings, st.lists(st.tuples(places, contents), unique_by=lambda one: one[0]), st.sampled_from(["step", "stage"])
+)
+def test_a_resumed_step_keeps_to_its_place_and_a_stage_moves_where_it_is_sure(
+    recorded: dict[str, str], calls: list[tuple[str, str]], kind: Kind
+) -> None:
+    """A stage takes the record of another place when that place has become another call, and a step never does."""
+    bag = Bag([call(key, content, kind=kind) for key, content in recorded.items()], resumes=True)
+    called: dict[str, str] = {}
+    for key, content in calls:
+        called[key] = content
+        found = bag.claim(key, content, kind)
+        if recorded.get(key) == content:
+            assert found is not None
+            assert found.row.key == key
+        elif kind == "step":
+            assert found is None
+        elif found is not None:
+            assert called[found.row.key] != recorded[found.row.key] == content
+
+
+def test_a_replay_takes_what_was_left_behind_first_and_then_the_lowest() -> None:
+    """Indices are numbers; a place that has another content now does not need its record any more."""
+    bag = Bag([call(f"ask[{i}]", "x") for i in (10, 2, 9, 3)])
+    assert bag.claim("ask[9]", "y") is None
+    order = [bag.claim(f"new[{i}]", "x") for i in range(5)]
+    assert [found and found.row.key for found in order] == ["ask[9]", "ask[2]", "ask[3]", "ask[10]", None]
+
+
+def test_what_an_unfinished_call_was_told_stays_at_its_place() -> None:
+    """Requests and tool calls belong to where they were made, also when something else is called there now."""
+    bag = Bag([call("ask[0]", "x", "cancelled")], [op("ask[0]", "x")], resumes=True)
+    assert bag.claim("ask[0]", "y") is None
+    assert bag.claim("ask[1]", "x") is None
+
+
 def test_a_call_says_what_changed() -> None:
     """The words name the input and the parts that differ from what stood at the place."""
-    bag = Bag([call("ask", "x", parts='{"the prompt": "1", "the model": "1"}')])
-    assert bag.changed("ask", "1", {"the prompt": "1", "the model": "1"}) == "nothing"
-    assert bag.changed("ask", "2", {"the prompt": "2", "the model": "1"}) == "the input and the prompt"
-    assert bag.changed("other", "1", {}) is None
+    before = call("ask", "x", parts='{"the prompt": "1", "the model": "1"}')
+    assert changes(before, CacheKey("x", "1", {"the prompt": "1", "the model": "1"}, "")) == ""
+    assert changes(before, CacheKey("y", "2", {"the prompt": "2", "the model": "1"}, "")) == "the input and the prompt"

@@ -109,7 +109,9 @@ async def test_a_limit_and_a_cancellation_interrupt_a_run_that_resume_finishes(j
     runner = Runner(FunctionModel(model), journal=journal)
     with pytest.raises(LimitError):
         await runner.run(Flow(), ["a", "b"], run_id="r", limits=Limits(requests=3))
-    run = await runner.resume("r", limits=Limits(requests=1))
+    with pytest.raises(LimitError):
+        await runner.resume("r")
+    run = await runner.resume("r", limits=Limits(requests=4))
     assert len(model.asked) == 4
     assert run.status == "succeeded"
     live = runner.start(Flow(), ["x"], run_id="c")

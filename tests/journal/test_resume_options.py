@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from scripted import asked, echo
-from stagegraph import Graph, JournalError, Limits, ReplayError, RunError, Runner, Stage, as_completed, settle, step
-from stagegraph.journal import MemoryJournal, SqliteJournal
+from scripted import JumpingLoop, asked, echo, priced
+from stagegraph import (
+    Graph,
+    JournalError,
+    LimitError,
+    Limits,
+    ReplayError,
+    RunError,
+    Runner,
+    Stage,
+    as_completed,
+    settle,
+    step,
+)
+from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
 
 
 @step
@@ -177,33 +191,121 @@ async def test_a_branch_that_failed_does_not_take_the_answer_of_an_equal_one() -
     assert [call.usage.requests for call in run.calls() if call.path == "ask"] == [1, 1]
 
 
-async def test_limits_of_a_resumed_run_are_for_what_is_still_to_be_done() -> None:
-    """Requests on record are not made again, so they take nothing of what the resumed run may spend."""
-    agent: Agent[object, str] = Agent(output_type=str)
+class Looks(Graph[str, str]):
+    """An agent that looks three times before it answers."""
 
-    @agent.tool_plain
-    def look(number: int) -> int:
-        return number
+    def __init__(self) -> None:
+        agent: Agent[object, str] = Agent(output_type=str)
 
-    down = [True]
+        @agent.tool_plain
+        def look(number: int) -> int:
+            return number
 
-    def lead(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        self.look = Stage(str, agent)
+        self.made = 0
+        """Requests that were really made, answered or not."""
+        self.fails_at: set[int] = set()
+        self.seconds = 0
+        """How long each request takes."""
+        self.model = FunctionModel(self.lead)
+
+    async def lead(self, messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        self.made += 1
+        if self.seconds:
+            JumpingLoop.jump(self.seconds)
+            await anyio.wait_all_tasks_blocked()
         turn = sum(isinstance(message, ModelResponse) for message in messages)
+        if turn in self.fails_at:
+            raise ConnectionError
         if turn < 3:
             return ModelResponse([ToolCallPart("look", {"number": turn})])
-        if down:
-            raise ConnectionError
         return ModelResponse([TextPart("done")])
 
-    class Looks(Graph[str, str]):
-        look = Stage(str, agent)
+    async def flow(self, text: str) -> str:
+        return await self.look(text)
 
-        async def flow(self, text: str) -> str:
-            return await self.look(text)
 
-    runner = Runner(FunctionModel(lead), journal=MemoryJournal())
+async def test_what_a_run_spent_counts_when_it_is_resumed(journal: Journal) -> None:
+    """Also a request that failed; what is on record is not made again, and so nothing is counted twice."""
+    graph = Looks()
+    graph.fails_at = {3}
+    runner = Runner(graph.model, journal=journal)
     with pytest.raises(RunError, match="ConnectionError"):
-        await runner.run(Looks(), "x", run_id="r")
-    down.clear()
-    run = await runner.resume("r", limits=Limits(requests=1))
-    assert (run.output, run.usage.requests) == ("done", 4)
+        await runner.run(graph, "x", run_id="r", limits=Limits(requests=5))
+    with pytest.raises(RunError, match="ConnectionError"):
+        await runner.resume("r")
+    graph.fails_at = set()
+    for _ in range(2):
+        with pytest.raises(LimitError, match="5 model requests were made, and the limit is 5"):
+            await Runner(graph.model, journal=journal).resume("r", graph=graph)
+    assert graph.made == 5
+    run = await Runner(graph.model, journal=journal).resume("r", graph=graph, limits=Limits(requests=6))
+    assert (run.output, run.usage.requests, graph.made) == ("done", 4, 6)
+
+
+@pytest.mark.parametrize("limits", [Limits(requests=9), Limits(tokens=90), Limits(usd=0.09)], ids=repr)
+async def test_no_number_of_interruptions_gives_more_than_the_limit(journal: Journal, limits: Limits) -> None:
+    """The run is interrupted after every answer, and resumed until its limit is reached."""
+    reached: set[str] = set()
+
+    @step
+    async def stumble(text: str) -> str:
+        if text not in reached:
+            reached.add(text)
+            raise OSError("interrupted")
+        return text
+
+    class Stumbles(Graph[int, int]):
+        ask = Stage(str, Agent())
+        trip = stumble
+
+        async def flow(self, count: int) -> int:
+            for number in range(count):
+                await self.ask(str(number))
+                await self.trip(str(number))
+            return count
+
+    model, prompts = priced("0.01", tokens=10)
+    with pytest.raises(RunError, match="interrupted"):
+        await Runner(model, journal=journal).run(Stumbles(), 20, run_id="r", limits=limits)
+    for _ in range(8):
+        with pytest.raises(RunError, match="interrupted"):
+            await Runner(model, journal=journal).resume("r", graph=Stumbles())
+    for _ in range(2):
+        with pytest.raises(LimitError):
+            await Runner(model, journal=journal).resume("r", graph=Stumbles())
+    assert prompts == [str(number) for number in range(9)]
+
+
+async def test_limits_that_a_run_was_not_given_itself_are_those_of_the_runner_that_goes_on() -> None:
+    """They are not recorded with the run; what it spent without a limit counts all the same."""
+    graph, journal = Looks(), MemoryJournal()
+    graph.fails_at = {3}
+    with pytest.raises(RunError, match="ConnectionError"):
+        await Runner(graph.model, journal=journal).run(graph, "x", run_id="r")
+    with pytest.raises(LimitError, match="3 model requests were made, and the limit is 2"):
+        await Runner(graph.model, journal=journal, limits=Limits(requests=2)).resume("r", graph=graph)
+    assert graph.made == 4
+
+
+def test_the_time_while_a_run_is_not_going_on_does_not_count() -> None:
+    """A run may take 100 s and went on for 90; an hour later it has 10, whatever the clock says."""
+
+    async def main() -> None:
+        graph, journal = Looks(), MemoryJournal()
+        graph.fails_at = {1}
+        with pytest.raises(RunError, match="ConnectionError"):
+            await Runner(graph.model, journal=journal).run(graph, "x", run_id="r", limits=Limits(seconds=100))
+        row = await journal.run("r")
+        assert row is not None
+        began = row.started - 3690
+        await journal.put(replace(row, started=began, labels=replace(row.read_labels(), ended=(began + 90,)).to_json()))
+        graph.fails_at, graph.seconds = set(), 4
+        with pytest.raises(LimitError, match="it took longer than 100 s") as caught:
+            await Runner(graph.model, journal=journal).resume("r", graph=graph)
+        assert caught.value.timed_out
+        assert graph.made == 5
+        run = await Runner(graph.model, journal=journal).resume("r", graph=graph, limits=Limits(seconds=200))
+        assert run.output == "done"
+
+    JumpingLoop.run(main)

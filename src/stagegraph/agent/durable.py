@@ -14,6 +14,7 @@ never takes the answer to one deferral for the other.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,16 +26,17 @@ from pydantic_ai.durable_exec import record_durable_unit
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.usage import RunUsage
-from pydantic_core import PydanticSerializationError
 
-from stagegraph.data.call import load_pending
+from stagegraph.data.call import load_pending, path_of
 from stagegraph.data.usage import USAGE
 from stagegraph.record.rows import Journal, OpRow
-from stagegraph.schema.serialize import hashed, json_of
+from stagegraph.schema.serialize import NO_JSON, hashed, json_of, without_json
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Pending
     from stagegraph.record.rows import Recorded
+
+_log = logging.getLogger("stagegraph")
 
 _VARYING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"}
 """Fields of a message that differ between two runs that ask the same."""
@@ -95,6 +97,10 @@ class DurableOperations:
     async def request(self, messages: list[ModelMessage], ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
         """The recorded answer to this request, or a new one, recorded before it is used."""
         digest = _digest(messages)
+        if digest is None:
+            self._made += 1
+            _say_unrecorded(path_of(self._key), "a request to the model")
+            return await ask()
         op = self._named(f"request:{digest}")
         if (known := self._recall(op)) is not None:
             record_durable_unit(executed=False)
@@ -105,7 +111,7 @@ class DurableOperations:
         else:
             self._made += 1
             response = await ask()
-            await self.keep((op, digest, json_of(_responses(), response)))
+            await self._keep_if_json(op, digest, _responses(), response)
             record_durable_unit(executed=True)
         self._counted.add(op)
         return response
@@ -115,7 +121,11 @@ class DurableOperations:
 
         *turn* is the number of messages before it: some providers use the same ids again in every turn.
         """
-        digest = hashed(call.tool_name, call.args_as_json_str())
+        try:
+            args = call.args_as_json_str()
+        except ValueError:  # half a surrogate pair
+            args = json.dumps(call.args_as_dict(), default=repr)
+        digest = hashed(call.tool_name, args)
         op = self._named(f"tool:{call.tool_call_id}:{turn}:{digest}")
         known = self._recall(op) or self._recall_unnumbered(call.tool_call_id, op, digest)
         if known is not None:
@@ -169,9 +179,13 @@ class DurableOperations:
         return self._recall(op)
 
     async def _keep_outcome(self, op: str, digest: str, outcome: dict[str, Any]) -> None:
+        await self._keep_if_json(op, digest, _tool_results(), outcome)
+
+    async def _keep_if_json(self, op: str, digest: str, adapter: TypeAdapter[Any], result: object) -> None:
         try:
-            payload = json_of(_tool_results(), _tool_results().validate_python(outcome))
-        except (PydanticSerializationError, ValueError):
+            payload = json_of(adapter, adapter.validate_python(result))
+        except ValueError:
+            _say_unrecorded(path_of(self._key), f"what `{op.partition(':')[0]}` gave")
             return  # a result that JSON cannot hold is computed again after a crash
         await self.keep((op, digest, payload))
 
@@ -191,17 +205,26 @@ def _recalled(payload: str) -> Any:
     return outcome.result
 
 
-def _digest(messages: list[ModelMessage]) -> str:
+@cache
+def _say_unrecorded(path: str, what: str) -> None:
+    _log.warning(
+        "%s in stage `%s` has no record, since an object in it has no JSON: after a crash it is made again", what, path
+    )
+
+
+def _digest(messages: list[ModelMessage]) -> str | None:
     """What a request asks: its last message, and how many came before (earlier answers are recorded themselves).
 
     The digest is taken of the message as it would be recalled, where a tool's `datetime` is a text and half a surrogate
-    pair a question mark: the request that contains them is the same.
+    pair a question mark: the request that contains them is the same. Metadata is not shown to a model; any other object
+    without JSON leaves the request without a digest.
     """
-    text = json_of(ModelMessagesTypeAdapter, messages[-1:])
+    text = json_of(ModelMessagesTypeAdapter, messages[-1:], fallback=without_json)
     last: Any = json.loads(text)
     if any(isinstance(part, ToolReturnPart) for part in messages[-1].parts):
         last = ModelMessagesTypeAdapter.dump_python(ModelMessagesTypeAdapter.validate_json(text), mode="json")
-    return hashed(str(len(messages)), json.dumps(_stable(last), sort_keys=True))
+    asked = json.dumps(_stable(last), sort_keys=True)
+    return None if NO_JSON in asked else hashed(str(len(messages)), asked)
 
 
 def _stable(data: Any) -> Any:

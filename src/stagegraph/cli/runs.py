@@ -41,6 +41,7 @@ def runs(
 ) -> None:
     """List recorded runs, the newest first."""
     from stagegraph.journal import RunFilter
+    from stagegraph.record.calls import rows_so_far
     from stagegraph.record.source import RunQuery
     from stagegraph.runner.recovery import GIVEN_UP
 
@@ -75,7 +76,7 @@ def runs(
         )
         async with aclosing(opt.open_journal(journal)) as store:
             rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
-            return [(row, await store.feedback(row.run_id)) for row in rows[:limit]]
+            return [((await rows_so_far(store, row))[0], await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
     if as_json:
@@ -166,13 +167,14 @@ def show(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Look into a recorded run."""
+    from stagegraph.record.calls import rows_so_far
 
     async def read() -> RunRows:
         if langfuse:
             return await _one_of_langfuse(run)
         async with aclosing(opt.open_journal(journal)) as store:
             row = await opt.find_run(store, run)
-            return row, await store.calls(row.run_id), await store.feedback(row.run_id)
+            return *await rows_so_far(store, row), await store.feedback(row.run_id)
 
     row, calls, scores = anyio.run(read)
     if html is not None:

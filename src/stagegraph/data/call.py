@@ -136,6 +136,13 @@ class Call(Generic[In, Out]):
 
 
 _DIGITS = re.compile(r"(\d+)")
+_BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
+"""The parts of a call's key that its path does not have."""
+
+
+def path_of(key: str) -> str:
+    """Where the node is declared whose call has this key."""
+    return _BRANCH_OR_REPEAT.sub("", key)
 
 
 def key_order(key: str) -> list[tuple[int, int, str]]:

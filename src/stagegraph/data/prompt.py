@@ -51,6 +51,9 @@ class Prompt:
         object.__setattr__(self, "tools", MappingProxyType(dict(self.tools)))
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.instructions, self.demos, dict(self.tools), dict(self.fields))
+
     def data(self) -> dict[str, JsonValue]:
         """The prompt as plain data, without its empty parts."""
         parts: dict[str, JsonValue] = {

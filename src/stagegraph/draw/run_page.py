@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stagegraph.record.calls import call_tree
+from stagegraph.record.calls import call_tree, rows_so_far
 from stagegraph.record.edges import follow_contents
 from stagegraph.record.rows import CallRow, FeedbackRow, RunRecord, RunRow
 from stagegraph.schema.errors import JournalError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from stagegraph.record.rows import Journal
 
 _NOT_SHOWN: dict[str, Any] = {
-    "run": {"input", "output", "prompts", "model", "owner"},
-    "calls": {"__all__": {"run_id", "position", "identity", "parts"}},
+    "run": {"input", "output", "input_whole", "output_whole", "prompts", "model", "owner"},
+    "calls": {"__all__": {"run_id", "position", "identity", "parts", "source", "input_whole", "output_whole"}},
     "feedback": {"__all__": {"id", "run_id", "time"}},
 }
 """The fields of rows that the page does not use."""
@@ -36,7 +36,7 @@ async def page_of(journal: Journal, run_id: str) -> Html:
     if row is None:
         msg = f"there is no run {run_id!r} in this journal"
         raise JournalError(msg)
-    return run_page(row, await journal.calls(run_id), await journal.feedback(run_id))
+    return run_page(*await rows_so_far(journal, row), await journal.feedback(run_id))
 
 
 def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> Html:

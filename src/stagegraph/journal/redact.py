@@ -40,17 +40,15 @@ def redacted(row: Row, redact: Redact) -> Row | None:
         JournalError: the function failed, or returned something without JSON.
     """
     try:
-        changes: dict[str, Any] = {}
-        for name in _JSON.get(type(row), ()):
-            if (text := getattr(row, name)) is not None:
-                changes[name] = _dumped(redact(json.loads(text)))
-        changed = [name for name, new in changes.items() if new != _dumped(json.loads(getattr(row, name)))]
+        changes, changed = _values(row, redact)
         for name in _TEXT.get(type(row), ()):
             changes[name] = _redacted_text(getattr(row, name), redact)
         match row:
             case RunRow():
-                changes["labels"] = _labels(row.labels, redact, {*changed} & {*_NEEDED_TO_RESUME})
+                changes["labels"] = _labels(row.labels, redact, changed & {*_NEEDED_TO_RESUME})
             case CallRow():
+                if changes.keys() & {"input_whole", "output_whole"}:
+                    changes["identity"] = ""  # what is left does not say what the value is
                 if changed and not _is_readable(ModelMessagesTypeAdapter, changes["messages"]):
                     changes["messages"] = "[]"
                 if row.pending is not None:
@@ -66,6 +64,25 @@ def redacted(row: Row, redact: Redact) -> Row | None:
             "it has to take every JSON value, and give one"
         )
         raise JournalError(msg) from error
+
+
+def _values(row: Row, redact: Redact) -> tuple[dict[str, Any], set[str]]:
+    """What is written of a row's values, and the columns that the function changes.
+
+    The second form of a value (`output_whole`) is left out if it would say what the function takes out of the first.
+    """
+    changes: dict[str, Any] = {}
+    changed: set[str] = set()
+    for name in _JSON.get(type(row), ()):
+        text, whole = getattr(row, name), getattr(row, f"{name}_whole", None)
+        if text is not None:
+            changes[name] = _dumped(redact(json.loads(text)))
+        if text is not None and changes[name] != _dumped(json.loads(text)):
+            changed.add(name)
+        if whole and (name in changed or redact(json.loads(whole)) != json.loads(whole)):
+            changes[f"{name}_whole"] = ""
+            changed.add(name)
+    return changes, changed
 
 
 def _dumped(data: object) -> str:

@@ -12,8 +12,9 @@ from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, 
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
-VERSION = 3
-"""2 has `cancels`, 3 `origin` and `transient` of calls; an older file gets what is missing when it is opened."""
+VERSION = 4
+"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, and values whole; an older file gets what is
+missing when it is opened."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),
@@ -36,7 +37,7 @@ _DEFAULTS = {
 """The value of an empty column."""
 _FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
 _OF_STAGES_AND_FAILURES = {
-    *("error_type", "error", "origin", "transient"),
+    *("error_type", "error", "origin", "transient", "source", "input_whole", "output_whole"),
     *("usage", "attempts", "messages", "prompt", "pending"),
 }
 
@@ -65,8 +66,8 @@ def statement_for(row: Row) -> Statement:
 
     A third of the time to write a row goes into columns that most calls leave empty: those are left out.
     """
-    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None:
-        return _PLAIN_CALL
+    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None and row.source is None:
+        return _PLAIN_CALL if row.input_whole is None and row.output_whole is None else _STATEMENTS[CallRow]
     return _STATEMENTS[type(row)]
 
 

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PydanticUserError, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
 from stagegraph.data.usage import USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
-from stagegraph.schema.schema import plain
-from stagegraph.schema.serialize import escaped, json_of
+from stagegraph.schema.schema import Schema
+from stagegraph.schema.serialize import escaped, json_of, without_json
 
-from .rows import CallRow, FeedbackRow, RunRow
+from .rows import CallRow, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
-    from stagegraph.schema.schema import Schema
+    from stagegraph.schema.schema import Record
+
+    from .rows import Journal
 
 _TYPES = {one.name: one.type for one in fields(CallRow)}
 _SAME = tuple(one.name for one in fields(Call) if _TYPES.get(one.name) == one.type)
 """The fields that a call and its row declare with one type."""
+_ANY = Schema(Any)
+"""Of a call that the graph does not declare."""
 GUEST = "~"
 """In the name of a graph that an agent called in a flow, between the nodes that the graph of the flow declares."""
-_OF_RUN = ("run_id", "status", "input", "error_type", "error", "started", "duration")
+_OF_RUN = ("run_id", "status", "input", "input_whole", "error_type", "error", "started", "duration")
 """The fields that the root call has in common with its run while no calls are recorded."""
 
 
@@ -40,17 +46,19 @@ def call_row(
     run_id: str,
     parent: str | None,
     position: int,
-    input: str,  # noqa: A002 - the column's name
-    output: str | None,
+    input: Record,  # noqa: A002 - the column's name
+    output: Record | None,
 ) -> CallRow:
-    """The row of a call, whose input and output are given as JSON."""
+    """The row of a call, whose input and output are given as their records."""
     same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
     row = CallRow(
         run_id=run_id,
         parent=parent,
         position=position,
-        input=input,
-        output=output,
+        input=input.plain,
+        output=None if output is None else output.plain,
+        input_whole=input.whole,
+        output_whole=None if output is None else output.whole,
         started=call.started.timestamp(),
         cost="0",
         **same,
@@ -63,7 +71,7 @@ def call_row(
         usage = call.usage - inside if call.children else call.usage
         row.usage = USAGE.dump_json(usage, exclude_defaults=True).decode()
         row.cost = None if call.cost is None else str(call.cost - (cost or 0))
-        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages))
+        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
     return row
 
 
@@ -82,9 +90,10 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
         found = tree.nodes.get(call.path)
         node = None if found is None else found.__node__
         try:
-            given = _json(node and node.input_type, call.input)
-            output = _json(node and node.output_type, call.output) if call.status == "succeeded" else None
-        except (ValueError, TypeError, PydanticUserError) as error:
+            given = _record(_ANY if node is None else node.input_type, call.input)
+            output_type = _ANY if node is None else node.output_type
+            output = _record(output_type, call.output) if call.status == "succeeded" else None
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             where = call.key or tree.root.__node__.name
             msg = (
@@ -99,9 +108,11 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
     return rows
 
 
-def _json(schema: Schema | None, value: object) -> str:
-    fits = schema is not None and schema.is_instance(value)
-    return schema.record(value).decode() if schema is not None and fits else json.dumps(plain(value))
+def _record(schema: Schema, value: object) -> Record:
+    found = schema.recorded(value)
+    if not found.holds and schema.is_instance(value):
+        schema.check_written(value)
+    return found
 
 
 def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool = False) -> Call:
@@ -158,8 +169,10 @@ class _Reader:
             raise self._misfit(row, "messages", "cannot be read", error) from error
         same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
-            input=self._value(row, "input", input_type, row.input),
-            output=self._value(row, "output", output_type, row.output) if row.status == "succeeded" else None,
+            input=self._value(row, "input", input_type, row.input, row.input_whole),
+            output=self._value(row, "output", output_type, row.output, row.output_whole)
+            if row.status == "succeeded"
+            else None,
             error=error_of(row),
             usage=usage,
             cost=cost,
@@ -182,15 +195,15 @@ class _Reader:
         above = [self._tree.nodes.get(".".join(parts[:end])) for end in range(1, len(parts))] if self._tree else []
         return any(one is not None and one.__node__.kind != "graph" for one in above) or GUEST in path
 
-    def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None) -> Any:
+    def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None, whole: str | None) -> Any:
         data = json.loads(text or "null")
         if schema is None:
             return data
         try:
-            return schema.recall(data)
-        except ValidationError as error:
+            return schema.recall(data, whole)
+        except ValueError as error:
             # A failed call may have failed because of its input; a hidden part may be what the type requires.
-            if self._strict and row.status == "succeeded" and not schema.traits.hides:
+            if self._strict and row.status == "succeeded" and whole != "" and not schema.traits.hides:
                 raise self._misfit(row, what, f"is no {schema.name}", error) from error
             return data
 
@@ -198,8 +211,55 @@ class _Reader:
     def _name(self) -> str:
         return "the graph" if self._tree is None else self._tree.root.__node__.name
 
-    def _misfit(self, row: CallRow, what: str, problem: str, error: ValidationError) -> ValueError:
-        return ValueError(f"{what} of `{row.key or self._name}` {problem}: {first_problem(error)}")
+    def _misfit(self, row: CallRow, what: str, problem: str, error: ValueError) -> ValueError:
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        return ValueError(f"{what} of `{row.key or self._name}` {problem}: {reason}")
+
+
+class _Answered(BaseModel):
+    """The part of a recorded answer that says what it cost."""
+
+    usage: RequestUsage = Field(default_factory=RequestUsage)
+
+
+def paid(ops: Iterable[OpRow]) -> dict[str, RunUsage]:
+    """Key of a stage call -> usage of the answers that it got, also of those that a killed process left behind."""
+    found: dict[str, RunUsage] = {}
+    for op in ops:
+        if op.op.startswith("request:"):
+            usage = found.setdefault(op.key, RunUsage())
+            usage.incr(RunUsage(requests=1))
+            with suppress(ValidationError):  # whatever it cost, it was a request
+                usage.incr(_Answered.model_validate_json(op.payload).usage)
+    return found
+
+
+async def rows_so_far(journal: Journal, row: RunRow) -> tuple[RunRow, list[CallRow]]:
+    """The rows of a run and its calls; while it has not ended, with what it has spent so far.
+
+    The journal writes what a run and a call have spent when they end, and each answer when it comes.
+    """
+    calls = await journal.calls(row.run_id)
+    if row.status != "running":
+        return row, calls
+    answered = paid(await journal.ops(row.run_id))
+    for place, call in enumerate(calls):
+        if call.status == "running" and (spent := answered.get(call.key)) is not None:
+            text, cost = USAGE.dump_json(spent, exclude_defaults=True).decode(), spent.cost
+            calls[place] = replace(call, usage=text, cost=None if cost is None else str(cost))
+    usage = RunUsage()
+    for call in calls:
+        usage.incr(USAGE.validate_json(call.usage))
+    last = max((call.started + call.duration for call in calls), default=row.started)
+    so_far = replace(
+        row,
+        duration=max(0.0, last - row.started),
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
+    )
+    return so_far, calls
 
 
 def error_of(row: RunRow | CallRow) -> CallError | None:

@@ -47,7 +47,11 @@ def makers_of_output(root: Call) -> list[str]:
 
 
 def _content(value: object) -> int:
-    return hash((type(value).__name__, to_json(value, fallback=repr, serialize_unknown=True, bytes_mode="base64")))
+    try:
+        content: object = to_json(value, fallback=repr, serialize_unknown=True, bytes_mode="base64")
+    except ValueError:  # half a surrogate pair
+        content = repr(value)
+    return hash((type(value).__name__, content))
 
 
 class _Flow:

@@ -34,14 +34,23 @@ class Labels:
     user_id: str | None = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
+    ended: tuple[float, ...] = ()
+    """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
+    the end of the last call that was recorded."""
     crashes: int = 0
     """How often the run's process died during the run."""
     models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> the model that this run alone was given."""
     override: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Call key -> the output that the call gets in this run, as JSON data."""
+    override_whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The same as `CallRow.output_whole`, where an output needs it."""
     origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     """Stage path -> name and version of its deployed prompt."""
+    limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    """What this run alone may spend: the fields of `Limits` that are set."""
+    replay: str | None = None
+    """The id of the run whose outputs it may use."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 
@@ -101,6 +110,10 @@ class RunRow:
     duration: float = 0.0
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     prompts_digest: str = ""
@@ -130,6 +143,11 @@ class RunRow:
         """How often the run was resumed: 0 until the first time."""
         return len(self.read_labels().resumed)
 
+    def segments(self) -> list[tuple[float, float]]:
+        """Beginning and end of each segment that has ended; between them the run waited, or nobody ran it."""
+        labels = self.read_labels()
+        return list(zip((self.started, *labels.resumed), labels.ended, strict=False))
+
 
 @dataclass(slots=True, kw_only=True)
 class CallRow:
@@ -153,6 +171,10 @@ class CallRow:
     """The hash of each part of the identity, to say what changed."""
     input: Json
     output: Json | None = None
+    input_whole: str | None = None
+    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
+    there is no form for it, as for a secret."""
+    output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
     origin: str | None = None
@@ -169,6 +191,8 @@ class CallRow:
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
+    source: Json | None = None
+    """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 

@@ -19,7 +19,7 @@ from stagegraph.nodes.node import Tree
 from stagegraph.schema.errors import StagegraphError, closest, first_problem
 from stagegraph.schema.serialize import escaped
 
-from .calls import call_rows, error_of, feedback_of, root_call
+from .calls import call_rows, error_of, feedback_of, root_call, rows_so_far
 from .edges import follow_contents, follow_values
 from .mermaid import run_chart
 from .rows import FORMAT, OF_CALLER, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
@@ -159,6 +159,8 @@ class Run(Generic[In, Out]):
             duration=self.duration,
             input=root.input,
             output=root.output,
+            input_whole=root.input_whole,
+            output_whole=root.output_whole,
             error_type=None if self.error is None else self.error.type,
             error=None if self.error is None else escaped(self.error.message),
             prompts_digest=self.prompts_digest,
@@ -324,7 +326,8 @@ class ReplayError(RunError):
 
 async def stored_run(journal: Journal, row: RunRow, graph: Node[I, O]) -> Run[I, O]:
     """A run from a journal; a value that no longer fits its type is given as plain data."""
-    return run_of(row, await journal.calls(row.run_id), await journal.feedback(row.run_id), graph)
+    row, calls = await rows_so_far(journal, row)
+    return run_of(row, calls, await journal.feedback(row.run_id), graph)
 
 
 def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: Node[I, O]) -> Run[I, O]:

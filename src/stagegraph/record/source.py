@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
+from .calls import rows_so_far
 from .rows import RunFilter, has_score
 from .run import run_of
 
@@ -138,13 +139,13 @@ class RunSource(ABC):
             DeclarationError: a moment has no time zone.
         """
         async with aclosing(self._read(graph, RunQuery.of(which))) as found:
-            async for run, _ in found:
+            async for run, *_ in found:
                 yield run
 
     async def _read(
         self, graph: Node[In, Out], query: RunQuery
-    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float]]]:
-        """The runs, each with the moments when it was resumed."""
+    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float], Mapping[str, set[str]]]]:
+        """The runs, each with the moments when it was resumed, and the keys of calls whose values it does not hold."""
         count = 0
         if query.limit is not None and query.limit <= 0:
             return
@@ -157,7 +158,11 @@ class RunSource(ABC):
                     continue
                 if not query.scored(run.feedback):
                     continue
-                yield run, row.read_labels().resumed
+                lost = {
+                    name: {call.key for call in calls if getattr(call, f"{name}_whole") == ""}
+                    for name in ("input", "output")
+                }
+                yield run, row.read_labels().resumed, lost
                 count += 1
                 if count == query.limit:
                     return
@@ -194,14 +199,14 @@ class RunSource(ABC):
             of_runs = replace(of_runs, score=None, min_score=None, max_score=None)
         found: dict[str, Example[Any]] = {}
         async with aclosing(self._read(graph, of_runs)) as runs:
-            async for run, resumed in runs:
+            async for run, resumed, lost in runs:
                 calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
                 for call in calls:
                     about = [
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
                     if stage is None or of_calls.scored(about):
-                        self._add(self._example(run, call, about, resumed), found)
+                        self._add(self._example(run, call, about, resumed, lost), found)
                 if limit is not None and len(found) >= limit:
                     break
         return list(found.values())[: max(0, limit) if limit is not None else None]
@@ -218,9 +223,17 @@ class RunSource(ABC):
             found[digest] = example
 
     def _example(
-        self, run: Run[Any, Any], call: Call, about: Sequence[Feedback], resumed: Sequence[float]
+        self,
+        run: Run[Any, Any],
+        call: Call,
+        about: Sequence[Feedback],
+        resumed: Sequence[float],
+        lost: Mapping[str, set[str]],
     ) -> Example[Any] | None:
         node = run.tree.nodes[call.path].__node__
+        if call.key in lost["input"]:
+            self.skipped["the record does not hold the whole input"] += 1
+            return None
         if not node.input_type.is_instance(call.input):
             self.skipped["an input does not fit its type any more"] += 1
             return None
@@ -233,6 +246,9 @@ class RunSource(ABC):
                 return None
         elif not call.ok:
             self.skipped["it failed, and nobody corrected it"] += 1
+            return None
+        elif call.key in lost["output"]:
+            self.skipped["the record does not hold the whole output"] += 1
             return None
         elif not node.output_type.is_instance(call.output):
             self.skipped["an output does not fit its type any more"] += 1
@@ -280,8 +296,8 @@ class JournalRuns(RunSource):
                 and set(query.tags) <= set(labels.tags)
                 and (query.experiments or not labels.metadata.get(EXPERIMENT))
             ):
-                calls = await self._journal.calls(row.run_id)
-                yield row, calls, await self._journal.feedback(row.run_id)
+                so_far, calls = await rows_so_far(self._journal, row)
+                yield so_far, calls, await self._journal.feedback(row.run_id)
 
 
 def _corrected(value: object, type_: Schema) -> Any:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
-    from stagegraph.record.rows import Journal
+    from stagegraph.record.rows import CallRow, Journal
 
     from .event_log import EventLog
     from .observer import Trace, Tracing
@@ -238,9 +238,10 @@ class Executor:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
         output, found = recorder.recalled(call, node_key, None)
         if output is MISSING:
+            recorder.step_begins(call)
             return await step.fn(call.input)
         if found is not None:
-            self.restore(call, found.row.key)
+            self.restore(call, found.row)
         return output
 
     def waits_inside(self, call: CallState | None) -> AbstractContextManager[None]:
@@ -249,13 +250,13 @@ class Executor:
             return nullcontext()
         return self.ledger.inside(call.key)
 
-    def restore(self, call: CallState, above: str, label: str = "") -> None:
+    def restore(self, call: CallState, record: CallRow, label: str = "") -> None:
         """Bring back the calls that a recalled call, or one tool call in it, has made: they are not made again."""
         state, recorder = self.state, self.recorder
         if recorder is None:
             return
-        for row in recorder.inside(above, label):
-            key = call.key + row.key[len(above) :]
+        for row in recorder.inside(record, label):
+            key = call.key + row.key[len(record.key) :]
             if key in state.calls:
                 continue
             node = state.tree.nodes.get(row.path) or Undeclared(row.kind, row.path.rpartition(".")[2])
@@ -266,7 +267,7 @@ class Executor:
             child.ended = perf_counter()
             if self.trace is not None:
                 self.trace.ended(child)
-            self.restore(child, row.key)
+            self.restore(child, row)
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -286,9 +287,9 @@ class Executor:
             output, found = self.recorder.recalled(call, node_key, agent_call.prompt)
             if output is not MISSING:
                 if found is not None:
-                    self.restore(call, found.row.key)
+                    self.restore(call, found.row)
                 return output
-            agent_call.restore = lambda label: found and self.restore(call, found.row.key, label)
+            agent_call.restore = lambda label: found and self.restore(call, found.row, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)
@@ -324,6 +325,7 @@ class StageCall:
         """Brings back the calls that a tool call had made, by its label, when the tool's result is recalled."""
         self._log = executor.log
         self._ledger = executor.ledger
+        self._recorder = executor.recorder
         self._slots = executor.resources.slots
         self._usage = RunUsage()
         """Of the current attempt, with the usage of agents inside its tools."""
@@ -355,6 +357,9 @@ class StageCall:
             reservation = await ledger.reserve(self.path)
         spent: RequestUsage | None = None
         try:
+            if self._recorder is not None:
+                with waiting():
+                    await self._recorder.note_spent()
             response = await self._in_slot(ask, waiting)
             spent = response.usage
             self._count(spent)

@@ -7,13 +7,15 @@ tool's code (`version=` is for that).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
 from hashlib import blake2b
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_ai.toolsets import FunctionToolset
 
+from stagegraph.data.call import Kind, key_order
 from stagegraph.data.prompt import Prompt
 from stagegraph.record.rows import CallRow, OpRow, Recorded
 from stagegraph.schema.serialize import hashed
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.describe import Offered
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
+    from stagegraph.schema.schema import Record
 
 _SECRET_SETTINGS = frozenset({"extra_headers", "extra_body", "api_key", "headers"})
 
@@ -38,11 +41,14 @@ class NodeKey:
         self._parts_json = json.dumps(parts)
         self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
 
-    def of_call(self, input_json: bytes) -> CacheKey:
-        """The key of one call: where it is declared, what its node is, and its input."""
+    def of_call(self, given: Record) -> CacheKey | None:
+        """The key of one call: where it is declared, what its node is, and its input; `None` if that has no record."""
+        identity = given.identity
+        if identity is None:
+            return None
         digest = self._seed.copy()
-        digest.update(input_json)
-        return CacheKey(digest.hexdigest(), input_json.decode(), self._parts, self._parts_json)
+        digest.update(identity)
+        return CacheKey(digest.hexdigest(), given.plain, self._parts, self._parts_json, given.whole)
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:
@@ -94,50 +100,68 @@ def _tool_names(stage: Stage[Any, Any]) -> set[str]:
 
 
 class ReplayCache:
-    """The recorded calls of one run, each used once, by a call of another run or of the resumed run.
+    """The recorded calls of one run; each is handed out once.
 
-    Identity decides, not order, so concurrent branches cannot swap answers and a flow may run in any order. Among
-    equal calls the one with the same key goes first; calls with the very same identity keep to their own keys.
+    A run that is *resumed* finds its calls where they were made. A stage may also take an equal call of another place,
+    as soon as that place was called with something else; a step may not, since its key has told others what it did.
+    Another run that replays them goes by identity: its calls may stand anywhere.
+
+    Args:
+        calls: The rows of the run's calls.
+        ops: The rows of their requests and tool calls.
+        resumes: Whether the same run goes on.
+        used: Key and identity of the calls that are used already.
     """
 
-    def __init__(self, calls: Iterable[CallRow] = (), ops: Iterable[OpRow] = ()) -> None:
-        self._by_identity: dict[str, dict[str, Recorded]] = {}
+    def __init__(
+        self,
+        calls: Iterable[CallRow] = (),
+        ops: Iterable[OpRow] = (),
+        *,
+        resumes: bool = False,
+        used: Container[tuple[str, str]] = (),
+    ) -> None:
+        self._resumes = resumes
+        self._used = used
         self._at: dict[str, CallRow] = {}
-        self._called: set[str] = set()
+        self._begun: dict[str, float] = {}
+        self._records: dict[tuple[str, str], Recorded] = {}
+        """Key and identity -> what may still be handed out."""
+        self._free: dict[str, list[tuple[int, list[tuple[int, int, str]], str]]] = {}
+        """Identity -> a heap of the places whose record others may use, first those called with something else."""
         self._rows = list(calls)
         for row in self._rows:
-            if row.kind != "graph":
-                self._at[row.key] = row
-                # A failed step has no output; a failed stage has the recorded requests of its agent.
-                if row.identity and row.status != "failed":
-                    self._by_identity.setdefault(row.identity, {})[row.key] = Recorded(row)
-        for op in ops:
-            same = self._by_identity.setdefault(op.identity, {})
-            same.setdefault(op.key, Recorded(_begun(op))).ops[op.op] = op
-        self._unique = {identity for identity, same in self._by_identity.items() if len(same) == 1}
+            if row.kind == "graph":
+                self._begun[row.key] = row.started
+                continue
+            self._at[row.key] = row
+            # A failed step has no output; a failed stage has the recorded requests of its agent.
+            going_on = row.kind == "stage" and row.status != "failed"
+            place = (row.key, row.identity)
+            if row.identity and (row.status == "succeeded" or going_on) and (resumes or place not in used):
+                self._records[place] = Recorded(row)
+                if row.status == "succeeded" and not resumes:
+                    heappush(self._free.setdefault(row.identity, []), (1, key_order(row.key), row.key))
+        for op in (one for one in ops if one.identity):
+            self._records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
 
     def __bool__(self) -> bool:
-        return bool(self._at)
+        return bool(self._at or self._records)
 
-    def claim(self, key: str, identity: str) -> Recorded | None:
-        """The recorded call that this one repeats, if there is one; each is returned once."""
-        self._called.add(key)
-        same = self._by_identity.get(identity)
-        if not same:
-            return None
-        if key in same:
-            return same.pop(key)
-        other = self._elsewhere(key, identity, same)
-        return same.pop(other) if other is not None else None
-
-    def _elsewhere(self, key: str, identity: str, same: Mapping[str, Recorded]) -> str | None:
-        """The key of an equal call, unless a call with that key may still come."""
-        abandoned = next((place for place in same if place in self._called), None)
+    def claim(self, key: str, identity: str, kind: Kind = "stage") -> Recorded | None:
+        """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
         before = self._at.get(key)
-        if before is not None and before.identity == identity:
-            return abandoned  # the same call failed here: the answer of another call belongs to that one
-        moved = before is not None
-        return abandoned or (next(iter(same)) if moved or identity in self._unique else None)
+        if before is not None and before.identity != identity and before.status == "succeeded":
+            heappush(self._free.setdefault(before.identity, []), (0, key_order(key), key))
+        found = self._records.pop((key, identity), None)
+        if found is not None or (self._resumes and kind == "step"):
+            return found
+        free = self._free.get(identity, [])
+        while free and found is None:
+            place = heappop(free)[2]
+            if (place, identity) not in self._used:
+                found = self._records.pop((place, identity), None)
+        return found
 
     @cached_property
     def inside(self) -> Mapping[str, list[CallRow]]:
@@ -150,26 +174,40 @@ class ReplayCache:
 
     def use_up(self, row: CallRow) -> None:
         """Keep a recorded call from being recalled, since it was restored with the call around it."""
-        self._by_identity.get(row.identity, {}).pop(row.key, None)
+        self._records.pop((row.key, row.identity), None)
 
     def at(self, key: str) -> CallRow | None:
         """The call that was recorded with this key."""
         return self._at.get(key)
+
+    def graph_began(self, key: str) -> float | None:
+        """When the graph with this key was called first."""
+        return self._begun.get(key)
 
     def holds(self, key: str, identity: str) -> bool:
         """Whether a finished call with another identity was recorded here, which only a finished call may replace."""
         row = self._at.get(key)
         return row is not None and row.status == "succeeded" and row.identity != identity
 
-    def changed(self, key: str, input_json: str, parts: Mapping[str, str]) -> str | None:
-        """How a call differs from the one recorded with its key, in words; `None` when there is none."""
-        row = self._at.get(key)
-        if row is None:
-            return None
-        before = json.loads(row.parts)
-        names = ["the input"] if row.input != input_json else []
-        names += [name for name in parts if before.get(name) != parts[name]]
-        return " and ".join(names) if names else "nothing"
+
+def changes(before: CallRow, now: CacheKey) -> str:
+    """How a call differs from the one recorded before, in words; empty where it is the same."""
+    if before.identity == now.identity:
+        return ""
+    parts = json.loads(before.parts)
+    names = ["the input"] if (before.input, before.input_whole) != (now.input, now.input_whole) else []
+    names += [name for name in now.parts if parts.get(name) != now.parts[name]]
+    return " and ".join(names) or ("its content" if before.identity else "")
+
+
+def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
+    """Key and identity of the calls of a run that other calls have used."""
+    used: set[tuple[str, str]] = set()
+    for row in calls:
+        source: list[str] = json.loads(row.source or '["", ""]')
+        if source[0] == run_id and source != [row.run_id, row.key]:
+            used.add((source[1], row.identity))
+    return used
 
 
 def _begun(op: OpRow) -> CallRow:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter, deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from stagegraph.agent.call import LimitReached
+from stagegraph.data.usage import USAGE
+from stagegraph.record.calls import paid
+from stagegraph.record.rows import CallRow, Labels, OpRow
 from stagegraph.schema.errors import BusyError, DeclarationError
 
 if TYPE_CHECKING:
@@ -24,6 +28,9 @@ _FIRST_GUESS = 1.0
 _LONGEST_WAIT = 60.0
 _WEIGHT = 0.2
 """Of the newest run in the moving average of durations."""
+_LIMITS = ("requests", "tokens", "usd", "seconds")
+_SPENT = "spent"
+"""The name of the operation that says what a run has spent; it belongs to no call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,9 @@ class Limits:
     request of a stage runs alone, and no more run at once than were answered before. Requests in flight when a limit is
     reached are answered first, so nothing that is paid for is lost. Usage of agents that an agent's tools run counts
     when the agent's own usage contains it (`usage=ctx.usage`), at its next request and at its end.
+
+    With a journal, what a run spent counts for ever: a resumed run has only the rest, however often it was interrupted,
+    and whatever became of what it asked.
     """
 
     requests: int | None = None
@@ -44,10 +54,22 @@ class Limits:
     usd: float | Decimal | None = None
     """US dollars. A model without a known price ends the run, since the limit could not be kept."""
     seconds: float | None = None
-    """Wall time of the whole run."""
+    """Time in which the run is going on; while it is interrupted or waits to be resumed, none passes."""
+
+    @classmethod
+    def recorded(cls, labels: Labels) -> Limits | None:
+        """The limits that a recorded run was given."""
+        known: dict[str, Any] = {name: labels.limits[name] for name in _LIMITS if name in labels.limits}
+        if "usd" in known:
+            known["usd"] = Decimal(str(known["usd"]))
+        return cls(**known) if known else None
+
+    def as_label(self) -> dict[str, object]:
+        """The same for its labels."""
+        return {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
 
     def __post_init__(self) -> None:
-        for name in ("requests", "tokens", "usd", "seconds"):
+        for name in _LIMITS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, float, Decimal)):
                 msg = f"Limits({name}={value!r}): a limit is a number, without quotes"
@@ -173,6 +195,23 @@ class Ledger:
         self._requests += requests
         self._tokens += tokens
         self._usd += usd
+
+    def as_row(self, run_id: str) -> OpRow:
+        """What was spent so far, for the journal."""
+        payload = json.dumps([self._requests, self._tokens, str(self._usd)])
+        return OpRow(run_id=run_id, key="", identity="", op=_SPENT, digest="", payload=payload)
+
+    def go_on(self, calls: Iterable[CallRow], ops: Sequence[OpRow]) -> None:
+        """Begin with what a recorded run has spent: what was counted, or, if that is more, what is on record."""
+        spent = paid(ops)
+        for row in calls:
+            if row.kind == "stage" and json.loads(row.source or "null") in (None, [row.run_id, row.key]):
+                usage = USAGE.validate_json(row.usage)  # with that of agents inside its tools
+                spent[row.key] = max(usage, spent.get(row.key, usage), key=lambda one: (one.requests, one.total_tokens))
+        counted: list[Any] = next((json.loads(op.payload) for op in ops if op.op == _SPENT), [0, 0, "0"])
+        self._requests = max(counted[0], sum(one.requests for one in spent.values()))
+        self._tokens = max(counted[1], sum(one.total_tokens for one in spent.values()))
+        self._usd = max(Decimal(counted[2]), sum((one.cost or _ZERO for one in spent.values()), _ZERO))
 
     def overspent(self) -> str | None:
         """Which limit was exceeded, if any: the usage of the last answers was not known before."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from pydantic_ai.models import Model
 
+from stagegraph.data.call import path_of
 from stagegraph.data.prompt import unknown_stages
 from stagegraph.data.prompts import Checkable, Prompts, PromptSource
 from stagegraph.nodes.stage import stages_of
@@ -22,9 +22,7 @@ from .limits import Limits
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node, Tree
     from stagegraph.record.rows import RunRow
-
-_BRANCH_OR_REPEAT = re.compile(r"\[[^\]]*\]|#\d+")
-"""The parts of a call's key that its path does not have."""
+    from stagegraph.schema.schema import Schema
 
 
 class RunOptions(TypedDict, total=False):
@@ -33,7 +31,7 @@ class RunOptions(TypedDict, total=False):
     run_id: str | None
     """Chosen by the caller; a fresh one without it."""
     limits: Limits | None
-    """Instead of the runner's."""
+    """Instead of the runner's, also when the run is resumed."""
     session_id: str | None
     user_id: str | None
     tags: tuple[str, ...]
@@ -54,14 +52,16 @@ class ResumeOptions(TypedDict, total=False):
     answers: Mapping[str, object] | None
     """Answers for a suspended run (`Run.pending`): `Pending.id`, or its tool call id, -> `True`, `False` or
     `ToolDenied(...)` for an approval, the result for an external tool."""
+    input: object
+    """The input of the run, where its record does not hold all of it, as of a secret."""
     strict: bool
-    """Raise `ReplayError` instead of running a changed call again."""
+    """Raise `ReplayError` instead of running a changed call again, or a step whose record is not whole."""
     model: Model | str | None
     deps: object
     prompts: Prompts | PromptSource | None
     """Instead of those that the run began with."""
     limits: Limits | None
-    """Instead of the runner's, for the rest of the run."""
+    """Instead of the run's own or the runner's, until the run is interrupted again. What it has spent counts."""
     models: Mapping[str, Model | str] | None
     """Stage path -> model; without it, the names that the run began with."""
     take_over: bool
@@ -79,6 +79,8 @@ class RunSpec:
     node: Node[Any, Any]
     input: object
     """A value of the input type, or data that validates to one."""
+    fits: bool = False
+    """Whether it is a value of the input type."""
     model: Model | str | None = None
     models: Mapping[str, Model | str] = field(default_factory=dict[str, "Model | str"])
     deps: object = None
@@ -122,6 +124,19 @@ class RunSpec:
             **asked,
         )
 
+    def with_value(self) -> RunSpec:
+        """The same with a value of the input type in place of data; data that does not fit stays, and fails the run."""
+        if self.fits:
+            return self
+        try:
+            return replace(self, input=self.node.__node__.input_type.validate(self.input), fits=True)
+        except Exception:  # noqa: BLE001 - what is wrong with it is an event of the run
+            return self
+
+    def output_type(self, key: str) -> Schema:
+        """The output type of the call with this key."""
+        return self.node.__node__.tree.nodes[path_of(key)].__node__.output_type
+
     def check(self, tree: Tree) -> None:
         """Refuse models and outputs for nodes that the graph does not have, before anything is paid for.
 
@@ -130,7 +145,7 @@ class RunSpec:
             ReplayError: an output is given for a call that no run of the graph can make.
         """
         for key in self.override:
-            path = _BRANCH_OR_REPEAT.sub("", key)
+            path = path_of(key)
             node = tree.nodes.get(path)
             if node is None or node.__node__.kind == "graph":
                 leaves = [path for path, node in tree.nodes.items() if node.__node__.kind != "graph"]

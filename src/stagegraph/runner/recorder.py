@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from pydantic_ai.messages import ModelMessagesTypeAdapter
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from stagegraph.agent.durable import DurableOperations
 from stagegraph.data.call import dump_pending
@@ -17,14 +21,14 @@ from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.journal.owner import this_process
 from stagegraph.record.calls import error_of
-from stagegraph.record.rows import CallRow, Journal, Labels, Recorded, RunRow
+from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
-from stagegraph.schema.serialize import json_of
+from stagegraph.schema.serialize import json_of, without_json
 
-from .identity import ReplayCache
+from .identity import ReplayCache, changes, used_of
 from .recovery import counted
-from .state import total
+from .state import Clock, total
 
 if TYPE_CHECKING:
     from stagegraph.data.prompt import Prompt
@@ -33,8 +37,11 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
     from .identity import NodeKey
+    from .limits import Ledger
     from .options import RunSpec
-    from .state import CacheKey, CallState, RunState
+    from .state import CallState, RunState
+
+_log = logging.getLogger("stagegraph")
 
 MISSING: Any = object()
 
@@ -42,12 +49,16 @@ _LARGEST = 2**63 - 1
 """The largest integer that a journal file can hold; a provider that reports more tokens is wrong."""
 
 
-def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource) -> RunRow:
-    """The row of a run that begins.
+def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource, *, resumable: bool) -> RunRow:
+    """The row of a run that begins; says once of a graph if it is to be *resumable* and its input has no whole record.
 
     Raises:
         DeclarationError: the metadata cannot be recorded.
     """
+    given = node.__node__.input_type.recorded(spec.input)
+    if resumable and spec.fits and not given.holds:
+        _say_lost(node.__node__.name)
+    outputs = {key: spec.output_type(key).recorded(value) for key, value in spec.override.items()}
     own = spec.prompts if isinstance(spec.prompts, Prompts) else None
     models = {path: model for path, model in spec.models.items() if isinstance(model, str)}
     labels = Labels(
@@ -56,18 +67,31 @@ def new_row(spec: RunSpec, node: Node[Any, Any], prompts: Prompts | PromptSource
         session_id=spec.session_id,
         user_id=spec.user_id,
         models=models,
-        override=to_jsonable_python(dict(spec.override), fallback=str),
+        override={key: json.loads(output.plain) for key, output in outputs.items()},
+        override_whole={key: output.whole for key, output in outputs.items() if output.whole},
+        limits=spec.limits.as_label() if spec.limits is not None else {},
+        replay=spec.replay,
     )
     return RunRow(
         run_id=spec.run_id,
         graph=node.__node__.name,
         status="running",
         started=time.time(),
-        input=node.__node__.input_type.as_json(spec.input),
+        input=given.plain,
+        input_whole=given.whole if spec.fits else None,
         prompts_digest=prompts.digest if isinstance(prompts, Prompts) else "",
         prompts=own.to_json() if own is not None else None,
         model=spec.model if isinstance(spec.model, str) else None,
         labels=labels.to_json(),
+    )
+
+
+@cache
+def _say_lost(graph: str) -> None:
+    _log.warning(
+        "a record cannot hold the whole input of a run of %s (a secret, an excluded field, an object without JSON): "
+        "an interrupted one cannot go on by itself, but needs `runner.resume(run_id, input=...)`",
+        graph,
     )
 
 
@@ -81,20 +105,26 @@ def with_deployed(row: RunRow, prompts: Prompts) -> RunRow:
 class Recorder:
     """Records one run, and recalls what was recorded before."""
 
-    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, cache: ReplayCache) -> None:
+    def __init__(self, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None) -> None:
         self._journal = journal
         self._row = row
         self._spec = spec
-        self._continues = spec.resumed is not None
-        """Whether the recorded run itself is resumed; another run that replays it has spent nothing."""
         self._state = state
-        self._cache = cache
+        self._ledger = ledger
+        self._own = ReplayCache()
+        """What the run has recorded before it was resumed."""
+        self._other = ReplayCache()
+        """What the run that it replays has recorded."""
+        self._begun: list[CallState] = []
+        """Steps that have begun in this turn of the event loop."""
         self._overridden: set[str] = set()
         self._prompts: dict[str, str] = {}
         """Path -> JSON of the prompt in force."""
 
     @classmethod
-    async def open(cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState) -> Recorder:
+    async def open(
+        cls, journal: Journal, row: RunRow, spec: RunSpec, state: RunState, ledger: Ledger | None
+    ) -> Recorder:
         """Take the run for this process, and read the run that it resumes or replays.
 
         Raises:
@@ -106,27 +136,58 @@ class Recorder:
             await journal.claim(mine, fresh=spec.resumed is None, take_over=spec.take_over)
         else:
             journal.put_soon(mine)
+        recorder = cls(journal, mine, spec, state, ledger)
+        calls: list[CallRow] = []
         if spec.resumed is not None:
-            cache = ReplayCache(await journal.calls(spec.run_id), await journal.ops(spec.run_id))
-        elif spec.replay is not None:
-            if await journal.run(spec.replay) is None:
+            calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
+            recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
+            recorder._go_on(calls, ops)
+        if spec.replay is not None:
+            if spec.resumed is None and await journal.run(spec.replay) is None:
                 msg = f"there is no run {spec.replay!r} in this journal to replay"
                 raise JournalError(msg)
-            cache = ReplayCache(await journal.calls(spec.replay))
-        else:
-            cache = ReplayCache()
-        return cls(journal, mine, spec, state, cache)
+            recorder._other = ReplayCache(await journal.calls(spec.replay), used=used_of(spec.replay, calls))
+        return recorder
+
+    def _go_on(self, calls: list[CallRow], ops: list[OpRow]) -> None:
+        """Count what the run has spent before it was resumed."""
+        labels = self._row.read_labels()
+        begins, ended = (self._row.started, *labels.resumed), list(labels.ended)
+        for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
+            moments = [row.started + row.duration for row in calls if begin <= row.started < end]
+            ended.append(min(end, max(moments, default=begin)))
+        # Where the clock was set back meanwhile, what comes now is still later than what was before.
+        latest = max(labels.resumed[-1], *ended)
+        self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
+        labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
+        self._row = replace(self._row, labels=labels.to_json())
+        self._journal.put_soon(self._row)
+        if self._ledger is not None:
+            self._ledger.go_on(calls, ops)
+
+    def seconds_before(self) -> float:
+        """How long the run has been going on before it was resumed."""
+        return sum(max(0.0, end - begin) for begin, end in self._row.segments())
+
+    async def note_spent(self) -> None:
+        """Record what is spent with the next request, before it is made: no crash may forget it."""
+        if self._ledger is not None:
+            await self._journal.put(self._ledger.as_row(self._row.run_id))
 
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
-        output_type = run.tree.root.__node__.output_type
+        output = run.tree.root.__node__.output_type.recorded(run.output) if run.status == "succeeded" else None
+        labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
+            *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
                 self._row,
                 status="running" if left else run.status,
-                duration=time.time() - self._row.started,
-                output=output_type.as_json(run.output) if run.status == "succeeded" else None,
+                duration=max(0.0, now - self._row.started),
+                labels=replace(labels, ended=(*labels.ended, now)).to_json(),
+                output=None if output is None else output.plain,
+                output_whole=None if output is None else output.whole,
                 error_type=run.error.type if run.error is not None else None,
                 error=run.error.message if run.error is not None else None,
                 requests=min(usage.requests, _LARGEST),
@@ -134,12 +195,30 @@ class Recorder:
                 output_tokens=min(usage.output_tokens, _LARGEST),
                 cost=None if cost is None else str(cost),
                 owner=None,
-            )
+            ),
         )
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
+        if (began := self._own.graph_began(call.key)) is not None:
+            call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
+
+    def step_begins(self, call: CallState) -> None:
+        """Record that a step has begun: after a crash its row says that it may have had an effect.
+
+        Nothing waits for that row, and a step that has ended until the next turn of the event loop needs none.
+        """
+        if not self._begun:
+            asyncio.get_running_loop().call_soon(self._put_begun)
+        self._begun.append(call)
+
+    def _put_begun(self) -> None:
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
+        self._begun = []
+        if going_on:
+            with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+                self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
@@ -152,82 +231,97 @@ class Recorder:
             call.replayed = True
             self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        try:
-            given = call.node.__node__.input_type.to_json(call.input)
-        except (PydanticSerializationError, ValueError):
-            return MISSING, None  # an input that JSON cannot hold identifies nothing
-        cache_key = call.cache_key = node_key.of_call(given)
+        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
+        if cache_key is None:
+            self._claim(call, "")
+            self._explain(call)
+            return MISSING, None
         if prompt is not None and call.path not in self._prompts:
             self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
-        found = self._cache.claim(key, cache_key.identity) if self._cache else None
-        if found is None:
-            self._note_change(key, cache_key)
-        elif found.finished:
-            output = self._output(call, found.row)
-            if output is not MISSING:
-                return output, found
-        else:
-            self._note_loss(key)
+        if not (self._own or self._other):
+            return MISSING, None
+        found = self._claim(call, cache_key.identity)
+        output = self._output(call, found.row) if found is not None and found.finished else MISSING
+        if output is not MISSING:
+            return output, found
+        if call.key not in self._state.rerun:
+            self._explain(call)
         return MISSING, found
+
+    def _claim(self, call: CallState, identity: str) -> Recorded | None:
+        kind = call.node.__node__.kind
+        return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
-            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"))
-        except (ValidationError, ValueError):
+            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"), row.output_whole)
+        except ValueError:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
         call.replayed = True
+        same_run = row.run_id == self._row.run_id
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
+        call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
             call.use = ModelUse(attempts=row.attempts, messages=messages)
-            if self._continues:
+            if same_run:  # another run that replays it has spent nothing
                 call.use.usage = USAGE.validate_json(row.usage)
                 call.use.unpriced = row.cost is None
         return output
 
-    def inside(self, above: str, label: str) -> list[CallRow]:
-        """The recorded calls that the leaf call at *above* has made, or its tool call with a *label*."""
-        rows = self._cache.inside.get(above, [])
-        return [row for row in rows if f"[{label}]" in row.key[len(above) :]] if label else rows
+    def inside(self, record: CallRow, label: str) -> list[CallRow]:
+        """The recorded calls that a leaf call has made, or its tool call with a *label*."""
+        rows = self._cache_of(record).inside.get(record.key, [])
+        return [row for row in rows if f"[{label}]" in row.key[len(record.key) :]] if label else rows
+
+    def _cache_of(self, record: CallRow) -> ReplayCache:
+        return self._own if record.run_id == self._row.run_id else self._other
 
     def restored(self, call: CallState, row: CallRow) -> bool:
         """Fill in a call that was recorded inside a recalled one; returns whether its record can be read."""
-        node = call.node.__node__
         try:
-            call.input = node.input_type.recall(json.loads(row.input))
-        except (ValidationError, ValueError):
+            call.input = call.node.__node__.input_type.recall(json.loads(row.input), row.input_whole)
+        except ValueError:
             return False
         if row.status == "succeeded":
             call.output = self._output(call, row)
         if call.output is MISSING:
             return False
         call.status, call.error, call.replayed = row.status, error_of(row), True
-        self._cache.use_up(row)
-        if not self._continues:  # otherwise the run has the row already
+        self._cache_of(row).use_up(row)
+        if row.run_id != self._row.run_id:  # otherwise the run has the row already
             parent = call.parent.key if call.parent is not None else None
             place = {"run_id": self._row.run_id, "key": call.key, "parent": parent, "position": call.position}
-            self._journal.put_soon(replace(row, **place, replayed=True, usage="{}", cost="0"))
+            self._journal.put_soon(replace(row, **place, replayed=True, usage="{}", cost="0", source=call.source))
         return True
 
-    def _note_change(self, key: str, cache_key: CacheKey) -> None:
-        changed = self._cache.changed(key, cache_key.input, cache_key.parts)
-        if changed is None:
-            return
-        if changed == "nothing":
-            self._note_loss(key)
-            return
-        self._state.rerun[key] = changed
-        if self._spec.strict:
-            msg = (
-                f"call `{key}` differs from its record: {changed} changed; run it without `strict` to have it run again"
-            )
-            raise ReplayError(msg)
+    def _explain(self, call: CallState) -> None:
+        """Keep why a call that has a record runs again.
 
-    def _note_loss(self, key: str) -> None:
-        """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._cache.at(key)
-        if before is not None and before.status == "succeeded" and not before.identity:
-            self._state.rerun[key] = "the output cannot be written down whole"
+        Raises:
+            ReplayError: in strict mode.
+        """
+        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        if before is None:
+            return
+        changed, strictly = "" if now is None else changes(before, now), before.kind == "step"
+        problem = "has a record that does not count"
+        if changed:
+            why, problem, strictly = changed, "differs from its record", True
+        elif now is None:
+            why = "the input cannot be written down whole"
+        elif before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+        elif before.status == "running" and strictly and before.run_id == self._row.run_id:
+            why, strictly = "it had begun, and its end was not recorded", False
+        else:
+            return
+        self._state.rerun[call.key] = why
+        if self._spec.strict and strictly and before.run_id == self._row.run_id:
+            what = f"{why} changed" if changed else why
+            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
+            raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
@@ -262,13 +356,14 @@ class Recorder:
     def _may_write(self, call: CallState) -> bool:
         """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
         identity = call.cache_key.identity if call.cache_key is not None else ""
-        return not self._continues or not self._cache.holds(call.key, identity)
+        return not self._own.holds(call.key, identity)
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, cache_key = call.node.__node__, call.error, call.cache_key
-        output, whole = None, True
-        if call.status == "succeeded":
-            output, whole = node.output_type.recorded(call.output, checked=cache_key is not None and not call.replayed)
+        given = node.input_type.recorded(call.input) if cache_key is None else cache_key.record
+        output = node.output_type.recorded(call.output) if call.status == "succeeded" else None
+        held = output is None or output.holds
+        began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
             key=call.key,
@@ -277,13 +372,16 @@ class Recorder:
             parent=call.parent.key if call.parent is not None else None,
             position=call.position,
             status=call.status,
-            identity=cache_key.identity if cache_key is not None and whole else "",  # else it is never reused
+            identity=cache_key.identity if cache_key is not None and held else "",  # else it is never reused
             parts=cache_key.parts_json if cache_key is not None else "{}",
-            input=cache_key.input if cache_key is not None else node.input_type.as_json(call.input),
-            output=output,
-            started=self._state.clock.seconds(call.began),
-            duration=call.duration,
+            input=given.plain,
+            output=None if output is None else output.plain,
+            input_whole=given.whole,
+            output_whole=None if output is None else output.whole,
+            started=began,
+            duration=duration,
             replayed=call.replayed,
+            source=call.source,
             cost="0",
         )
         if error is not None:
@@ -294,7 +392,7 @@ class Recorder:
             row.usage = USAGE.dump_json(use.usage, exclude_defaults=True).decode()
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
-            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages))
+            row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages), fallback=without_json)
             row.prompt = self._prompts.get(call.path)
             row.pending = dump_pending(use.pending) if use.pending else None
         return row

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stagegraph.agent.durable import unanswered_in
-from stagegraph.data.call import Status
+from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.journal.owner import is_alive, this_process
@@ -24,10 +24,12 @@ from stagegraph.record.rows import Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
+from .limits import Limits
 from .options import ResumeOptions, RunSpec
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
+    from stagegraph.schema.schema import Schema
 
 _log = logging.getLogger("stagegraph")
 
@@ -123,7 +125,7 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
         mine,
         status=status,
         owner=None,
-        duration=time.time() - row.started,
+        duration=max(0.0, time.time() - row.started),
         error_type=GIVEN_UP if why else None,
         error=why,
     )
@@ -163,6 +165,8 @@ async def _take_up(runner: TakesUp, journal: Journal, rows: Iterable[RunRow], at
                 )
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
+        except ReplayError as error:
+            _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             _log.warning("run %s was taken up and ended with %s", row.run_id, type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the next one may do better
@@ -201,7 +205,8 @@ async def resumed_spec(
     labels, strict = row.read_labels(), options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
-    _check_whole(row, prompts)
+    _check_whole(row, prompts, anew="input" in options)
+    given, fits = (options["input"], False) if "input" in options else _recorded_input(row, node)
     waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
     answered = by_call(waiting, answers)
     check(waiting, answered)
@@ -209,17 +214,19 @@ async def resumed_spec(
         run_id=run_id,
         own_id=True,
         node=node,
-        input=json.loads(row.input),
+        input=given,
+        fits=fits,
         model=options.get("model") or row.model,
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
-        limits=options.get("limits"),
+        limits=options.get("limits") or Limits.recorded(labels),
         session_id=labels.session_id,
         user_id=labels.user_id,
         tags=labels.tags,
         metadata=labels.metadata,
-        override=labels.override,
+        override=_recorded_override(labels, node),
+        replay=labels.replay,
         answers=answered,
         resumed=row,
         strict=strict,
@@ -241,13 +248,20 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
         raise ReplayError(msg)
 
 
-def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
-    """Refuse to resume a run with a redacted input or with redacted prompts."""
+def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: bool) -> None:
+    """Refuse to resume a run whose input or prompts the record does not hold, unless they are given *anew*."""
     gone = row.read_labels().redacted
-    if "input" in gone:
+    if row.input_whole == "" and not anew:
+        msg = (
+            f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+        )
+        raise ReplayError(msg)
+    if "input" in gone and not anew:
         msg = (
             f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
-            f"run it anew with the whole input; `replay={row.run_id!r}` gives it the answers that were recorded"
+            f"give it again, as in `resume({row.run_id!r}, input=...)`, or run it anew with the whole input; "
+            f"`replay={row.run_id!r}` gives it the answers that were recorded"
         )
         raise ReplayError(msg)
     if "prompts" in gone and prompts is None:
@@ -256,6 +270,38 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None) -> None:
             "say with which it is to go on, as in `resume(..., prompts=...)`"
         )
         raise ReplayError(msg)
+
+
+def _recorded_input(row: RunRow, node: Node[Any, Any]) -> tuple[object, bool]:
+    """The input of a run, and whether it is a value of the input type: a run may have failed because it is none."""
+    type_ = node.__node__.input_type
+    return _read(f"the input of run {row.run_id!r}", type_, json.loads(row.input), row.input_whole)
+
+
+def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:
+    """Call key -> output."""
+    found: dict[str, object] = {}
+    for key, data in labels.override.items():
+        declared = node.__node__.tree.nodes.get(path_of(key))
+        whole = labels.override_whole.get(key)
+        type_ = None if declared is None else declared.__node__.output_type
+        found[key] = data if type_ is None else _read(f"the `override` of `{key}`", type_, data, whole)[0]
+    return found
+
+
+def _read(what: str, type_: Schema, data: object, whole: str | None) -> tuple[object, bool]:
+    """A recorded value, and whether it is one of its type.
+
+    Raises:
+        ReplayError: its plain data does not say what it was, and its types have changed.
+    """
+    try:
+        return type_.recall(data, whole), True
+    except ValueError as error:
+        if whole:
+            msg = f"{what} cannot be read back as {type_.name}, whose types may have changed since: {error}"
+            raise ReplayError(msg) from error
+        return data, False
 
 
 def _recorded_prompts(row: RunRow, labels: Labels) -> Prompts | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -57,7 +58,8 @@ class ActiveRun:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state)
+                ledger = self._executor.ledger
+                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state, ledger)
             self._recorded.set()
             return await self._seated()
         finally:
@@ -135,7 +137,7 @@ class ActiveRun:
         executor, state, root = self._executor, self.state, self.state.tree.root
         failure: Exception | None = None
         try:
-            value = root.__node__.input_type.validate(self.spec.input)
+            value = self.spec.input if self.spec.fits else root.__node__.input_type.validate(self.spec.input)
         except ValidationError as error:
             executor.reject(self.spec.input, error)
             what = f"the input does not fit {root.__node__.input_type.name}, which {state.name} takes"
@@ -145,7 +147,8 @@ class ActiveRun:
         seconds = self._resources.limits.seconds
         with executor.scope as scope:
             if seconds is not None:
-                scope.deadline = anyio.current_time() + seconds
+                before = 0.0 if executor.recorder is None else executor.recorder.seconds_before()
+                scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
                     await root(value)
@@ -212,6 +215,7 @@ class ActiveRun:
             return call_tree(list(calls.values()) or [root], clock)
 
         frozen = read_root() if state.end is None else None
+        began, duration = root.times(clock)
         return Run(
             id=spec.run_id,
             graph=state.name,
@@ -219,8 +223,8 @@ class ActiveRun:
             input=root.input,
             output=root.output,
             error=error,
-            started=clock.calendar(root.began),
-            duration=root.duration,
+            started=datetime.fromtimestamp(began, UTC),
+            duration=duration,
             metadata=spec.metadata,
             tags=spec.tags,
             session_id=spec.session_id,

@@ -273,6 +273,7 @@ class Runner:
         prompts = spec.prompts if spec.prompts is not None else self.prompts
         check_prompts(prompts, spec, tree)
         spec.check(tree)
+        spec = spec.with_value()
         self._registry.by_name[node.__node__.name] = node
         journal = self._journal_for("replay") if spec.replay else self.journal
         if journal is None and spec.override:
@@ -292,7 +293,7 @@ class Runner:
         row = spec.resumed
         segment = 0 if row is None else row.segment + 1
         if row is None and journal is not None:
-            row = new_row(spec, node, prompts)
+            row = new_row(spec, node, prompts, resumable=journal is self.journal)
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
         return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
 

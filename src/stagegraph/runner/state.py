@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.usage import NO_MODEL, ModelUse, summed
+from stagegraph.schema.schema import Record
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -58,6 +59,13 @@ class CacheKey(NamedTuple):
     parts: Mapping[str, str]
     """Name -> hash of each part of the identity besides the input; the same for all calls of one node."""
     parts_json: str
+    input_whole: str | None = None
+    """`CallRow.input_whole`."""
+
+    @property
+    def record(self) -> Record:
+        """The record of the input."""
+        return Record(self.input, self.input_whole)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +84,10 @@ class CallState:
     use: ModelUse = NO_MODEL
     replayed: bool = False
     cache_key: CacheKey | None = None
+    source: str | None = None
+    """`CallRow.source`."""
+    ran: tuple[float, float | None] | None = None
+    """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it was made for; set only for a trace."""
     caller: Caller | None = None
@@ -90,6 +102,13 @@ class CallState:
     def deps(self, of_run: object) -> object:
         """The deps of the call: those of the run, or of the agent that called the graph around it."""
         return of_run if self.caller is None else self.caller.deps
+
+    def times(self, clock: Clock) -> tuple[float, float]:
+        """When it began, in seconds since 1970, and how long it took: what was recalled has run when it did."""
+        if self.ran is None:
+            return clock.seconds(self.began), self.duration
+        began, seconds = self.ran
+        return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -177,6 +196,7 @@ def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
         usage = copy(usage)  # the agent still adds to it
     if children:
         usage, cost = summed(children if state.use is NO_MODEL else (state.use, *children))
+    began, duration = state.times(clock)
     return Call(
         path=state.path,
         key=state.key,
@@ -187,8 +207,8 @@ def _frozen(state: CallState, children: tuple[Call, ...], clock: Clock) -> Call:
         error=state.error,
         usage=usage,
         cost=cost,
-        started=clock.calendar(state.began),
-        duration=state.duration,
+        started=datetime.fromtimestamp(began, UTC),
+        duration=duration,
         attempts=state.use.attempts,
         messages=state.use.messages,
         children=children,

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import (
     CoreConfig,
     PydanticSerializationError,
+    SchemaError,
     SchemaSerializer,
+    core_schema,
     from_json,
     to_json,
     to_jsonable_python,
 )
 
-from .serialize import Traits, alike, encodable, serializer_of, traits_of
+from .closed import closed
+from .same import lazy, same
+from .serialize import Traits, encodable, serializer_of, traits_of
 from .types import Check, check, is_dict, is_list, is_mapping, is_sequence, is_set, type_name
+from .whole import Whole
 
 # Only keys are cached for the next reading: cached values would stay in memory.
 _BYTES = ConfigDict(
@@ -27,13 +34,34 @@ _BYTES = ConfigDict(
 _WHOLE = CoreConfig(ser_json_inf_nan="strings")
 
 
+class Record(NamedTuple):
+    """What is written down of a value."""
+
+    plain: str
+    """JSON, for readers: by the names of fields, without computed fields; as far as possible where it has no JSON."""
+    whole: str | None
+    """The value in the form of `whole.Whole`, where its plain JSON does not determine it; empty where neither does."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value can be made from the record, type included: only then may it stand for the value."""
+        return self.whole != ""
+
+    @property
+    def identity(self) -> bytes | None:
+        """What a value and no other has; `None` without a record that holds it."""
+        text = self.plain if self.whole is None else f"${self.whole}"
+        return text.encode() if self.holds else None
+
+
 class Schema:
     """One declared type: an instance check for every call, validation and JSON at the outer doors.
 
     JSON has three forms:
-    - The record (`record`, `to_json`, `as_json`; read by `recall`) has the names of fields and leaves out
-      computed fields, so that a value comes back as it was.
-    - The public form (`show`, `show_json`, `shown`) is what the type's JSON schema says: aliases, and computed fields.
+    - The record (`recorded`, read by `recall`) has the names of fields and leaves out computed fields, so that a value
+      comes back as it was. Where that is not enough, it has the value in a second form, and it is proved that the value
+      comes back.
+    - The public form (`show`, `show_json`, `published`) is what the type's JSON schema says: aliases, computed fields.
     - The form of an answer (`answer`) has the names that a value is made from: what a model is asked for.
     """
 
@@ -47,16 +75,37 @@ class Schema:
         """The type as it is written in code."""
         return type_name(self.type)
 
-    @cached_property
+    @property
     def adapter(self) -> TypeAdapter[Any]:
-        return self._configured[0]
+        """Pydantic's adapter.
+
+        Raises:
+            PydanticUserError: Pydantic does not know the type.
+        """
+        made = self._configured[0]
+        if isinstance(made, str):
+            raise PydanticUserError(made, code=None)
+        return made
 
     @cached_property
-    def _configured(self) -> tuple[TypeAdapter[Any], CoreConfig]:
+    def _configured(self) -> tuple[TypeAdapter[Any] | str, CoreConfig]:
+        """The adapter, or why there is none, and the configuration of serializers."""
+        config: CoreConfig = {**_WHOLE, "ser_json_bytes": "base64"}
         try:
-            return TypeAdapter(self.type, config=_BYTES), {**_WHOLE, "ser_json_bytes": "base64"}
-        except PydanticUserError:  # a model has a configuration of its own
+            return TypeAdapter(self.type, config=_BYTES), config
+        except PydanticUserError:  # perhaps a model has a configuration of its own
+            pass
+        except SchemaError as error:
+            return str(error), config
+        try:
             return TypeAdapter(self.type), _WHOLE
+        except PydanticUserError as error:
+            return error.message, config
+
+    @cached_property
+    def _core(self) -> Any:
+        made = self._configured[0]
+        return core_schema.any_schema() if isinstance(made, str) else made.core_schema
 
     @cached_property
     def fingerprint(self) -> str:
@@ -72,21 +121,18 @@ class Schema:
 
     @cached_property
     def serializer(self) -> SchemaSerializer:
-        adapter, config = self._configured
-        return serializer_of(adapter.core_schema, config)
+        return serializer_of(self._core, self._configured[1])
 
     @cached_property
     def _asked(self) -> SchemaSerializer:
-        adapter, config = self._configured
-        return serializer_of(adapter.core_schema, config, asked=True)
+        return serializer_of(self._core, self._configured[1], asked=True)
 
     @cached_property
     def traits(self) -> Traits:
         """Facts about the JSON of the type's values."""
-        try:
-            return traits_of(self.adapter.core_schema)
-        except PydanticUserError:  # the type has no JSON at all
-            return Traits()
+        found = traits_of(self._core, self.type)
+        found.hides |= isinstance(self._configured[0], str)
+        return found
 
     def validate(self, raw: object) -> Any:
         """Turn outside data into the type; an instance passes unchanged.
@@ -101,68 +147,116 @@ class Schema:
     def _annotated(self) -> bool:
         return _mentions_annotated(self.type)
 
+    @cached_property
+    def _closed(self) -> Check | None:
+        return closed(self._core)
+
+    @cached_property
+    def _whole(self) -> Whole:
+        return Whole(self, Schema)
+
     def record(self, value: object) -> bytes:
-        """The record of an instance; a set is written in an arbitrary order.
+        """The plain record of an instance; a set is written in an arbitrary order.
 
         Raises:
             PydanticSerializationError: the value, or a part of it, has no JSON.
         """
         return self.serializer.to_json(value, by_alias=False, round_trip=True, warnings=False)
 
-    def to_json(self, value: object) -> bytes:
-        """The record with sorted sets, so that equal values have equal records in every process.
+    def check_written(self, value: object) -> None:
+        """Refuse an instance that can be written down as a text about it only.
 
         Raises:
             PydanticSerializationError: the value, or a part of it, has no JSON.
         """
-        if self._holds_sets:
-            try:
-                data = self.serializer.to_python(value, by_alias=False, round_trip=True, warnings=False)
-                return to_json(ordered(data), bytes_mode="base64", inf_nan_mode="strings")
-            except TypeError:  # a set of models: as dicts they cannot be in a set
-                pass
-        return self.record(value)
+        try:
+            _ = lazy(value) or self.record(value)
+        except PydanticSerializationError as error:
+            if "surrogates" not in str(error):  # which are replaced
+                raise
+
+    def _sorted_record(self, value: object) -> bytes:
+        """The same with sorted sets, so that equal values have equal records in every process."""
+        if not self._holds_sets:
+            return self.record(value)
+        data = self.serializer.to_python(value, by_alias=False, round_trip=True, warnings=False)
+        return to_json(ordered(data), bytes_mode="base64", inf_nan_mode="strings")
 
     @cached_property
     def _holds_sets(self) -> bool:
         return '"uniqueItems"' in self._described
 
     def as_json(self, value: object) -> str:
-        """The record of any value; a value without JSON is written as far as possible."""
-        return self.recorded(value, checked=False)[0]
+        """The plain record of any value; a value without JSON is written as far as possible."""
+        return self.recorded(value).plain
 
-    def recorded(self, value: object, *, checked: bool) -> tuple[str, bool]:
-        """The same, and whether it survives the round trip; only looked at if *checked*."""
-        try:
-            text = self.record(value).decode()
-            return text, not checked or self.round_trips(value, text)
-        except (ValueError, TypeError):
-            return _as_far_as_possible(value), False
+    def recorded(self, value: object) -> Record:
+        """The record of any value."""
+        return self._as_record(value, self._sorted_record, trusted=True)
 
-    def round_trips(self, value: object, record: bytes | str) -> bool:
-        """Whether a record holds the whole value: no secret, excluded field or subclass is lost in it."""
-        traits = self.traits
-        if not traits.hides and not (traits.classes and any(map(type.__subclasses__, traits.classes))):
-            return True
+    def published(self, value: object) -> Record:
+        """The same with the public form in place of the plain record."""
+        return self._as_record(value, self.show_json, trusted=not self.traits.renames)
+
+    def _as_record(self, value: object, write: Callable[[object], bytes], *, trusted: bool) -> Record:
+        """The record of a value; that of a closed type needs no proof if the form that *write* gives is *trusted*."""
+        exact = self._closed
         try:
-            return alike(value, self.recall(from_json(record, cache_strings="keys")), equal=self.traits.hides)
-        except ValidationError:
+            if trusted and exact is not None and exact(value):
+                return Record(write(value).decode(), None)
+        except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
+            pass
+        if lazy(value):
+            return Record(_as_far_as_possible(value), "")
+        try:
+            plain = write(value).decode()
+            if self._comes_back(value, plain, None):
+                return Record(plain, None)
+        except (ValueError, TypeError, RecursionError):
+            plain = _as_far_as_possible(value)
+        try:
+            whole = self._whole.write(value)
+        except (ValueError, TypeError, RecursionError):
+            return Record(plain, "")
+        return Record(plain, whole if self._comes_back(value, plain, whole) else "")
+
+    def _comes_back(self, value: object, plain: str, whole: str | None) -> bool:
+        try:
+            return same(value, self._recalled(plain) if whole is None else self._whole.read(whole))
+        except Exception:  # noqa: BLE001 - a user's type may compare in any way
             return False
 
     def load(self, data: object) -> Any:
         """Read JSON data that was written elsewhere: by alias, or by the names of fields."""
         return self.adapter.validate_json(json.dumps(data), by_alias=True, by_name=True)
 
-    def recall(self, data: object) -> Any:
-        """Read a record."""
-        if self.traits.clashes:
-            try:
-                return self.adapter.validate_json(json.dumps(data), by_alias=False, by_name=True)
-            except ValidationError:
-                pass
+    def build(self, fields: object) -> Any:
+        """Validate the fields of an instance, by name, each a value already."""
+        return self.adapter.validate_python(fields, by_alias=False, by_name=True)
+
+    def recall(self, data: object, whole: str | None = None) -> Any:
+        """Read a record: its plain data, and its second form where it has one.
+
+        Raises:
+            ValueError: it cannot be read back.
+        """
         try:
-            return self.load(data)
+            return self._whole.read(whole) if whole else self._recalled(json.dumps(data))
+        except ValueError:
+            raise
+        except Exception as error:
+            msg = f"this is no {self.name}: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+
+    def _recalled(self, text: str) -> Any:
+        read = self.adapter.validate_json
+        if self.traits.clashes:
+            with suppress(ValidationError):
+                return read(text, by_alias=False, by_name=True)
+        try:
+            return read(text, by_alias=True, by_name=True)
         except ValidationError:
+            data = json.loads(text)
             numbers = _with_numbers(data)
             if numbers == data:
                 raise
@@ -170,7 +264,7 @@ class Schema:
 
     def show(self, value: object) -> Any:
         """The public form as plain data; a value of another type is written as far as possible."""
-        if not self.is_instance(value):
+        if not self.is_instance(value) or (self._closed is None and lazy(value)):
             return plain(value)
         try:
             return from_json(self.show_json(value), cache_strings="keys")
@@ -185,13 +279,6 @@ class Schema:
         """
         return self.serializer.to_json(value, by_alias=True, warnings=False)
 
-    def shown(self, value: object) -> str:
-        """The public form of any value as JSON; a value without JSON is written as far as possible."""
-        try:
-            return self.show_json(value).decode()
-        except (ValueError, TypeError):
-            return _as_far_as_possible(value)
-
     def answer(self, value: object) -> Any:
         """The form of an answer as plain data."""
         if not self.is_instance(value):
@@ -202,7 +289,9 @@ class Schema:
 
 
 def plain(value: object) -> Any:
-    """JSON data for any value; an object without JSON is written as its `repr`."""
+    """JSON data for any value; an object without JSON, or that can be gone through only once, as its `repr`."""
+    if lazy(value):
+        return repr(value)
     return _legible(to_jsonable_python(value, fallback=repr, serialize_unknown=True))
 
 
@@ -215,7 +304,7 @@ def _legible(data: object) -> Any:
 def _as_far_as_possible(value: object) -> str:
     try:
         return json.dumps(plain(value), ensure_ascii=False)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - a user's `__repr__` may raise
         return json.dumps(f"<{type(value).__name__}>")
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic_core import CoreConfig, PydanticSerializationError, SchemaSerializer
 
-from .types import is_dict, is_mapping, is_sequence
+from .types import is_dict, is_sequence
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
 
+NO_JSON = "<without JSON: "
 _LEFT_OUT = {"serialization_exclude", "serialization_exclude_if"}
 _FIELDS = ("model-fields", "typed-dict", "dataclass-args")
 
@@ -40,16 +40,24 @@ def hashed(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def json_of(adapter: TypeAdapter[Any], value: object) -> str:
+def json_of(adapter: TypeAdapter[Any], value: object, *, fallback: Callable[[Any], str] | None = None) -> str:
     """A value as JSON text; half a surrogate pair, which models do send, is replaced.
+
+    *fallback* gives a text for an object without JSON.
 
     Raises:
         PydanticSerializationError: a part of the value has no JSON.
     """
     try:
-        return adapter.dump_json(value).decode()
+        return adapter.dump_json(value, fallback=fallback, warnings=fallback is None).decode()
     except PydanticSerializationError:
-        return encodable(json.dumps(adapter.dump_python(value, mode="json"), ensure_ascii=False))
+        data = adapter.dump_python(value, mode="json", fallback=fallback, warnings=fallback is None)
+        return encodable(json.dumps(data, ensure_ascii=False))
+
+
+def without_json(value: object) -> str:
+    """The text for an object without JSON: the same in every process."""
+    return f"{NO_JSON}{type(value).__name__}>"
 
 
 @dataclass(slots=True)
@@ -57,42 +65,55 @@ class Traits:
     """Facts about the JSON of a type's values."""
 
     hides: bool = False
-    """Whether a part of it may be left out or masked on purpose: a secret, an excluded field."""
+    """Whether a part of it may be left out or masked: a secret, an excluded field, all of a type without a schema."""
     clashes: bool = False
     """Whether the alias of one field is the name of another."""
-    classes: set[type] = field(default_factory=set[type])
-    """The models and dataclasses in it: of an instance of a subclass, only their own fields are written."""
+    renames: bool = False
+    """Whether the public form differs from the record: by an alias, or a computed field."""
+    own_form: bool = False
+    """Whether the type itself, apart from the classes in it, leaves a part out or writes it in a way of its own."""
 
 
-def traits_of(core: Any) -> Traits:
-    """The traits of a core schema."""
+def traits_of(core: Any, type_: Any) -> Traits:
+    """The traits of a type with this core schema."""
     found = Traits()
     for node in _nodes(core):
-        kind = node.get("type")
-        if kind in ("model", "dataclass"):
-            found.classes.add(node["cls"])
-        elif kind in _FIELDS:
+        if node.get("type") in _FIELDS:
             named = list(_fields(node))
             names = {name for name, _ in named}
-            found.clashes |= any(names & set(_aliases(one)) - {name} for name, one in named)
-            found.hides |= any(one.keys() & _LEFT_OUT for _, one in named)
-        elif kind == "union":  # an infinite number is written as a text, and would be read as a text
-            found.hides |= {"float", "str"} <= {_kind(choice) for choice in node["choices"]}
+            found.renames |= bool(node.get("computed_fields")) or any("serialization_alias" in one for _, one in named)
+            found.clashes |= any(names & _roots(name, one) for name, one in named)
+            found.hides |= _leaves_out(node)
         found.hides |= _masks(node)
+    found.own_form = any(_leaves_out(node) or _written_by_a_user(node) for node in _nodes(core, of=type_))
     return found
 
 
-def _nodes(core: Any) -> Iterator[dict[str, Any]]:
+def _nodes(core: Any, *, of: Any = None) -> Iterator[dict[str, Any]]:
+    """All parts of a core schema; with *of*, those of classes other than that are left out."""
     if is_dict(core):
+        if of is not None and core.get("type") in {"model", "dataclass"} and core["cls"] is not of:
+            return
         yield core
         if _custom(core):
             return  # what a custom serializer writes is not known
         for key, part in core.items():
             if key not in _APART:
-                yield from _nodes(part)
+                yield from _nodes(part, of=of)
     elif is_sequence(core):
         for part in core:
-            yield from _nodes(part)
+            yield from _nodes(part, of=of)
+
+
+def _leaves_out(node: Mapping[str, Any]) -> bool:
+    return node.get("type") in _FIELDS and any(one.keys() & _LEFT_OUT for _, one in _fields(node))
+
+
+def _written_by_a_user(node: Mapping[str, Any]) -> bool:
+    how = node.get("serialization")
+    if not is_dict(how) or how.get("type") not in {"function-plain", "function-wrap"}:
+        return False
+    return _masks(node) or not getattr(how["function"], "__module__", "").startswith("pydantic.")
 
 
 def _custom(node: Mapping[str, Any]) -> bool:
@@ -107,11 +128,6 @@ def _masks(node: Mapping[str, Any]) -> bool:
     return getattr(function, "__module__", "") == "pydantic.types" and "secret" in getattr(function, "__name__", "")
 
 
-def _kind(choice: Any) -> str:
-    schema = choice[0] if is_sequence(choice) else choice
-    return schema.get("type", "")
-
-
 def _fields(node: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     fields: object = node["fields"]
     if is_dict(fields):
@@ -121,11 +137,19 @@ def _fields(node: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
 
 def _aliases(one: Mapping[str, Any]) -> list[str]:
     """The other names under which validation looks for a field; a path into deeper data is not a name."""
+    return [path[0] for path in _paths(one) if len(path) == 1]
+
+
+def _roots(name: str, one: Mapping[str, Any]) -> set[str]:
+    """Where validation looks for a field besides under its own name."""
+    return {path[0] for path in _paths(one) if path != [name]}
+
+
+def _paths(one: Mapping[str, Any]) -> list[list[Any]]:
     alias: Any = one.get("validation_alias")
     if isinstance(alias, str):
-        return [alias]
-    choices: list[Any] = alias if alias and isinstance(alias[0], list) else []
-    return [path[0] for path in choices if len(path) == 1]
+        return [[alias]]
+    return alias if alias and isinstance(alias[0], list) else [alias] if alias else []
 
 
 def serializer_of(core: Any, config: CoreConfig, *, asked: bool = False) -> SchemaSerializer:
@@ -158,37 +182,3 @@ def _rewritten(core: Any, *, asked: bool) -> Any:
             if aliases:
                 one["serialization_alias"] = aliases[0]
     return copied
-
-
-def alike(value: object, again: object, *, equal: bool) -> bool:
-    """Whether *again* is *value* read back: equal, or without *equal* of the same classes at any depth."""
-    if equal:
-        try:
-            return bool(value == again)
-        except Exception:  # noqa: BLE001 - a user's type may compare in any way
-            return False
-    return _same_classes(value, again)
-
-
-def _same_classes(value: Any, again: Any) -> bool:
-    if isinstance(value, BaseModel):
-        if _class_of(value) is not _class_of(again):
-            return False
-        names = type(value).model_fields
-        return all(_same_classes(getattr(value, name, None), getattr(again, name, None)) for name in names)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) is not type(again):
-            return False
-        fields = dataclasses.fields(value)
-        return all(_same_classes(getattr(value, one.name, None), getattr(again, one.name, None)) for one in fields)
-    if is_mapping(value):
-        return is_mapping(again) and all(map(_same_classes, value.values(), again.values()))
-    if is_sequence(value):
-        return is_sequence(again) and all(map(_same_classes, value, again))
-    return True
-
-
-def _class_of(value: object) -> type:
-    """The class without its parameters: `Box(inside=1)` counts as a `Box[int]`."""
-    origin = getattr(type(value), "__pydantic_generic_metadata__", {}).get("origin")
-    return origin or type(value)

@@ -90,7 +90,7 @@ def _check_plain(type_: Any) -> Check:
 def _check_class(type_: Any) -> Check:
     if type_ is Any or not isinstance(type_, type) or getattr(type_, "_is_protocol", False):
         return _anything
-    if issubclass(type_, BaseModel) and type_.__pydantic_generic_metadata__["origin"] is not None:
+    if issubclass(type_, BaseModel) and type_ is not BaseModel and type_.__pydantic_generic_metadata__["origin"]:
         return _check_generic(type_)
     if _is_structured_dict(type_):
         return lambda value: isinstance(value, dict)

@@ -40,10 +40,14 @@ class Names:
 
 EXPERIMENTS = "sdk-experiment"
 """The environment in which Langfuse keeps the runs of experiments."""
-OWN = frozenset(
-    "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
-) | frozenset(
-    "host_trace host_observation origin transient resourceAttributes scopeAttributes scope attributes".split()  # noqa: SIM905
+OWN = (
+    frozenset(
+        "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
+    )
+    | frozenset(
+        "host_trace host_observation origin transient resourceAttributes scopeAttributes scope attributes".split()  # noqa: SIM905
+    )
+    | {"input_whole", "output_whole"}
 )
 """Reserved names in the metadata of an observation; the same names in a run's own metadata get the prefix `user_`."""
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode

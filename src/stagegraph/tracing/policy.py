@@ -25,7 +25,7 @@ Redact = Callable[[Any], Any]
 """Takes a JSON value (an input, an output, messages, a text) and returns what may be sent."""
 
 _CONTENT = {
-    Names.INPUT, Names.OUTPUT, Names.STATUS,
+    Names.INPUT, Names.OUTPUT, Names.STATUS, f"{Names.METADATA}.input_whole", f"{Names.METADATA}.output_whole",
     "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
     "gen_ai.tool.call.arguments", "gen_ai.tool.call.result", "gen_ai.tool.definitions", "gen_ai.agent.description",
     "pydantic_ai.all_messages", "final_result", "model_request_parameters", "tool_arguments", "tool_response",

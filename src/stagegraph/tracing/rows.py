@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
 from math import isfinite
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.data.call import Kind, Status, key_order
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 from stagegraph.record.source import CORRECTION, RunRows
+from stagegraph.schema.types import is_list
 
 from .attributes import is_reserved, without_prefix
 
@@ -175,6 +177,8 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
         status=status,
         input=given,
         output=output if status == "succeeded" else None,
+        input_whole=_whole(row, "input_whole"),
+        output_whole=_whole(row, "output_whole"),
         error_type=type_ or "Error" if status == "failed" else None,
         error=message if status == "failed" else None,
         origin=None if (origin := meta(row, "origin")) is None else str(origin),
@@ -207,6 +211,8 @@ def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[f
         duration=max(0.0, first.started + first.duration - begun),
         input=first.input,
         output=first.output,
+        input_whole=first.input_whole,
+        output_whole=first.output_whole,
         error_type=first.error_type,
         error=first.error,
         prompts_digest=root.version or "",
@@ -246,6 +252,14 @@ def _given(score: ScoreV3) -> datetime:
         return datetime.fromisoformat(str((score.metadata or {}).get("given")))
     except ValueError:
         return score.timestamp
+
+
+def _whole(row: ObservationV2, name: str) -> str | None:
+    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON."""
+    found = meta(row, name)
+    with suppress(ValueError):
+        found = json.loads(found) if isinstance(found, str) else found
+    return "".join(map(json.dumps, found[:1])) if is_list(found) else None
 
 
 def _status(row: ObservationV2) -> Status:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
-_WHOLE = "key,origin,path,run_id"
+_WHOLE = "key,origin,path,run_id,input_whole,output_whole"
 """Names in the metadata whose values are read without truncation."""
 _PAGE = 200
 _MOST_FILES = 1_000
@@ -202,15 +202,19 @@ async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRow
     """The rows with files in the place of references to them."""
     row, calls, scores = found
     files: dict[str, bytes] = {}
-    for key in sorted(references(text for call in calls for text in (call.input, call.output)))[:_MOST_FILES]:
+    texts = (text for call in calls for text in (call.input, call.output, call.input_whole, call.output_whole))
+    for key in sorted(references(texts))[:_MOST_FILES]:
         try:
             files[key] = await api.file(key)
         except TracingError:
             skipped["a file cannot be read"] += 1
     if files:
         row = replace(row, input=put_back(row.input, files), output=put_back(row.output, files))
+        whole = {name: put_back(getattr(row, name), files) for name in ("input_whole", "output_whole")}
+        row = replace(row, **whole)
         for call in calls:
             call.input, call.output = put_back(call.input, files) or "", put_back(call.output, files)
+            call.input_whole, call.output_whole = put_back(call.input_whole, files), put_back(call.output_whole, files)
     return row, calls, scores
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Link, Status, StatusCode
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.stage import Stage
     from stagegraph.runner.observer import TraceStart
     from stagegraph.runner.state import CallState
+    from stagegraph.schema.schema import Record
 
     from .connection import Connection
     from .media import Media
@@ -128,7 +129,6 @@ class LangfuseTrace:
     def _show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
         word, type_ = _KINDS[entry.node.__node__.kind]
-        given, output = self._contents(entry, status)
         level, message, outcome = None, None, StatusCode.UNSET
         if status == "failed":
             said = None if error is None else str(error) if self._output.capture == "all" else error.type
@@ -137,8 +137,6 @@ class LangfuseTrace:
             level, message = "WARNING", "cancelled"
         own = {
             Names.TYPE: type_,
-            Names.INPUT: given,
-            Names.OUTPUT: output,
             Names.LEVEL: level,
             Names.STATUS: message,
             Names.IS_ROOT: True if parent is None else None,
@@ -148,7 +146,12 @@ class LangfuseTrace:
         cause = entry.error or error  # the run's own error has no origin
         if cause is not None and status == "failed":
             own |= metadata({"origin": self._key(cause.origin), "transient": cause.transient or None})
-        attributes = {**without_none(own), **self._about(entry, status), **self._common}
+        attributes = {
+            **without_none(own),
+            **self._contents(entry, status),
+            **self._about(entry, status),
+            **self._common,
+        }
         span = ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=sampled(self.number, self._span(entry)),
@@ -187,13 +190,24 @@ class LangfuseTrace:
     def _key(self, key: str | None) -> str | None:
         return key if key is None or self._output.capture == "all" else _NAME_OF_ITEM.sub("[*]", key)
 
-    def _contents(self, entry: CallState, status: CallStatus) -> tuple[str | None, str | None]:
+    def _contents(self, entry: CallState, status: CallStatus) -> Attributes:
         capture, node = self._output.capture, entry.node
         if capture == "none":
-            return None, None
+            return {}
         if capture == "shape":
             output = json.dumps(shape(entry.output)) if status == "succeeded" else None
-            return json.dumps(shape(entry.input)), output
-        taken_out = self._output.media.taken_out
-        output = taken_out(node.__node__.output_type.shown(entry.output)) if status == "succeeded" else None
-        return taken_out(node.__node__.input_type.shown(entry.input)), output
+            return without_none({Names.INPUT: json.dumps(shape(entry.input)), Names.OUTPUT: output})
+        given = node.__node__.input_type.published(entry.input)
+        output = node.__node__.output_type.published(entry.output) if status == "succeeded" else None
+        return {**self._sent("input", given), **({} if output is None else self._sent("output", output))}
+
+    def _sent(self, name: Literal["input", "output"], record: Record) -> Attributes:
+        """The public form of a value, and in the metadata what it is, where that form does not determine it."""
+        media = self._output.media
+        shown = media.taken_out(record.plain)
+        sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
+        if record.whole is None or (shown != record.plain and not media.enabled):
+            return sent
+        whole = [json.loads(record.whole)] if record.whole else []
+        compact = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
+        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(compact)}
