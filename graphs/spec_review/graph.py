@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from pydantic_ai import Agent
 
 from spec_review_sandbox import run_tests as run_in_sandbox
@@ -32,6 +32,16 @@ class Plan(BaseModel):
     """The work, split up."""
 
     sections: list[Section] = Field(max_length=20, description="Independent parts, 2 to 20 of them.")
+
+    @field_validator("sections")
+    @classmethod
+    def names_differ(cls, sections: list[Section]) -> list[Section]:
+        """The titles name the branches; the model is asked again for others."""
+        titles = [section.title for section in sections]
+        if len(set(titles)) < len(titles):
+            msg = "give every section a title of its own"
+            raise ValueError(msg)
+        return sections
 
 
 class Assignment(BaseModel):

@@ -52,7 +52,7 @@ class Walk(Graph[Plan, int]):
         return 0
 
 
-labels = st.lists(st.text(min_size=0, max_size=6) | st.sampled_from(["a", "0", "[x]", "#1", "a.b", "]", "\n", "1", "é"]), max_size=3)  # fmt: skip
+labels = st.lists(st.text(min_size=0, max_size=6) | st.sampled_from(["a", "0", "[x]", "#1", "a.b", "]", "\n", "1", "é"]), max_size=3, unique=True)  # fmt: skip
 plans = st.recursive(
     st.just(["leaf"]),
     lambda inner: st.lists(

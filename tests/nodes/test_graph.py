@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from types import new_class
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import anyio
 import pytest
@@ -450,6 +453,7 @@ async def test_the_outer_door_turns_data_into_the_input_type():
         await Outer().run({}, model=echo())
 
 
+CALLS: list[Coroutine] = []
 FORGOTTEN = r"Forgets failed: Text was given a coroutine as `body` \(is an `await` missing before a call\?\)$"
 
 
@@ -459,6 +463,7 @@ FORGOTTEN = r"Forgets failed: Text was given a coroutine as `body` \(is an `awai
         ("input", r"coroutine .*, but it \w+ str: write `await` before the call"),
         ("output", r"coroutine .*, but it \w+ str: write `await` before the call"),
         ("use", r"'coroutine' object has no attribute 'upper' \(is an `await` missing"),
+        ("index", r"'coroutine' object is not subscriptable \(is an `await` missing"),
         ("model", FORGOTTEN),
     ],
 )
@@ -477,6 +482,9 @@ async def test_a_forgotten_await_is_named(where: str, said: str):
                 return Text(body=call).body  # type: ignore[arg-type]
             if where == "output":
                 return call
+            if where == "index":
+                CALLS.append(call)
+                return call["x"]  # type: ignore[index]
             try:
                 return call.upper()  # type: ignore[attr-defined]
             finally:
@@ -484,6 +492,22 @@ async def test_a_forgotten_await_is_named(where: str, said: str):
 
     with pytest.raises(RunError, match=said):
         await Forgets().run("a")
+    while CALLS:
+        CALLS.pop().close()
+
+
+async def test_an_error_that_has_to_do_with_no_call_has_no_such_hint():
+    """A `TypeError` beside a call that was awaited is not blamed on an `await`."""
+
+    class Adds(Graph[str, str]):
+        shout = shout
+
+        async def flow(self, text: str) -> str:
+            call = self.shout(text)
+            return await call + len(text)  # type: ignore[operator]
+
+    with pytest.raises(RunError, match=r"TypeError: can only concatenate str \(not \"int\"\) to str$"):
+        await Adds().run("a")
 
 
 async def test_a_type_that_is_known_nowhere_is_refused():
@@ -669,3 +693,108 @@ async def test_a_graph_may_keep_classes():
             return await self.part(text)
 
     assert (await Keeps().run("a")).output == "A"
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        "async def flow(self, a: str, b: str) -> str: ...",
+        "async def flow(self) -> str: ...",
+        "async def flow(self, a: str, *, b: str) -> str: ...",
+    ],
+)
+def test_a_flow_takes_one_value(flow: str):
+    """Another number of values is met when the class is written, not inside a run."""
+    made: dict[str, object] = {}
+    exec(flow, made)  # noqa: S102 - written above
+    with pytest.raises(
+        DeclarationError, match=r"Has\.flow\(self.*\) -> 'str' must take one value|Has\.flow\(self.*must take"
+    ):
+        type("Has", (Graph,), {"flow": made["flow"]})
+
+
+def test_a_flow_may_have_defaults():
+    """What a flow takes beside its value has defaults, for calls in tests."""
+
+    class Has(Graph[str, str]):
+        async def flow(self, text: str, times: int = 1, **more: str) -> str:
+            return text * times
+
+    assert Has().run_sync("a").output == "a"
+
+
+def test_an_agent_is_no_stage():
+    """An agent in the place of a stage would be in no record: the class says so; other agents are annotated or private."""
+    agent = Agent(output_type=str)
+    with pytest.raises(
+        DeclarationError, match=r"Has\.triage is a Pydantic AI agent, .*: write `triage = Stage\(Input, agent"
+    ):
+        type("Has", (Graph,), {"triage": agent})
+    with pytest.raises(
+        DeclarationError, match=r"a stage has the type of its input and an agent: write Stage\(Ticket, "
+    ):
+        Stage(agent)
+    with pytest.raises(DeclarationError, match=r"a stage has the type of its input and an agent"):
+        Stage(str)
+
+    class Keeps(Graph[str, str]):
+        shared = agent
+        say = Stage(str, shared)
+        helper: Agent = Agent()
+        _other = Agent()
+
+        async def flow(self, text: str) -> str:
+            return await self.say(text)
+
+    assert list(Keeps().__node__.tree.nodes) == ["", "say"]
+    assert copy.copy(Keeps.say).agent is agent
+
+
+Wrote = TypeVar("Wrote")
+
+
+async def test_a_flow_that_is_annotated_otherwise_is_refused():
+    """The types of a graph are those in its brackets; a flow that says something else is a slip, told before it runs."""
+
+    class Takes(Graph[str, str]):
+        async def flow(self, text: int) -> str:
+            return str(text)
+
+    class Returns(Graph[str, list[str]]):
+        async def flow(self, text: str) -> str:
+            return text
+
+    with pytest.raises(
+        DeclarationError, match=r"the flow of Takes takes int, but .* Graph\[str, str\]: write str in both"
+    ):
+        await Takes().run("a")
+    with pytest.raises(DeclarationError, match=r"flow of Returns returns str, .* Graph\[str, list\[str\]\]"):
+        await Returns().run("a")
+
+
+@pytest.mark.parametrize(
+    ("takes", "gives", "written", "returned"),
+    [
+        (str, str, object, Any),
+        (int, float, float, int),
+        (str, Sequence[str], str | None, list[str]),
+        (str | int, Literal["a", "b"], str, str),
+        (str, Wrote, Wrote, str),
+        (Text, None, BaseModel, None),
+        (Annotated[str, "x"], list[str], str, list),
+        (dict[str, int], bool, Mapping, bool),
+        ("Nowhere", str, "Nowhere", str),
+    ],
+    ids=repr,
+)
+def test_types_that_may_fit_are_left_to_the_type_checker(takes: Any, gives: Any, written: Any, returned: Any):
+    """Wider and narrower types, numbers, protocols, type variables and unknown names are no slip."""
+
+    async def flow(self: object, value: object) -> object:
+        return value
+
+    flow.__annotations__ = {"value": written, "return": returned}
+    if takes == "Nowhere":
+        takes = str
+    graph = new_class("Has", (Graph[takes, gives],), exec_body=lambda body: body.update(flow=flow))
+    assert graph().__node__.input_type is not None

@@ -215,7 +215,8 @@ def test_a_label_cannot_break_a_drawing_or_a_key(label: str) -> None:
         pair = pair
 
         async def flow(self, text: str) -> list[Pair]:
-            return await fan_out(self.pair, [Part(name=text), Part(name=text)], key=lambda part: part.name)
+            once = await fan_out(self.pair, [Part(name=text)], key=lambda part: part.name)
+            return [*once, *await fan_out(self.pair, [Part(name=text)], key=lambda part: part.name)]
 
     run = One().run_sync(label)
     first, second = (call.key for call in run.calls(pair))

@@ -244,9 +244,9 @@ async def test_cancellation_in_the_middle_of_a_fan_out_keeps_what_finished():
     statuses = {call.key: call.status for call in partial.run.calls()}
     assert statuses == {
         **{f"check[{n}]": "succeeded" for n in range(3)},
-        "write[0]": "cancelled",
-        "write[1]": "cancelled",
-        "write[0]#1": "cancelled",
+        "write[0][0]": "cancelled",
+        "write[0][1]": "cancelled",
+        "write[1][0]": "cancelled",
     }
     assert str(partial) == "the run was cancelled"
     assert partial.failures == []

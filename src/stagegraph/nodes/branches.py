@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
+from contextvars import copy_context
 from dataclasses import dataclass
+from inspect import isawaitable
+from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
-from anyio.abc import TaskGroup
+from pydantic import BaseModel
 
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError, StageError
 
 from .current import OpenCall, Suspended, current
+from .group import NOT_CANCELLED, Group, is_cancelled, watched
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -46,45 +60,6 @@ class Outcome(Generic[Out]):
         return cast("Out", self._value)
 
 
-class Failures:
-    """The failures of one task group's members; the first is raised when all members have ended."""
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-        self._lost: BaseException | None = None
-        self._pause: Suspended | None = None
-
-    def add(self, error: BaseException, group: anyio.CancelScope) -> None:
-        """Keep the error of one member: the first failure cancels the others, a suspended one lets them finish.
-
-        Raises:
-            CancelledError: the member itself was cancelled.
-        """
-        if isinstance(error, Suspended):
-            self._pause = error
-        elif is_cancelled(error):
-            self._lost = error
-            raise error
-        else:
-            self._error = self._error or error
-            group.cancel()
-
-    def raise_first(self) -> None:
-        """Raise the first failure; without a failure, the cancellation or suspension of a member, if any."""
-        if (problem := self._error or self._lost or self._pause) is not None:
-            raise problem
-
-
-def is_cancelled(error: BaseException) -> bool:
-    """Whether *error* is the cancellation of the current task.
-
-    A `CancelledError` may also come from an awaited object. A task group takes it for its own and drops it, so the
-    group's owner keeps it and raises it at the end: no result may be missing without an error.
-    """
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
 class Branches(Generic[In, Out]):
     """At most `limit` workers that take items from one shared iterator."""
 
@@ -102,101 +77,132 @@ class Branches(Generic[In, Out]):
         if self.limit < 1:
             msg = f"limit={self.limit}: at least one branch must be allowed to run"
             raise DeclarationError(msg)
+        self._names: dict[str, int] = {}
+        """The label of each item that `key=` named -> its index."""
+        _reject_unlikely(items)
         if isinstance(items, Iterable):
-            self._items: Iterator[In] | None = iter(items)
+            self._items: Iterator[tuple[int, In]] | None = enumerate(items)
         elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             self._items = None
             self._async_items = aiter(items)
         else:
             msg = f"a fan-out runs over items, but {items!r} cannot be iterated"
             raise DeclarationError(msg)
-        self._size = len(items) if isinstance(items, Sized) else None
-        if self.call is not None and self._size is not None:
-            self.call.fanned_out(node, self._size)
-        self._count = 0
+        self.size = len(items) if isinstance(items, Sized) else None
+        if self.call is not None and self.size is not None:
+            self.call.fanned_out(node, self.size)
 
-    async def run(self, one: Callable[[int, str, In], Awaitable[None]], announce: Callable[[], None]) -> None:
-        """Await *one* for every item; *announce* is called once for each item, in order, before it starts."""
-        call = self.call
-        failures = Failures()
+    async def run(self, one: Callable[[int, str, In], Coroutine[Any, Any, None]]) -> None:
+        """Await *one* for every item, each in the context variables of the flow, although items share workers."""
+        call, base, numbered = self.call, copy_context(), self._items
 
         async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
-            try:
-                while pulled is not None:
-                    index, item = pulled
-                    label = str(index) if self.key is None else _label(self.key(item))
-                    if call is not None:
-                        current.set(call.branch(label, index, self._size))
-                    try:
-                        await one(index, label, item)
-                    except Suspended as suspended:
-                        failures.add(suspended, group.cancel_scope)
-                    if call is not None:
-                        current.set(call)  # calls made by the iterator of the items belong to no branch
-                    pulled = follow()
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised when all have ended
-                failures.add(error, group.cancel_scope)
+            while pulled is not None:
+                index, item = pulled
+                label = str(index) if self.key is None else self._named(index, self.key(item))
+                context = base.copy()
+                if call is not None:
+                    context.run(current.set, call.branch(label, index, self.size))
+                try:
+                    await watched(one(index, label, item), context)
+                except Suspended as suspended:
+                    group.failed(suspended)
+                pulled = follow()
 
-        async with anyio.create_task_group() as group:
-            try:
-                await self._start(group, work, announce)
-            except Exception as error:  # noqa: BLE001 - the iterator of the items failed
-                failures.add(error, group.cancel_scope)
-        failures.raise_first()
+        async with Group() as group:
+            if numbered is None:
+                await self._feed(group, work)
+            else:
+                for pulled in islice(numbered, self.limit):
+                    group.start(work(pulled, lambda: next(numbered, None)))
 
-    async def _start(
-        self, group: TaskGroup, work: Callable[..., Coroutine[Any, Any, None]], announce: Callable[[], None]
-    ) -> None:
-        def start(item: In, done: Callable[[], None]) -> None:
-            group.start_soon(work, self._taken(item, announce), done)
-
-        if self._items is None:
-            await self._feed(start)
-            return
-        for _ in range(self.limit):
-            if (pulled := self._pull(announce)) is None:
-                break
-            group.start_soon(work, pulled, lambda: self._pull(announce))
-
-    async def _feed(self, start: Callable[[In, Callable[[], None]], None]) -> None:
+    async def _feed(self, group: Group, work: Callable[..., Coroutine[Any, Any, None]]) -> None:
         """Take an async item when a worker is free, always in this task, since the iterator may hold cancel scopes."""
-        free = anyio.Semaphore(self.limit)
-        items = self._async_items
+        free, items, index = anyio.Semaphore(self.limit), self._async_items, 0
         try:
-            await free.acquire()
-            async for item in items:
-                start(item, free.release)
+            with group.feeding:
                 await free.acquire()
+                async for item in items:
+                    group.start(work((index, item), free.release))
+                    index += 1
+                    await free.acquire()
         finally:
             if isinstance(items, AsyncGenerator):  # a generator that is not exhausted would outlive the block
                 await items.aclose()
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         try:
-            value = await self.node(item)
+            value = await self.called(item)
         except Exception as error:  # noqa: BLE001 - an outcome holds any error
             return Outcome(index, self._branch_key(label), error)
+        except asyncio.CancelledError as error:
+            if is_cancelled(error):
+                raise
+            lost = self._lost(label)
+            lost.__cause__ = error
+            return Outcome(index, self._branch_key(label), lost)
         return Outcome(index, self._branch_key(label), None, value)
+
+    def called(self, item: In) -> Awaitable[Out]:
+        """Call the node or function for one item.
+
+        Raises:
+            DeclarationError: it returned nothing that can be awaited.
+        """
+        work = self.node(item)
+        if not isawaitable(work):
+            name = getattr(self.node, "__name__", repr(self.node))
+            msg = (
+                f"a fan-out runs a node or an async function, but `{name}` is neither: it returned {work!r}; "
+                "write `async def`, or a comprehension over the items"
+            )
+            raise DeclarationError(msg)
+        return work
+
+    def _lost(self, label: str) -> StageError:
+        if self.call is not None:
+            return self.call.lost()
+        key = self._branch_key(label)
+        return StageError(f"`{key}` failed: {NOT_CANCELLED}", key=key, path="")
 
     def _branch_key(self, label: str) -> str:
         if self.call is not None:
             return current.get().branch_key(self.node, label)
         return f"{getattr(self.node, '__name__', 'branch')}[{label}]"
 
-    def _pull(self, announce: Callable[[], None]) -> tuple[int, In] | None:
-        for item in cast("Iterator[In]", self._items):
-            return self._taken(item, announce)
-        return None
+    def _named(self, index: int, name: object) -> str:
+        """The label of an item that has a name.
 
-    def _taken(self, item: In, announce: Callable[[], None]) -> tuple[int, In]:
-        self._count += 1
-        announce()
-        return self._count - 1, item
+        Raises:
+            DeclarationError: another item of the fan-out has the same name.
+        """
+        label = _label(name)
+        first = self._names.setdefault(label, index)
+        if first != index:
+            msg = (
+                f"`key=` gives items {first} and {index} the same name, {str(name)!r}: a name stands for one item in "
+                "the keys of its calls; make it unique, or leave `key=` out, which numbers the items"
+            )
+            raise DeclarationError(msg)
+        return label
+
+
+def _reject_unlikely(items: object) -> None:
+    """Refuse what can be iterated, but is one value."""
+    kind = type(items).__name__
+    if isinstance(items, Mapping):
+        msg = f"a fan-out runs over items, and a {kind} would give its keys alone: write `.items()` or `.values()`"
+    elif isinstance(items, (str, bytes, bytearray, BaseModel)):
+        parts = "its fields" if isinstance(items, BaseModel) else "one character or byte after another"
+        msg = f"a fan-out runs over items, and {kind} would give {parts}: write `[value]` if it is one item"
+    else:
+        return
+    raise DeclarationError(msg)
 
 
 def _label(name: object) -> str:
-    """A name without characters that have a meaning in keys; a model may have chosen the name."""
+    """A name without characters that have a meaning in keys; a model may have chosen it. Two names have two labels."""
     text = "".join("_" if char in "[]#" or not char.isprintable() else char for char in str(name))
-    if len(text) <= _LABEL_LENGTH:
+    if text == str(name) and len(text) <= _LABEL_LENGTH:
         return text
-    return f"{text[:_LABEL_LENGTH]}~{hashlib.sha256(str(name).encode(errors='replace')).hexdigest()[:8]}"
+    return f"{text[:_LABEL_LENGTH]}~{hashlib.sha256(str(name).encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from stagegraph.data.call import CallInfo
+    from stagegraph.schema.errors import StageError
 
 Stage_contra = TypeVar("Stage_contra", contravariant=True)
 Step_contra = TypeVar("Step_contra", contravariant=True)
@@ -67,6 +68,10 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
 
     def branch_key(self, target: object, label: str) -> str:
         """The key of the call that this branch made."""
+        ...
+
+    def lost(self) -> StageError:
+        """The error of this call, or a branch of it, that awaited something cancelled but was not cancelled itself."""
         ...
 
     def fanned_out(self, target: object, size: int) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from types import GeneratorType
-from typing import Any, TypeVar, cast, overload
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import wraps
+from types import GeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast, overload
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from stagegraph.schema.errors import DeclarationError
 
-from .branches import Branches, Failures, Outcome, is_cancelled
-from .current import Suspended
+from .branches import Branches, Outcome
+from .current import Suspended, current
+from .group import Group, is_cancelled
 
+P = ParamSpec("P")
 In = TypeVar("In")
 Out = TypeVar("Out")
 T1 = TypeVar("T1")
@@ -27,6 +29,22 @@ T5 = TypeVar("T5")
 T6 = TypeVar("T6")
 
 
+def _explained(function: Callable[P, T1]) -> Callable[P, T1]:
+    """Say what to write where the items are missing: most likely the calls were made already."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T1:
+        if args[1:] or "items" in options:
+            return function(*args, **options)
+        _close(cast("list[object]", args[0]) if args and isinstance(args[0], list) else args)
+        name = function.__name__
+        msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
+        raise DeclarationError(msg)
+
+    return call
+
+
+@_explained
 async def fan_out(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
@@ -47,15 +65,17 @@ async def fan_out(
     Raises:
         Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
     """
-    results: list[Any] = []
+    branches = _branches(node, items, limit, key)
+    results: dict[int, Out] = {}
 
     async def one(index: int, _label: str, item: In) -> None:
-        results[index] = await node(item)
+        results[index] = await branches.called(item)
 
-    await _branches(node, items, limit, key).run(one, lambda: results.append(None))
-    return cast("list[Out]", results)
+    await branches.run(one)
+    return [results[index] for index in range(len(results))]
 
 
+@_explained
 async def settle(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
@@ -64,57 +84,30 @@ async def settle(
     key: Callable[[In], str] | None = None,
 ) -> list[Outcome[Out]]:
     """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
-    outcomes: list[Any] = []
     branches = _branches(node, items, limit, key)
+    outcomes: dict[int, Outcome[Out]] = {}
 
     async def one(index: int, label: str, item: In) -> None:
         outcomes[index] = await branches.outcome(index, label, item)
 
-    await branches.run(one, lambda: outcomes.append(None))
-    return cast("list[Outcome[Out]]", outcomes)
+    await branches.run(one)
+    return [outcomes[index] for index in range(len(outcomes))]
 
 
-@asynccontextmanager
-async def as_completed(
+@_explained
+def as_completed(
     node: Callable[[In], Awaitable[Out]],
     items: Iterable[In] | AsyncIterable[In],
     *,
     limit: int | None = None,
     key: Callable[[In], str] | None = None,
-) -> AsyncGenerator[AsyncIterator[Outcome[Out]]]:
+) -> AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]:
     """Iterate over outcomes as they arrive: `async with as_completed(self.search, queries) as outcomes: async for ...`.
 
-    Leaving the block cancels the branches that still run. When a run is resumed or replayed, outcomes may come in
-    another order: calls in the loop are numbered in order of arrival, and recorded ones are found by their input.
+    Leaving the block cancels the branches that still run. Outcomes may come in another order when a run is resumed or
+    replayed, so calls in the loop have the outcome's item in their key, as those of its branch do.
     """
-    branches = _branches(node, items, limit, key)
-    send, receive = anyio.create_memory_object_stream[Outcome[Out]](max_buffer_size=branches.limit)
-    failure: Exception | Suspended | None = None
-    problem: list[BaseException] = []
-
-    async def one(index: int, label: str, item: In) -> None:
-        await send.send(await branches.outcome(index, label, item))
-
-    async def produce() -> None:
-        with send:
-            try:
-                await branches.run(one, lambda: None)
-            except (Exception, Suspended, asyncio.CancelledError) as error:
-                if is_cancelled(error):
-                    raise
-                problem.append(error)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(produce)
-        with receive:
-            try:
-                yield _Outcomes(receive, problem)
-            except (Exception, Suspended) as error:  # noqa: BLE001 - raised again below, outside the group that would wrap it
-                failure = error
-            finally:
-                group.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    return _AsCompleted(_branches(node, items, limit, key))
 
 
 @overload
@@ -161,21 +154,19 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             _close(awaitables)
             raise DeclarationError(_not_awaitable(awaitable))
     results: list[Any] = [None] * len(awaitables)
-    failures = Failures()
+    call = current.get(None)
 
     async def one(index: int, awaitable: Awaitable[Any]) -> None:
-        try:
-            results[index] = await awaitable
-        except (Exception, Suspended, asyncio.CancelledError) as error:  # noqa: BLE001 - raised when all have ended
-            failures.add(error, group.cancel_scope)
+        if call is not None:
+            current.set(call.branch(str(index), index, len(awaitables)))
+        results[index] = await awaitable
 
     try:
-        async with anyio.create_task_group() as group:
+        async with Group() as group:
             for index, awaitable in enumerate(awaitables):
-                group.start_soon(one, index, awaitable)
+                group.start(one(index, awaitable))
     finally:
         _close(awaitables)  # a coroutine that never started would warn that it was never awaited
-    failures.raise_first()
     return tuple(results)
 
 
@@ -208,7 +199,7 @@ def _branches(
         DeclarationError: an argument has the wrong type.
     """
     if not callable(node):
-        _close([node])
+        _close(cast("list[object]", node) if isinstance(node, list) else [node])
         msg = (
             "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
             f"but {type(node).__name__} is not a node: do not call it"
@@ -221,20 +212,74 @@ def _branches(
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
         raise DeclarationError(msg)
+    if key is not None and not callable(key):
+        msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
+        raise DeclarationError(msg)
     return Branches(node, items, limit, key)
 
 
-class _Outcomes(AsyncIterator[Outcome[Out]]):
-    """The iterator of `as_completed`; a suspended branch, or a failure of the items, is raised at the end."""
+class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
+    """The block of `as_completed`."""
 
-    def __init__(self, receive: MemoryObjectReceiveStream[Outcome[Out]], problem: list[BaseException]) -> None:
-        self._receive = receive
-        self._problem = problem
+    def __init__(self, branches: Branches[Any, Out]) -> None:
+        self._branches = branches
+        self._group = Group()
+        self.problem: BaseException | None = None
+        """A suspended branch, or a failure of the items."""
+
+    async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
+        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
+        self._group.start(self._produce())
+        return _Outcomes(self)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.enter(None)
+        self._group.cancel()
+        with self._send, self.receive:
+            await self._group.__aexit__(kind, error, trace)
+
+    def enter(self, item: tuple[str, int] | None) -> None:
+        """Give the calls that are made next the label and index of an item, or none."""
+        if (call := self._branches.call) is not None:
+            current.set(call if item is None else call.branch(*item, self._branches.size))
+
+    async def _produce(self) -> None:
+        with self._send:
+            try:
+                await self._branches.run(self._one)
+            except (Exception, Suspended, asyncio.CancelledError) as error:
+                if is_cancelled(error):
+                    raise
+                self.problem = error
+
+    async def _one(self, index: int, label: str, item: Any) -> None:
+        await self._send.send((label, await self._branches.outcome(index, label, item)))
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __aiter__(self) -> NoReturn:
+            msg = "as_completed is a block: write `async with as_completed(...) as outcomes:` around the `async for`"
+            raise DeclarationError(msg)
+
+        __iter__ = __await__ = __enter__ = __exit__ = __aiter__
+
+
+class _Outcomes(AsyncIterator[Outcome[Out]]):
+    """The iterator of `as_completed`; calls in the body of its loop belong to the item of the outcome."""
+
+    def __init__(self, block: _AsCompleted[Out]) -> None:
+        self._block = block
 
     async def __anext__(self) -> Outcome[Out]:
+        block = self._block
+        block.enter(None)
         try:
-            return await self._receive.receive()
+            label, outcome = await block.receive.receive()
         except anyio.EndOfStream:
-            if self._problem:
-                raise self._problem[0] from None
+            if block.problem is not None:
+                raise block.problem from None
             raise StopAsyncIteration from None
+        block.enter((label, outcome.index))
+        return outcome

@@ -7,17 +7,19 @@ import sys
 from abc import abstractmethod
 from collections.abc import Coroutine, Mapping
 from functools import cache, cached_property
-from types import SimpleNamespace
-from typing import Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from types import SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
 
-from typing_extensions import Format, get_annotations, get_original_bases
+from pydantic_ai.agent import AbstractAgent
+from typing_extensions import Format, get_annotations, get_original_bases, get_type_hints, is_protocol, is_typeddict
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
+from stagegraph.schema.types import bare, type_name
 
 from .current import current
-from .node import Declaration, Node, open_call, reject_reserved
+from .node import MISSING, Declaration, Node, one_value, open_call, reject_reserved
 
 In_contra = TypeVarWithDefault("In_contra", contravariant=True)
 Out_co = TypeVarWithDefault("Out_co", covariant=True)
@@ -33,10 +35,9 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 reject_reserved(cls, name)
             elif isinstance(value, type) and issubclass(value, Node):
                 _reject_class(cls, name, cast("type[Any]", value))
-        flow = vars(cls).get("flow")
-        if flow is not None and not inspect.iscoroutinefunction(flow):
-            msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
-            raise DeclarationError(msg)
+        _reject_agents(cls)
+        if (flow := vars(cls).get("flow")) is not None:
+            _check_flow(cls, flow)
 
     @abstractmethod
     async def flow(self, value: In_contra, /) -> Out_co:
@@ -48,8 +49,12 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         cls = type(self)
         return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
 
-    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return (current.get(None) or open_call(self)).run_graph(self, value)
+    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
+
+        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
+            if value is MISSING or more or named:
+                raise one_value(self)
+            return (current.get(None) or open_call(self)).run_graph(self, value)
 
     def __repr__(self) -> str:
         return f"<graph {self.__node__.name}>"
@@ -70,11 +75,66 @@ def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) ->
     raise DeclarationError(msg)
 
 
+def _reject_agents(cls: type[BaseGraph[Any, Any]]) -> None:
+    """Reject agents in the place of stages, unless a stage has them, or a name or an annotation shows their use."""
+    used = [getattr(node, "agent", None) for node in vars(cls).values()]
+    for name, value in vars(cls).items():
+        if not isinstance(value, AbstractAgent) or name[0] == "_" or any(agent is value for agent in used):
+            continue
+        if name not in get_annotations(cls, format=Format.FORWARDREF):
+            msg = (
+                f"{cls.__name__}.{name} is a Pydantic AI agent, not a stage, so nothing of it is recorded, traced or "
+                f"tuned: write `{name} = Stage(Input, agent)`, or `_{name}` for an agent that is no part of the graph"
+            )
+            raise DeclarationError(msg)
+
+
+def _check_flow(cls: type[BaseGraph[Any, Any]], flow: Any) -> None:
+    if not inspect.iscoroutinefunction(flow):
+        msg = f"{cls.__name__}.flow must be `async def flow(self, value) -> output`, with no `yield` in it"
+        raise DeclarationError(msg)
+    try:
+        inspect.signature(flow).bind(None, None)
+    except TypeError:
+        msg = (
+            f"{cls.__name__}.flow{inspect.signature(flow)} must take one value beside `self`: put several values into "
+            "one model, and what is no input (a database, a user) into the run's `deps`"
+        )
+        raise DeclarationError(msg) from None
+
+
 @cache
 def _schemas_of(cls: type) -> tuple[Schema, Schema]:
     """The `[In, Out]` of a graph class, computed once per class: a service may create a graph for every request."""
     takes, gives = _given(cls, BaseGraph)
+    _check_hints(cls, takes, gives)
     return Schema(takes), Schema(gives)
+
+
+def _check_hints(cls: Any, takes: Any, gives: Any) -> None:
+    """Refuse a flow that is annotated otherwise than its graph, where the classes alone show it."""
+    try:
+        hints = get_type_hints(cls.flow)
+    except (NameError, TypeError, AttributeError):
+        return  # some type is known to type checkers alone
+    own = {"takes": hints.get(list(inspect.signature(cls.flow).parameters)[1]), "returns": hints.get("return")}
+    for (verb, written), declared in zip(own.items(), (takes, gives), strict=True):
+        if _unrelated(written, declared):
+            msg = (
+                f"the flow of {cls.__name__} {verb} {type_name(written)}, but the class is written as a "
+                f"Graph[{type_name(takes)}, {type_name(gives)}]: write {type_name(declared)} in both places"
+            )
+            raise DeclarationError(msg)
+
+
+def _unrelated(written: Any, declared: Any) -> bool:
+    """Whether no value is of both types, as far as two classes tell."""
+    one, other = (get_origin(bare(type_)) or bare(type_) for type_ in (written, declared))
+    for class_ in (one, other):
+        if not isinstance(class_, type) or class_ in {Any, UnionType} or is_typeddict(class_) or is_protocol(class_):
+            return False
+    numbers = all(issubclass(class_, (int, float, complex)) for class_ in (one, other))  # an int may stand for a float
+    return not (numbers or issubclass(one, other) or issubclass(other, one))
 
 
 def _given(cls: Any, top: type) -> tuple[Any, Any]:

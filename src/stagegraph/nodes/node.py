@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
 
+MISSING: Any = object()
+"""The value of a call without one."""
 _RESERVED = frozenset({"run", "run_sync", "flow", "mermaid", "as_tool", "as_agent"})
 """The public methods of `Graph`."""
 
@@ -39,7 +41,6 @@ class Node(ABC, Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         """The framework's data about the node, in one dunder, so that users may use all other names."""
 
-    @abstractmethod
     def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
         """Run the node in the graph that is running.
 
@@ -48,6 +49,7 @@ class Node(ABC, Generic[In_contra, Out_co]):
             DeclarationError: in a graph that does not declare the node.
             StageError: the value has the wrong type, or the call failed.
         """
+        raise NotImplementedError  # each kind of node has its own, which also says what is wrong with other arguments
 
     def __getstate__(self) -> dict[str, object]:
         """The state without the declaration: a copy of a node declares its own nodes."""
@@ -69,6 +71,15 @@ def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
             f"or run it by itself: `await Runner(model=...).run({name}, value)`"
         )
         raise NotRunningError(msg) from None
+
+
+def one_value(node: Node[Any, Any]) -> DeclarationError:
+    """The error of a call with something else than one value."""
+    kind, name = node.__node__.kind, node.__node__.name
+    return DeclarationError(
+        f"{kind} `{name}` takes exactly one value, without a name: write `self.{name}(value)`, "
+        "and put several values into one model"
+    )
 
 
 class Declaration:

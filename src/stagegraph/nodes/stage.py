@@ -20,7 +20,7 @@ from stagegraph.schema.schema import Schema
 
 from .current import current
 from .describe import Offered, fields_of, tools_of
-from .node import Declaration, Node, open_call
+from .node import MISSING, Declaration, Node, one_value, open_call
 from .render import render_input
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     Raises:
         DeclarationError: *agent* is not an agent, or one that cannot be a stage.
     """
+
+    if not TYPE_CHECKING:  # a type checker says it by itself
+
+        def __new__(cls, *given: object, **named: object) -> Stage[Any, Any]:
+            if len(given) == 1 and not named.keys() & {"input", "agent"}:
+                msg = "a stage has the type of its input and an agent: write Stage(Ticket, Agent(output_type=Reply))"
+                raise DeclarationError(msg)
+            return super().__new__(cls)
 
     def __init__(
         self,
@@ -118,8 +126,12 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
         return "\n\n".join(text for text in texts if text)
 
-    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return (current.get(None) or open_call(self)).run_stage(self, value)
+    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
+
+        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
+            if value is MISSING or more or named:
+                raise one_value(self)
+            return (current.get(None) or open_call(self)).run_stage(self, value)
 
     def __repr__(self) -> str:
         node = self.__node__

@@ -12,7 +12,7 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
 from .current import current
-from .node import Declaration, Node, open_call
+from .node import MISSING, Declaration, Node, one_value, open_call
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -73,8 +73,12 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 raise DeclarationError(msg)
         return hints
 
-    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        return (current.get(None) or open_call(self)).run_step(self, value)
+    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
+
+        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
+            if value is MISSING or more or named:
+                raise one_value(self)
+            return (current.get(None) or open_call(self)).run_step(self, value)
 
     def __repr__(self) -> str:
         return f"<step {self.fn.__name__}>"

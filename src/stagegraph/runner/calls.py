@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current, key_part
+from stagegraph.nodes.group import watched
 from stagegraph.record.calls import GUEST
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
@@ -70,6 +71,9 @@ class OpenLeaf:
     def branch_key(self, target: object, label: str) -> str:
         return f"{self.call.key}[{label}]"
 
+    def lost(self) -> StageError:
+        return self.executor.lost(self.call)
+
     def fanned_out(self, target: object, size: int) -> None:
         """A fan-out inside a leaf is no event of the run."""
 
@@ -111,7 +115,7 @@ async def run_called_by_agent(
 class OpenGraph:
     """An open call of a graph, or one branch of a fan-out in it (`nodes.current.OpenCall`): calls the graph's nodes."""
 
-    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "_token", "call", "executor", "scope")
+    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "_repeats", "_token", "call", "executor", "scope")
 
     def __init__(  # noqa: PLR0917 - made for every branch
         self,
@@ -130,6 +134,7 @@ class OpenGraph:
         self.scope = scope
         self._fan = fan
         self._caller = caller
+        self._repeats = executor.state.repeats
         self._called: str | None = None
         """The key of the last call that was made here."""
 
@@ -160,6 +165,9 @@ class OpenGraph:
         known = id(target) in self._names
         return self._called if known and self._called else self._target_key(target)
 
+    def lost(self) -> StageError:
+        return self.executor.lost(self.call or self.executor.state.root)
+
     def fanned_out(self, target: object, size: int) -> None:
         if (log := self.executor.log) is not None:
             log.put(FanOutStarted, key=self._target_key(target), size=size)
@@ -169,9 +177,35 @@ class OpenGraph:
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
         return f"{self._prefix}{name}{self.scope}"
 
-    async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
+    # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
+
+    def run_step(self, step: Step[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
+        return self._run_step(step, value, self._key(step))
+
+    def run_stage(self, stage: Stage[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
+        return self._run_stage(stage, value, self._key(stage))
+
+    def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
+        return self._run_graph(graph, value, self._key(graph))
+
+    def _key(self, node: Node[Any, Any]) -> str | None:
+        """The key of a call that is made now; `None` if the graph does not declare the node."""
+        known = self._names.get(id(node))
+        if known is None:
+            return None
+        key = f"{self._prefix}{known[0]}{self.scope}"
+        repeats = self._repeats
+        number = repeats[key] = repeats.get(key, -1) + 1
+        if number:
+            key = f"{key}#{number}"
+        self._called = key
+        return key
+
+    async def _run_step(self, step: Step[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(step, value)
+        if key is None:
+            raise self._undeclared(step)
+        call = executor.open(step, self._names[id(step)][1], key, self.call, value, self._fan)
         token = current.set(OpenLeaf(executor, call))  # no `with`: it would make a step a tenth slower
         try:
             if not step.__node__.input_type.is_instance(value):
@@ -191,13 +225,15 @@ class OpenGraph:
             current.reset(token)
             executor.close(call, None)
 
-    async def run_stage(self, stage: Stage[Any, Any], value: Any) -> Any:
+    async def _run_stage(self, stage: Stage[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(stage, value)
+        if key is None:
+            raise self._undeclared(stage)
+        call = executor.open(stage, self._names[id(stage)][1], key, self.call, value, self._fan)
         with OpenLeaf(executor, call):
             if not stage.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
-            output = await executor.stage_output(stage, call)
+            output = await watched(executor.stage_output(stage, call))
             if not stage.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
@@ -205,9 +241,13 @@ class OpenGraph:
                 await executor.recorder.finished(call)
             return output
 
-    async def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Any:
+    async def _run_graph(self, graph: BaseGraph[Any, Any], value: Any, key: str | None) -> Any:
         executor = self.executor
-        call = self._open(graph, value)
+        if key is None:
+            raise self._undeclared(graph)
+        call = executor.open(graph, self._names[id(graph)][1], key, self.call, value, self._fan)
+        if self._caller is not None:
+            call.caller = self._caller
         prefix = f"{call.key}." if call.key else ""
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
             if not graph.__node__.input_type.is_instance(value):
@@ -217,17 +257,6 @@ class OpenGraph:
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
             return output
-
-    def _open(self, node: Node[Any, Any], value: object) -> CallState:
-        known = self._names.get(id(node))
-        if known is None:
-            raise self._undeclared(node)
-        name, path = known
-        call = self.executor.open(node, path, f"{self._prefix}{name}{self.scope}", self.call, value)
-        call.fan = self._fan
-        call.caller = self._caller or (None if self.call is None else self.call.caller)
-        self._called = call.key
-        return call
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         tree = self.executor.state.tree

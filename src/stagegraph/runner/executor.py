@@ -20,8 +20,8 @@ from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
 from stagegraph.data.events import CallFinished, CallStarted
 from stagegraph.data.usage import ModelUse
-from stagegraph.nodes.branches import is_cancelled
 from stagegraph.nodes.current import Suspended
+from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
 from stagegraph.nodes.node import Undeclared
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
@@ -53,10 +53,6 @@ if TYPE_CHECKING:
 
 _ORIGIN = "stagegraph_origin"
 """The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
-_NOT_CANCELLED = (
-    "it awaited something that was cancelled, although the call itself was not; "
-    "catch `asyncio.CancelledError` where that is awaited"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +93,16 @@ class Executor:
         """Around the whole flow."""
         self._node_keys: dict[str, NodeKey] = {}
 
-    def open(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
-        """Begin a call.
+    def open(  # noqa: PLR0917 - made for every call
+        self,
+        node: Node[Any, Any],
+        path: str,
+        key: str,
+        parent: CallState | None,
+        value: object,
+        fan: tuple[int, int | None] | None = None,
+    ) -> CallState:
+        """Begin a call with the key that it was given when it was made.
 
         Raises:
             NotRunningError: the run has ended.
@@ -111,12 +115,11 @@ class Executor:
             )
             raise NotRunningError(msg)
         calls = state.calls
-        if key in calls:
-            number = state.repeats[key] = state.repeats.get(key, 0) + 1
-            key = f"{key}#{number}"
-        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls), fan)
         if parent is None:
             state.root = call
+        elif parent.caller is not None:
+            call.caller = parent.caller
         if self.log is not None:
             self.log.put(CallStarted, key=key, path=path, kind=kind)
         if self.recorder is not None and kind == "graph":
@@ -173,14 +176,15 @@ class Executor:
         else:
             call.status = "cancelled"
             if isinstance(error, asyncio.CancelledError) and not is_cancelled(error):
-                raise self._not_cancelled(call) from error
+                lost = self.lost(call)
+                call.status, call.error = "failed", CallError("CancelledError", NOT_CANCELLED, origin=call.key)
+                raise lost from error
 
-    def _not_cancelled(self, call: CallState) -> StageError:
+    def lost(self, call: CallState) -> StageError:
         """The error of a call that awaited something cancelled: a cancellation would end whatever awaits the run."""
         kind, name = call.node.__node__.kind, f"`{call.key}`" if call.key else call.node.__node__.name
-        error = StageError(f"{kind} {name} failed: {_NOT_CANCELLED}", key=call.key, path=call.path)
+        error = StageError(f"{kind} {name} failed: {NOT_CANCELLED}", key=call.key, path=call.path)
         self._seen(error, call.key)
-        call.status, call.error = "failed", CallError("CancelledError", _NOT_CANCELLED, origin=call.key)
         return error
 
     def _seen(self, error: Exception, origin: str) -> CallError:
@@ -264,6 +268,9 @@ class Executor:
             if not recorder.restored(child, row):
                 continue
             state.calls[key] = child
+            base, _, number = key.rpartition("#")
+            base, number = (base, int(number)) if base and number.isdecimal() else (key, 0)
+            state.repeats[base] = max(state.repeats.get(base, -1), number)
             child.ended = perf_counter()
             if self.trace is not None:
                 self.trace.ended(child)

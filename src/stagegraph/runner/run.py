@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,6 +14,7 @@ from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
+from stagegraph.nodes.group import watched, whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of
 
@@ -54,14 +56,15 @@ class ActiveRun:
             JournalError: the journal does not let it begin.
             CancelledError: the task or a scope around it was cancelled; see `RunError.from_cancellation`.
         """
+        cancelled: BaseException | None = None
         try:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                ledger = self._executor.ledger
-                self._executor.recorder = await Recorder.open(journal, self._row, self.spec, self.state, ledger)
+                opening = Recorder.open(journal, self._row, self.spec, self.state, self._executor.ledger)
+                self._executor.recorder, cancelled = await whole(opening)
             self._recorded.set()
-            return await self._seated()
+            return await self._seated(cancelled)
         finally:
             self._leave()
 
@@ -97,8 +100,10 @@ class ActiveRun:
         if self._row is not None:
             self._row = with_deployed(self._row, deployed)
 
-    async def _seated(self) -> Run[Any, Any]:
+    async def _seated(self, cancelled: BaseException | None) -> Run[Any, Any]:
         try:
+            if cancelled is not None:
+                raise cancelled
             await self._seat.taken()
             if self._resources.tracing is not None:
                 self._executor.trace = self._resources.tracing.open(self._trace_start())
@@ -108,14 +113,17 @@ class ActiveRun:
         except Suspended:
             return await self._ended("suspended")
         except BaseException as error:
-            with anyio.move_on_after(_LAST_SECONDS, shield=True):
-                vars(error)["stagegraph_run"] = await self._ended("cancelled")
+            await whole(self._broken_off(error))
             raise
         if cause is None:
             return await self._ended("succeeded")
         error = _run_error(cause, self._executor.origin_of(cause), self.record())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
+
+    async def _broken_off(self, error: BaseException) -> None:
+        with anyio.move_on_after(_LAST_SECONDS):
+            vars(error)["stagegraph_run"] = await self._ended("cancelled")
 
     def _trace_start(self) -> TraceStart:
         spec, state = self.spec, self.state
@@ -151,7 +159,7 @@ class ActiveRun:
                 scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
-                    await root(value)
+                    await watched(root(value))
             except Exception as error:  # noqa: BLE001 - how the run ends is decided below
                 failure = _single(error)
             except BaseExceptionGroup as group:
@@ -266,13 +274,21 @@ def _run_error(cause: Exception, origin: str | None, run: Run[Any, Any]) -> RunE
         return cause
     causes = leaves(cause)
     text = "; ".join(_described(leaf) for leaf in causes[:3])
-    if any(isinstance(leaf, (AttributeError, TypeError)) and "'coroutine' object" in str(leaf) for leaf in causes):
+    if any(isinstance(leaf, (AttributeError, TypeError)) and _met_a_coroutine(leaf) for leaf in causes):
         text += " (is an `await` missing before a call?)"
     place = f" at `{origin}`" if origin and f"`{origin}`" not in text else ""
     others = sum(call.key != origin for call in run.failures())
     calls = "call" if others == 1 else "calls"
     more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
     return RunError(f"{run.graph} failed{place}: {text}{more}")
+
+
+def _met_a_coroutine(error: BaseException) -> bool:
+    """Whether an attribute of a coroutine was asked for, or the function that failed holds one that nothing awaits."""
+    held = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][-1:]
+    waiting = [one for values in held for one in values.values() if inspect.iscoroutine(one)]
+    states = [inspect.getcoroutinestate(one) for one in waiting]
+    return inspect.iscoroutine(getattr(error, "obj", None)) or inspect.CORO_CREATED in states
 
 
 def _described(error: BaseException) -> str:

@@ -78,6 +78,8 @@ class CallState:
     parent: CallState | None
     input: object
     position: int
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it was made for; set only for a trace."""
     output: Any = None
     error: CallError | None = None
     status: Status = "running"
@@ -88,8 +90,6 @@ class CallState:
     """`CallRow.source`."""
     ran: tuple[float, float | None] | None = None
     """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
-    fan: tuple[int, int | None] | None = None
-    """Index and size of the fan-out that it was made for; set only for a trace."""
     caller: Caller | None = None
     """The agent that called the graph around it, if an agent did."""
     ended: float = 0.0
@@ -126,7 +126,7 @@ class RunState:
     calls: dict[str, CallState] = field(default_factory=dict[str, CallState])
     """Key -> call, in the order in which they began."""
     repeats: dict[str, int] = field(default_factory=dict[str, int])
-    """Key -> how often it was called again."""
+    """Key -> how often it was called again, of all calls that were made, whether or not they began."""
     rerun: dict[str, str] = field(default_factory=dict[str, str])
     """Key -> what changed, of the calls that were recorded and had to run again."""
     limit: str | None = None
