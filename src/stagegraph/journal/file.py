@@ -25,6 +25,9 @@ _MILLISECONDS_WITHOUT_WRITERS = 200
 """How long the end of a checkpoint may wait for readers while writers wait for it."""
 _PAGES_PER_STEP = 200
 """Pages that are given back to the file system in one transaction."""
+_FEW_PAGES = 5_000
+"""How large an older file may be that is written anew on an event loop: that takes a part of a second."""
+_ALL = 2**32
 PAUSE = 0.02
 """Seconds between short transactions of a long work, in which others may write."""
 _INCREMENTAL = 2
@@ -60,7 +63,10 @@ class JournalFile:
             until = time.monotonic() + self.timeout
             while not self.ready:
                 try:
-                    (recognise if self.read_only else prepare)(self.path)
+                    if self.read_only:
+                        recognise(self.path)
+                    else:
+                        prepare(self.path, pages=_ALL if wait else _FEW_PAGES)
                     self.ready = True
                 except (sqlite3.Error, OSError, JournalError) as error:
                     busy = is_busy(error.__cause__ or error)
@@ -162,8 +168,10 @@ def _open(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def prepare(path: Path) -> None:
-    """Make the file of a journal, or bring it up to date; nothing is waited for.
+def prepare(path: Path, *, pages: int) -> None:
+    """Make the file of a journal, or bring it up to date; one of at most so many *pages* is also written anew.
+
+    Nothing is waited for.
 
     Raises:
         JournalError: it is something else, or a process that runs an older version has it open.
@@ -192,7 +200,8 @@ def prepare(path: Path) -> None:
             raise
         bring_up_to_date(connection)
         connection.execute("COMMIT")
-        if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:
+        steps = connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL
+        if not steps and connection.execute("PRAGMA page_count").fetchone()[0] <= pages:
             with suppress(sqlite3.Error):  # it needs room on the disk
                 connection.execute("VACUUM")  # once, so that space can be given back in steps from now on
 
