@@ -38,7 +38,7 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
     class ProblemRoute(APIRoute):
         def __init__(self, path: str, *args: Any, **options: Any) -> None:
             super().__init__(path, *args, **options)
-            methods.setdefault(path, set()).update(self.methods)
+            methods.setdefault(path, set()).update(self.methods or ())
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             try:
