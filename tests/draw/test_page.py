@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -221,6 +222,36 @@ async def test_a_break_in_a_run_is_a_break_in_its_axis(browser: webdriver.Chrome
     ticks = browser.find_element(By.CSS_SELECTOR, "#axis .ticks").text
     assert "40.00 s" in ticks
     assert "27 h 46 min" in browser.find_element(By.ID, "facts").text
+
+
+@step
+async def wait(text: list[str]) -> str:
+    await anyio.sleep_forever()
+    return text[0]
+
+
+class Waits(Graph[str, str]):
+    make = make
+    wait = wait
+
+    async def flow(self, text: str) -> str:
+        return await self.wait(await self.make(text))
+
+
+async def test_an_interrupted_run_says_so(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """With the calls that it has made, also the one that it was in."""
+    journal = MemoryJournal()
+    runner = Runner(journal=journal, tracing=None, drain_seconds=0)
+    async with runner.lifespan():
+        live = runner.start(Waits(), "a", run_id="r")
+        async for event in live.events():
+            if event.type == "call_started" and event.key == "wait":
+                break
+    path = tmp_path / "run.html"
+    path.write_text(await page_of(journal, "r"), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert browser.find_element(By.CSS_SELECTOR, "#facts .badge").text == "interrupted"
+    assert shown(browser) == ["", "make", "wait"]
 
 
 async def test_light_and_dark(browser: webdriver.Chrome, tmp_path: Path) -> None:
