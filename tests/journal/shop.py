@@ -10,13 +10,14 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from stagegraph import Graph, LimitError, Limits, Runner, Stage, current_call, fan_out, gather, settle, step
+from stagegraph import Graph, LimitError, Limits, Run, Runner, Stage, current_call, fan_out, gather, settle, step
 from stagegraph.journal import SqliteJournal
 
 FOLDER, WORKLOAD, PROCESS = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -36,14 +37,15 @@ def append(name: str, line: str) -> None:
 
 def place(key: str, item: str) -> str:
     """Order something; the shop answers with its receipt, and a known key gets the receipt that it got before."""
-    orders = FOLDER / "orders"
+    name = "orders" if current_call().run_id == "r" else "before"
+    orders = FOLDER / name
     for line in orders.read_text().splitlines() if orders.exists() else ():
         known, _, receipt = line.split(" ")
         if known == key:
-            append("again", f"{key} {item}")
+            append(f"{name} again", f"{key} {item}")
             return receipt
     receipt = f"<{key}|{item}|{PROCESS}{next(_numbers)}>"
-    append("orders", f"{key} {item} {receipt}")
+    append(name, f"{key} {item} {receipt}")
     return receipt
 
 
@@ -137,26 +139,42 @@ class Nested(Graph[str, str]):
         return "\n".join([*rows, *await fan_out(self.choose, [text] * 2)])
 
 
+class Again(Graph[str, str]):
+    """A replay of a run that ordered three cups, with tea in front and one cup more."""
+
+    order = order
+
+    async def flow(self, text: str) -> str:
+        return "\n".join(await fan_out(self.order, ["cup"] * 3 if text == "before" else ["tea", *["cup"] * 4]))
+
+
 WORKLOADS: dict[str, Graph[str, str]] = {
     "fan": Fan(),
     "pair": Pair(),
     "row": Row(),
     "named": Named(),
+    "again": Again(),
     "choose": Choose(),
     "nested": Nested(),
 }
 
 
+async def finish(runner: Runner, run_id: str, text: str, **options: Any) -> Run[str, str]:
+    """The finished run of that name, which begins if there is none."""
+    assert runner.journal is not None
+    if await runner.journal.run(run_id) is None:
+        return await runner.run(WORKLOADS[WORKLOAD], text, run_id=run_id, **options)
+    return await runner.resume(run_id, graph=WORKLOADS[WORKLOAD])
+
+
 async def main() -> None:
-    """Finish the run `r`, which begins if there is none, and print how often a call ran again."""
+    """Finish the run `r`, and before it the one that it replays."""
     journal = SqliteJournal(FOLDER / "runs.db")
     limits = Limits(requests=int(os.environ["REQUESTS"])) if "REQUESTS" in os.environ else None
-    runner, graph = Runner(FunctionModel(model), journal=journal), WORKLOADS[WORKLOAD]
+    runner = Runner(FunctionModel(model), journal=journal)
+    replay = await finish(runner, "before", "before") if WORKLOAD == "again" else None
     try:
-        if await journal.run("r") is None:
-            run = await runner.run(graph, "cup", run_id="r", limits=limits)
-        else:
-            run = await runner.resume("r", graph=graph)
+        run = await finish(runner, "r", "cup", limits=limits, replay=replay)
     except LimitError as error:
         append("limit", str(error))
         return

@@ -20,6 +20,7 @@ KEYS = {
     "pair": {f"order[{i}]{f'#{n}' if n else ''}": f"cup-{n}" for n in range(3) for i in range(2)},
     "row": {f"order{f'#{i}' if i else ''}": "cup" for i in range(6)},
     "named": {f"order[{i}]": f"cup{i % 2}-{i}" for i in range(6)},
+    "again": {"order[0]": "tea", "order[4]": "cup"},
     "choose": {f"order[{i}]{number}": "cup" for i in range(4) for number in ("", "#1")},
     "nested": {
         **{f"row[{i}].order{f'#{number}' if number else ''}": "cup" for i in range(2) for number in range(6)},
@@ -66,12 +67,13 @@ class Killed:
         wanted = KEYS[self.workload]
         placed = Counter((key, item) for key, item, _ in self.lines("orders"))
         assert placed == Counter(wanted.items()), "an order was lost, doubled, or placed for something else"
-        assert all(wanted[key] == item for key, item in self.lines("again")), "a key was used for two orders"
+        assert all(wanted[key] == item for key, item in self.lines("orders again")), "a key was used for two orders"
         receipts = {receipt for _, _, receipt in self.lines("orders")}
         output = (self.folder / "output").read_text()
         found = [match.group() for match in RECEIPT.finditer(output)]
-        assert Counter(found) == Counter(receipts), "a receipt is lost, or is given for two orders"
-        keys = [match.group(1) for match in RECEIPT.finditer(output)]
+        replayed = {receipt for _, _, receipt in self.lines("before")}
+        assert Counter(found) == Counter([*receipts, *replayed]), "a receipt is lost, or is given for two orders"
+        keys = [match.group(1) for match in RECEIPT.finditer(output) if match.group() in receipts]
         assert keys == list(wanted), "a receipt is where another one belongs"
         for answer, key in re.findall(r"cup/([^/ ]*)/[^ ]* <([^|]*)\|", output):
             assert key.removesuffix("#1") == answer.replace("ask", "order"), "an answer is where another one belongs"

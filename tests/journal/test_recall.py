@@ -157,6 +157,17 @@ async def test_a_replay_that_is_resumed_has_both_and_uses_nothing_twice(shop: Sh
     assert run.usage.requests == 2
 
 
+async def test_strict_is_about_what_the_run_itself_has_recorded(shop: Shop) -> None:
+    """A replay that was interrupted may go on with what differs from the run that it replays."""
+    first = await shop.run("a", "b")
+    shop.fails = {"x"}
+    with pytest.raises(RunError, match="OSError"):
+        await shop.run("x", "y", "b", replay=first, run_id="r")
+    shop.fails = set()
+    run = await shop.resume("x", "y", "b", strict=True)
+    assert run.output[-1] == first.output[-1]
+
+
 async def test_answers_of_the_replayed_run_are_not_used_up_twice_by_a_resumed_one(shop: Shop) -> None:
     """One question was recorded once: of two equal ones, the second asks, however often the run is interrupted."""
     first = await shop.run("a")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NOT_SHOWN: dict[str, Any] = {
     "run": {"input", "output", "prompts", "model", "owner"},
-    "calls": {"__all__": {"run_id", "position", "identity", "parts", "start_event", "end_event"}},
+    "calls": {"__all__": {"run_id", "position", "identity", "parts", "source", "start_event", "end_event"}},
     "feedback": {"__all__": {"id", "run_id", "time"}},
 }
 """The fields of rows that the page does not use."""

@@ -7,7 +7,7 @@ tool's code (`version=` is for that).
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
@@ -122,11 +122,8 @@ class ReplayCache:
         self._begun: dict[str, float] = {}
         self._records: dict[tuple[str, str], Recorded] = {}
         """Key and identity -> what may still be handed out."""
-        self._places: dict[str, list[str]] = {}
-        """Identity -> keys of the finished calls."""
-        self._in_order: dict[str, Iterator[str]] = {}
-        self._left: dict[str, list[tuple[list[tuple[int, int, str]], str]]] = {}
-        """Identity -> a heap of the places that were called with something else."""
+        self._free: dict[str, list[tuple[int, list[tuple[int, int, str]], str]]] = {}
+        """Identity -> a heap of the places whose record others may use, first those called with something else."""
         for row in calls:
             if row.kind == "graph":
                 self._begun[row.key] = row.started
@@ -137,8 +134,8 @@ class ReplayCache:
             place = (row.key, row.identity)
             if row.identity and (row.status == "succeeded" or going_on) and (resumes or place not in used):
                 self._records[place] = Recorded(row)
-                if row.status == "succeeded":
-                    self._places.setdefault(row.identity, []).append(row.key)
+                if row.status == "succeeded" and not resumes:
+                    heappush(self._free.setdefault(row.identity, []), (1, key_order(row.key), row.key))
         for op in (one for one in ops if one.identity):
             self._records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
 
@@ -149,21 +146,16 @@ class ReplayCache:
         """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
         before = self._at.get(key)
         if before is not None and before.identity != identity and before.status == "succeeded":
-            heappush(self._left.setdefault(before.identity, []), (key_order(key), key))
+            heappush(self._free.setdefault(before.identity, []), (0, key_order(key), key))
         found = self._records.pop((key, identity), None)
         if found is not None or (self._resumes and kind == "step"):
             return found
-        left = self._left.get(identity, [])
-        while left and found is None:
-            found = self._take(heappop(left)[1], identity)
-        if self._resumes or found is not None:
-            return found
-        if identity not in self._in_order:
-            self._in_order[identity] = iter(sorted(self._places.get(identity, ()), key=key_order))
-        return next(filter(None, (self._take(place, identity) for place in self._in_order[identity])), None)
-
-    def _take(self, place: str, identity: str) -> Recorded | None:
-        return None if (place, identity) in self._used else self._records.pop((place, identity), None)
+        free = self._free.get(identity, [])
+        while free and found is None:
+            place = heappop(free)[2]
+            if (place, identity) not in self._used:
+                found = self._records.pop((place, identity), None)
+        return found
 
     def at(self, key: str) -> CallRow | None:
         """The call that was recorded with this key."""
@@ -181,10 +173,12 @@ class ReplayCache:
 
 def changes(before: CallRow, now: CacheKey) -> str:
     """How a call differs from the one recorded before, in words; empty where it is the same."""
+    if before.identity == now.identity:
+        return ""
     parts = json.loads(before.parts)
     names = ["the input"] if before.input != now.input else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
-    return " and ".join(names)
+    return " and ".join(names) or ("its content" if before.identity else "")
 
 
 def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .identity import NodeKey
     from .limits import Ledger
     from .options import RunSpec
-    from .state import CacheKey, CallState, RunState
+    from .state import CallState, RunState
 
 MISSING: Any = object()
 
@@ -164,11 +164,12 @@ class Recorder:
         for begin, end in pairwise(begins[len(ended) :]):  # of each process that died
             moments = [row.started + row.duration for row in calls if begin <= row.started < end]
             ended.append(min(end, max(moments, default=begin)))
-        self._row = replace(self._row, labels=replace(labels, ended=tuple(ended)).to_json())
-        self._journal.put_soon(self._row)
         # Where the clock was set back meanwhile, what comes now is still later than what was before.
-        offset = max(self._state.clock.offset, max(ended, default=0.0) - perf_counter())
-        self._state.clock = Clock(offset)
+        latest = max(labels.resumed[-1], *ended)
+        self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
+        labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
+        self._row = replace(self._row, labels=labels.to_json())
+        self._journal.put_soon(self._row)
         if self._ledger is not None:
             self._ledger.go_on(calls, ops)
 
@@ -224,12 +225,11 @@ class Recorder:
         self._begun.append(call)
 
     def _put_begun(self) -> None:
-        going_on = [
-            call for call in self._begun if call.status == "running" and call.cache_key and self._may_write(call)
-        ]
+        going_on = [call for call in self._begun if call.status == "running" and self._may_write(call)]
         self._begun = []
-        with suppress(JournalError):  # the row of its end fails as well, and then it is raised
-            self._journal.put_soon(*map(self._call_row, going_on))
+        if going_on:
+            with suppress(JournalError):  # the row of its end fails as well, and then it is raised
+                self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
@@ -246,7 +246,7 @@ class Recorder:
             given = call.node.__node__.input_type.to_json(call.input)
         except (PydanticSerializationError, ValueError):  # an input that JSON cannot hold identifies nothing
             self._claim(call, "")
-            self._note_unidentified(call)
+            self._explain(call)
             return MISSING, None
         cache_key = call.cache_key = node_key.of_call(given)
         if prompt is not None and call.path not in self._prompts:
@@ -254,23 +254,16 @@ class Recorder:
         if not (self._own or self._other):
             return MISSING, None
         found = self._claim(call, cache_key.identity)
-        if found is None:
-            self._note_change(call, cache_key)
-        elif found.finished:
-            output = self._output(call, found.row)
-            if output is not MISSING:
-                return output, None
-        else:
-            self._note_loss(call)
+        output = self._output(call, found.row) if found is not None and found.finished else MISSING
+        if output is not MISSING:
+            return output, None
+        if call.key not in self._state.rerun:
+            self._explain(call)
         return MISSING, found
 
     def _claim(self, call: CallState, identity: str) -> Recorded | None:
         kind = call.node.__node__.kind
         return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
-
-    def _before(self, key: str) -> CallRow | None:
-        """The call that was recorded with this key."""
-        return self._own.at(key) or self._other.at(key)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         try:
@@ -280,7 +273,7 @@ class Recorder:
             return MISSING
         call.replayed = True
         same_run = row.run_id == self._row.run_id
-        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key], ensure_ascii=False)
+        call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
         if call.node.__node__.kind == "stage":
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
@@ -290,41 +283,31 @@ class Recorder:
                 call.use.unpriced = row.cost is None
         return output
 
-    def _note_change(self, call: CallState, cache_key: CacheKey) -> None:
-        before = self._before(call.key)
-        changed = None if before is None else changes(before, cache_key)
-        if changed:
-            self._note(call, changed, f"differs from its record: {changed} changed")
-        else:
-            self._note_loss(call)
-
-    def _note_loss(self, call: CallState) -> None:
-        """A call that succeeded has no identity when its record does not hold all of its output."""
-        before = self._before(call.key)
-        if before is None:
-            return
-        if before.status == "succeeded" and not before.identity:
-            why = "the output cannot be written down whole"
-            self._note(call, why, f"has a record that is not whole: {why}", strictly=before.kind == "step")
-        elif before.status == "running" and before.kind == "step" and before.run_id == self._row.run_id:
-            self._state.rerun[call.key] = "it had begun, and its end was not recorded"
-
-    def _note_unidentified(self, call: CallState) -> None:
-        if self._before(call.key) is not None:
-            why = "the input cannot be written down whole"
-            self._note(
-                call, why, f"cannot be compared with its record: {why}", strictly=call.node.__node__.kind == "step"
-            )
-
-    def _note(self, call: CallState, why: str, problem: str, *, strictly: bool = True) -> None:
-        """Keep why a recorded call runs again.
+    def _explain(self, call: CallState) -> None:
+        """Keep why a call that has a record runs again.
 
         Raises:
             ReplayError: in strict mode.
         """
+        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        if before is None:
+            return
+        changed, strictly = "" if now is None else changes(before, now), before.kind == "step"
+        problem = "has a record that does not count"
+        if changed:
+            why, problem, strictly = changed, "differs from its record", True
+        elif now is None:
+            why = "the input cannot be written down whole"
+        elif before.status == "succeeded" and not before.identity:
+            why = "the output cannot be written down whole"
+        elif before.status == "running" and strictly and before.run_id == self._row.run_id:
+            why, strictly = "it had begun, and its end was not recorded", False
+        else:
+            return
         self._state.rerun[call.key] = why
-        if self._spec.strict and strictly:
-            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
+        if self._spec.strict and strictly and before.run_id == self._row.run_id:
+            what = f"{why} changed" if changed else why
+            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
             raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
