@@ -188,6 +188,7 @@ function refresh() {
     if (!wanted || wanted.has(place.call.key)) visible.push(place);
     at = !wanted && folded.has(place.call.key) ? place.after : at + 1;
   }
+  $("rows").replaceChildren(); // rows further down would keep the old place of the view
   $("rows").style.height = $("gaps").style.height = `${visible.length * HEIGHT}px`;
   paint();
 }
