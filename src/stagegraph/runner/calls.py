@@ -179,7 +179,8 @@ class OpenGraph:
         executor = self.executor
         if key is None:
             raise self._undeclared(step)
-        call = executor.open(step, self._names[id(step)][1], key, self.call, value, self._fan)
+        call = executor.open(step, self._names[id(step)][1], key, self.call, value)
+        call.fan = self._fan
         token = current.set(OpenLeaf(executor, call))  # no `with`: it would make a step a tenth slower
         try:
             if not step.__node__.input_type.is_instance(value):
@@ -203,7 +204,8 @@ class OpenGraph:
         executor = self.executor
         if key is None:
             raise self._undeclared(stage)
-        call = executor.open(stage, self._names[id(stage)][1], key, self.call, value, self._fan)
+        call = executor.open(stage, self._names[id(stage)][1], key, self.call, value)
+        call.fan = self._fan
         with OpenLeaf(executor, call):
             if not stage.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
@@ -219,7 +221,8 @@ class OpenGraph:
         executor = self.executor
         if key is None:
             raise self._undeclared(graph)
-        call = executor.open(graph, self._names[id(graph)][1], key, self.call, value, self._fan)
+        call = executor.open(graph, self._names[id(graph)][1], key, self.call, value)
+        call.fan = self._fan
         prefix = f"{call.key}." if call.key else ""
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
             if not graph.__node__.input_type.is_instance(value):

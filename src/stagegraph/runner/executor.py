@@ -89,15 +89,7 @@ class Executor:
         """Around the whole flow."""
         self._node_keys: dict[str, NodeKey] = {}
 
-    def open(  # noqa: PLR0917 - made for every call
-        self,
-        node: Node[Any, Any],
-        path: str,
-        key: str,
-        parent: CallState | None,
-        value: object,
-        fan: tuple[int, int | None] | None = None,
-    ) -> CallState:
+    def open(self, node: Node[Any, Any], path: str, key: str, parent: CallState | None, value: object) -> CallState:
         """Begin a call with the key that it was given when it was made.
 
         Raises:
@@ -111,7 +103,7 @@ class Executor:
             )
             raise NotRunningError(msg)
         calls = state.calls
-        call = calls[key] = CallState(node, path, key, parent, value, len(calls), fan)
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls))
         if parent is None:
             state.root = call
         if self.log is not None:

@@ -61,14 +61,14 @@ class CallState:
     parent: CallState | None
     input: object
     position: int
-    fan: tuple[int, int | None] | None = None
-    """Index and size of the fan-out that it was made for; set only for a trace."""
     output: Any = None
     error: CallError | None = None
     status: Status = "running"
     use: ModelUse = NO_MODEL
     replayed: bool = False
     cache_key: CacheKey | None = None
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it was made for; set only for a trace."""
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
 
