@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current, key_part
-from stagegraph.nodes.group import watched
+from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
@@ -109,7 +109,7 @@ async def run_called_by_agent(
     names = {id(graph): (name, path)}
     opened = OpenGraph(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
     with executor.waits_inside(call):
-        return await watched(opened.run_graph(graph, value))
+        return await opened.run_graph(graph, value)
 
 
 class OpenGraph:
@@ -213,7 +213,7 @@ class OpenGraph:
             if not step.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
             recorder = executor.recorder
-            output = await (step.fn(value) if recorder is None else executor.step_output(step, call, recorder))
+            output = await watched(step.fn(value) if recorder is None else executor.step_output(step, call, recorder))
             if not step.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
@@ -236,7 +236,14 @@ class OpenGraph:
         with OpenLeaf(executor, call):
             if not stage.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
-            output = await watched(executor.stage_output(stage, call))
+            output: Any = None
+
+            async def answered() -> None:
+                nonlocal output
+                output = await executor.stage_output(stage, call)
+
+            async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
+                group.start(answered())
             if not stage.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
@@ -255,7 +262,7 @@ class OpenGraph:
         with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
             if not graph.__node__.input_type.is_instance(value):
                 raise _bad_input(call)
-            output = await graph.flow(value)
+            output = await watched(graph.flow(value))
             if not graph.__node__.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()

@@ -181,7 +181,7 @@ class Executor:
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
                 self.scope.cancel()
-        else:
+        elif call.status != "succeeded":  # else it has ended, and only the wait for its record was cancelled
             call.status = "cancelled"
             members = leaves(error)
             if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(

@@ -13,7 +13,7 @@ from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
-from stagegraph.nodes.group import watched, whole
+from stagegraph.nodes.group import whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of, shortened
 
@@ -163,7 +163,7 @@ class ActiveRun:
                 scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
-                    await watched(root(value))
+                    await root(value)
             except Exception as error:  # noqa: BLE001 - how the run ends is decided below
                 failure = _single(error)
             except BaseExceptionGroup as group:
