@@ -164,10 +164,8 @@ class ActiveRun:
             try:
                 with outermost(executor):
                     await root(value)
-            except Exception as error:  # noqa: BLE001 - how the run ends is decided below
-                failure = _single(error)
-            except BaseExceptionGroup as group:
-                failure = _failure_in(group)
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - how the run ends is decided below
+                failure = _failure(error)
         if failure is None and executor.recorder is not None:
             failure = executor.recorder.unused_override()
         if state.broken is not None:
@@ -250,26 +248,20 @@ class ActiveRun:
         )
 
 
-def _single(error: Exception) -> Exception:
-    """The error itself, or the single error in the groups around it."""
-    found = leaves(error)
-    return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
-
-
-def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
-    """The failure in what a user's own task group raised.
+def _failure(error: BaseException) -> Exception:
+    """The failure of a flow: its only error, or all together; of what a user's own task group raised, the first one.
 
     Raises:
         Suspended: there is no failure in it, and a call waits for an answer.
-        BaseExceptionGroup: there is a cancellation in it.
+        BaseException: there is a cancellation in it.
     """
-    found = leaves(group)
+    found = leaves(error)
+    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
     if any(not isinstance(leaf, (Suspended, Exception)) for leaf in found):
-        raise group
-    for leaf in found:
-        if isinstance(leaf, Exception):
-            return leaf
-    raise Suspended from group
+        raise error
+    if not failures:
+        raise Suspended from error
+    return error if isinstance(error, Exception) and len(failures) > 1 else failures[0]
 
 
 def _run_error(
