@@ -1144,6 +1144,7 @@ async def test_a_failing_stage_among_parallel_ones_ends_their_requests():
         ),
         (lambda self: self.write(value="a"), r"stage `write` takes exactly one value, without a name"),
         (lambda self: self.pair(), r"graph `Pair` takes exactly one value, without a name"),
+        (lambda self: fan_out(self.double, [1], key=Parts.flow), r"key=<function .*: write a function from an item"),
         (lambda self: fan_out(self.double, [(1, 2)], key=0), r"key=0: write a function from an item to its name"),
     ],
 )
@@ -1174,3 +1175,15 @@ async def test_as_completed_is_a_block():
         ) as caught:
             await run(flow)
         assert isinstance(caught.value.__cause__, DeclarationError)
+
+
+async def test_a_block_of_as_completed_is_entered_once():
+    async def twice(g: Parts) -> object:
+        block = as_completed(g.double, [1])
+        async with block as outcomes:
+            assert [outcome.value async for outcome in outcomes] == [2]
+        async with block as outcomes:
+            return [outcome async for outcome in outcomes]
+
+    with anyio.fail_after(30), pytest.raises(RunError, match=r"entered before, .*: call as_completed again"):
+        await run(twice)

@@ -99,6 +99,11 @@ class Shape(Graph[str, object]):
         async with as_completed(self.ask, NUMBERS) as outcomes:
             return [await self.pause(outcome.index) async for outcome in outcomes]
 
+    async def own_tasks(self, number: int) -> object:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in (self.ask(number), self.deep(number), self.pause(number))]
+        return [await task for task in tasks]
+
     async def form(self, name: str) -> object:
         forms: dict[str, Callable[[], Awaitable[object]]] = {
             "one": lambda: self.ask(103),
@@ -112,6 +117,7 @@ class Shape(Graph[str, object]):
             "settled": lambda: settle(lambda _: fan_out(self.several, NUMBERS), [0, 1]),
             "gathered": lambda: gather(self.collected(0), settle(self.deep, NUMBERS), self.several(103)),
             "functions": lambda: gather(*map(self.several, NUMBERS)),
+            "own_tasks": lambda: fan_out(self.own_tasks, NUMBERS),
         }
         return await forms[name]()
 
@@ -126,7 +132,7 @@ class Shape(Graph[str, object]):
 
 FORMS = [
     *("one", "step", "fan_out", "narrow", "settle", "gather", "as_completed"),
-    *("nested", "settled", "gathered", "functions"),
+    *("nested", "settled", "gathered", "functions", "own_tasks"),
 ]
 
 
@@ -357,6 +363,74 @@ class Recovers(Graph[str, object]):
         if "late" in how:
             await asyncio.wait([gone])
         await gone
+
+
+@pytest.mark.parametrize("form", ["one", "own_tasks"])
+def test_a_stage_that_is_cancelled_while_its_agent_begins_leaves_no_task(form: str) -> None:
+    """Pydantic AI leaves tasks behind when a run of an agent is cancelled natively in one of its first turns."""
+
+    async def cancelled(turn: int) -> None:
+        task = asyncio.create_task(Runner(FunctionModel(ask)).run(Shape(), form))
+        await turns(turn)
+        task.cancel()
+        await asyncio.wait([task])
+        assert others() == set()
+
+    for turn in range(5, 20):
+        asyncio.run(cancelled(turn))
+
+
+async def test_a_call_whose_end_is_being_recorded_is_not_made_again(tmp_path: Path) -> None:
+    """A cancellation may arrive while a step waits for its record: the record holds, and the step has succeeded."""
+    made: list[int] = []
+
+    @step
+    async def paid(number: int) -> int:
+        made.append(number)
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return number
+
+    class Pays(Graph[int, int]):
+        pay = paid
+
+        async def flow(self, number: int) -> int:
+            return await self.pay(number)
+
+    runner = Runner(journal=SqliteJournal(tmp_path / "r.db"))
+    task = asyncio.create_task(runner.run(Pays(), 1, run_id="r"))
+    await asyncio.wait([task])
+    assert task.cancelled()
+    run = await runner.resume("r", graph=Pays())
+    assert (run.output, made, run.rerun) == (1, [1], {})
+
+
+class Deeper(Graph[int, int]):
+    async def flow(self, number: int) -> int:
+        return await nested(number)
+
+
+@pytest.mark.parametrize("kind", ["step", "graph"])
+async def test_calls_in_tasks_of_the_users_own_are_cancelled_as_others(kind: str) -> None:
+    """A client of HTTP holds task groups of its own, and `asyncio.wait_for` ends it in a task of its own."""
+
+    class Own(Graph[int, str]):
+        deep = deep
+        shape = Deeper()
+
+        async def flow(self, number: int) -> str:
+            call = self.deep if kind == "step" else self.shape
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(call(number), 0.01)
+            task = asyncio.create_task(call(number))
+            await turns(3)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            return "both were cancelled"
+
+    run = await Runner().run(Own(), 101)
+    assert run.output == "both were cancelled"
+    assert {call.status for call in run.root.children} == {"cancelled"}
 
 
 @pytest.mark.parametrize("when", ["soon", "late"])

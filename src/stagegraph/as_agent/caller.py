@@ -11,7 +11,7 @@ from pydantic_ai.usage import RunUsage, UsageLimits
 
 from stagegraph.nodes.current import current, key_part
 from stagegraph.record.run import RunError
-from stagegraph.runner.calls import OpenGraph, OpenLeaf, run_called_by_agent
+from stagegraph.runner.calls import Open, run_called_by_agent
 from stagegraph.runner.limits import Limits
 from stagegraph.runner.state import Caller
 from stagegraph.schema.errors import JournalError
@@ -30,17 +30,15 @@ _DEFAULT_REQUESTS = UsageLimits().request_limit
 """Pydantic AI's limit for agents that never end; it does not apply to a graph, which may need more requests."""
 
 
-def calling_run(runner: Runner | None) -> OpenLeaf | OpenGraph | None:
+def calling_run(runner: Runner | None) -> Open | None:
     """The open call of a run in which an agent calls a graph; `None` outside a run, and for another *runner*."""
     call = current.get(None)
-    if not isinstance(call, (OpenLeaf, OpenGraph)):
+    if not isinstance(call, Open):
         return None
     return call if runner is None or call.executor.resources.runner is runner else None
 
 
-async def call_in_run(
-    around: OpenLeaf | OpenGraph, graph: BaseGraph[Any, Any], value: Any, ctx: RunContext[Any], name: str
-) -> Any:
+async def call_in_run(around: Open, graph: BaseGraph[Any, Any], value: Any, ctx: RunContext[Any], name: str) -> Any:
     """The output of a graph that an agent calls inside a run, as a part of that run.
 
     Raises:
@@ -68,7 +66,7 @@ def options(ctx: RunContext[Any], own: Limits, user: str | None = None) -> RunOp
     if ctx.metadata:
         found["metadata"] = ctx.metadata
     around = current.get(None)
-    if isinstance(around, (OpenLeaf, OpenGraph)):  # in a run of another runner, whose caller is this one's, too
+    if isinstance(around, Open):  # in a run of another runner, whose caller is this one's, too
         spec = around.executor.spec
         found["session_id"] = spec.session_id or ctx.conversation_id
         found["user_id"] = user or spec.user_id

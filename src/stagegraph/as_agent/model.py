@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from stagegraph.data.events import Event
     from stagegraph.record.rows import RunRow
     from stagegraph.record.run import Run
-    from stagegraph.runner.calls import OpenGraph, OpenLeaf
+    from stagegraph.runner.calls import Open
     from stagegraph.runner.live import LiveRun
     from stagegraph.runner.runner import Runner
 
@@ -84,7 +84,7 @@ class CalledGraph(UnboundModel):
     def __init__(
         self,
         graph: BaseGraph[Any, Any],
-        around: OpenLeaf | OpenGraph,
+        around: Open,
         ctx: RunContext[Any],
         done: Callable[[Any], None],
     ) -> None:

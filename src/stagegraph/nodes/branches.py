@@ -131,17 +131,17 @@ class Branches(Generic[In, Out]):
                 await items.aclose()
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
+        value, error = None, None
         try:
             value = await self.called(item)
-        except Exception as error:  # noqa: BLE001 - an outcome holds any error
-            return Outcome(index, self._branch_key(label), error)
-        except asyncio.CancelledError as error:
-            if is_cancelled(error):
+        except Exception as failure:  # noqa: BLE001 - an outcome holds any error
+            error = failure
+        except asyncio.CancelledError as cancelled:
+            if is_cancelled(cancelled):
                 raise
-            lost = self._lost(label)
-            lost.__cause__ = error
-            return Outcome(index, self._branch_key(label), lost)
-        return Outcome(index, self._branch_key(label), None, value)
+            error = self._lost(label)
+            error.__cause__ = cancelled
+        return Outcome(index, self._branch_key(label), error, value)
 
     def called(self, item: In) -> Awaitable[Out]:
         """Call the node or function for one item.

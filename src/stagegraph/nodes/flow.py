@@ -212,7 +212,7 @@ def _branches(
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
         raise DeclarationError(msg)
-    if key is not None and not callable(key):
+    if key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
         msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
         raise DeclarationError(msg)
     return Branches(node, items, limit, key)
@@ -228,6 +228,9 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
         """A suspended branch, or a failure of the items."""
 
     async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
+        if hasattr(self, "receive"):
+            msg = "this block of as_completed was entered before, and its items are used up: call as_completed again"
+            raise DeclarationError(msg)
         self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
         self._group.start(self._produce())
         return _Outcomes(self)

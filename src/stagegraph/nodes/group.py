@@ -3,7 +3,8 @@
 A `CancelledError` ends a task that somebody cancelled. It also comes out of an awaited object that was cancelled, and
 then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart: by then the scopes inside
 have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked when it
-reaches a task, and the owner of a block waits for its members alone: what interrupts that wait comes from outside.
+reaches a member or a call, and the owner of a block waits for its members alone: what interrupts that wait comes from
+outside.
 """
 
 from __future__ import annotations

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stagegraph.data.call import CallInfo
 from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current, key_part
-from stagegraph.nodes.group import watched
+from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
 from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
-    from contextvars import Token
-
-    from stagegraph.nodes.current import OpenCall
     from stagegraph.nodes.graph import BaseGraph
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
@@ -27,76 +25,22 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .state import Caller, CallState
 
+Called = TypeVar("Called", bound="Node[Any, Any]")
 _MAX_VALUE = 200
 
 
-def outermost(executor: Executor) -> OpenGraph:
+@contextmanager
+def outermost(executor: Executor) -> Generator[None]:
     """Where the node that is run finds itself declared, under its own name."""
     root = executor.state.root
-    return OpenGraph(executor, None, {id(root.node): (root.path, root.path)}, "")
+    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}, ""))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
-class OpenLeaf:
-    """An open call of a step or a stage, or a branch or a tool call in it (`nodes.current.OpenCall`).
-
-    It can call no nodes, but the agents in it may call graphs (`run_called_by_agent`).
-    """
-
-    __slots__ = ("_token", "call", "executor", "scope")
-
-    def __init__(self, executor: Executor, call: CallState, scope: str = "") -> None:
-        self.executor = executor
-        self.call = call
-        self.scope = scope
-
-    def __enter__(self) -> None:
-        self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        current.reset(self._token)
-        self.executor.close(self.call, error)
-
-    @property
-    def info(self) -> CallInfo:
-        spec = self.executor.spec
-        return CallInfo(self.call.path, self.call.key, spec.run_id, self.call.deps(spec.deps))
-
-    @property
-    def fan_out_limit(self) -> int:
-        return self.executor.resources.fan_out_limit
-
-    def branch(self, label: str, index: int, size: int | None) -> OpenLeaf:
-        return OpenLeaf(self.executor, self.call, f"{self.scope}[{label}]")
-
-    def branch_key(self, target: object, label: str) -> str:
-        return f"{self.call.key}[{label}]"
-
-    def lost(self) -> StageError:
-        return self.executor.lost(self.call)
-
-    def fanned_out(self, target: object, size: int) -> None:
-        """A fan-out inside a leaf is no event of the run."""
-
-    async def run_stage(self, stage: Stage[Any, Any], value: Any) -> Any:
-        raise self._refusal(stage)
-
-    async def run_step(self, step: Step[Any, Any], value: Any) -> Any:
-        raise self._refusal(step)
-
-    async def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Any:
-        raise self._refusal(graph)
-
-    def _refusal(self, node: Node[Any, Any]) -> DeclarationError:
-        kind = self.call.node.__node__.kind
-        return DeclarationError(
-            f"{kind} `{self.call.key}` called {node.__node__.kind} `{node.__node__.name}`: only the flow of a graph "
-            "calls nodes; make it a Graph, or call the node in the flow and pass its output in"
-        )
-
-
-async def run_called_by_agent(
-    around: OpenLeaf | OpenGraph, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller
-) -> Any:
+async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller) -> Any:
     """Run a graph that an agent calls: its calls are calls of the agent's run, below the call that is open.
 
     Raises:
@@ -107,21 +51,24 @@ async def run_called_by_agent(
     inside = call is not None and call.node.__node__.kind != "graph"
     name, path = executor.state.place(above, key_part(name) + ("" if inside else GUEST), graph)
     names = {id(graph): (name, path)}
-    opened = OpenGraph(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
+    opened = Open(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
     with executor.waits_inside(call):
-        return await watched(opened.run_graph(graph, value))
+        return await opened.run_graph(graph, value)
 
 
-class OpenGraph:
-    """An open call of a graph, or one branch of a fan-out in it (`nodes.current.OpenCall`): calls the graph's nodes."""
+class Open:
+    """An open call of a run, or a branch or a tool call in it (`nodes.current.OpenCall`).
 
-    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "_repeats", "_token", "call", "executor", "scope")
+    A graph calls its nodes. A step or a stage can call none, but the agents in it may call graphs.
+    """
 
-    def __init__(  # noqa: PLR0917 - made for every branch
+    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "call", "executor", "scope")
+
+    def __init__(  # noqa: PLR0917 - made for every call and branch
         self,
         executor: Executor,
         call: CallState | None,
-        names: Mapping[int, tuple[str, str]],
+        names: Mapping[int, tuple[str, str]] | None,
         prefix: str,
         scope: str = "",
         fan: tuple[int, int | None] | None = None,
@@ -130,140 +77,134 @@ class OpenGraph:
         self.executor = executor
         self.call = call
         self._names = names
+        """Those that can be called here; `None` in a step or a stage."""
         self._prefix = prefix
         self.scope = scope
         self._fan = fan
         self._caller = caller
-        self._repeats = executor.state.repeats
         self._called: str | None = None
         """The key of the last call that was made here."""
-
-    def __enter__(self) -> None:
-        self._token: Token[OpenCall[Any, Any, Any]] = current.set(self)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        current.reset(self._token)
-        if self.call is not None:
-            self.executor.close(self.call, error)
 
     @property
     def info(self) -> CallInfo:
         call, spec = self.call, self.executor.spec
         path, key = (call.path, call.key) if call is not None else ("", "")
         deps = spec.deps if call is None else call.deps(spec.deps)
-        return CallInfo(path, key + self.scope, spec.run_id, deps)
+        return CallInfo(path, key if self._names is None else key + self.scope, spec.run_id, deps)
 
     @property
     def fan_out_limit(self) -> int:
         return self.executor.resources.fan_out_limit
 
-    def branch(self, label: str, index: int, size: int | None) -> OpenGraph:
+    def branch(self, label: str, index: int, size: int | None) -> Open:
         fan = None if self.executor.trace is None else (index, size)
-        return OpenGraph(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
+        return Open(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
 
     def branch_key(self, target: object, label: str) -> str:
-        known = id(target) in self._names
-        return self._called if known and self._called else self._target_key(target)
+        if self._names is None:
+            return f"{self.info.key}[{label}]"
+        return self._called if id(target) in self._names and self._called else self._target_key(target, self._names)
 
     def lost(self) -> StageError:
         return self.executor.lost(self.call or self.executor.state.root)
 
     def fanned_out(self, target: object, size: int) -> None:
-        if (log := self.executor.log) is not None:
-            key, recorder = self._target_key(target), self.executor.recorder
+        if (log := self.executor.log) is not None and self._names is not None:
+            key, recorder = self._target_key(target, self._names), self.executor.recorder
             before = -1 if recorder is None else recorder.announced(f"{key}[").start_event
             log.put(FanOutStarted, before=before, key=key, size=size)
 
-    def _target_key(self, target: object) -> str:
-        known = self._names.get(id(target))
+    def _target_key(self, target: object, names: Mapping[int, tuple[str, str]]) -> str:
+        known = names.get(id(target))
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
         return f"{self._prefix}{name}{self.scope}"
 
     # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
 
     def run_step(self, step: Step[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run_step(step, value, self._key(step))
+        return self._run(step, value, self._key(step), self._step)
 
     def run_stage(self, stage: Stage[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run_stage(stage, value, self._key(stage))
+        return self._run(stage, value, self._key(stage), self._stage)
 
     def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run_graph(graph, value, self._key(graph))
+        return self._run(graph, value, self._key(graph), self._graph)
 
-    def _key(self, node: Node[Any, Any]) -> str | None:
-        """The key of a call that is made now; `None` if the graph does not declare the node."""
-        known = self._names.get(id(node))
+    def _key(self, node: Node[Any, Any]) -> tuple[str, str] | None:
+        """The path and key of a call that is made now; `None` if the node cannot be called here."""
+        known = None if self._names is None else self._names.get(id(node))
         if known is None:
             return None
         key = f"{self._prefix}{known[0]}{self.scope}"
-        repeats = self._repeats
+        repeats = self.executor.state.repeats
         number = repeats[key] = repeats.get(key, -1) + 1
         if number:
             key = f"{key}#{number}"
         self._called = key
-        return key
+        return known[1], key
 
-    async def _run_step(self, step: Step[Any, Any], value: Any, key: str | None) -> Any:
-        executor = self.executor
-        if key is None:
-            raise self._undeclared(step)
-        call = executor.open(step, self._names[id(step)][1], key, self.call, value, self._fan)
-        token = current.set(OpenLeaf(executor, call))  # no `with`: it would make a step a tenth slower
+    async def _run(
+        self,
+        node: Called,
+        value: Any,
+        place: tuple[str, str] | None,
+        work: Callable[[Called, CallState], Coroutine[Any, Any, Any]],
+    ) -> Any:
+        executor, own = self.executor, node.__node__
+        if place is None:
+            raise self._undeclared(node)
+        call = executor.open(node, *place, self.call, value, self._fan)
+        if self._caller is not None:
+            call.caller = self._caller
+        inside, prefix = None, ""
+        if own.kind == "graph":
+            inside, prefix = executor.state.tree.names[call.path], f"{call.key}." if call.key else ""
+        token = current.set(Open(executor, call, inside, prefix, "", call.fan))
         try:
-            if not step.__node__.input_type.is_instance(value):
+            if not own.input_type.is_instance(value):
                 raise _bad_input(call)
-            recorder = executor.recorder
-            output = await (step.fn(value) if recorder is None else executor.step_output(step, call, recorder))
-            if not step.__node__.output_type.is_instance(output):
+            output = await watched(work(node, call))
+            if not own.output_type.is_instance(output):
                 raise _bad_output(call, output)
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
-            executor.ended(call)
-            if recorder is not None:
-                await recorder.finished(call)
+            if inside is None:
+                executor.ended(call)
+                if executor.recorder is not None:
+                    await executor.recorder.finished(call)
             return output
         except BaseException as error:
             executor.fail(call, error)
             raise
         finally:
             current.reset(token)
-            executor.close(call, None)
+            executor.close(call)
 
-    async def _run_stage(self, stage: Stage[Any, Any], value: Any, key: str | None) -> Any:
-        executor = self.executor
-        if key is None:
-            raise self._undeclared(stage)
-        call = executor.open(stage, self._names[id(stage)][1], key, self.call, value, self._fan)
-        with OpenLeaf(executor, call):
-            if not stage.__node__.input_type.is_instance(value):
-                raise _bad_input(call)
-            output = await watched(executor.stage_output(stage, call))
-            if not stage.__node__.output_type.is_instance(output):
-                raise _bad_output(call, output)
-            call.output, call.status, call.ended = output, "succeeded", perf_counter()
-            executor.ended(call)
-            if executor.recorder is not None:
-                await executor.recorder.finished(call)
-            return output
+    def _step(self, step: Step[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+        recorder = self.executor.recorder
+        return step.fn(call.input) if recorder is None else self.executor.step_output(step, call, recorder)
 
-    async def _run_graph(self, graph: BaseGraph[Any, Any], value: Any, key: str | None) -> Any:
-        executor = self.executor
-        if key is None:
-            raise self._undeclared(graph)
-        call = executor.open(graph, self._names[id(graph)][1], key, self.call, value, self._fan)
-        call.caller = self._caller or call.caller
-        prefix = f"{call.key}." if call.key else ""
-        with OpenGraph(executor, call, executor.state.tree.names[call.path], prefix, fan=call.fan):
-            if not graph.__node__.input_type.is_instance(value):
-                raise _bad_input(call)
-            output = await graph.flow(value)
-            if not graph.__node__.output_type.is_instance(output):
-                raise _bad_output(call, output)
-            call.output, call.status, call.ended = output, "succeeded", perf_counter()
-            return output
+    async def _stage(self, stage: Stage[Any, Any], call: CallState) -> Any:
+        output: Any = None
+
+        async def answered() -> None:
+            nonlocal output
+            output = await self.executor.stage_output(stage, call)
+
+        async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
+            group.start(answered())
+        return output
+
+    def _graph(self, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+        return graph.flow(call.input)
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         tree = self.executor.state.tree
         kind, name = node.__node__.kind, node.__node__.name
+        if self._names is None and self.call is not None:
+            return DeclarationError(
+                f"{self.call.node.__node__.kind} `{self.call.key}` called {kind} `{name}`: only the flow of a graph "
+                "calls nodes; make it a Graph, or call the node in the flow and pass its output in"
+            )
         here = (self.call.node if self.call is not None else tree.root).__node__.name
         place = f"at `{self.info.key}`, " if self.info.key else ""
         elsewhere = [path for path, known in tree.nodes.items() if known is node]

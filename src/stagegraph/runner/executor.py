@@ -136,31 +136,24 @@ class Executor:
             self.ledger.call_began()
         return call
 
-    def close(self, call: CallState, error: BaseException | None) -> None:
-        """End a call, with the exception that it raised if there is one.
-
-        Raises:
-            StageError: the exception is a cancellation, but not of this call.
-        """
-        try:
-            if error is not None:
-                self.fail(call, error)
-        finally:
-            call.ended = call.ended or perf_counter()
-            if self.ledger is not None and call.node.__node__.kind == "stage":
-                self.ledger.call_ended()
-            if call.end_event < 0 or call.status != "succeeded" or call.node.__node__.kind == "graph":
-                self.ended(call)
-            if self.recorder is not None:
-                self.recorder.ended(call)
-            if self.trace is not None and call.parent is not None:
-                self.trace.ended(call)
+    def close(self, call: CallState) -> None:
+        """End a call, which has succeeded or failed."""
+        call.ended = call.ended or perf_counter()
+        if self.ledger is not None and call.node.__node__.kind == "stage":
+            self.ledger.call_ended()
+        if call.end_event < 0 or call.status != "succeeded" or call.node.__node__.kind == "graph":
+            self.ended(call)
+        if self.recorder is not None:
+            self.recorder.ended(call)
+        if self.trace is not None and call.parent is not None:
+            self.trace.ended(call)
 
     def reject(self, value: object, error: Exception) -> None:
         """Record that the input of the run is invalid."""
         root = self.state.root
         call = self.open(root.node, root.path, root.key, None, value)
-        self.close(call, error)
+        self.fail(call, error)
+        self.close(call)
 
     def fail(self, call: CallState, error: BaseException) -> None:
         """Keep how a call failed.
@@ -181,7 +174,7 @@ class Executor:
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
                 self.scope.cancel()
-        else:
+        elif call.status != "succeeded":  # else it has ended, and only the wait for its record was cancelled
             call.status = "cancelled"
             members = leaves(error)
             if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(

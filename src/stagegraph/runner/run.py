@@ -13,7 +13,7 @@ from stagegraph.data.call import Call, CallError, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
-from stagegraph.nodes.group import watched, whole
+from stagegraph.nodes.group import whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of, shortened
 
@@ -163,11 +163,9 @@ class ActiveRun:
                 scope.deadline = anyio.current_time() + seconds - before
             try:
                 with outermost(executor):
-                    await watched(root(value))
-            except Exception as error:  # noqa: BLE001 - how the run ends is decided below
-                failure = _single(error)
-            except BaseExceptionGroup as group:
-                failure = _failure_in(group)
+                    await root(value)
+            except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - how the run ends is decided below
+                failure = _failure(error)
         if failure is None and executor.recorder is not None:
             failure = executor.recorder.unused_override()
         if state.broken is not None:
@@ -250,26 +248,20 @@ class ActiveRun:
         )
 
 
-def _single(error: Exception) -> Exception:
-    """The error itself, or the single error in the groups around it."""
-    found = leaves(error)
-    return found[0] if len(found) == 1 and isinstance(found[0], Exception) else error
-
-
-def _failure_in(group: BaseExceptionGroup[BaseException]) -> Exception:
-    """The failure in what a user's own task group raised.
+def _failure(error: BaseException) -> Exception:
+    """The failure of a flow: its only error, or all together; of what a user's own task group raised, the first one.
 
     Raises:
         Suspended: there is no failure in it, and a call waits for an answer.
-        BaseExceptionGroup: there is a cancellation in it.
+        BaseException: there is a cancellation in it.
     """
-    found = leaves(group)
+    found = leaves(error)
+    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
     if any(not isinstance(leaf, (Suspended, Exception)) for leaf in found):
-        raise group
-    for leaf in found:
-        if isinstance(leaf, Exception):
-            return leaf
-    raise Suspended from group
+        raise error
+    if not failures:
+        raise Suspended from error
+    return error if isinstance(error, Exception) and len(failures) > 1 else failures[0]
 
 
 def _run_error(
