@@ -125,17 +125,17 @@ class Endpoints:
             raise problem_of_record(await stored_run(self._access.journal, row, self._graph))
         return await self._stored(row, 200 if wait and row.status == "succeeded" else 202, request)
 
-    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked) -> Response:
-        """The events of a run that was started for them."""
+    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked, last_id: str | None) -> Response:
+        """The events of a run that was started for them; a repeated request may have had some of them."""
         if isinstance(live, RunRow):
-            return await self.events(live.run_id, asked.user)
+            return await self.events(live.run_id, asked.user, last_id)
         await live.recorded()
 
         def leave() -> None:
             if self._cancels and asked.repeatable is None and not live.done:
                 live.task.cancel()
 
-        return EventStream(self._format.live(live, -1), live.run_id, on_leave=leave)
+        return EventStream(self._format.live(live, _last_seen(live, last_id)), live.run_id, on_leave=leave)
 
     async def events(self, run_id: str, user: str | None, *last_ids: str | None) -> Response:
         """The events of a run that was started before, after the first of *last_ids* that is the id of an event.
@@ -143,8 +143,7 @@ class Endpoints:
         Those of a run of another process come from the journal.
         """
         found, live = await self._access.find(run_id, user), self._access.here(run_id)
-        numbers = (number for one in last_ids if (number := event_number(one)) is not None)
-        seen = next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
+        seen = _last_seen(found, *last_ids)
         if live is not None and live.segment == found.segment:
             return EventStream(self._format.live(live, seen), run_id)
         return EventStream(self._format.recorded(self._access.events(found), seen, self._runner.live), run_id)
@@ -278,6 +277,12 @@ class Endpoints:
         if isinstance(found, LiveRun) or status != "suspended":
             raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
         return found
+
+
+def _last_seen(found: LiveRun[Any, Any] | RunRow, *last_ids: str | None) -> int:
+    """The number of the first of these ids that an event of the run can have."""
+    numbers = (number for one in last_ids if (number := event_number(one)) is not None)
+    return next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
 
 
 async def _cancel_if_left(request: Request, scope: anyio.CancelScope) -> None:

@@ -206,10 +206,12 @@ def _runs(
     async def create_stream(
         value: Any,
         deltas: Annotated[bool, Query(description="Whether to send text as the models write it.")] = False,
+        last_event_id: LastEventId = None,
         asked: Any = by,
     ) -> Response:
         """Run the graph on the body, and send its events as they happen."""
-        return await endpoints.streamed(await endpoints.start(value, asked, deltas=deltas), asked)
+        live = await endpoints.start(value, asked, deltas=deltas)
+        return await endpoints.streamed(live, asked, None if asked.repeatable is None else last_event_id)
 
     as_json = WrapValidator(lambda data, _: graph.__node__.input_type.load(data))  # FastAPI validates as Python data
     body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"The input of {graph.__node__.name}.")]
