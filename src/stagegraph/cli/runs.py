@@ -201,7 +201,7 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
     out = console()
     out.print(
         Text.assemble((plain(row.graph), "bold"), " ", plain(row.run_id), " "),
-        styled_status(row.status),
+        styled_status(_status(row)),
         f"{duration(row.duration)}, {len(calls)} calls, {row.requests} requests, "
         f"{row.input_tokens} + {row.output_tokens} tokens, cost {dollars(row.cost)}",
     )

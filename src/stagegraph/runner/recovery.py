@@ -295,7 +295,7 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
     if row.input_whole == "" and not anew:
         msg = (
             f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
-            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)` or `stagegraph resume --input`"
         )
         raise ReplayError(msg)
     if "input" in gone and not anew:
