@@ -84,10 +84,11 @@ def resume(
                 raise ReplayError(msg)
             node = load_graph(place)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
-                again: ResumeOptions = {"answers": answers, "strict": strict, "model": model, "deps": made}
+                again: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
+                again["deps"] = made
                 if input is not None:
                     again["input"] = read_input(input, node.__node__.input_type)
-                live = await runner.start_resume(row.run_id, graph=node, **again)
+                live = await runner.start_resume(row.run_id, **again)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

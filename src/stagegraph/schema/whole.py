@@ -139,8 +139,10 @@ class Whole:
                     object.__setattr__(made, name, given[name])
             return made
         items = list(map(self._read, data))
-        made = plain.build(items[0] if issubclass(cls, RootModel) else items)
-        return tuple.__new__(cls, items) if isinstance(made, tuple) and made == tuple(items) else made
+        if issubclass(cls, RootModel):
+            return plain.build(items[0])
+        made = plain.build(items)
+        return cast("Any", cls)._make(items) if made == tuple(items) else made  # a named tuple does not either
 
     def _is_written(self, defaults: dict[str, Any], name: str, data: Any) -> bool:
         """Whether a field has its default, which need not be what validation accepts: `comment: str = None`."""
