@@ -60,13 +60,10 @@ def serve(
                 say(f"{node.__node__.name} is at http://{shown}:{listening.getsockname()[1]}/", stderr=True)
             yield
 
-    def for_request() -> object:
+    def for_row(_: object) -> object:
         return made[0]
 
-    def for_row(_row: object) -> object:
-        return made[0]
-
-    hooks = {} if deps is None else {"deps": for_request, "resume_deps": for_row}
+    hooks = {} if deps is None else {"deps": lambda: made[0], "resume_deps": for_row}
     served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])

@@ -22,7 +22,7 @@ from .access import Access, Policy, only_its_user
 from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
 from .endpoints import Asked, Endpoints
 from .event_stream import EventFormat
-from .listing import RunList, Wanted
+from .listing import RunList, Wanted, list_runs
 from .problems import documented
 from .repeats import Key, Repeatable
 from .requests import route_class
@@ -224,7 +224,7 @@ def _runs(
     @api.get("/runs", responses=documented(409, 422, 503))
     async def listed(wanted: Annotated[Wanted, Depends()], user_id: Any = who) -> RunList:
         """The runs that the user may see, the newest first, a page at a time."""
-        return await endpoints.list(user_id, wanted)
+        return await list_runs(endpoints.access, user_id, wanted)
 
     @api.get("/runs/{run_id}", response_model=view, responses=documented(404, 422, 500, 503))
     async def read(run_id: RunId, user_id: Any = who) -> Response:
