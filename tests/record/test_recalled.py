@@ -69,6 +69,24 @@ class Twin(Base):
     extra: str = "e"
 
 
+class Loose(BaseModel):
+    """Defaults that nobody validates, as many people write them."""
+
+    score: float = 0
+    comment: str = None  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+    parts: list[int] = ()  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    value: float = 0
+    more: tuple[float, ...] = ()
+
+
+class Measure(NamedTuple):
+    value: float
+
+
 class Holder(BaseModel):
     items: list[Base] = []
     anything: Any = None
@@ -261,7 +279,7 @@ async def recalled(type_: Any, value: object) -> bool:
 RECALLED: list[tuple[Any, list[Any]]] = [
     (Approve | Reject, [Approve(reason="x"), Reject(reason="x")]),
     (Answer | Ask, [Answer(text="x"), Ask(text="x")]),
-    (Base, [Base(), Derived(), Derived(extra="f"), Twin()]),
+    (Base, [Base(), Derived(), Derived(extra="f"), Twin(), Base.model_construct(number=3.0)]),
     (list[Base], [[Derived()], [Base(), Twin(number=3)]]),
     (dict[str, tuple[Approve | Reject, ...]], [{"a": (Reject(reason="r"), Approve(reason="a"))}]),
     (Holder, [Holder(items=[Twin()], anything=(b"x", {1: {2}}), decision=Reject(reason="r")), Holder(anything=True)]),
@@ -314,6 +332,10 @@ RECALLED: list[tuple[Any, list[Any]]] = [
     (Hidden, [Hidden(shown=3)]),
     (Private, [Private(shown=3)]),
     (deque[int | str], [deque([1, "1"])]),
+    (Loose, [Loose(), Loose(score=2, comment="x", parts=[1]), Loose(score=0)]),
+    (list[Loose], [[Loose(), Loose(comment="x")]]),
+    (Measured, [Measured(), Measured(2), Measured(1, (1, 2.5)), Measured(True)]),
+    (Measure, [Measure(1), Measure(1.0)]),
 ]
 
 AGAIN: list[tuple[Any, Any]] = [
@@ -363,7 +385,6 @@ async def test_state_that_json_never_shows_counts() -> None:
         (Private, private),
         (Counted, counted),
         (Base, changed),
-        (Base, Base.model_construct(number=3.0)),
     ]:
         assert not await recalled(type_, value)
     assert await recalled(Counted, Counted(1))

@@ -51,20 +51,21 @@ FITS: list[tuple[str | None, Any]] = [
     ("count[0]", 7),
     ("count[0]", "7"),
 ]
-MISFITS: list[tuple[str | None, Any]] = [
-    (None, '{"name": "x"}'),
-    (None, "x"),
-    (None, '["x"]'),
-    (None, 1),
-    (None, True),
-    ("label", '{"name": "x", "sure": "very"}'),
-    ("count[0]", "seven"),
-    ("count[0]", 0.5),
+MISFITS: list[tuple[str | None, Any, str]] = [
+    (None, '{"name": "x"}', "sure: Field required"),
+    (None, "x", "a mapping"),
+    (None, '["x"]', "a mapping"),
+    (None, "[" * 9000, "a mapping"),
+    (None, 1, "a mapping"),
+    (None, True, "a mapping"),
+    ("label", '{"name": "x", "sure": "very"}', "sure: "),
+    ("count[0]", "seven", "integer"),
+    ("count[0]", 0.5, "integer"),
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "status"), [(*one, 204) for one in FITS] + [(*one, 422) for one in MISFITS])
-def test_a_correction_fits_or_is_refused(key: str | None, value: Any, status: int):
+@pytest.mark.parametrize(("key", "value", "reason"), [(*one, None) for one in FITS] + MISFITS)
+def test_a_correction_fits_or_is_refused(key: str | None, value: Any, reason: str | None):
     """With the reason; what was accepted is never left out of an export."""
     journal = MemoryJournal()
     runner = Runner(journal=journal, tracing=None)
@@ -74,11 +75,12 @@ def test_a_correction_fits_or_is_refused(key: str | None, value: Any, status: in
         run_id = client.post("/runs", json="a text").json()["run_id"]
         place = f"/runs/{run_id}/feedback"
         answer = client.post(place, json={"name": "correction", "value": value, "key": key})
-        assert answer.status_code == status, answer.text
+        assert answer.status_code == (422 if reason else 204), answer.text
         assert client.post(place, json={"name": "another", "value": value, "key": key}).status_code == 204
         assert client.post(place, json={"name": "correction", "value": value, "key": "no"}).status_code == 404
-    if status == 422:
+    if reason is not None:
         assert answer.json()["detail"].startswith("a correction is the expected output, ")
+        assert reason in answer.json()["detail"]
         assert answer.json()["type"] == "urn:stagegraph:problem:invalid"
         return
     source = JournalRuns(journal)

@@ -236,6 +236,13 @@ def test_headers(client: httpx.Client):
     problem(client.get(f"/tidy/runs/{run_id}/events?after=many"), 422, "invalid")
 
 
+def test_another_method(client: httpx.Client):
+    """Is a problem like every error, and says which methods the path has."""
+    answer = client.delete("/tidy/runs")
+    problem(answer, 405, "method")
+    assert answer.headers["allow"] == "GET, POST"
+
+
 @pytest.mark.parametrize("run_id", ["a%2Fb", "..%2f..%2fetc", "%00", "a" * 129, "%F0%9F%A6%8A", "a%0d%0ax: y", "<b>"])
 def test_run_ids(client: httpx.Client, run_id: str):
     """What can be no id is refused, and not repeated."""

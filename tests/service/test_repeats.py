@@ -96,6 +96,8 @@ def test_a_repeated_request_is_the_same_run():
         assert done == {"cup": 5}
         streamed = list(events(post(client, "cup", path="/runs/stream")))
         assert json.loads(streamed[-1]["data"])["run_id"] == first.json()["run_id"]
+        rest = post(client, "cup", path="/runs/stream", **{"Last-Event-ID": streamed[1]["id"]})
+        assert list(events(rest)) == streamed[2:]
         assert done == {"cup": 5}
 
 

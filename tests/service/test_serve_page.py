@@ -213,3 +213,4 @@ def test_a_wrong_input_is_explained(browser: webdriver.Chrome, url: str):
     browser.execute_script("arguments[0].type = 'text'; arguments[0].value = 'many'", field)
     browser.find_element(By.ID, "start").click()
     WebDriverWait(browser, 30).until(lambda b: "body/times" in b.find_element(By.ID, "problem").text)
+    assert browser.find_element(By.ID, "status").text == "Not started"

@@ -18,7 +18,7 @@ from .load import load_function, load_graph, made_deps
 from .text import console, deferred, json_output, print_error, print_json
 
 if TYPE_CHECKING:
-    from stagegraph import LiveRun, Node, Run, Runner
+    from stagegraph import LiveRun, Node, ResumeOptions, Run, Runner
     from stagegraph.journal import Journal
 
 
@@ -55,6 +55,10 @@ def resume(
     answer: Annotated[
         list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
     ] = None,
+    input: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(metavar="INPUT", help="The input again, where the journal does not hold all of it."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
@@ -65,6 +69,8 @@ def resume(
 ) -> None:
     """Finish a run that a crash, a limit, an error or a question interrupted."""
     from stagegraph import ReplayError
+
+    from .input import read_input
 
     answers = dict(_answer(pair) for pair in answer or [])
     make_deps = load_function(deps)
@@ -78,9 +84,11 @@ def resume(
                 raise ReplayError(msg)
             node = load_graph(place)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
-                live = await runner.start_resume(
-                    row.run_id, graph=node, answers=answers, strict=strict, model=model, deps=made
-                )
+                again: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
+                again["deps"] = made
+                if input is not None:
+                    again["input"] = read_input(input, node.__node__.input_type)
+                live = await runner.start_resume(row.run_id, **again)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

@@ -43,7 +43,7 @@ def runs(
     from stagegraph.journal import RunFilter
     from stagegraph.record.calls import rows_so_far
     from stagegraph.record.source import RunQuery
-    from stagegraph.runner.recovery import GIVEN_UP
+    from stagegraph.runner.recovery import GIVEN_UP, status_of
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
@@ -75,7 +75,7 @@ def runs(
             limit=_MANY if stored_as == "running" else limit,
         )
         async with aclosing(opt.open_journal(journal)) as store:
-            rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
+            rows = [row for row in await store.runs(wanted) if status in (None, status_of(row))]
             return [((await rows_so_far(store, row))[0], await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
@@ -89,7 +89,7 @@ def runs(
         table.add_row(
             Text(plain(row.run_id)),
             Text(plain(row.graph)),
-            styled_status(_status(row)),
+            styled_status(status_of(row)),
             datetime.fromtimestamp(row.started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             duration(row.duration) if row.status != "running" else "",
             str(row.requests),
@@ -131,22 +131,18 @@ async def _one_of_langfuse(run: str) -> RunRows:
     raise TracingError(msg)
 
 
-def _status(row: RunRow) -> str:
-    from stagegraph.runner.recovery import is_interrupted
-
-    return "interrupted" if is_interrupted(row) else row.status
-
-
 def _scores_of_run(scores: list[FeedbackRow]) -> dict[str, Any]:
     return {score.name: json.loads(score.value) for score in scores if score.key is None}
 
 
 def _run_json(row: RunRow, scores: list[FeedbackRow]) -> dict[str, Any]:
+    from stagegraph.runner.recovery import status_of
+
     names = ("duration", "requests", "input_tokens", "output_tokens", "cost", "error")
     return {
         "run_id": row.run_id,
         "graph": row.graph,
-        "status": _status(row),
+        "status": status_of(row),
         "started": datetime.fromtimestamp(row.started, UTC).isoformat(),
         **{name: getattr(row, name) for name in names},
         "feedback": _scores_of_run(scores),
@@ -195,13 +191,14 @@ def show(
 
 def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, everything: bool) -> None:
     from stagegraph.data.call import load_pending
+    from stagegraph.runner.recovery import status_of
 
     from .tree import recorded_trees
 
     out = console()
     out.print(
         Text.assemble((plain(row.graph), "bold"), " ", plain(row.run_id), " "),
-        styled_status(row.status),
+        styled_status(status_of(row)),
         f"{duration(row.duration)}, {len(calls)} calls, {row.requests} requests, "
         f"{row.input_tokens} + {row.output_tokens} tokens, cost {dollars(row.cost)}",
     )

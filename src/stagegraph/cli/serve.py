@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated
 
 import typer
@@ -45,28 +45,35 @@ def serve(
     limits = {"max_runs": max_runs, "max_queued": max_queued, "drain_seconds": drain}
     runner = make_runner(node, model, prompts, models, store, resume_interrupted=record, **limits)
     made: list[object] = []
+    failed: list[DeclarationError] = []
 
     @asynccontextmanager
     async def life(_app: object) -> AsyncGenerator[None]:
-        async with made_deps(make_deps) as opened, runner.lifespan():
-            made.append(opened)
+        async with AsyncExitStack() as stack:
+            try:
+                made.append(await stack.enter_async_context(made_deps(make_deps)))
+            except DeclarationError as error:
+                failed.append(error)
+                server.should_exit = True  # without a traceback of the server
+            else:
+                await stack.enter_async_context(runner.lifespan())
+                say(f"{node.__node__.name} is at http://{shown}:{listening.getsockname()[1]}/", stderr=True)
             yield
 
-    def for_request() -> object:
+    def for_row(_: object) -> object:
         return made[0]
 
-    def for_row(_row: object) -> object:
-        return made[0]
-
-    hooks = {} if deps is None else {"deps": for_request, "resume_deps": for_row}
+    hooks = {} if deps is None else {"deps": lambda: made[0], "resume_deps": for_row}
     served = app(node, runner, lifespan=life, **hooks)
     if host in {"127.0.0.1", "localhost", "::1"}:  # so that no web page reaches it under a host name of its own
         served.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    shown = f"[{host}]" if ":" in host else host
+    config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=int(drain) + 10)
+    server = uvicorn.Server(config)
     with _listening(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        say(f"{node.__node__.name} is at http://{shown}:{listening.getsockname()[1]}/", stderr=True)
-        config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=int(drain) + 10)
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
+    if failed:
+        raise failed[0]
 
 
 def _listening(host: str, port: int) -> socket.socket:

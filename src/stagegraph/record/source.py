@@ -308,7 +308,14 @@ def corrected(value: object, type_: Schema) -> Any:
     Raises:
         ValueError: it does not fit the type.
     """
+    data = value
     if isinstance(value, str):
-        with suppress(ValueError):
-            return type_.load(json.loads(value))
-    return type_.load(value)
+        with suppress(ValueError, RecursionError):
+            data = json.loads(value)
+    try:
+        return type_.load(data)
+    except ValueError:
+        if data is not value:
+            with suppress(ValueError):
+                return type_.load(value)
+        raise

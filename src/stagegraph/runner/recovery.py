@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stagegraph")
 
+ShownStatus = Literal[Status, "interrupted"]
+"""The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 GIVEN_UP = "GivenUp"
 """The error type of a run that is not resumed any more."""
 _LOOK_EVERY = 2.0
@@ -105,6 +107,11 @@ class TakesUp(Protocol):
 def is_interrupted(row: RunRow) -> bool:
     """Whether a run is recorded as running, but its process has ended."""
     return row.status == "running" and row.owner in {None, GONE}
+
+
+def status_of(row: RunRow) -> ShownStatus:
+    """The status of a run as people see it."""
+    return "interrupted" if is_interrupted(row) else row.status
 
 
 def counted(row: RunRow) -> RunRow:
@@ -295,7 +302,7 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
     if row.input_whole == "" and not anew:
         msg = (
             f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
-            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)` or `stagegraph resume --input`"
         )
         raise ReplayError(msg)
     if "input" in gone and not anew:

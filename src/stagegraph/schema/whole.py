@@ -131,9 +131,24 @@ class Whole:
         if plain.traits.own_form:
             return plain.recall(data)
         if is_dict(data):
-            return plain.build({name: self._read(one) for name, one in data.items()})
+            defaults = _defaults(cls)
+            given = {name: self._read(one) for name, one in data.items() if not self._is_written(defaults, name, one)}
+            made = plain.build(given)
+            for name in given.keys() & defaults:
+                if getattr(made, name) == given[name]:  # `1` where validation makes `1.0`, and the class does not
+                    object.__setattr__(made, name, given[name])
+            return made
         items = list(map(self._read, data))
-        return plain.build(items[0] if issubclass(cls, RootModel) else items)
+        if issubclass(cls, RootModel):
+            return plain.build(items[0])
+        made = plain.build(items)
+        return cast("Any", cls)._make(items) if made == tuple(items) else made  # a named tuple does not either
+
+    def _is_written(self, defaults: dict[str, Any], name: str, data: Any) -> bool:
+        """Whether a field has its default, which need not be what validation accepts: `comment: str = None`."""
+        with suppress(ValueError):
+            return name in defaults and json.dumps(self._written(defaults[name])) == json.dumps(data)
+        return False
 
     def _name(self, cls: type) -> str:
         name = _name_of(cls)
@@ -150,6 +165,13 @@ class Whole:
             msg = f"{self._declared.type} does not mention {name}"
             raise ValueError(msg)
         return found
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    """The fields of a class with their defaults, or something that is no value where they have none."""
+    if issubclass(cls, BaseModel):
+        return {name: field.default for name, field in cls.model_fields.items()}
+    return {field.name: field.default for field in dataclasses.fields(cls)}
 
 
 def _name_of(cls: type) -> str:

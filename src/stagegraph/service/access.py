@@ -77,25 +77,24 @@ class Access:
         self._policy = policy
         self._remember = remember
         self._remember_bytes = remember_bytes
-        self._ended: OrderedDict[str, LiveRun[Any, Any]] = OrderedDict()
-        self._sizes: dict[str, int] = {}
+        self._ended: OrderedDict[str, tuple[LiveRun[Any, Any], int]] = OrderedDict()
+        """Runs with their sizes, the latest last."""
         self._followed: OrderedDict[str, JournalEvents] = OrderedDict()
 
     def keep(self, live: LiveRun[Any, Any]) -> None:
         """Keep a run after its end, until *remember* other runs have ended, or its memory is needed for them."""
 
         def ended(_: object) -> None:
-            self._add(self._ended, live.run_id, live, self._remember)
+            self._add(self._ended, live.run_id, (live, 0), self._remember)
             weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
             weighing.add_done_callback(weighed)
 
         def weighed(done: asyncio.Future[int]) -> None:
-            self._sizes = {run_id: self._sizes.get(run_id, 0) for run_id in self._ended}
-            if live.run_id in self._sizes and not done.cancelled():
-                self._sizes[live.run_id] = done.result()
+            if live.run_id in self._ended and not done.cancelled():
+                self._ended[live.run_id] = live, done.result()
             alone = 0 if self.runner.journal is not None else 1  # without a journal, the newest is nowhere else
-            while sum(self._sizes.values()) > self._remember_bytes and len(self._ended) > alone:
-                del self._sizes[self._ended.popitem(last=False)[0]]
+            while sum(size for _, size in self._ended.values()) > self._remember_bytes and len(self._ended) > alone:
+                self._ended.popitem(last=False)
 
         live.task.add_done_callback(ended)
 
@@ -112,7 +111,7 @@ class Access:
 
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
-        return self.runner.live(run_id) or self._ended.get(run_id)
+        return self.runner.live(run_id) or self._ended.get(run_id, (None, 0))[0]
 
     async def find(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | RunRow:
         """A run of this process, or the row of any other one.

@@ -21,19 +21,18 @@ from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
-from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
+from stagegraph.runner.recovery import GIVEN_UP, ShownStatus, give_up, is_interrupted, status_of
 from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
 from .event_stream import EventFormat, EventStream, disconnected, event_number
-from .listing import RunList, Wanted, list_runs
 from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
     from stagegraph.runner.options import RunOptions
 
     from .access import Access
-    from .bodies import FeedbackBody, ShownStatus
+    from .bodies import FeedbackBody
     from .repeats import Repeatable
 
 _CANCEL_SECONDS = 10.0
@@ -61,7 +60,7 @@ class Endpoints:
     """
 
     def __init__(self, access: Access, format: EventFormat, *, cancels: bool) -> None:  # noqa: A002
-        self._access = access
+        self.access = access
         self._graph = access.graph
         self._runner = access.runner
         self._format = format
@@ -77,7 +76,7 @@ class Endpoints:
         options: RunOptions = {"user_id": asked.user, "session_id": asked.session}
         found, repeatable = None, asked.repeatable
         if repeatable is not None:
-            found = await self._access.repeated(repeatable, asked.user)
+            found = await self.access.repeated(repeatable, asked.user)
             options |= {"run_id": repeatable.run_id, "metadata": repeatable.metadata}
         if isinstance(found, RunRow):
             return found
@@ -86,12 +85,12 @@ class Endpoints:
             try:
                 await live.recorded()
             except JournalError:
-                begun = await self._access.repeated(repeatable, asked.user)
+                begun = await self.access.repeated(repeatable, asked.user)
                 if isinstance(begun, RunRow):
                     return begun  # by another process, which was faster
                 raise
         if found is None:
-            self._access.keep(live)
+            self.access.keep(live)
         return live
 
     async def answer(
@@ -119,58 +118,53 @@ class Endpoints:
         if wait:
             async with anyio.create_task_group() as group:
                 group.start_soon(_cancel_if_left, request, group.cancel_scope)
-                row = await self._access.end_of(row)
+                row = await self.access.end_of(row)
                 group.cancel_scope.cancel()
         if wait and row.status in {"failed", "cancelled"}:
-            raise problem_of_record(await stored_run(self._access.journal, row, self._graph))
+            raise problem_of_record(await stored_run(self.access.journal, row, self._graph))
         return await self._stored(row, 200 if wait and row.status == "succeeded" else 202, request)
 
-    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked) -> Response:
-        """The events of a run that was started for them."""
+    async def streamed(self, live: LiveRun[Any, Any] | RunRow, asked: Asked, last_id: str | None) -> Response:
+        """The events of a run that was started for them; a repeated request may have had some of them."""
         if isinstance(live, RunRow):
-            return await self.events(live.run_id, asked.user)
+            return await self.events(live.run_id, asked.user, last_id)
         await live.recorded()
 
         def leave() -> None:
             if self._cancels and asked.repeatable is None and not live.done:
                 live.task.cancel()
 
-        return EventStream(self._format.live(live, -1), live.run_id, on_leave=leave)
+        return EventStream(self._format.live(live, _last_seen(live, last_id)), live.run_id, on_leave=leave)
 
     async def events(self, run_id: str, user: str | None, *last_ids: str | None) -> Response:
         """The events of a run that was started before, after the first of *last_ids* that is the id of an event.
 
         Those of a run of another process come from the journal.
         """
-        found, live = await self._access.find(run_id, user), self._access.here(run_id)
-        numbers = (number for one in last_ids if (number := event_number(one)) is not None)
-        seen = next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
+        found, live = await self.access.find(run_id, user), self.access.here(run_id)
+        seen = _last_seen(found, *last_ids)
         if live is not None and live.segment == found.segment:
             return EventStream(self._format.live(live, seen), run_id)
-        return EventStream(self._format.recorded(self._access.events(found), seen, self._runner.live), run_id)
-
-    async def list(self, user: str | None, wanted: Wanted) -> RunList:
-        """The runs that a user may see."""
-        return await list_runs(self._access, user, wanted)
+        return EventStream(self._format.recorded(self.access.events(found), seen, self._runner.live), run_id)
 
     async def state(self, run_id: str, user: str | None) -> Response:
         """The state of a run."""
-        found = await self._access.find(run_id, user)
+        found = await self.access.find(run_id, user)
         return await (self._response(found.progress, 200) if isinstance(found, LiveRun) else self._stored(found))
 
     async def cancel(self, run_id: str, user: str | None) -> Response:
         """End a run now; a suspended or interrupted one is given up."""
-        found = await self._access.find(run_id, user)
+        found = await self.access.find(run_id, user)
         if isinstance(found, LiveRun):
             with anyio.move_on_after(_CANCEL_SECONDS):
                 await found.cancel()
             return await self._response(found.progress, 200 if found.done else 202)
         if found.status == "running" and not is_interrupted(found):
-            found = await self._access.ask_to_cancel(found, _CANCEL_SECONDS)
+            found = await self.access.ask_to_cancel(found, _CANCEL_SECONDS)
             return await self._stored(found, 202 if found.status == "running" else 200)
         if found.status in {"running", "suspended"}:
             try:
-                found = await give_up(self._access.journal, found, "cancelled")
+                found = await give_up(self.access.journal, found, "cancelled")
             except JournalError:
                 raise Problem(409, "elsewhere", "another process runs the run now", run_id=run_id) from None
         return await self._stored(found)
@@ -187,10 +181,10 @@ class Endpoints:
     ) -> Response:
         """Resume a suspended run with its answers."""
         row = await self._suspended(run_id, user)
-        run = await stored_run(self._access.journal, row, self._graph)
+        run = await stored_run(self.access.journal, row, self._graph)
         try:
             live = await self._runner.start_resume(run_id, graph=self._graph, answers=_answers(run, given), deps=deps)
-            self._access.keep(live)
+            self.access.keep(live)
             return await self.answer(live, request, wait=wait)
         except ReplayError as error:
             raise Problem(422, "invalid", str(error), run_id=run_id) from None
@@ -199,7 +193,7 @@ class Endpoints:
 
     async def score(self, run_id: str, user: str | None, given: FeedbackBody) -> None:
         """Score a run or one of its calls."""
-        await self._access.find(run_id, user)
+        await self.access.find(run_id, user)
         if given.name == CORRECTION:
             await self._check_correction(run_id, given)
         try:
@@ -255,10 +249,10 @@ class Endpoints:
         return Response(content, status, _location(run.id, status, request), "application/json")
 
     async def _stored(self, row: RunRow, status: int = 200, request: Request | None = None) -> Response:
-        row, calls = await rows_so_far(self._access.journal, row)
+        row, calls = await rows_so_far(self.access.journal, row)
         scores: list[FeedbackRow] = []
         run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
-        shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
+        shown = status_of(row)
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
@@ -273,11 +267,17 @@ class Endpoints:
         if self._runner.journal is None:
             text = "a suspended run is resumed from its record, and this service has none: give its runner a journal"
             raise Problem(409, "no-journal", text, run_id=run_id)
-        found = await self._access.find(run_id, user)
+        found = await self.access.find(run_id, user)
         status = found.run.status if isinstance(found, LiveRun) else found.status
         if isinstance(found, LiveRun) or status != "suspended":
             raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
         return found
+
+
+def _last_seen(found: LiveRun[Any, Any] | RunRow, *last_ids: str | None) -> int:
+    """The number of the first of these ids that an event of the run can have."""
+    numbers = (number for one in last_ids if (number := event_number(one)) is not None)
+    return next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
 
 
 async def _cancel_if_left(request: Request, scope: anyio.CancelScope) -> None:

@@ -11,9 +11,9 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.rows import RunFilter
-from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
+from stagegraph.runner.recovery import GIVEN_UP, ShownStatus, status_of
 
-from .bodies import ShownStatus, Spent
+from .bodies import Spent
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
@@ -78,7 +78,6 @@ class Wanted:
         """The same for a journal."""
         started, _, run_id = (self.cursor or "").partition("~")
         return RunFilter(
-            graph=self.graph,
             status="running" if self.status == "interrupted" else self.status,
             since=None if self.since is None else self.since.timestamp(),
             until=None if self.until is None else self.until.timestamp(),
@@ -91,11 +90,10 @@ class Wanted:
 
 async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList:
     """The newest runs of the served graph that a user may see."""
-    search = wanted.filter()
     own = access.graph.__node__.name
     if wanted.graph not in {None, own}:
         return RunList(runs=[], next=None)
-    search = replace(search, graph=own, user=user if access.by_user else None)
+    search = replace(wanted.filter(), graph=own, user=user if access.by_user else None)
     found: list[RunRow] = []
     seen, more = 0, True
     while more and len(found) < wanted.limit and seen < _MOST:
@@ -103,17 +101,13 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
         seen, more = seen + len(rows), len(rows) == _CHUNK
         for place, row in enumerate(rows, 1):
             search = replace(search, before=(row.started, row.run_id))
-            if wanted.status in {None, _shown(row)} and await access.may_see(row, user):
+            if wanted.status in {None, status_of(row)} and await access.may_see(row, user):
                 found.append(row)
             if len(found) == wanted.limit:
                 more = more or place < len(rows)
                 break
     following = f"{search.before[0]!r}~{search.before[1]}" if more and search.before else None
     return RunList(runs=[await _listed(access, row) for row in found], next=following)
-
-
-def _shown(row: RunRow) -> ShownStatus:
-    return "interrupted" if is_interrupted(row) else row.status
 
 
 async def _listed(access: Access, row: RunRow) -> Listed:
@@ -123,7 +117,7 @@ async def _listed(access: Access, row: RunRow) -> Listed:
     return Listed(
         run_id=row.run_id,
         graph=row.graph,
-        status=_shown(row),
+        status=status_of(row),
         started=datetime.fromtimestamp(row.started, UTC),
         duration=row.duration,
         usage=Spent(

@@ -232,7 +232,12 @@ byId("form").addEventListener("submit", (event) => {
     byId("counts").textContent = "";
     byId("result").hidden = byId("result-title").hidden = true;
     say("Starting");
-    run = (await send("runs?wait=false", input)).run_id;
+    try {
+      run = (await send("runs?wait=false", input)).run_id;
+    } catch (error) {
+      say("Not started", "failed");
+      throw error;
+    }
     follow();
   });
 });

@@ -44,10 +44,7 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
             try:
                 await super().handle(scope, receive, send)
             except HTTPException as error:
-                if error.status_code != 405:  # noqa: PLR2004
-                    raise
-                allowed = {"Allow": ", ".join(sorted(methods[self.path]))}  # FastAPI names those of one route
-                raise HTTPException(405, error.detail, allowed) from None
+                await _refused(error, methods[self.path], Request(scope))(scope, receive, send)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
@@ -69,6 +66,20 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
             return handler
 
     return ProblemRoute
+
+
+def _refused(error: HTTPException, methods: set[str], request: Request) -> Response:
+    """The response to a method that a path does not have; FastAPI's own names the methods of one route alone.
+
+    Raises:
+        HTTPException: it is another error, or the app has a handler for it.
+    """
+    if error.status_code != 405:  # noqa: PLR2004
+        raise error
+    allowed = {"Allow": ", ".join(sorted(methods))}
+    if _has_handler(error, request):
+        raise HTTPException(405, error.detail, allowed)
+    return Problem(405, "method", "this path has other methods: see `Allow`", headers=allowed).response()
 
 
 def _has_handler(error: Exception, request: Request) -> bool:

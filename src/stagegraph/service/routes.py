@@ -22,7 +22,7 @@ from .access import Access, Policy, only_its_user
 from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
 from .endpoints import Asked, Endpoints
 from .event_stream import EventFormat
-from .listing import RunList, Wanted
+from .listing import RunList, Wanted, list_runs
 from .problems import documented
 from .repeats import Key, Repeatable
 from .requests import route_class
@@ -206,10 +206,12 @@ def _runs(
     async def create_stream(
         value: Any,
         deltas: Annotated[bool, Query(description="Whether to send text as the models write it.")] = False,
+        last_event_id: LastEventId = None,
         asked: Any = by,
     ) -> Response:
         """Run the graph on the body, and send its events as they happen."""
-        return await endpoints.streamed(await endpoints.start(value, asked, deltas=deltas), asked)
+        live = await endpoints.start(value, asked, deltas=deltas)
+        return await endpoints.streamed(live, asked, None if asked.repeatable is None else last_event_id)
 
     as_json = WrapValidator(lambda data, _: graph.__node__.input_type.load(data))  # FastAPI validates as Python data
     body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"The input of {graph.__node__.name}.")]
@@ -222,7 +224,7 @@ def _runs(
     @api.get("/runs", responses=documented(409, 422, 503))
     async def listed(wanted: Annotated[Wanted, Depends()], user_id: Any = who) -> RunList:
         """The runs that the user may see, the newest first, a page at a time."""
-        return await endpoints.list(user_id, wanted)
+        return await list_runs(endpoints.access, user_id, wanted)
 
     @api.get("/runs/{run_id}", response_model=view, responses=documented(404, 422, 500, 503))
     async def read(run_id: RunId, user_id: Any = who) -> Response:
