@@ -116,25 +116,31 @@ class Executor:
             )
             raise NotRunningError(msg)
         calls = state.calls
-        call = calls[key] = CallState(
-            node, path, key, parent, value, len(calls), fan, caller=parent.caller if parent is not None else None
-        )
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls), fan)
         if parent is None:
             state.root = call
-        before, ended = (-1, -1) if self.recorder is None else self.recorder.announced(key)
-        again = before if ended >= 0 else -1  # what had not ended before the run was resumed begins anew
-        if self.log is None:
-            number = self._unheard_event(again)
         else:
-            number = self.log.put(CallStarted, before=again, key=key, path=path, kind=kind)
-        call.start_event = before if before >= 0 else number
-        if kind == "graph":
-            call.end_event = ended  # its flow runs again, and ends as it has ended already
+            call.caller = parent.caller
+        if self.log is not None or self.recorder is not None:
+            self._began(call)
         if self.recorder is not None and kind == "graph":
             self.recorder.begin(call)
         if self.ledger is not None and kind == "stage":
             self.ledger.call_began()
         return call
+
+    def _began(self, call: CallState) -> None:
+        """Announce a call, with the number of the event that announced it before its run was resumed."""
+        before, ended = (-1, -1) if self.recorder is None else self.recorder.announced(call.key)
+        again = before if ended >= 0 else -1  # what had not ended before the run was resumed begins anew
+        kind = call.node.__node__.kind
+        if self.log is None:
+            number = self._unheard_event(again)
+        else:
+            number = self.log.put(CallStarted, before=again, key=call.key, path=call.path, kind=kind)
+        call.start_event = before if before >= 0 else number
+        if kind == "graph":
+            call.end_event = ended  # its flow runs again, and ends as it has ended already
 
     def close(self, call: CallState) -> None:
         """End a call, which has succeeded or failed."""
@@ -225,6 +231,8 @@ class Executor:
 
     def ended(self, call: CallState) -> None:
         """Announce how a call ended, before its row is written, which has the number of the event."""
+        if self.log is None and self.recorder is None:
+            return
         before, again = -1, call.replayed or call.node.__node__.kind == "graph"
         if self.recorder is not None and again and call.status == "succeeded":
             before = self.recorder.announced(call.key).end_event
