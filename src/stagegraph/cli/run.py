@@ -20,6 +20,7 @@ from .text import console, deferred, json_output, print_error, print_json
 if TYPE_CHECKING:
     from stagegraph import LiveRun, Node, Run, Runner
     from stagegraph.journal import Journal
+    from stagegraph.runner.options import ResumeOptions
 
 
 def run(
@@ -55,6 +56,9 @@ def resume(
     answer: Annotated[
         list[str] | None, typer.Option(metavar="ID=VALUE", help="Answer what a suspended run asks.")
     ] = None,
+    input: Annotated[  # noqa: A002
+        str | None, typer.Option(help="The input again, where the record does not hold all of it, as of a secret.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Fail where the program has changed.")] = False,
     model: opt.ModelOption = None,
     prompts: opt.PromptsOption = None,
@@ -65,6 +69,8 @@ def resume(
 ) -> None:
     """Finish a run that a crash, a limit, an error or a question interrupted."""
     from stagegraph import ReplayError
+
+    from .input import read_input
 
     answers = dict(_answer(pair) for pair in answer or [])
     make_deps = load_function(deps)
@@ -77,9 +83,10 @@ def resume(
                 msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
                 raise ReplayError(msg)
             node = load_graph(place)
+            again: ResumeOptions = {} if input is None else {"input": read_input(input, node.__node__.input_type)}
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
                 live = await runner.start_resume(
-                    row.run_id, graph=node, answers=answers, strict=strict, model=model, deps=made
+                    row.run_id, graph=node, answers=answers, strict=strict, model=model, deps=made, **again
                 )
                 await _finish(live, node, out)
 

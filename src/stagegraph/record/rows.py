@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import Kind, Status
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
-from stagegraph.schema.types import is_dict, is_list, is_mapping
+from stagegraph.schema.types import is_mapping
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
@@ -64,15 +65,7 @@ class Labels:
         Raises:
             ValueError: the text does not hold labels.
         """
-        data: object = json.loads(text)
-        if not is_dict(data) or not is_dict(data.get("metadata", {})) or not is_list(data.get("tags", [])):
-            msg = "the labels of a run are an object with `metadata` and a list of `tags`"
-            raise ValueError(msg)
-        known: dict[str, Any] = {
-            name: tuple(value) if is_list(value) else value for name, value in data.items() if name in _LABELS
-        }
-        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
-        return cls(**known)
+        return _labels().validate_python(json.loads(text))
 
     def to_json(self) -> str:
         """The text of a row's column; an object without JSON in the metadata is written as `str` shows it.
@@ -94,6 +87,11 @@ class Labels:
         except (TypeError, ValueError) as error:
             msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
             raise DeclarationError(msg) from error
+
+
+@cache
+def _labels() -> TypeAdapter[Labels]:
+    return TypeAdapter(Labels)
 
 
 _LABELS = Labels.__slots__

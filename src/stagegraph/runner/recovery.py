@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stagegraph.agent.durable import unanswered_in
@@ -184,6 +185,7 @@ class _Finisher:
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except ReplayError as error:
+            self._failures[row.run_id] = (inf, inf)  # it would be the same error every time
             _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             self._put_off(row, "was taken up and ended without an output", error)
@@ -241,10 +243,16 @@ async def resumed_spec(
     if node is None:
         msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
         raise ReplayError(msg)
+    try:
+        labels = row.read_labels()
+        limits = options.get("limits") or Limits.recorded(labels)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        msg = f"the record of run {run_id!r} is damaged: its labels cannot be read: {error}"
+        raise ReplayError(msg) from error
     recorded = await stored_run(journal, row, node)
     if row.status == "succeeded":
         return recorded
-    labels, strict = row.read_labels(), options.get("strict", False)
+    strict = options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, prompts, anew="input" in options)
@@ -262,7 +270,7 @@ async def resumed_spec(
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
-        limits=options.get("limits") or Limits.recorded(labels),
+        limits=limits,
         session_id=labels.session_id,
         user_id=labels.user_id,
         tags=labels.tags,
@@ -295,7 +303,7 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
     if row.input_whole == "" and not anew:
         msg = (
             f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
-            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)`"
+            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)` or `stagegraph resume --input`"
         )
         raise ReplayError(msg)
     if "input" in gone and not anew:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -32,6 +33,7 @@ _BYTES = ConfigDict(
     arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64", cache_strings="keys"
 )
 _WHOLE = CoreConfig(ser_json_inf_nan="strings")
+_MOST_DIGITS = sys.int_info.default_max_str_digits
 
 
 class Record(NamedTuple):
@@ -203,13 +205,13 @@ class Schema:
         exact = self._closed
         try:
             if trusted and exact is not None and exact(value):
-                return Record(write(value).decode(), None)
+                return Record(_readable(write(value).decode()), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
         if lazy(value):
             return Record(_as_far_as_possible(value), "")
         try:
-            plain = write(value).decode()
+            plain = _readable(write(value).decode())
             if self._comes_back(value, plain, None):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
@@ -306,6 +308,19 @@ def _as_far_as_possible(value: object) -> str:
         return json.dumps(plain(value), ensure_ascii=False)
     except Exception:  # noqa: BLE001 - a user's `__repr__` may raise
         return json.dumps(f"<{type(value).__name__}>")
+
+
+def _readable(text: str) -> str:
+    """A JSON text that Python can read.
+
+    Raises:
+        ValueError: it has an integer of more digits than Python reads.
+    """
+    for place in range(_MOST_DIGITS, len(text), _MOST_DIGITS):  # each longer integer is at one of these places
+        if text[place - 9 : place + 1].isdigit() or text[place : place + 10].isdigit():
+            json.loads(text)
+            break
+    return text
 
 
 def field_keys(model: type[BaseModel]) -> dict[str, str]:

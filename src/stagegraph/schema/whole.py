@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -131,7 +131,7 @@ class Whole:
         if plain.traits.own_form:
             return plain.recall(data)
         if is_dict(data):
-            return plain.build({name: self._read(one) for name, one in data.items()})
+            return _with_integers(plain.build(fields := {name: self._read(one) for name, one in data.items()}), fields)
         items = list(map(self._read, data))
         return plain.build(items[0] if issubclass(cls, RootModel) else items)
 
@@ -150,6 +150,14 @@ class Whole:
             msg = f"{self._declared.type} does not mention {name}"
             raise ValueError(msg)
         return found
+
+
+def _with_integers(made: Any, fields: Mapping[str, Any]) -> Any:
+    """An object with the integers that it had in fields of floats: Pydantic accepts them as defaults, as in `x: float = 0`."""
+    for name, one in fields.items():
+        if type(one) is int and type(getattr(made, name, one)) is float:
+            object.__setattr__(made, name, one)  # it may be frozen
+    return made
 
 
 def _name_of(cls: type) -> str:
