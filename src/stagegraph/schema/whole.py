@@ -153,7 +153,7 @@ class Whole:
 
 
 def _with_integers(made: Any, fields: Mapping[str, Any]) -> Any:
-    """An object with the integers that it had in fields of floats: Pydantic accepts them as defaults, as in `x: float = 0`."""
+    """An object with the integers that it had where floats are declared, as the default of `x: float = 0`."""
     for name, one in fields.items():
         if type(one) is int and type(getattr(made, name, one)) is float:
             object.__setattr__(made, name, one)  # it may be frozen
