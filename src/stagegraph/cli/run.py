@@ -83,11 +83,12 @@ def resume(
                 msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
                 raise ReplayError(msg)
             node = load_graph(place)
-            again: ResumeOptions = {} if input is None else {"input": read_input(input, node.__node__.input_type)}
+            options: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
+            if input is not None:
+                options["input"] = read_input(input, node.__node__.input_type)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
-                live = await runner.start_resume(
-                    row.run_id, graph=node, answers=answers, strict=strict, model=model, deps=made, **again
-                )
+                options["deps"] = made
+                live = await runner.start_resume(row.run_id, **options)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

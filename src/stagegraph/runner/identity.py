@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic_ai.messages import UserContent
 from pydantic_ai.toolsets import FunctionToolset
 
 from stagegraph.data.call import Kind, key_order
 from stagegraph.data.prompt import Prompt
 from stagegraph.record.rows import CallRow, OpRow, Recorded
-from stagegraph.schema.serialize import hashed
+from stagegraph.schema.serialize import NO_JSON, hashed, json_of, without_json
 
 from .state import CacheKey
 
@@ -41,14 +43,24 @@ class NodeKey:
         self._parts_json = json.dumps(parts)
         self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
 
-    def of_call(self, given: Record) -> CacheKey | None:
-        """The key of one call: where it is declared, what its node is, and its input; `None` if that has no record."""
+    def of_call(self, given: Record, content: str | list[UserContent] | None = None) -> CacheKey | None:
+        """The key of one call: where it is declared, what its node is, its input, and what its renderer made of that.
+
+        It is `None` if that has no record.
+        """
         identity = given.identity
-        if identity is None:
+        rendered = "" if content is None else json_of(_user_prompt(), content, fallback=without_json)
+        if identity is None or NO_JSON in rendered:
             return None
         digest = self._seed.copy()
         digest.update(identity)
+        digest.update(rendered.encode())
         return CacheKey(digest.hexdigest(), given.plain, self._parts, self._parts_json, given.whole)
+
+
+@cache
+def _user_prompt() -> TypeAdapter[Any]:
+    return TypeAdapter(str | list[UserContent], config=ConfigDict(ser_json_bytes="base64"))
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:
@@ -197,7 +209,7 @@ def changes(before: CallRow, now: CacheKey) -> str:
     parts = json.loads(before.parts)
     names = ["the input"] if (before.input, before.input_whole) != (now.input, now.input_whole) else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
-    return " and ".join(names) or ("its content" if before.identity else "")
+    return " and ".join(names) or ("the rendered input" if before.identity else "")
 
 
 def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:

@@ -31,6 +31,8 @@ from .recovery import counted
 from .state import Clock, total
 
 if TYPE_CHECKING:
+    from pydantic_ai.messages import UserContent
+
     from stagegraph.data.prompt import Prompt
     from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
@@ -250,8 +252,16 @@ class Recorder:
             with suppress(JournalError):  # the row of its end fails as well, and then it is raised
                 self._journal.put_soon(*map(self._call_row, going_on))
 
-    def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
+    def recalled(
+        self,
+        call: CallState,
+        node_key: NodeKey,
+        prompt: Prompt | None = None,
+        content: str | list[UserContent] | None = None,
+    ) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
+
+        A stage has a *prompt*, and with a renderer of its own the *content* of the user prompt.
 
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
@@ -261,7 +271,7 @@ class Recorder:
             call.replayed = True
             self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
+        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input), content)
         if cache_key is None:
             self._claim(call, "")
             self._explain(call)
