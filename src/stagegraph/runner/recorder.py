@@ -232,7 +232,7 @@ class Recorder:
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
-        if (began := self._own.graph_began(call.key)) is not None:
+        if (began := self._own.begun.get(call.key)) is not None:
             call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
 
@@ -329,7 +329,7 @@ class Recorder:
         if call.output is MISSING:
             return False
         call.status, call.error, call.replayed = row.status, error_of(row), True
-        self._source(row).use_up(row)
+        self._source(row).records.pop((row.key, row.identity), None)  # it came with the call around it
         if row.run_id != self._row.run_id:  # otherwise the run has the row already
             parent = call.parent.key if call.parent is not None else None
             place = {"run_id": self._row.run_id, "key": call.key, "parent": parent, "position": call.position}
@@ -342,7 +342,7 @@ class Recorder:
         Raises:
             ReplayError: in strict mode.
         """
-        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        before, now = self._own.at.get(call.key) or self._other.at.get(call.key), call.cache_key
         if before is None:
             return
         changed, strictly = "" if now is None else changes(before, now), before.kind == "step"

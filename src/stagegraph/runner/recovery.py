@@ -197,7 +197,12 @@ class _Finisher:
     async def _finish(self, row: RunRow) -> None:
         crashes = counted(row).read_labels().crashes
         if crashes > self._attempts:
-            await _leave(self._journal, row, crashes)
+            why = (
+                f"the process that ran it ended {crashes} times before the run did, so it is not taken up by itself "
+                f"any more: see what ends the process, then `stagegraph resume {row.run_id}`"
+            )
+            await give_up(self._journal, row, "failed", why)
+            _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
         elif (finishing := self._runner.take_up(row)) is not None:
             await finishing
         elif row.run_id not in self._unknown:
@@ -215,15 +220,6 @@ class _Finisher:
         delay = min(2 * delay, _LONGEST_DELAY)
         self._failures[row.run_id] = (time.monotonic() + delay, delay)
         _log.error("run %s of %s %s: %s", row.run_id, row.graph, what, error, exc_info=error)
-
-
-async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:
-    why = (
-        f"the process that ran it ended {crashes} times before the run did, so it is not taken up by itself any more: "
-        f"see what ends the process, then `stagegraph resume {row.run_id}`"
-    )
-    await give_up(journal, row, "failed", why)
-    _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
 
 
 async def resumed_spec(
@@ -256,7 +252,11 @@ async def resumed_spec(
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, prompts, anew="input" in options)
-    given, fits = (options["input"], False) if "input" in options else _recorded_input(row, node)
+    if "input" in options:
+        given, fits = options["input"], False
+    else:  # a run may have failed because its input does not fit
+        what, data = f"the input of run {run_id!r}", json.loads(row.input)
+        given, fits = _read(what, node.__node__.input_type, data, row.input_whole)
     waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
     answered = by_call(waiting, answers)
     check(waiting, answered)
@@ -319,12 +319,6 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
             "say with which it is to go on, as in `resume(..., prompts=...)`"
         )
         raise ReplayError(msg)
-
-
-def _recorded_input(row: RunRow, node: Node[Any, Any]) -> tuple[object, bool]:
-    """The input of a run, and whether it is a value of the input type: a run may have failed because it is none."""
-    type_ = node.__node__.input_type
-    return _read(f"the input of run {row.run_id!r}", type_, json.loads(row.input), row.input_whole)
 
 
 def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:

@@ -25,7 +25,7 @@ from pydantic_core import (
 from .closed import closed
 from .same import lazy, same
 from .serialize import Traits, encodable, serializer_of, traits_of
-from .types import Check, check, is_dict, is_list, is_mapping, is_sequence, is_set, type_name
+from .types import Check, check, is_mapping, is_sequence, is_set, type_name
 from .whole import Whole
 
 # Only keys are cached for the next reading: cached values would stay in memory.
@@ -188,10 +188,6 @@ class Schema:
     def _holds_sets(self) -> bool:
         return '"uniqueItems"' in self._described
 
-    def as_json(self, value: object) -> str:
-        """The plain record of any value; a value without JSON is written as far as possible."""
-        return self.recorded(value).plain
-
     def recorded(self, value: object) -> Record:
         """The record of any value."""
         return self._as_record(value, self._sorted_record, trusted=True)
@@ -255,14 +251,7 @@ class Schema:
         if self.traits.clashes:
             with suppress(ValidationError):
                 return read(text, by_alias=False, by_name=True)
-        try:
-            return read(text, by_alias=True, by_name=True)
-        except ValidationError:
-            data = json.loads(text)
-            numbers = _with_numbers(data)
-            if numbers == data:
-                raise
-            return self.load(numbers)
+        return read(text, by_alias=True, by_name=True)
 
     def show(self, value: object) -> Any:
         """The public form as plain data; a value of another type is written as far as possible."""
@@ -342,20 +331,6 @@ def ordered(data: Any) -> Any:
         return {key: ordered(value) for key, value in data.items()}
     if is_sequence(data):
         return list(map(ordered, data))
-    return data
-
-
-_NO_NUMBERS = {text: float(text) for text in ("Infinity", "-Infinity", "NaN")}
-
-
-def _with_numbers(data: Any) -> Any:
-    """Data with numbers in place of their texts where they are not finite: a strict model does not read the texts."""
-    if isinstance(data, str):
-        return _NO_NUMBERS.get(data, data)
-    if is_list(data):
-        return list(map(_with_numbers, data))
-    if is_dict(data):
-        return {name: _with_numbers(value) for name, value in data.items()}
     return data
 
 
