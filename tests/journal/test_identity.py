@@ -83,9 +83,9 @@ async def test_what_a_renderer_makes_of_an_input_counts() -> None:
 
     quoted = saying(render="«{}»".format)
     assert await asked_again(quoted, saying(render=lambda text: f"«{text}»")) == (0, {})
-    assert await asked_again(quoted, saying(render=str.upper)) == (1, {"say": "the rendered input"})
+    assert await asked_again(quoted, saying(render=str.upper)) == (1, {"say": "its content"})
     assert await asked_again(image(b"1"), image(b"1")) == (0, {})
-    assert await asked_again(image(b"1"), image(b"2")) == (1, {"say": "the rendered input"})
+    assert await asked_again(image(b"1"), image(b"2")) == (1, {"say": "its content"})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, SkipValidation, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import Kind, Status
@@ -33,9 +33,9 @@ class Labels:
     """What is known of a run besides its values: what the caller said about it, and what resuming it needs."""
 
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    tags: tuple[str, ...] = ()
-    session_id: str | None = None
-    user_id: str | None = None
+    tags: tuple[SkipValidation[str], ...] = ()
+    session_id: SkipValidation[str | None] = None
+    user_id: SkipValidation[str | None] = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
     ended: tuple[float, ...] = ()

@@ -199,7 +199,7 @@ def changes(before: CallRow, now: CacheKey) -> str:
     parts = json.loads(before.parts)
     names = ["the input"] if (before.input, before.input_whole) != now.record else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
-    return " and ".join(names) or ("the rendered input" if before.identity else "")
+    return " and ".join(names) or ("its content" if before.identity else "")
 
 
 def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
