@@ -150,7 +150,9 @@ class _Reader:
         try:
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
         except ValidationError as error:
-            raise self._misfit(row, "messages", "cannot be read", error) from error
+            if self._strict:
+                raise self._misfit(row, "messages", "cannot be read", error) from error
+            messages = ()
         same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
             input=self._value(row, "input", input_type, row.input, row.input_whole),

@@ -293,8 +293,10 @@ class Recorder:
         return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
+        stage = call.node.__node__.kind == "stage"
         try:
             output = call.node.__node__.output_type.recall(json.loads(row.output or "null"), row.output_whole)
+            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages)) if stage else ()
         except ValueError:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
@@ -302,8 +304,7 @@ class Recorder:
         same_run = row.run_id == self._row.run_id
         call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
-        if call.node.__node__.kind == "stage":
-            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
+        if stage:
             call.use = ModelUse(attempts=row.attempts, messages=messages)
             if same_run:  # another run that replays it has spent nothing
                 call.use.usage = USAGE.validate_json(row.usage)
