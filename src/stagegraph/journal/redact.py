@@ -119,7 +119,7 @@ def _pending(text: str, redact: Redact) -> str:
 
 def _is_answer(op: str, after: str) -> bool:
     """Whether it is a person's answer, which nobody can give again; a masked request or tool call is made again."""
-    return op.startswith(("answer:", "question:")) and _is_readable(_adapter(DeferredToolResults), after)
+    return op.startswith(("answer:", "question:")) and _is_readable(_answers(), after)
 
 
 def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
@@ -131,5 +131,5 @@ def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _answers() -> TypeAdapter[DeferredToolResults]:
+    return TypeAdapter(DeferredToolResults)

@@ -112,8 +112,7 @@ class RunRow:
     input: Json
     output: Json | None = None
     input_whole: str | None = None
-    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
-    there is no form for it, as for a secret."""
+    """`CallRow.input_whole`."""
     output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None
