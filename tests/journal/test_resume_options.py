@@ -171,6 +171,19 @@ async def test_a_damaged_record_is_said_to_be_one(labels: str) -> None:
         await runner.resume("r")
 
 
+async def test_an_input_that_was_given_anew_is_the_runs_input_from_then_on(journal: Journal) -> None:
+    """Also for whoever resumes the run the next time."""
+    down = [True]
+    runner = Runner(chain_model([], down), journal=journal)
+    with pytest.raises(RunError):
+        await runner.run(Chain(), "x", run_id="r")
+    with pytest.raises(RunError):
+        await runner.resume("r", input="y")
+    down.clear()
+    run = await runner.resume("r")
+    assert (run.input, run.output) == ("y", "to y")
+
+
 async def test_another_graph_is_no_continuation() -> None:
     """A graph that has nothing of what was recorded is refused; strictly, one that lacks anything of it."""
     journal = MemoryJournal()

@@ -158,6 +158,9 @@ class Recorder:
             JournalError: the id is taken, another living process holds the run, or there is no run to replay.
         """
         mine = counted(row) if spec.resumed is not None else row
+        if spec.resumed is not None and spec.fits:  # the input may be given anew
+            given = spec.node.__node__.input_type.recorded(spec.input)
+            mine = replace(mine, input=given.plain, input_whole=given.whole)
         mine = replace(mine, status="running", owner=journal.owner, error=None, error_type=None)
         if spec.own_id:
             await journal.claim(mine, fresh=spec.resumed is None)
