@@ -31,9 +31,7 @@ from .recovery import counted
 from .state import Clock, total
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import UserContent
-
-    from stagegraph.data.prompt import Prompt
+    from stagegraph.agent.call import AgentCall
     from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
@@ -256,15 +254,9 @@ class Recorder:
                 self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(
-        self,
-        call: CallState,
-        node_key: NodeKey,
-        prompt: Prompt | None = None,
-        content: str | list[UserContent] | None = None,
+        self, call: CallState, node_key: NodeKey, agent: AgentCall | None = None
     ) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
-
-        A stage has a *prompt*, and with a renderer of its own the *content* of the user prompt.
 
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
@@ -274,13 +266,15 @@ class Recorder:
             call.replayed = True
             self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input), content)
+        cache_key = call.cache_key = node_key.of_call(
+            call.node.__node__.input_type.recorded(call.input), None if agent is None else agent.content
+        )
         if cache_key is None:
             self._claim(call, "")
             self._explain(call)
             return MISSING, None
-        if prompt is not None and call.path not in self._prompts:
-            self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        if agent is not None and agent.prompt is not None and call.path not in self._prompts:
+            self._prompts[call.path] = json.dumps(agent.prompt.data(), ensure_ascii=False)
         if not (self._own or self._other):
             return MISSING, None
         found = self._claim(call, cache_key.identity)
