@@ -286,6 +286,39 @@ def test_help_is_quick_and_complete() -> None:
     assert done.stdout.strip() == "0.1.0"
 
 
+SECRET_GRAPH = """
+from pathlib import Path
+from pydantic import BaseModel, SecretStr
+from stagegraph import Graph, step
+
+class Login(BaseModel):
+    user: str
+    password: SecretStr
+
+@step
+async def enter(login: Login) -> str:
+    if not Path("gate").exists():
+        raise OSError("closed")
+    return login.password.get_secret_value()
+
+class Enter(Graph[Login, str]):
+    enter = enter
+    async def flow(self, login: Login) -> str:
+        return await self.enter(login)
+"""
+
+
+def test_an_input_that_is_not_recorded_whole_is_given_again(tmp_path: Path) -> None:
+    """The command that says so is the one that helps."""
+    (tmp_path / "graph.py").write_text(SECRET_GRAPH, "utf-8")
+    given = '{"user": "ann", "password": "x1"}'
+    assert cli(tmp_path, "run", "graph.py:Enter", given).returncode == 1
+    (tmp_path / "gate").touch()
+    assert "resume --input" in " ".join(cli(tmp_path, "resume", "last").stderr.split())
+    done = cli(tmp_path, "resume", "last", "--input", given, "--json")
+    assert json.loads(done.stdout)["output"] == "x1", done.stderr
+
+
 DEPS_GRAPH = """
 import asyncio
 from contextlib import asynccontextmanager

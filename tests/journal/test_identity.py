@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from counting import Counting, Text, looker
 from pydantic import BaseModel
-from pydantic_ai import Agent
+from pydantic_ai import Agent, BinaryContent
 from pydantic_ai.models.test import TestModel
 
 from stagegraph import Demo, Graph, Prompt, Prompts, Runner, Stage, current_call, step
@@ -73,6 +73,19 @@ async def asked_again(before: Graph[Any, Any], after: Graph[Any, Any], **options
 async def test_each_part_of_a_stage_counts(change: dict[str, Any], part: str) -> None:
     """One part changed: the call is made again, and the run says which part it was."""
     assert await asked_again(saying(), saying(**change)) == (1, {"say": part})
+
+
+async def test_what_a_renderer_makes_of_an_input_counts() -> None:
+    """The model sees that, text and media; another function that makes the same is no change."""
+
+    def image(data: bytes) -> Any:
+        return saying(render=lambda text: [text, BinaryContent(data, media_type="image/png")])
+
+    quoted = saying(render="«{}»".format)
+    assert await asked_again(quoted, saying(render=lambda text: f"«{text}»")) == (0, {})
+    assert await asked_again(quoted, saying(render=str.upper)) == (1, {"say": "its content"})
+    assert await asked_again(image(b"1"), image(b"1")) == (0, {})
+    assert await asked_again(image(b"1"), image(b"2")) == (1, {"say": "its content"})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -183,3 +184,17 @@ async def test_answers_of_the_replayed_run_are_not_used_up_twice_by_a_resumed_on
     run = await shop.resume("a", "a", "a")
     assert shop.take()[0] == ["a"]
     assert len(set(run.output[:3])) == 3
+
+
+async def test_a_call_whose_messages_cannot_be_read_is_made_again(shop: Shop, journal: Journal) -> None:
+    """Such as those of another version of Pydantic AI; what its model answered is recorded by itself."""
+    shop.fails = {"a"}
+    with pytest.raises(RunError):
+        await shop.run("a", run_id="r")
+    [row] = [row for row in await journal.calls("r") if row.kind == "stage"]
+    await journal.put(replace(row, messages='[{"kind": "other"}]'))
+    shop.fails = set()
+    shop.take()
+    run = await shop.resume("a")
+    assert shop.take() == ([], [("order[0]", "a")])
+    assert run.rerun["ask[0]"] == "the output cannot be read back"

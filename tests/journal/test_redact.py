@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
@@ -101,6 +102,39 @@ async def test_a_run_does_not_go_on_with_masked_prompts(tmp_path: Path) -> None:
         await runner.resume("r")
     assert (await runner.resume("r", prompts=prompts)).output == "done"
     await journal.aclose()
+
+
+@step
+async def find(text: str) -> str:
+    return f"{text} SECRET"
+
+
+class Finds(Graph[str, str]):
+    find = find
+    ask = Stage(str, Agent())
+    gate = gate
+
+    async def flow(self, text: str) -> str:
+        return await self.gate(await self.ask(await self.find(text)))
+
+
+async def test_a_masked_output_is_no_output(tmp_path: Path) -> None:
+    """Its call runs again, and what depends on it sees the same as before."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=mask)
+    asked: list[str] = []
+
+    def model(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        asked.append(str(messages[0].parts[0].content))  # type: ignore[union-attr]
+        return ModelResponse([TextPart(asked[-1])])
+
+    async with Runner(FunctionModel(model), journal=journal) as runner:
+        broken.add("gate")
+        with pytest.raises(RunError):
+            await runner.run(Finds(), "the", run_id="r")
+        broken.clear()
+        run = await runner.resume("r")
+    assert (run.output, asked) == ("the SECRET", ["the SECRET"] * 2)
+    assert run.rerun == {"find": "the output cannot be written down whole", "ask": "the input"}
 
 
 async def test_a_question_survives_what_is_masked_in_it(tmp_path: Path) -> None:

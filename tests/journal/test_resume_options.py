@@ -145,6 +145,45 @@ async def test_a_resumed_run_may_be_told_its_models_again() -> None:
     assert (run.output, run.rerun, seen) == ("to x", {}, ["to x", "to x"])
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "{",
+        "[]",
+        '{"limits": 5}',
+        '{"limits": {"usd": "x"}}',
+        '{"limits": {"requests": -1}}',
+        '{"resumed": [null]}',
+        '{"origins": {"first": [1]}}',
+        '{"override": []}',
+    ],
+)
+async def test_a_damaged_record_is_said_to_be_one(labels: str) -> None:
+    """Whatever a file says about a run, resuming it raises no other error."""
+    journal = MemoryJournal()
+    runner = Runner(chain_model([], [True]), journal=journal)
+    with pytest.raises(RunError):
+        await runner.run(Chain(), "x", run_id="r")
+    row = await journal.run("r")
+    assert row is not None
+    await journal.put(replace(row, labels=labels))
+    with pytest.raises(ReplayError, match="the record of run 'r' is damaged"):
+        await runner.resume("r")
+
+
+async def test_an_input_that_was_given_anew_is_the_runs_input_from_then_on(journal: Journal) -> None:
+    """Also for whoever resumes the run the next time."""
+    down = [True]
+    runner = Runner(chain_model([], down), journal=journal)
+    with pytest.raises(RunError):
+        await runner.run(Chain(), "x", run_id="r")
+    with pytest.raises(RunError):
+        await runner.resume("r", input="y")
+    down.clear()
+    run = await runner.resume("r")
+    assert (run.input, run.output) == ("y", "to y")
+
+
 async def test_another_graph_is_no_continuation() -> None:
     """A graph that has nothing of what was recorded is refused; strictly, one that lacks anything of it."""
     journal = MemoryJournal()

@@ -302,13 +302,14 @@ async def test_examples_are_made_of_whole_values_alone(sqlite: SqliteJournal) ->
     """Nothing is learnt from a masked secret or an excluded field that fell back to its default."""
 
     async with Runner(journal=sqlite, tracing=None) as runner:
-        await runner.run(Seeks(), Reject(reason="no"))
+        for decision in (Reject(reason="no"), Approve(reason="no")):
+            await runner.run(Seeks(), decision)
     source = JournalRuns(sqlite)
-    [example] = await source.examples(Seeks())
-    assert example.input == Reject(reason="no")
+    given = [example.input for example in await source.examples(Seeks())]
+    assert given == [Approve(reason="no"), Reject(reason="no")]  # two inputs, with the same fields
     [example] = await source.examples(Seeks(), stage=Seeks.seek)
     assert (example.input, example.expected) == (Reject(reason="r"), Hidden())
-    assert source.skipped == {"the record does not hold the whole input": 1}
+    assert source.skipped == {"the record does not hold the whole input": 2, "the same input again": 1}
 
 
 # -- programs behave with a journal as without one

@@ -31,6 +31,7 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from typing_extensions import TypedDict
 
 from stagegraph import Graph, Run, Runner, step
@@ -108,6 +109,24 @@ class Masked(BaseModel):
     @field_serializer("key")
     def mask(self, _key: str) -> str:
         return "***"
+
+
+class Named(BaseModel):
+    """Its fields have names that Pydantic's description of a type uses as well."""
+
+    type: float | str = 0.0
+    config: Masked | Base | None = None
+    default: dict[str, Approve | Reject] = {}
+    metadata: Any = None
+
+
+class Scored(BaseModel, frozen=True):
+    score: float = 0  # Pydantic leaves it an integer
+
+
+class Typed(BaseModel):
+    type: Literal["typed"]
+    fields: list[Base] = []
 
 
 class Private(BaseModel):
@@ -213,6 +232,8 @@ def described(value: Any) -> Any:
     if isinstance(value, datetime):
         zone = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else value.utcoffset()
         return kind, value.replace(tzinfo=None).isoformat(), zone
+    if type(value) is int:
+        return kind, hex(value)  # of any length
     return (kind, repr(value)) if not isinstance(value, (Enum, Object)) else (kind, id(value))
 
 
@@ -336,6 +357,11 @@ RECALLED: list[tuple[Any, list[Any]]] = [
     (list[Loose], [[Loose(), Loose(comment="x")]]),
     (Measured, [Measured(), Measured(2), Measured(1, (1, 2.5)), Measured(True)]),
     (Measure, [Measure(1), Measure(1.0)]),
+    (list[ModelMessage], [[ModelRequest([UserPromptPart("x")]), ModelResponse([TextPart("y")])]]),
+    (Scored, [Scored(), Scored(score=1), Scored(score=0.0)]),
+    (Point, [Point(1), Point(1.0)]),
+    (Named, [Named(type=math.inf, config=Derived(), default={"type": Reject(reason="r")}, metadata=(1,))]),
+    (Named | Typed, [Typed(type="typed"), Typed(type="typed", fields=[Twin()])]),
 ]
 
 AGAIN: list[tuple[Any, Any]] = [
@@ -354,6 +380,9 @@ AGAIN: list[tuple[Any, Any]] = [
     (str, Level.LOW),
     (dict[str, int], defaultdict(int, a=1)),
     (deque[int], deque([1], maxlen=2)),
+    (int, 10**4301),
+    (list[int], [*range(1000), -(10**5000)]),
+    (Named | Approve, Named(type="t", config=Masked(key="s3cret"))),
 ]
 
 

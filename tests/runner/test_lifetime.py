@@ -376,6 +376,32 @@ async def test_what_is_interrupted_while_a_service_lives_is_taken_up():
     assert (row.status, row.segment, made) == ("succeeded", 1, [run.id] * 2)
 
 
+async def test_a_run_that_needs_its_input_again_is_tried_once(caplog: pytest.LogCaptureFixture):
+    """It stays as it is, for a person who has the input; the log says so once, not at every look."""
+    journal, gate = MemoryJournal(), Gate()
+    gate.opened.set()
+    tried: list[str] = []
+
+    async def deps_of(row: RunRow) -> Gate:
+        tried.append(row.run_id)
+        return gate
+
+    runner = Runner(journal=journal, resume_interrupted=True)
+    runner.add(Waits(), deps_of=deps_of)
+    async with runner.lifespan():
+        for run_id in ("secret", "other"):
+            await runner.run(Waits(), "x", deps=gate, run_id=run_id)
+            row = await journal.run(run_id)
+            assert row is not None
+            await journal.put(replace(row, input_whole="" if run_id == "secret" else None))
+            await died(journal, run_id)
+            with anyio.fail_after(60):
+                while run_id not in tried:  # noqa: ASYNC110 - others change it
+                    await anyio.sleep(0.01)
+    assert tried == ["secret", "other"]
+    assert caplog.text.count("does not hold its whole input") == 1
+
+
 async def test_no_run_is_taken_up_by_a_service_that_ends():
     """What is interrupted by the shutdown itself is left to others."""
     journal, gate = MemoryJournal(), Gate()

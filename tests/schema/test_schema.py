@@ -209,7 +209,7 @@ def test_what_fits_already_passes_the_outer_door_as_it_is(type_: Any, value: obj
 def test_json_brings_a_value_back_as_it_was(type_: Any, value: object) -> None:
     """What is dumped, written as JSON and loaded is equal and of the same type, for strict models and bytes as well."""
     schema = Schema(type(value) if type_ == "no number" else type_)
-    again = schema.load(json.loads(schema.as_json(value)))
+    again = schema.load(json.loads(schema.recorded(value).plain))
     assert again == value
     assert type(again) is type(value)
 
@@ -217,7 +217,7 @@ def test_json_brings_a_value_back_as_it_was(type_: Any, value: object) -> None:
 def test_not_a_number_survives_json() -> None:
     """A metric that came out as NaN is no reason to lose a record."""
     schema = Schema(list[float])
-    assert math.isnan(schema.load(json.loads(schema.as_json([math.nan])))[0])
+    assert math.isnan(schema.load(json.loads(schema.recorded([math.nan]).plain))[0])
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
@@ -225,13 +225,13 @@ def test_not_a_number_survives_json() -> None:
 def test_any_json_survives(value: Any) -> None:
     """`JsonValue` takes whatever JSON can say, and gives it back."""
     schema = Schema(JsonValue)
-    assert schema.load(json.loads(schema.as_json(value))) == value
+    assert schema.load(json.loads(schema.recorded(value).plain)) == value
 
 
 def test_what_does_not_fit_its_type_is_dumped_as_it_can_be() -> None:
     """A failed call may hold a wrong value; its record still shows it."""
-    assert json.loads(Schema(Model).as_json({"x": Data("a")})) == {"x": {"text": "a"}}
-    assert "object" in Schema(Model).as_json(object())
+    assert json.loads(Schema(Model).recorded({"x": Data("a")}).plain) == {"x": {"text": "a"}}
+    assert "object" in Schema(Model).recorded(object()).plain
 
 
 @pytest.mark.parametrize(
@@ -339,12 +339,16 @@ def test_each_reader_gets_the_names_it_knows() -> None:
     """The record has field names, outsiders what the JSON schema says, a model what it would answer; all are read."""
     schema = Schema(list[Titled])
     value = [Titled(theNumber=3, t="x")]
-    assert json.loads(schema.as_json(value)) == [{"number": 3, "text": "x"}]
+    assert json.loads(schema.recorded(value).plain) == [{"number": 3, "text": "x"}]
     assert schema.show(value) == json.loads(schema.show_json(value)) == [{"theNumber": 3, "T": "x", "double": 6}]
     assert schema.answer(value) == [{"theNumber": 3, "t": "x"}]
     shown = schema.adapter.json_schema(mode="serialization")["$defs"]["Titled"]["properties"]
     assert shown.keys() == schema.show(value)[0].keys()
-    for data in (json.loads(schema.as_json(value)), schema.answer(value), [{"theNumber": 3, "text": "x", "double": 6}]):
+    for data in (
+        json.loads(schema.recorded(value).plain),
+        schema.answer(value),
+        [{"theNumber": 3, "text": "x", "double": 6}],
+    ):
         assert schema.load(data) == value
         assert schema.recall(data) == value
         assert schema.validate(data) == value

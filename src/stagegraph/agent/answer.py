@@ -133,7 +133,7 @@ async def _opening(
     """How the agent begins: with its input, or with the answers to what it asked when its run was suspended."""
     asked = Deferral.last(durable.recorded) if durable is not None else None
     if durable is None or asked is None:
-        return _content(stage, call), None, None
+        return content_of(stage, call) if call.content is None else call.content, None, None
     use = call.use
     use.usage, use.messages = asked.usage, tuple(asked.history)
     use.pending = await asked.answered(call.answers, durable)
@@ -142,7 +142,12 @@ async def _opening(
     return None, asked.history, asked.answers
 
 
-def _content(stage: Stage[Any, Any], call: AgentCall) -> str | list[UserContent]:
+def content_of(stage: Stage[Any, Any], call: AgentCall) -> str | list[UserContent]:
+    """The user prompt that the stage's renderer makes of the input.
+
+    Raises:
+        StageError: the renderer failed, or made none.
+    """
     try:
         content = stage.render(call.input)
     except Exception as error:

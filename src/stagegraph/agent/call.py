@@ -82,6 +82,8 @@ class AgentCall(Protocol):
     model: Model[Any] | None
     """The model for this call; `None` leaves the agent's own."""
     prompt: Prompt | None
+    content: str | list[UserContent] | None
+    """The user prompt, where it was rendered already."""
     answers: Mapping[str, object]
     """Tool call id -> answer, for a call that was suspended."""
     observing: Sequence[AbstractCapability[Any]]

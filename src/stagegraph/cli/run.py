@@ -18,8 +18,9 @@ from .load import load_function, load_graph, made_deps
 from .text import console, deferred, json_output, print_error, print_json
 
 if TYPE_CHECKING:
-    from stagegraph import LiveRun, Node, ResumeOptions, Run, Runner
+    from stagegraph import LiveRun, Node, Run, Runner
     from stagegraph.journal import Journal
+    from stagegraph.runner.options import ResumeOptions
 
 
 def run(
@@ -83,12 +84,12 @@ def resume(
                 msg = f"the run does not say where its graph {row.graph} is: stagegraph resume {row.run_id} GRAPH"
                 raise ReplayError(msg)
             node = load_graph(place)
+            options: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
+            if input is not None:
+                options["input"] = read_input(input, node.__node__.input_type)
             async with made_deps(make_deps) as made, make_runner(node, model, prompts, models, store) as runner:
-                again: ResumeOptions = {"graph": node, "answers": answers, "strict": strict, "model": model}
-                again["deps"] = made
-                if input is not None:
-                    again["input"] = read_input(input, node.__node__.input_type)
-                live = await runner.start_resume(row.run_id, **again)
+                options["deps"] = made
+                live = await runner.start_resume(row.run_id, **options)
                 await _finish(live, node, out)
 
     with json_output(as_json) as out:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import DeferredToolResults
-from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelResponse
+from pydantic_ai.messages import ModelMessagesTypeAdapter
 
 from stagegraph.record.rows import CallRow, FeedbackRow, Labels, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
@@ -47,13 +47,13 @@ def redacted(row: Row, redact: Redact) -> Row | None:
             case RunRow():
                 changes["labels"] = _labels(row.labels, redact, changed & {*_NEEDED_TO_RESUME})
             case CallRow():
-                if changes.keys() & {"input_whole", "output_whole"}:
-                    changes["identity"] = ""  # what is left does not say what the value is
+                if "output" in changed:
+                    changes["identity"] = ""  # what is left is not what the call gave
                 if changed and not _is_readable(ModelMessagesTypeAdapter, changes["messages"]):
                     changes["messages"] = "[]"
                 if row.pending is not None:
                     changes["pending"] = _pending(row.pending, redact)
-            case OpRow() if changed and not _is_answer(row.op, row.payload, changes["payload"]):
+            case OpRow() if changed and not _is_answer(row.op, changes["payload"]):
                 return None
             case _:
                 pass
@@ -117,12 +117,9 @@ def _pending(text: str, redact: Redact) -> str:
     return _dumped(asked)
 
 
-def _is_answer(op: str, before: str, after: str) -> bool:
-    """Whether an agent can still continue with a recorded request or tool call."""
-    if not op.startswith("tool:"):
-        return _is_readable(_adapter(ModelResponse if op.startswith("request:") else DeferredToolResults), after)
-    left = json.loads(after)
-    return is_dict(left) and left.get("kind") == json.loads(before).get("kind")
+def _is_answer(op: str, after: str) -> bool:
+    """Whether it is a person's answer, which nobody can give again; a masked request or tool call is made again."""
+    return op.startswith(("answer:", "question:")) and _is_readable(_answers(), after)
 
 
 def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
@@ -134,5 +131,5 @@ def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _answers() -> TypeAdapter[DeferredToolResults]:
+    return TypeAdapter(DeferredToolResults)

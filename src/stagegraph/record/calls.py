@@ -38,41 +38,6 @@ _OF_RUN = ("run_id", "status", "input", "input_whole", "error_type", "error", "s
 """The fields that the root call has in common with its run while no calls are recorded."""
 
 
-def call_row(
-    call: Call,
-    *,
-    run_id: str,
-    parent: str | None,
-    position: int,
-    input: Record,  # noqa: A002 - the column's name
-    output: Record | None,
-) -> CallRow:
-    """The row of a call, whose input and output are given as their records."""
-    same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
-    row = CallRow(
-        run_id=run_id,
-        parent=parent,
-        position=position,
-        input=input.plain,
-        output=None if output is None else output.plain,
-        input_whole=input.whole,
-        output_whole=None if output is None else output.whole,
-        started=call.started.timestamp(),
-        cost="0",
-        **same,
-    )
-    if call.error is not None:
-        row.error_type, row.error = call.error.type, escaped(call.error.message)
-        row.origin, row.transient = call.error.origin, call.error.transient
-    if call.kind == "stage":
-        inside, cost = summed(call.children)
-        usage = call.usage - inside if call.children else call.usage
-        row.usage = USAGE.dump_json(usage, exclude_defaults=True).decode()
-        row.cost = None if call.cost is None else str(call.cost - (cost or 0))
-        row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
-    return row
-
-
 def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = ()) -> list[CallRow]:
     """The rows of a tree of calls, in the order in which the calls began.
 
@@ -98,9 +63,29 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
                 "(bytes: give its model `ConfigDict(ser_json_bytes='base64', val_json_bytes='base64')`)"
             )
             raise ValueError(msg) from error
-        parent = parents.get(id(call))
-        row = call_row(call, run_id=run_id, parent=parent, position=position, input=given, output=output)
-        row.pending = dump_pending(asked[call.key]) if call.key in asked else None
+        same: dict[str, Any] = {name: getattr(call, name) for name in _SAME}
+        row = CallRow(
+            run_id=run_id,
+            parent=parents.get(id(call)),
+            position=position,
+            input=given.plain,
+            output=None if output is None else output.plain,
+            input_whole=given.whole,
+            output_whole=None if output is None else output.whole,
+            started=call.started.timestamp(),
+            cost="0",
+            pending=dump_pending(asked[call.key]) if call.key in asked else None,
+            **same,
+        )
+        if call.error is not None:
+            row.error_type, row.error = call.error.type, escaped(call.error.message)
+            row.origin, row.transient = call.error.origin, call.error.transient
+        if call.kind == "stage":
+            inside, cost = summed(call.children)
+            usage = call.usage - inside if call.children else call.usage
+            row.usage = USAGE.dump_json(usage, exclude_defaults=True).decode()
+            row.cost = None if call.cost is None else str(call.cost - (cost or 0))
+            row.messages = json_of(ModelMessagesTypeAdapter, list(call.messages), fallback=without_json)
         rows.append(row)
     return rows
 
@@ -165,7 +150,9 @@ class _Reader:
         try:
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
         except ValidationError as error:
-            raise self._misfit(row, "messages", "cannot be read", error) from error
+            if self._strict:
+                raise self._misfit(row, "messages", "cannot be read", error) from error
+            messages = ()
         same: dict[str, Any] = {name: getattr(row, name) for name in _SAME}
         return Call(
             input=self._value(row, "input", input_type, row.input, row.input_whole),

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, SkipValidation, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from stagegraph.data.call import Kind, Status
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import plain
-from stagegraph.schema.types import is_dict, is_list, is_mapping
+from stagegraph.schema.types import is_mapping
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
@@ -32,9 +33,9 @@ class Labels:
     """What is known of a run besides its values: what the caller said about it, and what resuming it needs."""
 
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    tags: tuple[str, ...] = ()
-    session_id: str | None = None
-    user_id: str | None = None
+    tags: tuple[SkipValidation[str], ...] = ()
+    session_id: SkipValidation[str | None] = None
+    user_id: SkipValidation[str | None] = None
     resumed: tuple[float, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
     ended: tuple[float, ...] = ()
@@ -64,15 +65,7 @@ class Labels:
         Raises:
             ValueError: the text does not hold labels.
         """
-        data: object = json.loads(text)
-        if not is_dict(data) or not is_dict(data.get("metadata", {})) or not is_list(data.get("tags", [])):
-            msg = "the labels of a run are an object with `metadata` and a list of `tags`"
-            raise ValueError(msg)
-        known: dict[str, Any] = {
-            name: tuple(value) if is_list(value) else value for name, value in data.items() if name in _LABELS
-        }
-        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
-        return cls(**known)
+        return _labels().validate_python(json.loads(text))
 
     def to_json(self) -> str:
         """The text of a row's column; an object without JSON in the metadata is written as `str` shows it.
@@ -96,6 +89,11 @@ class Labels:
             raise DeclarationError(msg) from error
 
 
+@cache
+def _labels() -> TypeAdapter[Labels]:
+    return TypeAdapter(Labels)
+
+
 _LABELS = Labels.__slots__
 OF_CALLER = ("metadata", "tags", "session_id", "user_id")
 """The labels that a caller gives, which `Run` has as well; they are always written."""
@@ -114,8 +112,7 @@ class RunRow:
     input: Json
     output: Json | None = None
     input_whole: str | None = None
-    """The input in a form that says its types, where plain JSON does not determine it (`schema.whole`); empty where
-    there is no form for it, as for a secret."""
+    """`CallRow.input_whole`."""
     output_whole: str | None = None
     error_type: str | None = None
     error: str | None = None

@@ -114,6 +114,10 @@ def _moment(value: datetime | timedelta | None) -> datetime | None:
     return value
 
 
+_Given = tuple[str, str | None]
+"""What tells one input from another: its content, and its class where the declared type leaves that open."""
+
+
 class RunSource(ABC):
     """Where recorded runs are read: `JournalRuns` from a local journal, `LangfuseRuns` from a server.
 
@@ -199,7 +203,8 @@ class RunSource(ABC):
         limit, of_calls, of_runs = of_runs.limit, of_runs, replace(of_runs, limit=None)
         if stage is not None:
             of_runs = replace(of_runs, score=None, min_score=None, max_score=None)
-        found: dict[str, Example[Any]] = {}
+        found: dict[_Given, Example[Any]] = {}
+        input_type = (graph if stage is None else stage).__node__.input_type
         async with aclosing(self._read(graph, of_runs)) as runs:
             async for run, resumed, lost in runs:
                 calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
@@ -208,21 +213,21 @@ class RunSource(ABC):
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
                     if stage is None or of_calls.scored(about):
-                        self._add(self._example(run, call, about, resumed, lost), found)
+                        self._add(self._example(run, call, about, resumed, lost), input_type, found)
                 if limit is not None and len(found) >= limit:
                     break
         return list(found.values())[: max(0, limit) if limit is not None else None]
 
-    def _add(self, example: Example[Any] | None, found: dict[str, Example[Any]]) -> None:
+    def _add(self, example: Example[Any] | None, type_: Schema, found: dict[_Given, Example[Any]]) -> None:
         """Keep one example of each input: one with a correction, or else the newest."""
         if example is None:
             return
-        digest = digest_of(example.input)
-        before = found.get(digest)
+        given = digest_of(example.input), type_.recorded(example.input).whole
+        before = found.get(given)
         if before is not None:
             self.skipped["the same input again"] += 1
         if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
-            found[digest] = example
+            found[given] = example
 
     def _example(
         self,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic_ai.usage import RunUsage
 
-from stagegraph.agent.answer import answer
+from stagegraph.agent.answer import answer, content_of
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
@@ -23,6 +23,7 @@ from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
 from stagegraph.nodes.node import Undeclared
+from stagegraph.nodes.render import render_input
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
@@ -33,7 +34,7 @@ from .state import CallState
 
 if TYPE_CHECKING:
     from pydantic_ai.capabilities import AbstractCapability
-    from pydantic_ai.messages import ModelResponse
+    from pydantic_ai.messages import ModelResponse, UserContent
     from pydantic_ai.models import Model
     from pydantic_ai.usage import RequestUsage
 
@@ -265,7 +266,7 @@ class Executor:
         node_key = self._node_keys.get(call.path)
         if node_key is None:
             node_key = self._node_keys[call.path] = NodeKey(call.path, step_parts(step))
-        output, found = recorder.recalled(call, node_key, None)
+        output, found = recorder.recalled(call, node_key)
         if output is MISSING:
             recorder.step_begins(call)
             return await step.fn(call.input)
@@ -316,7 +317,9 @@ class Executor:
             if node_key is None:
                 parts = stage_parts(stage, agent_call.prompt, agent_call.model)
                 node_key = self._node_keys[call.path] = NodeKey(call.path, parts)
-            output, found = self.recorder.recalled(call, node_key, agent_call.prompt)
+            if stage.render is not render_input:  # whose text says no more than the input
+                agent_call.content = content_of(stage, agent_call)
+            output, found = self.recorder.recalled(call, node_key, agent_call)
             if output is not MISSING:
                 if found is not None:
                     self.restore(call, found.row)
@@ -349,6 +352,7 @@ class StageCall:
         lent = None if call.caller is None else call.caller.model
         self.model: Model[Any] | None = executor.resources.model_for(call.path, stage, lent)
         self.prompt: Prompt | None = executor.state.prompts.get(call.path)
+        self.content: str | list[UserContent] | None = None
         self.answers: Mapping[str, object] = executor.spec.answers.get(call.key, {})
         observing: Sequence[AbstractCapability[Any]] = ()
         self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic_ai.messages import UserContent
 from pydantic_ai.toolsets import FunctionToolset
 
 from stagegraph.data.call import Kind, key_order
 from stagegraph.data.prompt import Prompt
 from stagegraph.record.rows import CallRow, OpRow, Recorded
-from stagegraph.schema.serialize import hashed
+from stagegraph.schema.serialize import NO_JSON, hashed, json_of, without_json
 
 from .state import CacheKey
 
@@ -41,14 +43,24 @@ class NodeKey:
         self._parts_json = json.dumps(parts)
         self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
 
-    def of_call(self, given: Record) -> CacheKey | None:
-        """The key of one call: where it is declared, what its node is, and its input; `None` if that has no record."""
+    def of_call(self, given: Record, content: str | list[UserContent] | None = None) -> CacheKey | None:
+        """The key of one call: where it is declared, what its node is, its input, and what its renderer made of that.
+
+        It is `None` if that has no record.
+        """
         identity = given.identity
-        if identity is None:
+        rendered = "" if content is None else json_of(_user_prompt(), content, fallback=without_json)
+        if identity is None or NO_JSON in rendered:
             return None
         digest = self._seed.copy()
         digest.update(identity)
-        return CacheKey(digest.hexdigest(), given.plain, self._parts, self._parts_json, given.whole)
+        digest.update(rendered.encode())
+        return CacheKey(digest.hexdigest(), given, self._parts, self._parts_json)
+
+
+@cache
+def _user_prompt() -> TypeAdapter[Any]:
+    return TypeAdapter(str | list[UserContent], config=ConfigDict(ser_json_bytes="base64"))
 
 
 def step_parts(step: Step[Any, Any]) -> dict[str, str]:
@@ -123,44 +135,46 @@ class ReplayCache:
     ) -> None:
         self._resumes = resumes
         self._used = used
-        self._at: dict[str, CallRow] = {}
-        self._begun: dict[str, float] = {}
-        self._records: dict[tuple[str, str], Recorded] = {}
+        self.at: dict[str, CallRow] = {}
+        """Key -> the leaf call that was recorded with it."""
+        self.begun: dict[str, float] = {}
+        """Key of a graph -> when it was called first."""
+        self.records: dict[tuple[str, str], Recorded] = {}
         """Key and identity -> what may still be handed out."""
         self._free: dict[str, list[tuple[int, list[tuple[int, int, str]], str]]] = {}
         """Identity -> a heap of the places whose record others may use, first those called with something else."""
         self._rows = list(calls)
         for row in self._rows:
             if row.kind == "graph":
-                self._begun[row.key] = row.started
+                self.begun[row.key] = row.started
                 continue
-            self._at[row.key] = row
+            self.at[row.key] = row
             # A failed step has no output; a failed stage has the recorded requests of its agent.
             going_on = row.kind == "stage" and row.status != "failed"
             place = (row.key, row.identity)
             if row.identity and (row.status == "succeeded" or going_on) and (resumes or place not in used):
-                self._records[place] = Recorded(row)
+                self.records[place] = Recorded(row)
                 if row.status == "succeeded" and not resumes:
                     heappush(self._free.setdefault(row.identity, []), (1, key_order(row.key), row.key))
         for op in (one for one in ops if one.identity):
-            self._records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
+            self.records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
 
     def __bool__(self) -> bool:
-        return bool(self._at or self._records)
+        return bool(self.at or self.records)
 
     def claim(self, key: str, identity: str, kind: Kind = "stage") -> Recorded | None:
         """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
-        before = self._at.get(key)
+        before = self.at.get(key)
         if before is not None and before.identity != identity and before.status == "succeeded":
             heappush(self._free.setdefault(before.identity, []), (0, key_order(key), key))
-        found = self._records.pop((key, identity), None)
+        found = self.records.pop((key, identity), None)
         if found is not None or (self._resumes and kind == "step"):
             return found
         free = self._free.get(identity, [])
         while free and found is None:
             place = heappop(free)[2]
             if (place, identity) not in self._used:
-                found = self._records.pop((place, identity), None)
+                found = self.records.pop((place, identity), None)
         return found
 
     @cached_property
@@ -172,21 +186,9 @@ class ReplayCache:
                 found.setdefault(row.parent, []).append(row)
         return found
 
-    def use_up(self, row: CallRow) -> None:
-        """Keep a recorded call from being recalled, since it was restored with the call around it."""
-        self._records.pop((row.key, row.identity), None)
-
-    def at(self, key: str) -> CallRow | None:
-        """The call that was recorded with this key."""
-        return self._at.get(key)
-
-    def graph_began(self, key: str) -> float | None:
-        """When the graph with this key was called first."""
-        return self._begun.get(key)
-
     def holds(self, key: str, identity: str) -> bool:
         """Whether a finished call with another identity was recorded here, which only a finished call may replace."""
-        row = self._at.get(key)
+        row = self.at.get(key)
         return row is not None and row.status == "succeeded" and row.identity != identity
 
 
@@ -195,7 +197,7 @@ def changes(before: CallRow, now: CacheKey) -> str:
     if before.identity == now.identity:
         return ""
     parts = json.loads(before.parts)
-    names = ["the input"] if (before.input, before.input_whole) != (now.input, now.input_whole) else []
+    names = ["the input"] if (before.input, before.input_whole) != now.record else []
     names += [name for name in now.parts if parts.get(name) != now.parts[name]]
     return " and ".join(names) or ("its content" if before.identity else "")
 

@@ -31,7 +31,7 @@ from .recovery import counted
 from .state import Clock, total
 
 if TYPE_CHECKING:
-    from stagegraph.data.prompt import Prompt
+    from stagegraph.agent.call import AgentCall
     from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
@@ -156,6 +156,9 @@ class Recorder:
             JournalError: the id is taken, another living process holds the run, or there is no run to replay.
         """
         mine = counted(row) if spec.resumed is not None else row
+        if spec.resumed is not None and spec.fits:  # the input may be given anew
+            given = spec.node.__node__.input_type.recorded(spec.input)
+            mine = replace(mine, input=given.plain, input_whole=given.whole)
         mine = replace(mine, status="running", owner=journal.owner, error=None, error_type=None)
         if spec.own_id:
             await journal.claim(mine, fresh=spec.resumed is None)
@@ -230,7 +233,7 @@ class Recorder:
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
-        if (began := self._own.graph_began(call.key)) is not None:
+        if (began := self._own.begun.get(call.key)) is not None:
             call.ran = (began, None)
         self._journal.put_soon(self._call_row(call))
 
@@ -250,7 +253,9 @@ class Recorder:
             with suppress(JournalError):  # the row of its end fails as well, and then it is raised
                 self._journal.put_soon(*map(self._call_row, going_on))
 
-    def recalled(self, call: CallState, node_key: NodeKey, prompt: Prompt | None) -> tuple[Any, Recorded | None]:
+    def recalled(
+        self, call: CallState, node_key: NodeKey, agent: AgentCall | None = None
+    ) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
 
         Raises:
@@ -261,13 +266,15 @@ class Recorder:
             call.replayed = True
             self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        cache_key = call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input))
+        cache_key = call.cache_key = node_key.of_call(
+            call.node.__node__.input_type.recorded(call.input), None if agent is None else agent.content
+        )
         if cache_key is None:
             self._claim(call, "")
             self._explain(call)
             return MISSING, None
-        if prompt is not None and call.path not in self._prompts:
-            self._prompts[call.path] = json.dumps(prompt.data(), ensure_ascii=False)
+        if agent is not None and agent.prompt is not None and call.path not in self._prompts:
+            self._prompts[call.path] = json.dumps(agent.prompt.data(), ensure_ascii=False)
         if not (self._own or self._other):
             return MISSING, None
         found = self._claim(call, cache_key.identity)
@@ -283,8 +290,10 @@ class Recorder:
         return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
 
     def _output(self, call: CallState, row: CallRow) -> Any:
+        stage = call.node.__node__.kind == "stage"
         try:
             output = call.node.__node__.output_type.recall(json.loads(row.output or "null"), row.output_whole)
+            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages)) if stage else ()
         except ValueError:
             self._state.rerun[call.key] = "the output cannot be read back"
             return MISSING
@@ -292,8 +301,7 @@ class Recorder:
         same_run = row.run_id == self._row.run_id
         call.source = (same_run and row.source) or json.dumps([row.run_id, row.key])
         call.ran = (row.started, row.duration) if same_run else None
-        if call.node.__node__.kind == "stage":
-            messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages))
+        if stage:
             call.use = ModelUse(attempts=row.attempts, messages=messages)
             if same_run:  # another run that replays it has spent nothing
                 call.use.usage = USAGE.validate_json(row.usage)
@@ -319,7 +327,7 @@ class Recorder:
         if call.output is MISSING:
             return False
         call.status, call.error, call.replayed = row.status, error_of(row), True
-        self._source(row).use_up(row)
+        self._source(row).records.pop((row.key, row.identity), None)  # it came with the call around it
         if row.run_id != self._row.run_id:  # otherwise the run has the row already
             parent = call.parent.key if call.parent is not None else None
             place = {"run_id": self._row.run_id, "key": call.key, "parent": parent, "position": call.position}
@@ -332,7 +340,7 @@ class Recorder:
         Raises:
             ReplayError: in strict mode.
         """
-        before, now = self._own.at(call.key) or self._other.at(call.key), call.cache_key
+        before, now = self._own.at.get(call.key) or self._other.at.get(call.key), call.cache_key
         if before is None:
             return
         changed, strictly = "" if now is None else changes(before, now), before.kind == "step"

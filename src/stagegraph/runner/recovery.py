@@ -12,6 +12,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from stagegraph.agent.durable import unanswered_in
@@ -191,6 +192,7 @@ class _Finisher:
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except ReplayError as error:
+            self._failures[row.run_id] = (inf, inf)  # it would be the same error every time
             _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             self._put_off(row, "was taken up and ended without an output", error)
@@ -202,7 +204,12 @@ class _Finisher:
     async def _finish(self, row: RunRow) -> None:
         crashes = counted(row).read_labels().crashes
         if crashes > self._attempts:
-            await _leave(self._journal, row, crashes)
+            why = (
+                f"the process that ran it ended {crashes} times before the run did, so it is not taken up by itself "
+                f"any more: see what ends the process, then `stagegraph resume {row.run_id}`"
+            )
+            await give_up(self._journal, row, "failed", why)
+            _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
         elif (finishing := self._runner.take_up(row)) is not None:
             await finishing
         elif row.run_id not in self._unknown:
@@ -222,15 +229,6 @@ class _Finisher:
         _log.error("run %s of %s %s: %s", row.run_id, row.graph, what, error, exc_info=error)
 
 
-async def _leave(journal: Journal, row: RunRow, crashes: int) -> None:
-    why = (
-        f"the process that ran it ended {crashes} times before the run did, so it is not taken up by itself any more: "
-        f"see what ends the process, then `stagegraph resume {row.run_id}`"
-    )
-    await give_up(journal, row, "failed", why)
-    _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
-
-
 async def resumed_spec(
     journal: Journal, run_id: str, known: Mapping[str, Node[Any, Any]], options: ResumeOptions
 ) -> RunSpec | Run[Any, Any]:
@@ -248,14 +246,24 @@ async def resumed_spec(
     if node is None:
         msg = f"run {run_id!r} is a run of {row.graph}, which this runner does not know: say `graph={row.graph}()`"
         raise ReplayError(msg)
+    try:
+        labels = row.read_labels()
+        limits = options.get("limits") or Limits.recorded(labels)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        msg = f"the record of run {run_id!r} is damaged: its labels cannot be read: {error}"
+        raise ReplayError(msg) from error
     recorded = await stored_run(journal, row, node)
     if row.status == "succeeded":
         return recorded
-    labels, strict = row.read_labels(), options.get("strict", False)
+    strict = options.get("strict", False)
     _check_same(recorded, node, strict=strict)
     prompts, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, prompts, anew="input" in options)
-    given, fits = (options["input"], False) if "input" in options else _recorded_input(row, node)
+    if "input" in options:
+        given, fits = options["input"], False
+    else:  # a run may have failed because its input does not fit
+        what, data = f"the input of run {run_id!r}", json.loads(row.input)
+        given, fits = _read(what, node.__node__.input_type, data, row.input_whole)
     waiting = await unanswered_in(journal, run_id, recorded.pending) if answers else ()
     answered = by_call(waiting, answers)
     check(waiting, answered)
@@ -269,7 +277,7 @@ async def resumed_spec(
         models={**labels.models, **(options.get("models") or {})},
         deps=options.get("deps"),
         prompts=prompts if prompts is not None else _recorded_prompts(row, labels),
-        limits=options.get("limits") or Limits.recorded(labels),
+        limits=limits,
         session_id=labels.session_id,
         user_id=labels.user_id,
         tags=labels.tags,
@@ -318,12 +326,6 @@ def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: b
             "say with which it is to go on, as in `resume(..., prompts=...)`"
         )
         raise ReplayError(msg)
-
-
-def _recorded_input(row: RunRow, node: Node[Any, Any]) -> tuple[object, bool]:
-    """The input of a run, and whether it is a value of the input type: a run may have failed because it is none."""
-    type_ = node.__node__.input_type
-    return _read(f"the input of run {row.run_id!r}", type_, json.loads(row.input), row.input_whole)
 
 
 def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:

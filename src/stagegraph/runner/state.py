@@ -54,18 +54,11 @@ class CacheKey(NamedTuple):
     """What identifies one leaf call in the replay cache; computed once a call."""
 
     identity: str
-    input: str
-    """JSON."""
+    record: Record
+    """Of the input."""
     parts: Mapping[str, str]
     """Name -> hash of each part of the identity besides the input; the same for all calls of one node."""
     parts_json: str
-    input_whole: str | None = None
-    """`CallRow.input_whole`."""
-
-    @property
-    def record(self) -> Record:
-        """The record of the input."""
-        return Record(self.input, self.input_whole)
 
 
 @dataclass(slots=True, eq=False)

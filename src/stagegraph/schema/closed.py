@@ -14,7 +14,8 @@ from pydantic_core import TzInfo
 
 from .types import Check
 
-_LEAVES: dict[str, type] = {"none": type(None), "str": str, "int": int, "bool": bool}
+_LEAVES: dict[str, type] = {"none": type(None), "str": str, "int": int, "bool": bool, "model-fields": object}
+_ANYTHING = {"type": "any"}
 _ANY = {
     *("type", "ref", "metadata", "strict", "frozen", "gt", "ge", "lt", "le", "multiple_of"),
     *("min_length", "max_length", "pattern", "validation_alias", "serialization_alias"),
@@ -94,18 +95,15 @@ class _Kinds:
         return lambda value: value is None or inner(value)
 
     def _list(self, node: Mapping[str, Any]) -> Check:
-        fit = _all(self._item(node, "items_schema"))
+        fit = _all(self.of(node.get("items_schema", _ANYTHING)))
         return lambda value: value.__class__ is list and fit(value)
 
     def _dict(self, node: Mapping[str, Any]) -> Check:
-        keys, fit = self._item(node, "keys_schema"), _all(self._item(node, "values_schema"))
-        if keys is not str:
+        if self.of(node.get("keys_schema", _ANYTHING)) is not str:
             raise _OpenError
+        fit = _all(self.of(node.get("values_schema", _ANYTHING)))
         named = _all(str)
         return lambda value: value.__class__ is dict and named(value) and fit(value.values())
-
-    def _item(self, node: Mapping[str, Any], name: str) -> _Kind:
-        return self.of(node.get(name, {"type": "any"}))
 
     def _datetime(self, _node: Mapping[str, Any]) -> Check:
         def fits(value: Any) -> bool:
@@ -147,9 +145,6 @@ class _Kinds:
             return True
 
         return fits
-
-    def _model_fields(self, _node: Mapping[str, Any]) -> _Kind:
-        return object
 
 
 def _check(kind: _Kind) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -24,7 +25,7 @@ from pydantic_core import (
 from .closed import closed
 from .same import lazy, same
 from .serialize import Traits, encodable, serializer_of, traits_of
-from .types import Check, check, is_dict, is_list, is_mapping, is_sequence, is_set, type_name
+from .types import Check, check, is_mapping, is_sequence, is_set, type_name
 from .whole import Whole
 
 # Only keys are cached for the next reading: cached values would stay in memory.
@@ -32,6 +33,7 @@ _BYTES = ConfigDict(
     arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64", cache_strings="keys"
 )
 _WHOLE = CoreConfig(ser_json_inf_nan="strings")
+_MOST_DIGITS = sys.int_info.default_max_str_digits
 
 
 class Record(NamedTuple):
@@ -186,10 +188,6 @@ class Schema:
     def _holds_sets(self) -> bool:
         return '"uniqueItems"' in self._described
 
-    def as_json(self, value: object) -> str:
-        """The plain record of any value; a value without JSON is written as far as possible."""
-        return self.recorded(value).plain
-
     def recorded(self, value: object) -> Record:
         """The record of any value."""
         return self._as_record(value, self._sorted_record, trusted=True)
@@ -203,13 +201,13 @@ class Schema:
         exact = self._closed
         try:
             if trusted and exact is not None and exact(value):
-                return Record(write(value).decode(), None)
+                return Record(_readable(write(value).decode()), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
         if lazy(value):
             return Record(_as_far_as_possible(value), "")
         try:
-            plain = write(value).decode()
+            plain = _readable(write(value).decode())
             if self._comes_back(value, plain, None):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
@@ -253,14 +251,7 @@ class Schema:
         if self.traits.clashes:
             with suppress(ValidationError):
                 return read(text, by_alias=False, by_name=True)
-        try:
-            return read(text, by_alias=True, by_name=True)
-        except ValidationError:
-            data = json.loads(text)
-            numbers = _with_numbers(data)
-            if numbers == data:
-                raise
-            return self.load(numbers)
+        return read(text, by_alias=True, by_name=True)
 
     def show(self, value: object) -> Any:
         """The public form as plain data; a value of another type is written as far as possible."""
@@ -308,6 +299,19 @@ def _as_far_as_possible(value: object) -> str:
         return json.dumps(f"<{type(value).__name__}>")
 
 
+def _readable(text: str) -> str:
+    """A JSON text that Python can read.
+
+    Raises:
+        ValueError: it has an integer of more digits than Python reads.
+    """
+    for place in range(_MOST_DIGITS, len(text), _MOST_DIGITS):  # each longer integer is at one of these places
+        if text[place - 9 : place + 1].isdigit() or text[place : place + 10].isdigit():
+            json.loads(text)
+            break
+    return text
+
+
 def field_keys(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the name under which validation looks for it."""
     found: dict[str, str] = {}
@@ -327,20 +331,6 @@ def ordered(data: Any) -> Any:
         return {key: ordered(value) for key, value in data.items()}
     if is_sequence(data):
         return list(map(ordered, data))
-    return data
-
-
-_NO_NUMBERS = {text: float(text) for text in ("Infinity", "-Infinity", "NaN")}
-
-
-def _with_numbers(data: Any) -> Any:
-    """Data with numbers in place of their texts where they are not finite: a strict model does not read the texts."""
-    if isinstance(data, str):
-        return _NO_NUMBERS.get(data, data)
-    if is_list(data):
-        return list(map(_with_numbers, data))
-    if is_dict(data):
-        return {name: _with_numbers(value) for name, value in data.items()}
     return data
 
 

@@ -15,9 +15,10 @@ from .types import is_dict, is_sequence
 
 _APART = frozenset({"metadata", "default", "expected", "members", "cls", "config", "function"})
 """Parts of a core schema that hold no core schemas."""
+_BY_NAME = ("fields", "choices")
+"""Parts of a core schema whose keys, if they have any, are names that a user chose."""
 
 NO_JSON = "<without JSON: "
-_LEFT_OUT = {"serialization_exclude", "serialization_exclude_if"}
 _FIELDS = ("model-fields", "typed-dict", "dataclass-args")
 
 
@@ -99,21 +100,29 @@ def _nodes(core: Any, *, of: Any = None) -> Iterator[dict[str, Any]]:
             return  # what a custom serializer writes is not known
         for key, part in core.items():
             if key not in _APART:
-                yield from _nodes(part, of=of)
+                named = key in _BY_NAME and is_dict(part)
+                yield from _nodes(list(part.values()) if named else part, of=of)
     elif is_sequence(core):
         for part in core:
             yield from _nodes(part, of=of)
 
 
 def _leaves_out(node: Mapping[str, Any]) -> bool:
-    return node.get("type") in _FIELDS and any(one.keys() & _LEFT_OUT for _, one in _fields(node))
+    return node.get("type") in _FIELDS and any(
+        one.get("serialization_exclude") or _by_a_user(one.get("serialization_exclude_if")) for _, one in _fields(node)
+    )
 
 
 def _written_by_a_user(node: Mapping[str, Any]) -> bool:
     how = node.get("serialization")
     if not is_dict(how) or how.get("type") not in {"function-plain", "function-wrap"}:
         return False
-    return _masks(node) or not getattr(how["function"], "__module__", "").startswith("pydantic.")
+    return _masks(node) or _by_a_user(how["function"])
+
+
+def _by_a_user(function: object) -> bool:
+    """Whether a function that writes values is none of Pydantic's or Pydantic AI's own, which hide nothing."""
+    return function is not None and not getattr(function, "__module__", "").startswith(("pydantic.", "pydantic_ai."))
 
 
 def _custom(node: Mapping[str, Any]) -> bool:
@@ -172,7 +181,12 @@ def _rewritten(core: Any, *, asked: bool) -> Any:
         return type(core)(_rewritten(part, asked=asked) for part in core)
     if not is_dict(core):
         return core
-    copied = {key: part if key in _APART else _rewritten(part, asked=asked) for key, part in core.items()}
+    copied: dict[str, Any] = {}
+    for key, part in core.items():
+        if key in _BY_NAME and is_dict(part):
+            copied[key] = {name: _rewritten(one, asked=asked) for name, one in part.items()}
+        else:
+            copied[key] = part if key in _APART else _rewritten(part, asked=asked)
     if is_dict(config := copied.get("config")):
         copied["config"] = {"ser_json_inf_nan": "strings", **config}
     if asked and copied.get("type") in _FIELDS:

@@ -32,7 +32,7 @@ from .types import is_dict, is_list, is_set
 _SERIES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 _MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 _PLAIN: dict[str, type] = {
-    **{one.__name__: one for one in (bytes, complex, date, datetime, time, timedelta, Decimal, UUID)},
+    **{one.__name__: one for one in (bytes, complex, float, date, datetime, time, timedelta, Decimal, UUID)},
     "Path": type(Path()),
 }
 """Classes whose values are determined by their plain JSON."""
@@ -72,8 +72,6 @@ class Whole:
             return list(map(self._written, value))
         if cls is dict and all(type(key) is str and key[:1] != "$" for key in value):
             return self._pairs(value.items())
-        if cls is float:
-            return {"$float": str(value)}
         if cls is datetime and isinstance(value.tzinfo, ZoneInfo):
             return {"$zoned": [value.replace(tzinfo=None).isoformat(), value.tzinfo.key, value.fold]}
         name = _NAMES.get(cls)
@@ -113,8 +111,6 @@ class Whole:
         if tag[:1] != "$":
             return {key: self._read(one) for key, one in data.items()}
         name, inside = tag[1:], data[tag]
-        if name == "float":
-            return float(inside)
         if name == "zoned":
             moment, key, fold = inside
             return datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(key), fold=fold)
