@@ -400,38 +400,3 @@ def test_deps_that_cannot_be_made_are_one_line(tmp_path: Path, function: str, sa
         assert said in " ".join(ended.stderr.split())
         assert "Traceback" not in ended.stderr
     assert not list(tmp_path.glob(".stagegraph/*.db-journal"))
-
-
-SECRET_GRAPH = """
-from pathlib import Path
-from pydantic import BaseModel, SecretStr
-from stagegraph import Graph, step
-
-class Login(BaseModel):
-    name: str
-    key: SecretStr
-
-@step
-async def enter(login: Login) -> str:
-    if not Path("gate").exists():
-        raise OSError("closed")
-    return login.key.get_secret_value()
-
-class Door(Graph[Login, str]):
-    enter = enter
-    async def flow(self, login: Login) -> str:
-        return await self.enter(login)
-"""
-
-
-def test_an_input_that_no_record_holds_is_given_again(tmp_path: Path) -> None:
-    """`show` and `resume` of such a run; the error without it names the option."""
-    (tmp_path / "graph.py").write_text(SECRET_GRAPH, "utf-8")
-    given = '{"name": "anna", "key": "s3cret"}'
-    assert cli(tmp_path, "run", "graph.py:Door", given).returncode == 1
-    (tmp_path / "gate").touch()
-    refused = cli(tmp_path, "resume", "last")
-    assert refused.returncode == 1
-    assert "resume --input" in refused.stderr
-    resumed = cli(tmp_path, "resume", "last", "--input", given, "--json")
-    assert json.loads(resumed.stdout)["output"] == "s3cret", resumed.stderr
