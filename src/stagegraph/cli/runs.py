@@ -41,7 +41,7 @@ def runs(
 ) -> None:
     """List recorded runs, the newest first."""
     from stagegraph.journal import RunFilter
-    from stagegraph.record.calls import rows_so_far
+    from stagegraph.record.calls import listed
     from stagegraph.record.source import RunQuery
     from stagegraph.runner.recovery import GIVEN_UP
 
@@ -76,7 +76,7 @@ def runs(
         )
         async with aclosing(opt.open_journal(journal)) as store:
             rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
-            return [((await rows_so_far(store, row))[0], await store.feedback(row.run_id)) for row in rows[:limit]]
+            return [(await listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
     if as_json:

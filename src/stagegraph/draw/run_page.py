@@ -46,8 +46,16 @@ async def page_of(journal: Journal, run_id: str) -> Html:
 
 
 def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> Html:
-    """The page from a run's rows."""
-    root = call_tree(calls, None) if len(calls) <= _FOLLOWED else None
+    """The page from a run's rows.
+
+    Raises:
+        JournalError: they are damaged.
+    """
+    try:
+        root = call_tree(calls, None) if len(calls) <= _FOLLOWED else None
+    except ValueError as error:
+        msg = f"the record of run {run.run_id!r} is damaged: {error}"
+        raise JournalError(msg) from error
     edges = follow_contents(root) if root is not None else []
     record = RunRecord(run=run, calls=list(calls), feedback=list(feedback), edges=edges)
     data = record.model_dump(exclude=_NOT_SHOWN, exclude_defaults=True)

@@ -165,7 +165,16 @@ def _open(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    connection.text_factory = _text
     return connection
+
+
+def _text(raw: bytes) -> str | bytes:
+    """A text; what is damaged stays as it is, so that it is refused with its record alone."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def prepare(path: Path, *, pages: int) -> None:

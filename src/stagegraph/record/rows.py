@@ -7,22 +7,39 @@ pages are made from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    TypeAdapter,
+)
 from pydantic_core import to_jsonable_python
+from typing_extensions import TypedDict
 
 from stagegraph.data.call import Kind, Status
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError, JournalError
 from stagegraph.schema.schema import plain
-from stagegraph.schema.types import is_dict, is_list, is_mapping
+from stagegraph.schema.types import is_list, is_mapping
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
 
+
+class DamagedError(JournalError):
+    """A record of a run is not one that a journal writes; other runs can still be read."""
+
+
+Moment = Annotated[float, Field(gt=-6e10, lt=6e10)]
+"""Seconds since 1970, in the years that a calendar has."""
 Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
 """A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
 
@@ -64,14 +81,8 @@ class Labels:
         Raises:
             ValueError: the text does not hold labels.
         """
-        data: object = json.loads(text)
-        if not is_dict(data) or not is_dict(data.get("metadata", {})) or not is_list(data.get("tags", [])):
-            msg = "the labels of a run are an object with `metadata` and a list of `tags`"
-            raise ValueError(msg)
-        known: dict[str, Any] = {
-            name: tuple(value) if is_list(value) else value for name, value in data.items() if name in _LABELS
-        }
-        known["origins"] = {path: (name, version) for path, (name, version) in data.get("origins", {}).items()}
+        known: dict[str, Any] = {**_STORED.validate_python(json.loads(text))}
+        known |= {name: tuple(value) for name, value in known.items() if is_list(value)}
         return cls(**known)
 
     def to_json(self) -> str:
@@ -96,6 +107,26 @@ class Labels:
             raise DeclarationError(msg) from error
 
 
+class _Stored(TypedDict, total=False):
+    """The same as JSON data. A text with half of a surrogate pair is no `str` to Pydantic."""
+
+    metadata: dict[Any, Any]
+    tags: list[Hashable]
+    session_id: Hashable
+    user_id: Hashable
+    resumed: list[Moment]
+    ended: list[Moment]
+    crashes: int
+    models: dict[Any, str]
+    override: dict[Any, Any]
+    override_whole: dict[Any, str | None]
+    origins: dict[Any, tuple[str, int]]
+    limits: dict[Any, NonNegativeInt | NonNegativeFloat]
+    replay: str | None
+    redacted: list[str]
+
+
+_STORED = TypeAdapter(_Stored)
 _LABELS = Labels.__slots__
 OF_CALLER = ("metadata", "tags", "session_id", "user_id")
 """The labels that a caller gives, which `Run` has as well; they are always written."""

@@ -19,7 +19,7 @@ from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import GONE, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import GONE, DamagedError, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -181,10 +181,10 @@ class _Finisher:
         self._going.add(row.run_id)
         try:
             await self._finish(row)
+        except DamagedError as error:
+            self._put_off(row, "could not be taken up", error)
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
-        except ReplayError as error:
-            _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             self._put_off(row, "was taken up and ended without an output", error)
         except Exception as error:  # noqa: BLE001 - the next one may do better

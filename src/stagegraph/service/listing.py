@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
-from stagegraph.record.calls import rows_so_far
+from stagegraph.record.calls import listed
 from stagegraph.record.rows import RunFilter
 from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
 
@@ -117,8 +117,7 @@ def _shown(row: RunRow) -> ShownStatus:
 
 
 async def _listed(access: Access, row: RunRow) -> Listed:
-    if row.status == "running":
-        row, _ = await rows_so_far(access.journal, row)
+    row = await listed(access.journal, row)
     labels = row.read_labels()
     return Listed(
         run_id=row.run_id,
