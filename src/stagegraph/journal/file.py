@@ -301,7 +301,7 @@ _REMEDIES = {
         "the file is damaged: move it away and keep it; `sqlite3 FILE .recover` saves what can be read"
     ),
     sqlite3.SQLITE_NOTADB: "the file is no journal; choose another file",
-    sqlite3.SQLITE_CANTOPEN: "check that the folder exists and can be written",
+    sqlite3.SQLITE_CANTOPEN: "the file was removed, or its folder does not exist or cannot be written",
 }
 
 
