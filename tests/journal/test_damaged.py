@@ -131,3 +131,16 @@ def test_commands_say_what_is_damaged(sound: Path, tmp_path: Path, table: str, c
                 except StagegraphError as error:
                     out.write(str(error))
             assert "other" in out.getvalue() if command[0] == "runs" else out.getvalue()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_columns_that_others_add_or_take_away(sound: Path, tmp_path: Path, *, read_only: bool) -> None:
+    """An added one is not read; without one that every run has, each run is damaged."""
+    path = tmp_path / "runs.db"
+    shutil.copy(sound, path)
+    for change, left in (("ADD COLUMN note TEXT", ["one", "other"]), ("DROP COLUMN input", [])):
+        with closing(sqlite3.connect(path)) as other:
+            other.execute(f"ALTER TABLE runs {change}")
+        journal = SqliteJournal(path, read_only=read_only)
+        assert sorted(row.run_id for row in await journal.runs(RunFilter())) == left
+        await journal.aclose()

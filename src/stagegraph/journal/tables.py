@@ -80,9 +80,10 @@ def row_of(row_type: type[R], found: sqlite3.Row) -> R:
     Raises:
         DamagedError: a journal writes no such row.
     """
-    values: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
+    there: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
+    values = {name: there.get(name) for name in _NAMES[row_type]}  # whatever others have added to the table
     for name, default in _DEFAULTS[row_type].items():
-        if values.get(name) is None:  # also a column that a file of an older version lacks, which is only read
+        if values[name] is None:  # also a column that a file of an older version lacks, which is only read
             values[name] = default
     check_row(row_type, values)
     for flag in _FLAGS[row_type]:
