@@ -75,7 +75,7 @@ def runs(
             limit=_MANY if stored_as == "running" else limit,
         )
         async with aclosing(opt.open_journal(journal)) as store:
-            rows = [row for row in await store.runs(wanted) if status in (None, _status(row))]
+            rows = [row for row in await store.runs(wanted) if status in (None, row.shown_status)]
             return [(await listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
@@ -89,7 +89,7 @@ def runs(
         table.add_row(
             Text(plain(row.run_id)),
             Text(plain(row.graph)),
-            styled_status(_status(row)),
+            styled_status(row.shown_status),
             datetime.fromtimestamp(row.started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             duration(row.duration) if row.status != "running" else "",
             str(row.requests),
@@ -131,12 +131,6 @@ async def _one_of_langfuse(run: str) -> RunRows:
     raise TracingError(msg)
 
 
-def _status(row: RunRow) -> str:
-    from stagegraph.runner.recovery import is_interrupted
-
-    return "interrupted" if is_interrupted(row) else row.status
-
-
 def _scores_of_run(scores: list[FeedbackRow]) -> dict[str, Any]:
     return {score.name: json.loads(score.value) for score in scores if score.key is None}
 
@@ -146,7 +140,7 @@ def _run_json(row: RunRow, scores: list[FeedbackRow]) -> dict[str, Any]:
     return {
         "run_id": row.run_id,
         "graph": row.graph,
-        "status": _status(row),
+        "status": row.shown_status,
         "started": datetime.fromtimestamp(row.started, UTC).isoformat(),
         **{name: getattr(row, name) for name in names},
         "feedback": _scores_of_run(scores),
@@ -201,7 +195,7 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
     out = console()
     out.print(
         Text.assemble((plain(row.graph), "bold"), " ", plain(row.run_id), " "),
-        styled_status(row.status),
+        styled_status(row.shown_status),
         f"{duration(row.duration)}, {len(calls)} calls, {row.requests} requests, "
         f"{row.input_tokens} + {row.output_tokens} tokens, cost {dollars(row.cost)}",
     )

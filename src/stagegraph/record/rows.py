@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
-from stagegraph.data.call import Kind, Status
+from stagegraph.data.call import Kind, ShownStatus, Status
 from stagegraph.schema.errors import DeclarationError, JournalError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_list, is_mapping
@@ -171,6 +171,15 @@ class RunRow:
             ValueError: the column does not hold labels.
         """
         return Labels.from_json(self.labels)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it is recorded as running, but its process has ended."""
+        return self.status == "running" and self.owner in {None, GONE}
+
+    @property
+    def shown_status(self) -> ShownStatus:
+        return "interrupted" if self.interrupted else self.status
 
     @property
     def segment(self) -> int:
@@ -330,7 +339,7 @@ class RunFilter:
         return (
             self.graph in {None, row.graph}
             and self.status in {None, row.status}
-            and (not self.interrupted or (row.status == "running" and row.owner in {None, GONE}))
+            and (not self.interrupted or row.interrupted)
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
             and (self.before is None or (row.started, row.run_id) < self.before)

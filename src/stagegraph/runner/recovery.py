@@ -19,7 +19,7 @@ from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import GONE, DamagedError, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import DamagedError, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -100,11 +100,6 @@ class TakesUp(Protocol):
     def take_up(self, row: RunRow) -> Coroutine[None, None, object] | None:
         """Finish an interrupted run, if its graph is known here."""
         ...
-
-
-def is_interrupted(row: RunRow) -> bool:
-    """Whether a run is recorded as running, but its process has ended."""
-    return row.status == "running" and row.owner in {None, GONE}
 
 
 def counted(row: RunRow) -> RunRow:

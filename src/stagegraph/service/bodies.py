@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from stagegraph.data.call import ShownStatus
 from stagegraph.record.mermaid import declared_chart
 
 from .problems import Problem
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
     from stagegraph.schema.schema import Schema
-
-ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
-"""The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 
 
 class Spent(BaseModel):

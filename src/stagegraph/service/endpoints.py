@@ -21,7 +21,7 @@ from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
-from stagegraph.runner.recovery import GIVEN_UP, give_up, is_interrupted
+from stagegraph.runner.recovery import GIVEN_UP, give_up
 from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
@@ -30,10 +30,11 @@ from .listing import RunList, Wanted, list_runs
 from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
+    from stagegraph.data.call import ShownStatus
     from stagegraph.runner.options import RunOptions
 
     from .access import Access
-    from .bodies import FeedbackBody, ShownStatus
+    from .bodies import FeedbackBody
     from .repeats import Repeatable
 
 _CANCEL_SECONDS = 10.0
@@ -165,7 +166,7 @@ class Endpoints:
             with anyio.move_on_after(_CANCEL_SECONDS):
                 await found.cancel()
             return await self._response(found.progress, 200 if found.done else 202)
-        if found.status == "running" and not is_interrupted(found):
+        if found.shown_status == "running":
             found = await self._access.ask_to_cancel(found, _CANCEL_SECONDS)
             return await self._stored(found, 202 if found.status == "running" else 200)
         if found.status in {"running", "suspended"}:
@@ -258,7 +259,7 @@ class Endpoints:
         row, calls = await rows_so_far(self._access.journal, row)
         scores: list[FeedbackRow] = []
         run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
-        shown: ShownStatus = "interrupted" if is_interrupted(row) else run.status
+        shown = row.shown_status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
+from stagegraph.data.call import ShownStatus
 from stagegraph.record.calls import listed
 from stagegraph.record.rows import RunFilter
-from stagegraph.runner.recovery import GIVEN_UP, is_interrupted
+from stagegraph.runner.recovery import GIVEN_UP
 
-from .bodies import ShownStatus, Spent
+from .bodies import Spent
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
@@ -103,7 +104,7 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
         seen, more = seen + len(rows), len(rows) == _CHUNK
         for place, row in enumerate(rows, 1):
             search = replace(search, before=(row.started, row.run_id))
-            if wanted.status in {None, _shown(row)} and await access.may_see(row, user):
+            if wanted.status in {None, row.shown_status} and await access.may_see(row, user):
                 found.append(row)
             if len(found) == wanted.limit:
                 more = more or place < len(rows)
@@ -112,17 +113,13 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
     return RunList(runs=[await _listed(access, row) for row in found], next=following)
 
 
-def _shown(row: RunRow) -> ShownStatus:
-    return "interrupted" if is_interrupted(row) else row.status
-
-
 async def _listed(access: Access, row: RunRow) -> Listed:
     row = await listed(access.journal, row)
     labels = row.read_labels()
     return Listed(
         run_id=row.run_id,
         graph=row.graph,
-        status=_shown(row),
+        status=row.shown_status,
         started=datetime.fromtimestamp(row.started, UTC),
         duration=row.duration,
         usage=Spent(
