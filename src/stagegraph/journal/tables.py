@@ -81,7 +81,7 @@ def row_of(row_type: type[R], found: sqlite3.Row) -> R:
         DamagedError: a journal writes no such row.
     """
     there: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
-    values = {name: there.get(name) for name in _NAMES[row_type]}  # whatever others have added to the table
+    values: dict[str, Any] = {name: there.get(name) for name in _NAMES[row_type]}  # others may add columns
     for name, default in _DEFAULTS[row_type].items():
         if values[name] is None:  # also a column that a file of an older version lacks, which is only read
             values[name] = default
