@@ -120,6 +120,8 @@ def test_several_graphs_are_listed_also_when_one_needs_arguments(folder: Path) -
     """That one cannot be made is only said of the one that was chosen."""
     done = cli(folder, "run", "several.py", "1")
     assert "there are several graphs, Needy, Plain: say which" in done.stderr
+    unknown = cli(folder, "run", "several.py:Plane", "1").stderr
+    assert "no 'Plane' here; did you mean `Plain`?; graphs here: Needy, Plain" in unknown
     assert cli(folder, "run", "several.py:Plain", "1").stdout == "1\n"
     assert "Needy cannot be made without arguments" in cli(folder, "run", "several.py:Needy", "1").stderr
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,3 +194,29 @@ async def test_an_interrupted_run_shows_what_it_has_spent():
     assert listed["usage"]["requests"] == 1
     assert listed["usage"]["output_tokens"] > 0
     assert (await journal.runs(RunFilter(user="nobody"))) == []
+
+
+@pytest.mark.anyio
+async def test_a_damaged_run_is_said_and_the_others_are_listed(tmp_path: Path) -> None:
+    """Its own page is an error that says so, and its events end."""
+    path = tmp_path / "runs.db"
+    journal = SqliteJournal(path)
+    runner = Runner(journal=journal, tracing=None)
+    for name in ("one", "other"):
+        await runner.run(Echo(), "a", run_id=name, user_id="anna")
+    with closing(sqlite3.connect(path)) as damaged:
+        damaged.execute("UPDATE runs SET status = 'running', owner = 'x' WHERE run_id = 'one'")
+        damaged.execute("UPDATE calls SET usage = '[1' WHERE run_id = 'one'")
+        damaged.commit()
+    transport = httpx.ASGITransport(app_of(runner))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        headers = {"x-user": "anna"}
+        listed = (await client.get("/runs", headers=headers)).json()["runs"]
+        assert sorted(run["run_id"] for run in listed) == ["one", "other"]
+        found = await client.get("/runs/one", headers=headers)
+        assert (found.status_code, found.json()["type"].rpartition(":")[2]) == (500, "damaged")
+        with closing(sqlite3.connect(path)) as damaged:
+            damaged.execute("UPDATE runs SET status = 'succeeded' WHERE run_id = 'one'")
+            damaged.commit()
+        assert (await client.get("/runs/one/events", headers=headers)).status_code == 200
+    await journal.aclose()

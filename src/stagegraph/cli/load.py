@@ -184,7 +184,9 @@ def _named(module: ModuleType, name: str, text: str) -> object:
     for part in name.split("."):
         if not hasattr(found, part):
             options = [option for option in vars(found) if not option.startswith("_")]
-            msg = f"{text}: there is no {part!r} here{closest(part, options)}"
+            graphs = [name for name, value in vars(found).items() if _is_own_graph(value, module)]
+            there = f"; graphs here: {', '.join(graphs)}" if graphs else ""
+            msg = f"{text}: there is no {part!r} here{closest(part, options)}{there}"
             raise DeclarationError(msg)
         found = getattr(found, part)
     return found

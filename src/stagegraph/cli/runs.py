@@ -41,9 +41,9 @@ def runs(
 ) -> None:
     """List recorded runs, the newest first."""
     from stagegraph.journal import RunFilter
-    from stagegraph.record.calls import rows_so_far
+    from stagegraph.record.calls import listed
     from stagegraph.record.source import RunQuery
-    from stagegraph.runner.recovery import GIVEN_UP, status_of
+    from stagegraph.runner.recovery import GIVEN_UP
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
@@ -75,8 +75,8 @@ def runs(
             limit=_MANY if stored_as == "running" else limit,
         )
         async with aclosing(opt.open_journal(journal)) as store:
-            rows = [row for row in await store.runs(wanted) if status in (None, status_of(row))]
-            return [((await rows_so_far(store, row))[0], await store.feedback(row.run_id)) for row in rows[:limit]]
+            rows = [row for row in await store.runs(wanted) if status in (None, row.shown_status)]
+            return [(await listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
     if as_json:
@@ -89,7 +89,7 @@ def runs(
         table.add_row(
             Text(plain(row.run_id)),
             Text(plain(row.graph)),
-            styled_status(status_of(row)),
+            styled_status(row.shown_status),
             datetime.fromtimestamp(row.started, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
             duration(row.duration) if row.status != "running" else "",
             str(row.requests),
@@ -136,13 +136,12 @@ def _scores_of_run(scores: list[FeedbackRow]) -> dict[str, Any]:
 
 
 def _run_json(row: RunRow, scores: list[FeedbackRow]) -> dict[str, Any]:
-    from stagegraph.runner.recovery import status_of
 
     names = ("duration", "requests", "input_tokens", "output_tokens", "cost", "error")
     return {
         "run_id": row.run_id,
         "graph": row.graph,
-        "status": status_of(row),
+        "status": row.shown_status,
         "started": datetime.fromtimestamp(row.started, UTC).isoformat(),
         **{name: getattr(row, name) for name in names},
         "feedback": _scores_of_run(scores),
@@ -191,14 +190,13 @@ def show(
 
 def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, everything: bool) -> None:
     from stagegraph.data.call import load_pending
-    from stagegraph.runner.recovery import status_of
 
     from .tree import recorded_trees
 
     out = console()
     out.print(
         Text.assemble((plain(row.graph), "bold"), " ", plain(row.run_id), " "),
-        styled_status(status_of(row)),
+        styled_status(row.shown_status),
         f"{duration(row.duration)}, {len(calls)} calls, {row.requests} requests, "
         f"{row.input_tokens} + {row.output_tokens} tokens, cost {dollars(row.cost)}",
     )

@@ -28,6 +28,8 @@ Out = TypeVar("Out", default=Any)
 
 Kind = Literal["stage", "step", "graph"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
+ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
+"""The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 
 
 @dataclass(frozen=True, slots=True)

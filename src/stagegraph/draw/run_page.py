@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from stagegraph.record.calls import call_tree, rows_so_far
 from stagegraph.record.edges import follow_contents
 from stagegraph.record.rows import CallRow, FeedbackRow, RunRecord, RunRow
-from stagegraph.runner.recovery import is_interrupted
 from stagegraph.schema.errors import JournalError
 
 from .html import Html, asset, document
@@ -46,12 +45,19 @@ async def page_of(journal: Journal, run_id: str) -> Html:
 
 
 def run_page(run: RunRow, calls: Sequence[CallRow], feedback: Sequence[FeedbackRow]) -> Html:
-    """The page from a run's rows."""
-    root = call_tree(calls, None) if len(calls) <= _FOLLOWED else None
+    """The page from a run's rows.
+
+    Raises:
+        JournalError: they are damaged.
+    """
+    try:
+        root = call_tree(calls, None) if len(calls) <= _FOLLOWED else None
+    except ValueError as error:
+        msg = f"the record of run {run.run_id!r} is damaged: {error}"
+        raise JournalError(msg) from error
     edges = follow_contents(root) if root is not None else []
     record = RunRecord(run=run, calls=list(calls), feedback=list(feedback), edges=edges)
     data = record.model_dump(exclude=_NOT_SHOWN, exclude_defaults=True)
-    if is_interrupted(run):
-        data["run"]["status"] = "interrupted"
+    data["run"]["status"] = run.shown_status
     style, script, body = (asset("stagegraph.draw", f"run.{kind}") for kind in ("css", "js", "html"))
     return document(f"{run.graph} {run.run_id}", body, style=style, script=script, data=data)

@@ -165,7 +165,16 @@ def _open(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    connection.text_factory = _text
     return connection
+
+
+def _text(raw: bytes) -> str | bytes:
+    """A text; what is damaged stays as it is, so that it is refused with its record alone."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def prepare(path: Path, *, pages: int) -> None:
@@ -292,7 +301,7 @@ _REMEDIES = {
         "the file is damaged: move it away and keep it; `sqlite3 FILE .recover` saves what can be read"
     ),
     sqlite3.SQLITE_NOTADB: "the file is no journal; choose another file",
-    sqlite3.SQLITE_CANTOPEN: "check that the folder exists and can be written",
+    sqlite3.SQLITE_CANTOPEN: "the file was removed, or its folder does not exist or cannot be written",
 }
 
 

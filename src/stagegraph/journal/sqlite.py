@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from math import inf
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
@@ -28,6 +29,7 @@ from .tables import TABLES, R, row_of
 from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
+_log = logging.getLogger("stagegraph")
 
 _SECONDS_OF_A_TRANSACTION = 0.05
 """How long `prune` keeps others from writing each time, unless a single run takes longer."""
@@ -77,6 +79,8 @@ class SqliteJournal:
         if path == DEFAULT_PATH and not read_only:
             self.path.parent.mkdir(exist_ok=True)
         self._redact = redact
+        self._damaged: set[str] = set()
+        """What was said about damaged records."""
         self._read_only = read_only
         self._file = JournalFile(self.path, timeout=timeout, read_only=read_only)
         self._file.make_ready(wait=not _in_event_loop())
@@ -185,16 +189,26 @@ class SqliteJournal:
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
             found: list[RunRow] = []
-            for values in connection.execute(query, encodable(asked)):
-                row = self._seen(row_of(RunRow, values))
+            for row in self._sound(RunRow, connection.execute(query, encodable(asked))):
                 scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
-                if wanted.matches(row, (row_of(FeedbackRow, score) for score in scores)):
-                    found.append(row)
+                seen = self._seen(row)
+                if wanted.matches(seen, self._sound(FeedbackRow, scores)):
+                    found.append(seen)
                 if len(found) >= wanted.limit:
                     break
             return found
 
         return await self._in_thread(read)
+
+    def _sound(self, row_type: type[R], found: Iterable[sqlite3.Row]) -> Iterator[R]:
+        """The rows without the damaged ones, each of which is said once."""
+        for values in found:
+            try:
+                yield row_of(row_type, values)
+            except DamagedError as error:
+                if str(error) not in self._damaged:
+                    self._damaged.add(str(error))
+                    _log.warning("%s: left out: %s", self.path, error)
 
     async def calls(self, run_id: str) -> list[CallRow]:
         return await self._select(CallRow, "run_id = ? ORDER BY position", (run_id,))
@@ -203,20 +217,25 @@ class SqliteJournal:
         return await self._select(OpRow, "run_id = ?", (run_id,))
 
     async def feedback(self, run_id: str) -> list[FeedbackRow]:
-        return await self._select(FeedbackRow, "run_id = ? ORDER BY time", (run_id,))
+        query = "SELECT * FROM feedback WHERE run_id = ? ORDER BY time"
+        return await self._in_thread(lambda c: list(self._sound(FeedbackRow, c.execute(query, encodable((run_id,))))))
 
     async def cancels(self) -> list[CancelRow]:
         held = "SELECT run_id FROM runs WHERE status = 'running' AND owner IS NOT NULL"
-        return await self._select(CancelRow, f"run_id IN ({held})", ())
+        query = f"SELECT * FROM cancels WHERE run_id IN ({held})"  # noqa: S608 - our own words
+        return await self._in_thread(lambda c: list(self._sound(CancelRow, c.execute(query))))
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         self._check_writable()
         stopped = threading.Event()
 
         def read(connection: sqlite3.Connection, only: str | None = None) -> dict[str, Prunable]:
-            query = "SELECT run_id, status, owner, started + duration FROM runs WHERE ? IS NULL OR run_id = ?"
+            query = """
+                SELECT run_id, status, owner, started + ifnull(duration, 0) FROM runs WHERE (? IS NULL OR run_id = ?)
+                AND typeof(started) = 'real' AND typeof(ifnull(duration, 0.0)) = 'real'
+            """  # the others are damaged
             return {
-                run_id: Prunable(run_id, status, owner is not None and is_alive(self._file.place, owner), ended)
+                run_id: Prunable(run_id, status, owner is not None and is_alive(self._file.place, str(owner)), ended)
                 for run_id, status, owner, ended in connection.execute(query, (only, only))
             }
 

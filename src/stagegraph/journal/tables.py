@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
 
+from .sound import check_row
+
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 VERSION = 4
@@ -73,11 +75,17 @@ def statement_for(row: Row) -> Statement:
 
 
 def row_of(row_type: type[R], found: sqlite3.Row) -> R:
-    """A row from the columns of its table."""
-    values: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
+    """A row from the columns of its table.
+
+    Raises:
+        DamagedError: a journal writes no such row.
+    """
+    there: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
+    values: dict[str, Any] = {name: there.get(name) for name in _NAMES[row_type]}  # others may add columns
     for name, default in _DEFAULTS[row_type].items():
-        if values.get(name) is None:  # also a column that a file of an older version lacks, which is only read
+        if values[name] is None:  # also a column that a file of an older version lacks, which is only read
             values[name] = default
+    check_row(row_type, values)
     for flag in _FLAGS[row_type]:
         values[flag] = bool(values[flag])
     return row_type(**values)

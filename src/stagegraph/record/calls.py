@@ -21,7 +21,7 @@ from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import Record, plain
 from stagegraph.schema.serialize import escaped, json_of, without_json
 
-from .rows import CallRow, FeedbackRow, OpRow, RunRow
+from .rows import CallRow, DamagedError, FeedbackRow, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
@@ -255,6 +255,14 @@ async def rows_so_far(journal: Journal, row: RunRow) -> tuple[RunRow, list[CallR
         cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
     )
     return so_far, calls
+
+
+async def listed(journal: Journal, row: RunRow) -> RunRow:
+    """A run for a list: with what it has spent so far, unless its calls are damaged."""
+    if row.status == "running":
+        with suppress(DamagedError):
+            row, _ = await rows_so_far(journal, row)
+    return row
 
 
 def error_of(row: RunRow | CallRow) -> CallError | None:

@@ -13,17 +13,24 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, SkipValidation, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SkipValidation, TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from stagegraph.data.call import Kind, Status
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.data.call import Kind, ShownStatus, Status
+from stagegraph.schema.errors import DeclarationError, JournalError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_mapping
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
 
+
+class DamagedError(JournalError):
+    """A record of a run is not one that a journal writes; other runs can still be read."""
+
+
+Moment = Annotated[float, Field(gt=-6e10, lt=6e10)]
+"""Seconds since 1970, in the years that a calendar has."""
 Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
 """A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
 
@@ -36,9 +43,9 @@ class Labels:
     tags: tuple[SkipValidation[str], ...] = ()
     session_id: SkipValidation[str | None] = None
     user_id: SkipValidation[str | None] = None
-    resumed: tuple[float, ...] = ()
+    resumed: tuple[Moment, ...] = ()
     """When the run was resumed, each time in seconds since 1970."""
-    ended: tuple[float, ...] = ()
+    ended: tuple[Moment, ...] = ()
     """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
     the end of the last call that was recorded."""
     crashes: int = 0
@@ -137,6 +144,15 @@ class RunRow:
             ValueError: the column does not hold labels.
         """
         return Labels.from_json(self.labels)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it is recorded as running, but its process has ended."""
+        return self.status == "running" and self.owner in {None, GONE}
+
+    @property
+    def shown_status(self) -> ShownStatus:
+        return "interrupted" if self.interrupted else self.status
 
     @property
     def segment(self) -> int:
@@ -296,7 +312,7 @@ class RunFilter:
         return (
             self.graph in {None, row.graph}
             and self.status in {None, row.status}
-            and (not self.interrupted or (row.status == "running" and row.owner in {None, GONE}))
+            and (not self.interrupted or row.interrupted)
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
             and (self.before is None or (row.started, row.run_id) < self.before)

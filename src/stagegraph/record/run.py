@@ -204,11 +204,7 @@ class Run(Generic[In, Out]):
             reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             msg = f"this is no record of a run that can be read: {reason}"
             raise ReplayError(msg) from error
-        try:
-            return _run(record, node, strict=True)
-        except (ValueError, ArithmeticError, OSError) as error:  # the latter two: no number, no moment
-            msg = f"the record does not fit {node.__node__.name}: {error}"
-            raise ReplayError(msg) from error
+        return _run(record, node, strict=True)
 
     def __copy__(self) -> Self:
         return self  # it is immutable
@@ -336,6 +332,20 @@ def run_of(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], graph: 
 
 
 def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I, O]:
+    """A run from its record.
+
+    Raises:
+        ReplayError: the record is damaged, or (*strict*) does not fit the graph.
+    """
+    try:
+        return _made(record, graph, strict=strict)
+    except (ValueError, TypeError, ArithmeticError, OSError, RecursionError) as error:
+        problem = f"does not fit {graph.__node__.name}" if strict else f"of run {record.run.run_id!r} cannot be read"
+        msg = f"the record {problem}: {error}"
+        raise ReplayError(msg) from error
+
+
+def _made(record: RunRecord, graph: Node[I, O], *, strict: bool) -> Run[I, O]:
     row, tree, edges = record.run, graph.__node__.tree, record.edges
     labels = row.read_labels()
     of_caller: dict[str, Any] = {name: getattr(labels, name) for name in OF_CALLER}

@@ -17,8 +17,8 @@ from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
 from .calls import rows_so_far
-from .rows import RunFilter, has_score
-from .run import run_of
+from .rows import DamagedError, RunFilter, has_score
+from .run import ReplayError, run_of
 
 if TYPE_CHECKING:
     from stagegraph.data.call import Call
@@ -155,7 +155,11 @@ class RunSource(ABC):
             return
         async with aclosing(self.pages(graph, query)) as pages:
             async for row, calls, scores in pages:
-                run = run_of(row, calls, scores, graph)
+                try:
+                    run = run_of(row, calls, scores, graph)
+                except ReplayError:
+                    self.skipped["a record is damaged"] += 1
+                    continue
                 accepted = run.status != "succeeded" or graph.__node__.output_type.is_instance(run.output)
                 if not (graph.__node__.input_type.is_instance(run.input) and accepted):
                     self.skipped["a run does not fit the graph's types any more"] += 1
@@ -303,7 +307,11 @@ class JournalRuns(RunSource):
                 and set(query.tags) <= set(labels.tags)
                 and (query.experiments or not labels.metadata.get(EXPERIMENT))
             ):
-                so_far, calls = await rows_so_far(self._journal, row)
+                try:
+                    so_far, calls = await rows_so_far(self._journal, row)
+                except DamagedError:
+                    self.skipped["a record is damaged"] += 1
+                    continue
                 yield so_far, calls, await self._journal.feedback(row.run_id)
 
 

@@ -20,7 +20,7 @@ from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import GONE, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import DamagedError, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stagegraph")
 
-ShownStatus = Literal[Status, "interrupted"]
-"""The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
 GIVEN_UP = "GivenUp"
 """The error type of a run that is not resumed any more."""
 _LOOK_EVERY = 2.0
@@ -103,16 +101,6 @@ class TakesUp(Protocol):
     def take_up(self, row: RunRow) -> Coroutine[None, None, object] | None:
         """Finish an interrupted run, if its graph is known here."""
         ...
-
-
-def is_interrupted(row: RunRow) -> bool:
-    """Whether a run is recorded as running, but its process has ended."""
-    return row.status == "running" and row.owner in {None, GONE}
-
-
-def status_of(row: RunRow) -> ShownStatus:
-    """The status of a run as people see it."""
-    return "interrupted" if is_interrupted(row) else row.status
 
 
 def counted(row: RunRow) -> RunRow:
@@ -189,6 +177,8 @@ class _Finisher:
         self._going.add(row.run_id)
         try:
             await self._finish(row)
+        except DamagedError as error:
+            self._put_off(row, "could not be taken up", error)
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
         except ReplayError as error:

@@ -18,7 +18,6 @@ import anyio
 
 from stagegraph.record.rows import CancelRow
 from stagegraph.runner.live import LiveRun
-from stagegraph.runner.recovery import is_interrupted
 
 from .journal_events import JournalEvents
 from .problems import Problem
@@ -163,7 +162,7 @@ class Access:
     async def end_of(self, row: RunRow, seconds: float = math.inf) -> RunRow:
         """The row of a run once no process runs it any more, or as it is after *seconds*."""
         with anyio.move_on_after(seconds):
-            while row.status == "running" and not is_interrupted(row):
+            while row.shown_status == "running":
                 await anyio.sleep(_POLL_EVERY)
                 row = await self.journal.run(row.run_id) or row
         return row

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from stagegraph.data.call import ShownStatus
 from stagegraph.record.mermaid import declared_chart
-from stagegraph.runner.recovery import ShownStatus
 
 from .problems import Problem
 

@@ -21,7 +21,7 @@ from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
-from stagegraph.runner.recovery import GIVEN_UP, ShownStatus, give_up, is_interrupted, status_of
+from stagegraph.runner.recovery import GIVEN_UP, give_up
 from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
@@ -29,6 +29,7 @@ from .event_stream import EventFormat, EventStream, disconnected, event_number
 from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
+    from stagegraph.data.call import ShownStatus
     from stagegraph.runner.options import RunOptions
 
     from .access import Access
@@ -159,7 +160,7 @@ class Endpoints:
             with anyio.move_on_after(_CANCEL_SECONDS):
                 await found.cancel()
             return await self._response(found.progress, 200 if found.done else 202)
-        if found.status == "running" and not is_interrupted(found):
+        if found.shown_status == "running":
             found = await self.access.ask_to_cancel(found, _CANCEL_SECONDS)
             return await self._stored(found, 202 if found.status == "running" else 200)
         if found.status in {"running", "suspended"}:
@@ -252,7 +253,7 @@ class Endpoints:
         row, calls = await rows_so_far(self.access.journal, row)
         scores: list[FeedbackRow] = []
         run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
-        shown = status_of(row)
+        shown = row.shown_status
         detail = row.error if row.error_type == GIVEN_UP else None
         if shown == "interrupted":
             detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from time import monotonic
@@ -12,12 +13,15 @@ import anyio
 
 from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted, RunFinished, RunStarted
 from stagegraph.data.usage import USAGE
+from stagegraph.record.rows import DamagedError
 from stagegraph.runner.event_log import EventLog
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
     from stagegraph.data.events import Event
     from stagegraph.record.rows import CallRow, Journal, RunRow
+
+_log = logging.getLogger("stagegraph.service")
 
 _PAUSE = 0.5
 """Seconds between two reads of the journal, however many readers there are."""
@@ -58,6 +62,10 @@ class JournalEvents:
             try:
                 row = await self._journal.run(self.log.run_id)
                 calls = await self._journal.calls(self.log.run_id)
+            except DamagedError as error:
+                _log.error("the events of a run end here: %s", error)
+                self.log.close()
+                return
             except JournalError:
                 return  # the next read may succeed; until then there is no news
             finally:

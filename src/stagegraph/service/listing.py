@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
-from stagegraph.record.calls import rows_so_far
+from stagegraph.data.call import ShownStatus
+from stagegraph.record.calls import listed
 from stagegraph.record.rows import RunFilter
-from stagegraph.runner.recovery import GIVEN_UP, ShownStatus, status_of
+from stagegraph.runner.recovery import GIVEN_UP
 
 from .bodies import Spent
 
@@ -101,7 +102,7 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
         seen, more = seen + len(rows), len(rows) == _CHUNK
         for place, row in enumerate(rows, 1):
             search = replace(search, before=(row.started, row.run_id))
-            if wanted.status in {None, status_of(row)} and await access.may_see(row, user):
+            if wanted.status in {None, row.shown_status} and await access.may_see(row, user):
                 found.append(row)
             if len(found) == wanted.limit:
                 more = more or place < len(rows)
@@ -111,13 +112,12 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
 
 
 async def _listed(access: Access, row: RunRow) -> Listed:
-    if row.status == "running":
-        row, _ = await rows_so_far(access.journal, row)
+    row = await listed(access.journal, row)
     labels = row.read_labels()
     return Listed(
         run_id=row.run_id,
         graph=row.graph,
-        status=status_of(row),
+        status=row.shown_status,
         started=datetime.fromtimestamp(row.started, UTC),
         duration=row.duration,
         usage=Spent(

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from stagegraph.record.rows import DamagedError
 from stagegraph.record.run import InputError, LimitError, Run, RunError
 from stagegraph.schema.errors import BusyError, JournalError, StageError
 
@@ -106,6 +107,9 @@ def problem_of(error: Exception, *, ready: bool) -> Problem:
         if ready:
             return Problem(429, "busy", "the limit of concurrent runs is reached; try again later", headers=after)
         return Problem(503, "draining", "the service is shutting down", headers=after)
+    if isinstance(error, DamagedError):
+        _log.error("%s", error)
+        return Problem(500, "damaged", "the record of this run is damaged; the log says where")
     if isinstance(error, JournalError):
         _log.error("the journal failed: %s", error)
         return Problem(503, "journal", "the service cannot record runs now; try again later")
