@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
 """Statuses of a call that the level of its observation does not show."""
-_TRUNCATED = {"input_truncated", "output_truncated"}
+_TRUNCATED = {"input_truncated", "output_truncated", "input_whole_truncated", "output_whole_truncated"}
 _REASONING = "reasoning_tokens"
 _PARTS = {
     "input_cached_tokens": "cache_read_tokens",
@@ -255,11 +255,16 @@ def _given(score: ScoreV3) -> datetime:
 
 
 def _whole(row: ObservationV2, name: str) -> str | None:
-    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON."""
+    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON.
+
+    Empty when it does not exist, or was cut.
+    """
     found = meta(row, name)
+    if found is None:
+        return None
     with suppress(ValueError):
         found = json.loads(found) if isinstance(found, str) else found
-    return "".join(map(json.dumps, found[:1])) if is_list(found) else None
+    return "".join(map(json.dumps, found[:1])) if is_list(found) else ""
 
 
 def _status(row: ObservationV2) -> Status:

@@ -208,6 +208,4 @@ class LangfuseTrace:
         sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
         if record.whole is None or (shown != record.plain and not media.enabled):
             return sent
-        whole = [json.loads(record.whole)] if record.whole else []
-        compact = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
-        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(compact)}
+        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(f"[{record.whole}]")}
