@@ -212,13 +212,16 @@ async def test_a_run_that_joins_is_a_child_of_the_hosts_span(watch: Watch, host:
     with host.client.start_as_current_observation(name="request") as request:
         runs = [await runner.run(Say(), text) for text in ("a", "b")]
         await feedback(runs[0].id, "good", 1, runner=runner)
+        alone = await runner.run(Say.say, "c")
     host.sent()
+    await watch.sent()
+    await feedback(runs[1].id, "good", 2, runner=Runner(tracing=watch.tracing(join=True)))  # as another process does
     await watch.sent()
     spans = list(watch.server.spans)
     assert {span.trace_id for span in spans} == {request.trace_id}
     assert {span.parent_id for span in named(spans, "Say")} == {request.id}
     assert not any("langfuse.trace.name" in span.attributes for span in named(spans, "Say"))
-    assert [score["traceId"] for score in watch.server.scores] == [request.trace_id]
+    assert [score["traceId"] for score in watch.server.scores] == [request.trace_id] * 2
     source = LangfuseRuns(
         public_key=watch.server.public_key, secret_key=watch.server.secret_key, base_url=watch.server.url
     )
@@ -226,6 +229,8 @@ async def test_a_run_that_joins_is_a_child_of_the_hosts_span(watch: Watch, host:
         found = await source.run(run.id, Say())
         assert (found.id, found.input, found.output) == (run.id, run.input, run.output)
         assert [call.key for call in found.root.walk()] == ["", "say"]
+        assert len(found.feedback) == 1
+    assert (await source.run(alone.id, Say.say)).input == "c"
     listed = [found.input async for found in source.runs(Say())]
     assert sorted(listed) == ["a", "b"]
     outside = await runner.run(Say(), "c")

@@ -117,11 +117,12 @@ class LangfuseRuns(RunSource):
         Raises:
             TracingError: the server does not have the run (yet), or does not answer.
         """
-        row, calls, scores = await self.page(run_id, wait=wait)
+        key = "" if graph.__node__.kind == "graph" else graph.__node__.name
+        row, calls, scores = await self.page(run_id, wait=wait, key=key)
         return run_of(row, calls, scores, graph)
 
-    async def page(self, run_id: str, *, wait: float = 0.0) -> RunRows:
-        """One run as the rows of a journal, without its graph.
+    async def page(self, run_id: str, *, wait: float = 0.0, key: str = "") -> RunRows:
+        """One run as the rows of a journal, without its graph; *key* is that of its root.
 
         Raises:
             TracingError: the server does not have the run (yet), or does not answer.
@@ -132,7 +133,7 @@ class LangfuseRuns(RunSource):
             while True:
                 skipped: Counter[str] = Counter()
                 found = await self._trace(api, trace_id(run_id), run_id, skipped)
-                if found is None and (elsewhere := await self._joined(api, run_id)) is not None:
+                if found is None and (elsewhere := await self._joined(api, run_id, key)) is not None:
                     found = await self._trace(api, elsewhere, run_id, skipped)
                 left = until - anyio.current_time()
                 if found is not None or left <= 0:
@@ -147,9 +148,9 @@ class LangfuseRuns(RunSource):
             msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
         raise TracingError(msg)
 
-    async def _joined(self, api: Api, run_id: str) -> str | None:
+    async def _joined(self, api: Api, run_id: str, key: str) -> str | None:
         """The trace of a run that joined one of the host's: that of the observation with the id of the run's root."""
-        wanted = {"type": "string", "column": "id", "operator": "=", "value": observation_id(run_id, "")}
+        wanted = {"type": "string", "column": "id", "operator": "=", "value": observation_id(run_id, key)}
         async with aclosing(self._observations(api, Counter(), filter=json.dumps([wanted]), fields="core")) as rows:
             async for row in rows:
                 return row.trace_id

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 from weakref import WeakMethod, WeakSet
 
 import httpx
@@ -46,9 +47,14 @@ _OVERHEAD = 1_000
 _SCORE = "score"
 
 
-def score_span(body: str) -> ReadableSpan:
-    """A score, as JSON, inside a span, which is what the processor can queue."""
-    return ReadableSpan(_SCORE, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
+def score_span(body: str, run_id: str = _SCORE) -> ReadableSpan:
+    """A score of a run, as JSON, inside a span, which is what the processor can queue."""
+    return ReadableSpan(run_id, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
+
+
+def opened_score(span: ReadableSpan) -> tuple[str, dict[str, Any]]:
+    """What `score_span` has put into a span."""
+    return span.name, json.loads(str((span.attributes or {})[_SCORE]))
 
 
 def _size(span: ReadableSpan) -> int:
@@ -328,6 +334,13 @@ class Http:
             rejected = min(max(rejected, 0), len(scores))
             msg = f"the server rejected {rejected} of {len(scores)} scores"
             raise RefusedError(msg, count=rejected)
+
+    def trace_of(self, observation_id: str) -> str | None:
+        """The trace of an observation; `None` when the server does not show it."""
+        wanted = [{"type": "string", "column": "id", "operator": "=", "value": observation_id}]
+        query = urlencode({"fields": "core", "filter": json.dumps(wanted)})
+        found = self._post(f"v2/observations?{query}", b"", 1, "application/json", method="GET").json()["data"]
+        return found[0]["traceId"] if found else None
 
     def send_file(self, file: File, trace_id: str, observation_id: str, field: str) -> None:
         """Name a file of an observation to the server, and upload it if the server does not have it."""

@@ -23,7 +23,7 @@ from .connection import Connection, sdk_version
 from .media import Media
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, after_fork, close_all, score_span
+from .sending import Http, Sender, after_fork, close_all, log, opened_score, score_span
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class LangfuseTracing:
         exit_seconds: Seconds that the end of the process may be delayed by unsent data.
         join: Whether a run inside an open span of the host's own Langfuse client becomes a child of that span, in the
             host's trace. By default it has a trace of its own, whose metadata names the host's span. In both cases it
-            has the user, session, tags, metadata and environment of the host's `propagate_attributes`.
+            has the user, session, tags, metadata and environment of the host's `propagate_attributes`. A process that
+            only sends feedback for such runs needs `join=True`, too.
 
     Raises:
         DeclarationError: the keys are missing, or a value is out of range.
@@ -84,8 +85,8 @@ class LangfuseTracing:
         join: bool = False,
     ) -> None:
         self._join, self._exit_seconds = join, exit_seconds
-        self._joined: dict[str, int] = {}
-        """Run id -> trace id, of the newest runs that are in a trace of the host."""
+        self._joined: dict[str, dict[str, str]] = {}
+        """Run id -> where its scores go, of the newest runs that are in a trace of the host."""
         self._sample_rate = _share(sample_rate)
         if capture not in {"all", "shape", "none"}:
             msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
@@ -94,13 +95,15 @@ class LangfuseTracing:
         self.capture: Capture = capture
         self.redact = redact
         self._max_content = max_content
-        self._http, http = Http(self.connection), Http(self.connection)
+        self._http, self._score_http = Http(self.connection), Http(self.connection)
         self._spans = Sender(
             self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
         self._media = Media(self._http.send_file, self._spans.lose)
         after_fork(self._media.begin)
-        self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
+        self._scores = Sender(
+            self._send_scores, what="scores", on_close=self._score_http.close, exit_seconds=exit_seconds
+        )
         labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
             labels[Names.RELEASE] = self.connection.release
@@ -134,7 +137,8 @@ class LangfuseTracing:
         try:
             trace = LangfuseTrace(start, self._output, joins=self._join)
             if trace.number != int(trace_id(start.run_id), 16):
-                self._joined[start.run_id] = trace.number
+                root = observation_id(start.run_id, start.root_key, start.segment)
+                self._joined[start.run_id] = {"traceId": f"{trace.number:032x}", "observationId": root}
                 if len(self._joined) > _MOST_JOINED:
                     del self._joined[next(iter(self._joined))]
             return trace
@@ -168,7 +172,8 @@ class LangfuseTracing:
         policy = self._policy()
         body: dict[str, Any] = {
             "id": score_id(run_id, feedback.key, feedback.name),
-            "traceId": f"{joined:032x}" if (joined := self._joined.get(run_id)) is not None else trace_id(run_id),
+            "traceId": trace_id(run_id),
+            **self._joined.get(run_id, {}),
             "name": feedback.name,
             "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
             if isinstance(value, str)
@@ -182,7 +187,24 @@ class LangfuseTracing:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
             body["comment"] = policy.text(feedback.comment)
-        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
+        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False), run_id))
+
+    def _send_scores(self, scores: list[ReadableSpan]) -> None:
+        if self._join:
+            scores = [self._to_joined(score) for score in scores]
+        self._score_http.send_scores(scores)
+
+    def _to_joined(self, score: ReadableSpan) -> ReadableSpan:
+        """The score of a run that joined the host's trace in another process: the server knows in which trace it is."""
+        run_id, body = opened_score(score)
+        if run_id in self._joined:
+            return score
+        root = observation_id(run_id, "")
+        trace = self._score_http.trace_of(root)
+        if trace is None:
+            log.warning("run %s is not in Langfuse yet: if it joined a trace, its score is not in that one", run_id)
+            return score
+        return score_span(json.dumps({"observationId": root, **body, "traceId": trace}, ensure_ascii=False), run_id)
 
     async def flush(self, seconds: float | None = None) -> bool:
         """Send what is queued, for at most *seconds* (or `exit_seconds`); returns whether the server accepted it."""
