@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from pydantic import BaseModel
 
-from .attributes import Attributes, Names
+from stagegraph.schema.types import is_sequence
+
+from .attributes import USAGE_PARTS, Attributes, Names
 from .secrets import HIDDEN, scrubbed, sounds_secret
 
 if TYPE_CHECKING:
@@ -37,12 +39,8 @@ _SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "mo
 _USAGE = {
     "gen_ai.usage.input_tokens": "input",
     "gen_ai.usage.output_tokens": "output",
-    "gen_ai.usage.details.cache_read_tokens": "input_cached_tokens",
-    "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
-    "gen_ai.usage.details.input_audio_tokens": "input_audio_tokens",
-    "gen_ai.usage.details.output_audio_tokens": "output_audio_tokens",
-    "gen_ai.usage.details.reasoning_tokens": "output_reasoning_tokens",
-    "gen_ai.usage.details.thoughts_tokens": "output_reasoning_tokens",
+    **{f"gen_ai.usage.details.{name}": part for name, part in USAGE_PARTS.items()},
+    "gen_ai.usage.details.thoughts_tokens": USAGE_PARTS["reasoning_tokens"],
 }
 """The parts of the input and the output are not counted in `input` and `output`: the server adds everything up."""
 _FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
@@ -99,13 +97,9 @@ def shape(value: object, depth: int = 0) -> Any:
             return {name: shape(getattr(value, name), depth + 1) for name in type(value).model_fields}
         if is_dataclass(value) and not isinstance(value, type):
             return {field.name: shape(getattr(value, field.name, None), depth + 1) for field in fields(value)}
-        if _is_list(value) and value:
+        if is_sequence(value) and value:
             return [f"{kind} of {len(value)}", shape(value[0], depth + 1)]
     return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind  # a mapping's keys are data, too
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, (list, tuple))
 
 
 @dataclass(frozen=True, slots=True)

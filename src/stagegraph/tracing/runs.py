@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from stagegraph.journal import CallRow, RunRow
 from stagegraph.record.run import run_of
 from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
+Row = TypeVar("Row", RunRow, CallRow)
+
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _WHOLE = "key,origin,path,run_id,input_whole,output_whole"
 """Names in the metadata whose values are read without truncation."""
+_VALUES = ("input", "output", "input_whole", "output_whole")
+"""The columns of a row that may refer to files."""
 _PAGE = 200
 _MOST_FILES = 1_000
 """Of one run; a hostile text may look like any number of references."""
@@ -203,20 +208,19 @@ async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRow
     """The rows with files in the place of references to them."""
     row, calls, scores = found
     files: dict[str, bytes] = {}
-    texts = (text for call in calls for text in (call.input, call.output, call.input_whole, call.output_whole))
+    texts = (getattr(call, name) for call in calls for name in _VALUES)
     for key in sorted(references(texts))[:_MOST_FILES]:
         try:
             files[key] = await api.file(key)
         except TracingError:
             skipped["a file cannot be read"] += 1
-    if files:
-        row = replace(row, input=put_back(row.input, files), output=put_back(row.output, files))
-        whole = {name: put_back(getattr(row, name), files) for name in ("input_whole", "output_whole")}
-        row = replace(row, **whole)
-        for call in calls:
-            call.input, call.output = put_back(call.input, files) or "", put_back(call.output, files)
-            call.input_whole, call.output_whole = put_back(call.input_whole, files), put_back(call.output_whole, files)
-    return row, calls, scores
+    if not files:
+        return found
+    return _put_back(row, files), [_put_back(call, files) for call in calls], scores
+
+
+def _put_back(row: Row, files: Mapping[str, bytes]) -> Row:
+    return replace(row, **{name: put_back(getattr(row, name), files) for name in _VALUES})
 
 
 def _wanted(row: ObservationV2, query: RunQuery) -> bool:

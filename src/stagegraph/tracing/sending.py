@@ -231,12 +231,6 @@ class Sender(SpanProcessor, SpanExporter):
         self._take(part, size)
         return SpanExportResult.SUCCESS
 
-    def shutdown(self) -> None:
-        """Do nothing; the processor calls it at its end, when everything was sent."""
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return True
-
     def _take(self, part: list[ReadableSpan], size: int) -> None:
         with self._changed:
             self._waiting -= len(part)
