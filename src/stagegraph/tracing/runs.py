@@ -162,6 +162,20 @@ class LangfuseRuns(RunSource):
         return None
 
     async def _trace(self, api: Api, trace: str, run_id: str, skipped: Counter[str]) -> RunRows | None:
+        rows, scores = await self._read_trace(api, trace, skipped)
+        own = [row for row in rows if meta(row, "run_id") == run_id]
+        if own and all(meta(row, "segment") for row in own):  # it was resumed outside of the trace that it had joined
+            root = next(filter(is_root, own), own[0])
+            elsewhere = await self._joined(api, run_id, str(meta(root, "key")))
+            if elsewhere is not None:
+                more = await self._read_trace(api, elsewhere, skipped)
+                rows, scores = rows + more[0], scores + more[1]
+        found = rows_of(rows, scores, skipped, run_id)
+        return None if found is None else await _with_files(api, found, skipped)
+
+    async def _read_trace(
+        self, api: Api, trace: str, skipped: Counter[str]
+    ) -> tuple[list[ObservationV2], list[ScoreV3]]:
         odd: Counter[str] = Counter()
         rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=_WHOLE)]
         if cut := cut_metadata(rows):
@@ -170,8 +184,7 @@ class LangfuseRuns(RunSource):
             rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
         scores = [score async for score in self._scores(api, odd, trace)] if rows else []
         skipped.update(odd)
-        found = rows_of(rows, scores, skipped, run_id)
-        return None if found is None else await _with_files(api, found, skipped)
+        return rows, scores
 
     @staticmethod
     async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:

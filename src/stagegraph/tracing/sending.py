@@ -47,14 +47,17 @@ _OVERHEAD = 1_000
 _SCORE = "score"
 
 
-def score_span(body: str, run_id: str = _SCORE) -> ReadableSpan:
-    """A score of a run, as JSON, inside a span, which is what the processor can queue."""
-    return ReadableSpan(run_id, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
+def score_span(body: str, observation: str = "") -> ReadableSpan:
+    """A score, as JSON, inside a span, which is what the processor can queue.
+
+    The server is asked for the trace of the *observation*, if one is named.
+    """
+    return ReadableSpan(observation, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
 
 
-def opened_score(span: ReadableSpan) -> tuple[str, dict[str, Any]]:
-    """What `score_span` has put into a span."""
-    return span.name, json.loads(str((span.attributes or {})[_SCORE]))
+def body_of(score: ReadableSpan) -> dict[str, Any]:
+    """The score in a span."""
+    return json.loads(str((score.attributes or {})[_SCORE]))
 
 
 def _size(span: ReadableSpan) -> int:

@@ -23,7 +23,7 @@ from .connection import Connection, sdk_version
 from .media import Media
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, after_fork, close_all, log, opened_score, score_span
+from .sending import Http, Sender, after_fork, body_of, close_all, log, score_span
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class LangfuseTracing:
         join: bool = False,
     ) -> None:
         self._join, self._exit_seconds = join, exit_seconds
-        self._joined: dict[str, dict[str, str]] = {}
-        """Run id -> where its scores go, of the newest runs that are in a trace of the host."""
+        self._joined: dict[tuple[str, int], dict[str, str]] = {}
+        """Run id and segment -> where its scores go, of the newest runs that may be in a trace of the host."""
         self._sample_rate = _share(sample_rate)
         if capture not in {"all", "shape", "none"}:
             msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
@@ -136,9 +136,12 @@ class LangfuseTracing:
             return None
         try:
             trace = LangfuseTrace(start, self._output, joins=self._join)
-            if trace.number != int(trace_id(start.run_id), 16):
+            if self._join:
                 root = observation_id(start.run_id, start.root_key, start.segment)
-                self._joined[start.run_id] = {"traceId": f"{trace.number:032x}", "observationId": root}
+                self._joined[start.run_id, start.segment] = {
+                    "traceId": f"{trace.number:032x}",
+                    "observationId": root,
+                }
                 if len(self._joined) > _MOST_JOINED:
                     del self._joined[next(iter(self._joined))]
             return trace
@@ -168,12 +171,12 @@ class LangfuseTracing:
         """
         if not self._shows(run_id) or (feedback.name == CORRECTION and self.capture != "all"):
             return  # a correction contains an output
-        value, kind = feedback.value, _kind(feedback)
+        value, kind, known = feedback.value, _kind(feedback), self._joined.get((run_id, segment))
         policy = self._policy()
         body: dict[str, Any] = {
             "id": score_id(run_id, feedback.key, feedback.name),
             "traceId": trace_id(run_id),
-            **self._joined.get(run_id, {}),
+            **(known or {}),
             "name": feedback.name,
             "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
             if isinstance(value, str)
@@ -187,24 +190,19 @@ class LangfuseTracing:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
             body["comment"] = policy.text(feedback.comment)
-        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False), run_id))
+        asked = observation_id(run_id, feedback.key or "", segment) if self._join and known is None else ""
+        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False), asked))
 
     def _send_scores(self, scores: list[ReadableSpan]) -> None:
-        if self._join:
-            scores = [self._to_joined(score) for score in scores]
-        self._score_http.send_scores(scores)
+        self._score_http.send_scores([self._placed(score) if score.name else score for score in scores])
 
-    def _to_joined(self, score: ReadableSpan) -> ReadableSpan:
-        """The score of a run that joined the host's trace in another process: the server knows in which trace it is."""
-        run_id, body = opened_score(score)
-        if run_id in self._joined:
-            return score
-        root = observation_id(run_id, "")
-        trace = self._score_http.trace_of(root)
+    def _placed(self, score: ReadableSpan) -> ReadableSpan:
+        """The score of a run that another process ran, maybe in a trace of the host: the server knows in which."""
+        trace, body = self._score_http.trace_of(score.name), body_of(score)
         if trace is None:
-            log.warning("run %s is not in Langfuse yet: if it joined a trace, its score is not in that one", run_id)
+            log.warning("score `%s` goes to the run's own trace: Langfuse does not show another one yet", body["name"])
             return score
-        return score_span(json.dumps({"observationId": root, **body, "traceId": trace}, ensure_ascii=False), run_id)
+        return score_span(json.dumps({"observationId": score.name, **body, "traceId": trace}, ensure_ascii=False))
 
     async def flush(self, seconds: float | None = None) -> bool:
         """Send what is queued, for at most *seconds* (or `exit_seconds`); returns whether the server accepted it."""
