@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sized
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -51,28 +53,17 @@ _OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
 _DEEP = 5
 
 
-def redacted(text: str, redact: Redact) -> str:
-    """JSON (or a plain text) after the user's function; if that raises, the value is not sent."""
+def redacted(text: str, redact: Redact, *, as_json: bool) -> str:
+    """A text, or the JSON in it, after the user's function; if that raises, the value is not sent."""
+    value: object = text
+    write: Callable[[object], str] = str
+    if as_json:
+        with suppress(ValueError):
+            value, write = json.loads(text), partial(json.dumps, ensure_ascii=False)
     try:
-        value = json.loads(text)
-    except ValueError:
-        return redacted_text(text, redact)
-    try:
-        return json.dumps(redact(value), ensure_ascii=False)
+        return write(redact(value))
     except Exception as error:  # noqa: BLE001 - a user's function; its message may quote private data
-        return json.dumps(_failed(error))
-
-
-def redacted_text(text: str, redact: Redact) -> str:
-    """A text after the user's function; if that raises, the text is not sent."""
-    try:
-        return str(redact(text))
-    except Exception as error:  # noqa: BLE001
-        return _failed(error)
-
-
-def _failed(error: Exception) -> str:
-    return f"[not sent: `redact` raised {type(error).__name__}]"
+        return write(f"[not sent: `redact` raised {type(error).__name__}]")
 
 
 def cut(text: str, limit: int) -> tuple[str, int | None]:
@@ -144,11 +135,11 @@ class Policy:
 
     def text(self, text: str) -> str:
         """A text of a user or a model, as it may leave the process."""
-        return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
+        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=False))
 
     def json(self, text: str) -> str:
         """A value as JSON, as it may leave the process."""
-        return self._clean(redacted(text, self.redact) if self.redact is not None else text)
+        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=True))
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description

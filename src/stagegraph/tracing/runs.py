@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
+T = TypeVar("T")
 Row = TypeVar("Row", RunRow, CallRow)
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
@@ -71,12 +72,10 @@ class LangfuseRuns(RunSource):
         self.connection = Connection.of(public_key, secret_key, base_url)
         self._patience = patience
 
-    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first."""
-        name = graph.__node__.name if graph.__node__.kind == "graph" else f"{graph.__node__.kind}:{graph.__node__.name}"
-        async with aclosing(self.listed(graph.__node__.name, query, name)) as pages:
-            async for found in pages:
-                yield found
+        label, kind = graph.__node__.name, graph.__node__.kind
+        return self.listed(label, query, label if kind == "graph" else f"{kind}:{label}")
 
     async def listed(self, label: str | None, query: RunQuery, name: str | None = None) -> AsyncGenerator[RunRows]:
         """The runs of the node named *label* (`None`: of all nodes), the newest first.
@@ -187,21 +186,17 @@ class LangfuseRuns(RunSource):
         return rows, scores
 
     @staticmethod
-    async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
+    def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
         from langfuse.api import ObservationV2  # noqa: PLC0415
         from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
         parse = mended(lambda row: parse_obj_as(ObservationV2, row), _MISSING)
         query = {"fields": _FIELDS, "limit": _PAGE, **query}
-        async with aclosing(api.rows("observations", api.sdk.observations.get_many, parse, **query)) as rows:
-            async for row in rows:
-                if row is None:
-                    skipped["an observation cannot be read"] += 1
-                else:
-                    yield row
+        rows = api.rows("observations", api.sdk.observations.get_many, parse, **query)
+        return _readable(rows, skipped, "an observation cannot be read")
 
     @staticmethod
-    async def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
+    def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
         from langfuse.api import GetScoresV3Response  # noqa: PLC0415
         from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
@@ -209,12 +204,17 @@ class LangfuseRuns(RunSource):
             return parse_obj_as(GetScoresV3Response, {"data": [row], "meta": {"limit": 1}}).data[0]
 
         query = {"trace_id": trace, "fields": "core,details,subject", "limit": 100}
-        async with aclosing(api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)) as rows:
-            async for score in rows:
-                if score is None:
-                    skipped["a score cannot be read"] += 1
-                else:
-                    yield score
+        rows = api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)
+        return _readable(rows, skipped, "a score cannot be read")
+
+
+async def _readable(rows: AsyncGenerator[T | None], skipped: Counter[str], reason: str) -> AsyncGenerator[T]:
+    async with aclosing(rows):
+        async for row in rows:
+            if row is None:
+                skipped[reason] += 1
+            else:
+                yield row
 
 
 async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRows:

@@ -138,10 +138,8 @@ class LangfuseTracing:
             trace = LangfuseTrace(start, self._output, joins=self._join)
             if self._join:
                 root = observation_id(start.run_id, start.root_key, start.segment)
-                self._joined[start.run_id, start.segment] = {
-                    "traceId": f"{trace.number:032x}",
-                    "observationId": root,
-                }
+                place = {"traceId": f"{trace.number:032x}", "observationId": root}
+                self._joined[start.run_id, start.segment] = place
                 if len(self._joined) > _MOST_JOINED:
                     del self._joined[next(iter(self._joined))]
             return trace
