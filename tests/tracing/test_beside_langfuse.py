@@ -19,7 +19,8 @@ from pydantic_ai.models.test import TestModel
 from traced_runs import Watch, meta, named, one, the_watch, trace_id
 
 from scripted import echo
-from stagegraph import Graph, Runner, Stage, feedback
+from stagegraph import Graph, RunError, Runner, Stage, feedback, step
+from stagegraph.journal import MemoryJournal
 from stagegraph.tracing import LangfuseRuns
 
 __all__ = ["the_watch"]
@@ -212,13 +213,16 @@ async def test_a_run_that_joins_is_a_child_of_the_hosts_span(watch: Watch, host:
     with host.client.start_as_current_observation(name="request") as request:
         runs = [await runner.run(Say(), text) for text in ("a", "b")]
         await feedback(runs[0].id, "good", 1, runner=runner)
+        alone = await runner.run(Say.say, "c")
     host.sent()
+    await watch.sent()
+    await feedback(runs[1].id, "good", 2, runner=Runner(tracing=watch.tracing(join=True)))  # as another process does
     await watch.sent()
     spans = list(watch.server.spans)
     assert {span.trace_id for span in spans} == {request.trace_id}
     assert {span.parent_id for span in named(spans, "Say")} == {request.id}
     assert not any("langfuse.trace.name" in span.attributes for span in named(spans, "Say"))
-    assert [score["traceId"] for score in watch.server.scores] == [request.trace_id]
+    assert [score["traceId"] for score in watch.server.scores] == [request.trace_id] * 2
     source = LangfuseRuns(
         public_key=watch.server.public_key, secret_key=watch.server.secret_key, base_url=watch.server.url
     )
@@ -226,10 +230,52 @@ async def test_a_run_that_joins_is_a_child_of_the_hosts_span(watch: Watch, host:
         found = await source.run(run.id, Say())
         assert (found.id, found.input, found.output) == (run.id, run.input, run.output)
         assert [call.key for call in found.root.walk()] == ["", "say"]
+        assert len(found.feedback) == 1
+    assert (await source.run(alone.id, Say.say)).input == "c"
     listed = [found.input async for found in source.runs(Say())]
     assert sorted(listed) == ["a", "b"]
     outside = await runner.run(Say(), "c")
     assert await watch.tree(outside) == OURS
+
+
+async def test_a_joined_run_that_is_resumed_elsewhere_is_read_whole(watch: Watch, host: Host) -> None:
+    """Its second part has a trace of its own; calls and scores of both parts are found."""
+    reached: list[str] = []
+
+    @step
+    async def first(text: str) -> str:
+        return text.upper()
+
+    @step
+    async def second(text: str) -> bytes | str:
+        reached.append(text)
+        if len(reached) == 1:
+            msg = "not yet"
+            raise ValueError(msg)
+        return text.encode()
+
+    class Two(Graph[str, bytes | str]):
+        one, two = first, second
+
+        async def flow(self, text: str) -> bytes | str:
+            return await self.two(await self.one(text))
+
+    journal = MemoryJournal()
+    with host.client.start_as_current_observation(name="request"), pytest.raises(RunError):
+        await Runner(tracing=watch.tracing(join=True), journal=journal).run(Two(), "x", run_id="r")
+    await watch.sent()
+    runner = Runner(tracing=watch.tracing(join=True), journal=journal)
+    runner.add(Two())
+    await runner.resume("r")
+    await feedback("r", "good", 1, key="one", runner=runner)
+    await feedback("r", "fine", 2, runner=runner)
+    await watch.sent()
+    server = watch.server
+    source = LangfuseRuns(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
+    found = await source.run("r", Two())
+    assert (found.status, found.output, found.call("one").output) == ("succeeded", b"X", "X")
+    assert {(one.name, one.key) for one in found.feedback} == {("good", "one"), ("fine", None)}
+    assert [run.output async for run in source.runs(Two())] == [b"X"]
 
 
 async def test_a_span_of_the_host_that_never_arrives_is_no_parent(watch: Watch, host: Host) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from pydantic_ai import Agent, BinaryContent, ImageUrl
+from pydantic_ai import Agent, BinaryContent, BinaryImage, ImageUrl
 from pydantic_ai.messages import FilePart, ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from traced_runs import Watch, the_watch, trace_id
@@ -102,6 +102,27 @@ async def test_a_run_with_files_reads_back_typed(watch: Watch) -> None:
     assert [(one.input, one.expected) for one in examples] == [(PHOTO, run.output)]
     assert [one.input for one in await source(watch).examples(Describe(), stage=Describe.look)] == [PHOTO]
     assert reader.skipped == {}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        BinaryContent(PNG, media_type="image/png"),
+        BinaryContent(PNG, media_type="image/png", identifier="mine"),
+        BinaryImage(PNG, media_type="image/png"),
+        ImageUrl("https://example.org/a.png"),
+        ImageUrl("data:image/png;base64," + base64.b64encode(PNG).decode()),
+    ],
+)
+async def test_a_stage_of_a_file_alone_reads_back_typed(watch: Watch, given: BinaryContent | ImageUrl) -> None:
+    """The input is the file itself, without a model around it, and gives an example."""
+    type_ = ImageUrl if isinstance(given, ImageUrl) else BinaryContent
+    stage = Stage(type_, Agent(says("nice")), render=lambda file: ["look", file])
+    run = await Runner(tracing=watch.tracing()).run(stage, given)
+    await watch.sent()
+    found = (await source(watch).run(run.id, stage)).input
+    assert (type(found), found, found.identifier) == (type(given), given, given.identifier)
+    assert [one.input for one in await source(watch).examples(stage)] == [given]
 
 
 async def test_a_file_is_sent_once_for_many_runs(watch: Watch) -> None:

@@ -71,3 +71,13 @@ async def test_every_value_comes_back_with_its_type(desk: Desk) -> None:
     assert repr(again.call("decide").input) == "(1, True, b'YWJj')"
     assert again.metadata == {}
     assert [type(one.input) async for one in desk.langfuse.runs(Open())] == [bytes]
+
+
+async def test_a_value_whose_type_was_cut_is_said_not_to_be_whole(desk: Desk) -> None:
+    """It gives no example: the part that arrived does not tell what it was."""
+    given = b"x" * 191_991  # as base64 within the limit of 256,000, and beyond it with the name of the type
+    run = await desk.run(Open(), given, run_id="r")
+    assert run.status == "succeeded"
+    assert [one.metadata async for one in desk.langfuse.runs(Open())] == [{}]
+    assert await desk.langfuse.examples(Open(), stage=Open.decide) == []
+    assert desk.langfuse.skipped["the record does not hold the whole input"] == 1

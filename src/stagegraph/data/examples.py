@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,10 +13,11 @@ from itertools import islice
 from math import isfinite
 from typing import Any, Generic
 
+import anyio
 from pydantic_core import SchemaSerializer, core_schema, to_jsonable_python
 from typing_extensions import TypeVar
 
-from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.errors import DeclarationError, TuningError, leaves
 from stagegraph.schema.schema import ordered
 from stagegraph.schema.types import is_dict
 
@@ -121,3 +122,21 @@ def _fields(example: Example[Any]) -> dict[str, Any]:
     """The metadata of an example and, with precedence, the fields of its expected output."""
     expected: object = to_jsonable_python(example.expected, bytes_mode="base64", fallback=repr)
     return {**example.metadata, **(expected if is_dict(expected) else {})}
+
+
+async def in_parallel(work: Iterable[Callable[[], Awaitable[None]]], concurrency: int) -> None:
+    """Do so much of the work for examples at a time; an error ends all of it, and is raised itself."""
+    limiter = anyio.CapacityLimiter(concurrency)
+
+    async def one(part: Callable[[], Awaitable[None]]) -> None:
+        async with limiter:
+            await part()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for part in work:
+                group.start_soon(one, part)
+    except BaseExceptionGroup as several:
+        errors = leaves(several)
+        error = next((one for one in errors if isinstance(one, TuningError)), errors[0])
+        raise error from error.__cause__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
@@ -189,25 +188,17 @@ class Schema:
         return '"uniqueItems"' in self._described
 
     def recorded(self, value: object) -> Record:
-        """The record of any value."""
-        return self._as_record(value, self._sorted_record, trusted=True)
-
-    def published(self, value: object) -> Record:
-        """The same with the public form in place of the plain record."""
-        return self._as_record(value, self.show_json, trusted=not self.traits.renames)
-
-    def _as_record(self, value: object, write: Callable[[object], bytes], *, trusted: bool) -> Record:
-        """The record of a value; that of a closed type needs no proof if the form that *write* gives is *trusted*."""
+        """The record of any value; that of a closed type needs no proof that it comes back."""
         exact = self._closed
         try:
-            if trusted and exact is not None and exact(value):
-                return Record(_readable(write(value).decode()), None)
+            if exact is not None and exact(value):
+                return Record(_readable(self._sorted_record(value).decode()), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
         if lazy(value):
             return Record(_as_far_as_possible(value), "")
         try:
-            plain = _readable(write(value).decode())
+            plain = _readable(self._sorted_record(value).decode())
             if self._comes_back(value, plain, None):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
@@ -217,6 +208,19 @@ class Schema:
         except (ValueError, TypeError, RecursionError):
             return Record(plain, "")
         return Record(plain, whole if self._comes_back(value, plain, whole) else "")
+
+    def published(self, value: object) -> Record:
+        """The same with the public form in place of the plain record, which is the second form where it is needed."""
+        found = self.recorded(value)
+        if not self.traits.renames or lazy(value):
+            return found
+        try:
+            shown = self.show_json(value).decode()
+        except (ValueError, TypeError, RecursionError):
+            return found
+        if not found.whole and self._comes_back(value, shown, None):
+            return Record(shown, None)
+        return Record(shown, f'{{"$":{found.plain}}}' if found.whole is None else found.whole)
 
     def _comes_back(self, value: object, plain: str, whole: str | None) -> bool:
         try:

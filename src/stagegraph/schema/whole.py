@@ -55,10 +55,10 @@ class Whole:
         Raises:
             ValueError: a part of the value is of a class that the declared type does not mention, or a secret.
         """
-        if self._declared.traits.own_form:
+        if self._declared.traits.own_form and not isinstance(self._declared.type, type):
             msg = "the type leaves a part out, or writes it in a way of its own"
             raise ValueError(msg)
-        return json.dumps(self._written(value), allow_nan=False)
+        return json.dumps(self._written(value), allow_nan=False, separators=(",", ":"))
 
     def read(self, text: str) -> Any:
         """The value; a text that was not written by `write` for these types raises any exception."""
@@ -111,6 +111,8 @@ class Whole:
         if tag[:1] != "$":
             return {key: self._read(one) for key, one in data.items()}
         name, inside = tag[1:], data[tag]
+        if not name:  # the plain record of the declared type
+            return self._declared.recall(inside)
         if name == "zoned":
             moment, key, fold = inside
             return datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(key), fold=fold)

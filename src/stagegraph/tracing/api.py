@@ -21,8 +21,8 @@ from pydantic.alias_generators import to_snake
 from typing_extensions import TypedDict
 
 from stagegraph.schema.errors import TracingError
+from stagegraph.schema.types import is_mapping
 
-from .attributes import is_mapping
 from .connection import sdk_version
 
 if TYPE_CHECKING:

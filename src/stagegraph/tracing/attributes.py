@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from stagegraph.record.source import EXPERIMENT
+from stagegraph.schema.types import is_mapping
 
 if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart
@@ -38,6 +39,14 @@ class Names:
     EXPERIMENT_ROOT = "langfuse.experiment.item.root_observation_id"
 
 
+USAGE_PARTS = {
+    "cache_read_tokens": "input_cached_tokens",
+    "cache_write_tokens": "input_cache_creation",
+    "input_audio_tokens": "input_audio_tokens",
+    "output_audio_tokens": "output_audio_tokens",
+    "reasoning_tokens": "output_reasoning_tokens",
+}
+"""Name of a part of the usage in Pydantic AI -> in Langfuse."""
 EXPERIMENTS = "sdk-experiment"
 """The environment in which Langfuse keeps the runs of experiments."""
 OWN = frozenset(
@@ -76,11 +85,6 @@ def score_id(run_id: str, key: str | None, name: str) -> str:
 def sampled(trace: int, span: int) -> SpanContext:
     """The span context of an observation."""
     return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-
-
-def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a value is a mapping, such as a JSON object."""
-    return isinstance(value, Mapping)
 
 
 def without_none(values: Mapping[str, Any]) -> Attributes:

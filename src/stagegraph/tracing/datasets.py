@@ -7,24 +7,25 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from inspect import isawaitable
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic
 from urllib.parse import quote
 
-import anyio
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from stagegraph.data.examples import Example
+from stagegraph.data.examples import Example, in_parallel
 from stagegraph.data.score import Feedback
 from stagegraph.record.run import RunError
 from stagegraph.record.source import EXPERIMENT
-from stagegraph.schema.errors import TracingError, first_problem, leaves
+from stagegraph.schema.errors import TracingError, first_problem
+from stagegraph.schema.types import is_mapping
 
 from .api import Api, as_sent, mended
-from .attributes import is_mapping, observation_id, trace_id
+from .attributes import observation_id, trace_id
 from .connection import Connection
 from .tracing import LangfuseTracing
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
     from stagegraph.runner.runner import Runner
 
-T = TypeVar("T")
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 
@@ -75,25 +75,8 @@ async def to_dataset(
         async def put(row: dict[str, Any]) -> None:
             await api.ask("dataset-items", api.sdk.dataset_items.create, **as_sent(row, "dataset-items"))
 
-        await _for_each(rows, put, _CONCURRENCY)
+        await in_parallel([partial(put, row) for row in rows], _CONCURRENCY)
     return len(rows)
-
-
-async def _for_each(rows: Iterable[T], work: Callable[[T], Awaitable[None]], limit: int) -> None:
-    """Do *work* for each row, at most *limit* at once; the first error cancels the others and is raised alone."""
-    limiter = anyio.CapacityLimiter(limit)
-
-    async def one(row: T) -> None:
-        async with limiter:
-            await work(row)
-
-    try:
-        async with anyio.create_task_group() as group:
-            for row in rows:
-                group.start_soon(one, row)
-    except BaseExceptionGroup as errors:
-        first = leaves(errors)[0]
-        raise first from first.__cause__
 
 
 def _item(example: Example[Any], dataset: str, order: str) -> dict[str, Any]:
@@ -243,7 +226,7 @@ async def run_experiment(
             tracing.score(run.id, score, 0, run.started)
         rows[item.id] = ExperimentRow(example, run, scores)
 
-    await _for_each(items, evaluate, concurrency)
+    await in_parallel([partial(evaluate, item) for item in items], concurrency)
     await tracing.flush()
     return Experiment(label, experiment, dataset, tuple(rows[item.id] for _, item in items))
 

@@ -18,9 +18,8 @@ from opentelemetry.trace import SpanContext, get_current_span, get_tracer_provid
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.capabilities import Instrumentation
 
-from stagegraph.schema.types import is_list
+from stagegraph.schema.types import is_list, is_mapping
 
-from .attributes import is_mapping
 from .connection import is_environment
 
 if TYPE_CHECKING:

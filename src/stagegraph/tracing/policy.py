@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from pydantic import BaseModel
 
-from .attributes import Attributes, Names
+from stagegraph.schema.types import is_sequence
+
+from .attributes import USAGE_PARTS, Attributes, Names
 from .secrets import HIDDEN, scrubbed, sounds_secret
 
 if TYPE_CHECKING:
@@ -37,12 +41,8 @@ _SHOWN = ("langfuse.", "user.id", "session.id", "gen_ai.", "operation.cost", "mo
 _USAGE = {
     "gen_ai.usage.input_tokens": "input",
     "gen_ai.usage.output_tokens": "output",
-    "gen_ai.usage.details.cache_read_tokens": "input_cached_tokens",
-    "gen_ai.usage.details.cache_write_tokens": "input_cache_creation",
-    "gen_ai.usage.details.input_audio_tokens": "input_audio_tokens",
-    "gen_ai.usage.details.output_audio_tokens": "output_audio_tokens",
-    "gen_ai.usage.details.reasoning_tokens": "output_reasoning_tokens",
-    "gen_ai.usage.details.thoughts_tokens": "output_reasoning_tokens",
+    **{f"gen_ai.usage.details.{name}": part for name, part in USAGE_PARTS.items()},
+    "gen_ai.usage.details.thoughts_tokens": USAGE_PARTS["reasoning_tokens"],
 }
 """The parts of the input and the output are not counted in `input` and `output`: the server adds everything up."""
 _FIRST_CHUNK = "gen_ai.client.operation.time_to_first_chunk"
@@ -53,28 +53,17 @@ _OWN_WORDS = (f"{Names.METADATA}.", f"{Names.TRACE_METADATA}.")
 _DEEP = 5
 
 
-def redacted(text: str, redact: Redact) -> str:
-    """JSON (or a plain text) after the user's function; if that raises, the value is not sent."""
+def redacted(text: str, redact: Redact, *, as_json: bool) -> str:
+    """A text, or the JSON in it, after the user's function; if that raises, the value is not sent."""
+    value: object = text
+    write: Callable[[object], str] = str
+    if as_json:
+        with suppress(ValueError):
+            value, write = json.loads(text), partial(json.dumps, ensure_ascii=False)
     try:
-        value = json.loads(text)
-    except ValueError:
-        return redacted_text(text, redact)
-    try:
-        return json.dumps(redact(value), ensure_ascii=False)
+        return write(redact(value))
     except Exception as error:  # noqa: BLE001 - a user's function; its message may quote private data
-        return json.dumps(_failed(error))
-
-
-def redacted_text(text: str, redact: Redact) -> str:
-    """A text after the user's function; if that raises, the text is not sent."""
-    try:
-        return str(redact(text))
-    except Exception as error:  # noqa: BLE001
-        return _failed(error)
-
-
-def _failed(error: Exception) -> str:
-    return f"[not sent: `redact` raised {type(error).__name__}]"
+        return write(f"[not sent: `redact` raised {type(error).__name__}]")
 
 
 def cut(text: str, limit: int) -> tuple[str, int | None]:
@@ -99,13 +88,9 @@ def shape(value: object, depth: int = 0) -> Any:
             return {name: shape(getattr(value, name), depth + 1) for name in type(value).model_fields}
         if is_dataclass(value) and not isinstance(value, type):
             return {field.name: shape(getattr(value, field.name, None), depth + 1) for field in fields(value)}
-        if _is_list(value) and value:
+        if is_sequence(value) and value:
             return [f"{kind} of {len(value)}", shape(value[0], depth + 1)]
     return f"{kind} of {len(value)}" if isinstance(value, Sized) else kind  # a mapping's keys are data, too
-
-
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, (list, tuple))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +135,11 @@ class Policy:
 
     def text(self, text: str) -> str:
         """A text of a user or a model, as it may leave the process."""
-        return self._clean(redacted_text(text, self.redact) if self.redact is not None else text)
+        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=False))
 
     def json(self, text: str) -> str:
         """A value as JSON, as it may leave the process."""
-        return self._clean(redacted(text, self.redact) if self.redact is not None else text)
+        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=True))
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description

@@ -12,12 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
-
 from stagegraph.data.prompt import Origin, Prompt, PromptedStage, parsed, unfit_demos, unknown_fields
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
+from stagegraph.schema.types import is_dict
 
 from .api import Api, NotFoundError, as_sent, load_langfuse
 from .connection import Connection
@@ -38,16 +37,6 @@ _CONCURRENCY = 8
 _PATIENCE = 20.0
 
 
-class _Own(BaseModel):
-    """This package's data in the config of a version: demos, and the texts of tools and fields."""
-
-    parts: dict[str, Any] = {}
-
-
-class _Config(BaseModel):
-    stagegraph: _Own = _Own()
-
-
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
     name = f"{version.name}, version {version.version},"
     if not isinstance(version.prompt, str):
@@ -66,11 +55,11 @@ def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
 
 
 def _parts(version: Version) -> dict[str, Any] | None:
-    """The data of a version besides its text; `None` when its config was not written by this package."""
-    try:
-        return _Config.model_validate(version.config or {}).stagegraph.parts
-    except ValidationError:
-        return None
+    """What a version has besides its text: demos, texts of tools and fields; `None` when it cannot be read."""
+    found: object = version.config or {}
+    for name in ("stagegraph", "parts"):
+        found = found.get(name, {}) if is_dict(found) else None
+    return found if is_dict(found) else None
 
 
 class _Versions:
@@ -107,7 +96,7 @@ class _Versions:
 
 
 class LangfusePrompts:
-    """The prompts of a graph that have a label in Langfuse: a `PromptSource`, made by `langfuse_prompts`.
+    """The prompts of a graph that have a label in Langfuse, for a runner or a run in place of `Prompts`.
 
     A thread fetches them immediately, and again when they are older than *ttl*. If a prompt or the server has a
     problem, the stage keeps the text that was fetched before, or else the code's text.
@@ -200,37 +189,36 @@ class LangfusePrompts:
                 self._answered.set_result(None)
 
     async def _ask(self) -> Prompts:
-        found: dict[str, tuple[Prompt, Origin]] = {}
         missing: list[str] = []
         problems: list[tuple[str, str]] = []
         slots = asyncio.Semaphore(_CONCURRENCY)
         before = self._state
 
-        async def one(path: str, stage: Stage[Any, Any]) -> None:
+        async def one(path: str, stage: Stage[Any, Any]) -> tuple[Prompt, Origin] | None:
             try:
                 async with slots:
                     version = await versions.get(path, self.label)
-                if version is None:
-                    missing.append(path)
-                else:
-                    found[path] = _prompt_of(version, stage), Origin(versions.name(path), version.version)
+                if version is not None:
+                    return _prompt_of(version, stage), Origin(versions.name(path), version.version)
+                missing.append(path)
             except (TracingError, PromptError) as error:
                 problems.append((path, str(error)))
                 if path in before:
-                    found[path] = before[path], before.origins[path]
+                    return before[path], before.origins[path]
+            return None
 
         async with Api(self._connection, patience=0) as api:
             versions = _Versions(api, self.graph)
-            await asyncio.gather(*(one(path, stage) for path, stage in self._stages.items()))
+            answers = await asyncio.gather(*(one(path, stage) for path, stage in self._stages.items()))
         if self._stages and len(missing) == len(self._stages):
             where = self._connection.base_url
             problems.append(("", f"no prompt of {self.graph.__node__.name} has the label {self.label!r} at {where}"))
         self._warn(problems)
-        order = [path for path in self._stages if path in found]
+        found = {path: one for path, one in zip(self._stages, answers, strict=True) if one is not None}
         return Prompts(
-            {path: found[path][0] for path in order},
+            {path: prompt for path, (prompt, _) in found.items()},
             graph=self.graph.__node__.name,
-            origins={path: found[path][1] for path in order},
+            origins={path: origin for path, (_, origin) in found.items()},
         )
 
     def _warn(self, problems: list[tuple[str, str]]) -> None:
@@ -250,15 +238,8 @@ class LangfusePrompts:
         return f"<prompts of {self.graph.__node__.name} in Langfuse, label {self.label!r}>"
 
 
-def langfuse_prompts(
-    graph: Node[Any, Any], label: str = "production", *, ttl: float = 60.0, wait: float = 2.0
-) -> LangfusePrompts:
-    """The prompts of a graph that have a label in Langfuse; a runner or a run takes them in place of `Prompts`.
-
-    Raises:
-        DeclarationError: the keys are not set.
-    """
-    return LangfusePrompts(graph, label, ttl=ttl, wait=wait)
+langfuse_prompts = LangfusePrompts
+"""The name to write: a runner or a run takes what it gives in place of `Prompts`."""
 
 
 def deploy_prompts(

@@ -16,7 +16,7 @@ from stagegraph.journal import CallRow, FeedbackRow, RunRow
 from stagegraph.record.source import CORRECTION, RunRows
 from stagegraph.schema.types import is_list
 
-from .attributes import is_reserved, without_prefix
+from .attributes import USAGE_PARTS, is_reserved, without_prefix
 
 if TYPE_CHECKING:
     from langfuse.api import ObservationV2, ScoreV3
@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 _KINDS: dict[str, Kind] = {"stage": "stage", "step": "step", "graph": "graph"}
 _OPEN: dict[str, Status] = {"cancelled": "cancelled", "suspended": "suspended", "running": "running"}
 """Statuses of a call that the level of its observation does not show."""
-_TRUNCATED = {"input_truncated", "output_truncated"}
+_TRUNCATED = {"input_truncated", "output_truncated", "input_whole_truncated", "output_whole_truncated"}
 _REASONING = "reasoning_tokens"
-_PARTS = {
-    "input_cached_tokens": "cache_read_tokens",
-    "input_cache_creation": "cache_write_tokens",
-    "input_audio_tokens": "input_audio_tokens",
-    "output_audio_tokens": "output_audio_tokens",
-    "output_reasoning_tokens": _REASONING,
-}
-"""Name of a part of the usage in Langfuse -> in Pydantic AI."""
 NO_RUN = "a trace contains no run (yet)"
 _CUT = 200
 """Characters of a metadata value that a server returns unless the whole value is requested."""
@@ -143,11 +135,11 @@ def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
             continue
         usage, cost = found.get(key, ({"requests": 0}, Decimal(0)))
         usage["requests"] += 1
-        parts = {name: details.get(name, 0) for name in _PARTS}
+        parts = {part: details.get(part, 0) for part in USAGE_PARTS.values()}
         for whole in ("input", "output"):
             inside = sum(count for name, count in parts.items() if name.startswith(f"{whole}_"))
             usage[f"{whole}_tokens"] = usage.get(f"{whole}_tokens", 0) + details.get(whole, 0) + inside
-        for part, name in _PARTS.items():
+        for name, part in USAGE_PARTS.items():
             usage[name] = usage.get(name, 0) + parts[part]
         price = row.total_cost
         known = isinstance(price, (int, float)) and isfinite(price) and (price or not details)
@@ -255,11 +247,16 @@ def _given(score: ScoreV3) -> datetime:
 
 
 def _whole(row: ObservationV2, name: str) -> str | None:
-    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON."""
+    """The second form of a value, sent in a list, since a server may return a text as it is or as JSON.
+
+    Empty when it does not exist, or was cut.
+    """
     found = meta(row, name)
+    if found is None:
+        return None
     with suppress(ValueError):
         found = json.loads(found) if isinstance(found, str) else found
-    return "".join(map(json.dumps, found[:1])) if is_list(found) else None
+    return "".join(map(json.dumps, found[:1])) if is_list(found) else ""
 
 
 def _status(row: ObservationV2) -> Status:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from stagegraph.journal import CallRow, RunRow
 from stagegraph.record.run import run_of
 from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
@@ -29,9 +30,14 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
+T = TypeVar("T")
+Row = TypeVar("Row", RunRow, CallRow)
+
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
 _WHOLE = "key,origin,path,run_id,input_whole,output_whole"
 """Names in the metadata whose values are read without truncation."""
+_VALUES = ("input", "output", "input_whole", "output_whole")
+"""The columns of a row that may refer to files."""
 _PAGE = 200
 _MOST_FILES = 1_000
 """Of one run; a hostile text may look like any number of references."""
@@ -66,12 +72,10 @@ class LangfuseRuns(RunSource):
         self.connection = Connection.of(public_key, secret_key, base_url)
         self._patience = patience
 
-    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first."""
-        name = graph.__node__.name if graph.__node__.kind == "graph" else f"{graph.__node__.kind}:{graph.__node__.name}"
-        async with aclosing(self.listed(graph.__node__.name, query, name)) as pages:
-            async for found in pages:
-                yield found
+        label, kind = graph.__node__.name, graph.__node__.kind
+        return self.listed(label, query, label if kind == "graph" else f"{kind}:{label}")
 
     async def listed(self, label: str | None, query: RunQuery, name: str | None = None) -> AsyncGenerator[RunRows]:
         """The runs of the node named *label* (`None`: of all nodes), the newest first.
@@ -117,11 +121,12 @@ class LangfuseRuns(RunSource):
         Raises:
             TracingError: the server does not have the run (yet), or does not answer.
         """
-        row, calls, scores = await self.page(run_id, wait=wait)
+        key = "" if graph.__node__.kind == "graph" else graph.__node__.name
+        row, calls, scores = await self.page(run_id, wait=wait, key=key)
         return run_of(row, calls, scores, graph)
 
-    async def page(self, run_id: str, *, wait: float = 0.0) -> RunRows:
-        """One run as the rows of a journal, without its graph.
+    async def page(self, run_id: str, *, wait: float = 0.0, key: str = "") -> RunRows:
+        """One run as the rows of a journal, without its graph; *key* is that of its root.
 
         Raises:
             TracingError: the server does not have the run (yet), or does not answer.
@@ -132,7 +137,7 @@ class LangfuseRuns(RunSource):
             while True:
                 skipped: Counter[str] = Counter()
                 found = await self._trace(api, trace_id(run_id), run_id, skipped)
-                if found is None and (elsewhere := await self._joined(api, run_id)) is not None:
+                if found is None and (elsewhere := await self._joined(api, run_id, key)) is not None:
                     found = await self._trace(api, elsewhere, run_id, skipped)
                 left = until - anyio.current_time()
                 if found is not None or left <= 0:
@@ -147,15 +152,29 @@ class LangfuseRuns(RunSource):
             msg = f"run {run_id!r} cannot be read from {base}: {reasons}"
         raise TracingError(msg)
 
-    async def _joined(self, api: Api, run_id: str) -> str | None:
+    async def _joined(self, api: Api, run_id: str, key: str) -> str | None:
         """The trace of a run that joined one of the host's: that of the observation with the id of the run's root."""
-        wanted = {"type": "string", "column": "id", "operator": "=", "value": observation_id(run_id, "")}
+        wanted = {"type": "string", "column": "id", "operator": "=", "value": observation_id(run_id, key)}
         async with aclosing(self._observations(api, Counter(), filter=json.dumps([wanted]), fields="core")) as rows:
             async for row in rows:
                 return row.trace_id
         return None
 
     async def _trace(self, api: Api, trace: str, run_id: str, skipped: Counter[str]) -> RunRows | None:
+        rows, scores = await self._read_trace(api, trace, skipped)
+        own = [row for row in rows if meta(row, "run_id") == run_id]
+        if own and all(meta(row, "segment") for row in own):  # it was resumed outside of the trace that it had joined
+            root = next(filter(is_root, own), own[0])
+            elsewhere = await self._joined(api, run_id, str(meta(root, "key")))
+            if elsewhere is not None:
+                more = await self._read_trace(api, elsewhere, skipped)
+                rows, scores = rows + more[0], scores + more[1]
+        found = rows_of(rows, scores, skipped, run_id)
+        return None if found is None else await _with_files(api, found, skipped)
+
+    async def _read_trace(
+        self, api: Api, trace: str, skipped: Counter[str]
+    ) -> tuple[list[ObservationV2], list[ScoreV3]]:
         odd: Counter[str] = Counter()
         rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=_WHOLE)]
         if cut := cut_metadata(rows):
@@ -164,25 +183,20 @@ class LangfuseRuns(RunSource):
             rows = [row async for row in self._observations(api, odd, trace_id=trace, expand_metadata=whole)]
         scores = [score async for score in self._scores(api, odd, trace)] if rows else []
         skipped.update(odd)
-        found = rows_of(rows, scores, skipped, run_id)
-        return None if found is None else await _with_files(api, found, skipped)
+        return rows, scores
 
     @staticmethod
-    async def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
+    def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
         from langfuse.api import ObservationV2  # noqa: PLC0415
         from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
         parse = mended(lambda row: parse_obj_as(ObservationV2, row), _MISSING)
         query = {"fields": _FIELDS, "limit": _PAGE, **query}
-        async with aclosing(api.rows("observations", api.sdk.observations.get_many, parse, **query)) as rows:
-            async for row in rows:
-                if row is None:
-                    skipped["an observation cannot be read"] += 1
-                else:
-                    yield row
+        rows = api.rows("observations", api.sdk.observations.get_many, parse, **query)
+        return _readable(rows, skipped, "an observation cannot be read")
 
     @staticmethod
-    async def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
+    def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
         from langfuse.api import GetScoresV3Response  # noqa: PLC0415
         from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
@@ -190,32 +204,36 @@ class LangfuseRuns(RunSource):
             return parse_obj_as(GetScoresV3Response, {"data": [row], "meta": {"limit": 1}}).data[0]
 
         query = {"trace_id": trace, "fields": "core,details,subject", "limit": 100}
-        async with aclosing(api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)) as rows:
-            async for score in rows:
-                if score is None:
-                    skipped["a score cannot be read"] += 1
-                else:
-                    yield score
+        rows = api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)
+        return _readable(rows, skipped, "a score cannot be read")
+
+
+async def _readable(rows: AsyncGenerator[T | None], skipped: Counter[str], reason: str) -> AsyncGenerator[T]:
+    async with aclosing(rows):
+        async for row in rows:
+            if row is None:
+                skipped[reason] += 1
+            else:
+                yield row
 
 
 async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRows:
     """The rows with files in the place of references to them."""
     row, calls, scores = found
     files: dict[str, bytes] = {}
-    texts = (text for call in calls for text in (call.input, call.output, call.input_whole, call.output_whole))
+    texts = (getattr(call, name) for call in calls for name in _VALUES)
     for key in sorted(references(texts))[:_MOST_FILES]:
         try:
             files[key] = await api.file(key)
         except TracingError:
             skipped["a file cannot be read"] += 1
-    if files:
-        row = replace(row, input=put_back(row.input, files), output=put_back(row.output, files))
-        whole = {name: put_back(getattr(row, name), files) for name in ("input_whole", "output_whole")}
-        row = replace(row, **whole)
-        for call in calls:
-            call.input, call.output = put_back(call.input, files) or "", put_back(call.output, files)
-            call.input_whole, call.output_whole = put_back(call.input_whole, files), put_back(call.output_whole, files)
-    return row, calls, scores
+    if not files:
+        return found
+    return _put_back(row, files), [_put_back(call, files) for call in calls], scores
+
+
+def _put_back(row: Row, files: Mapping[str, bytes]) -> Row:
+    return replace(row, **{name: put_back(getattr(row, name), files) for name in _VALUES})
 
 
 def _wanted(row: ObservationV2, query: RunQuery) -> bool:

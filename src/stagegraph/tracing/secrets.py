@@ -65,7 +65,7 @@ is hidden then, since the quote may be an apostrophe); in plain text."""
 _KEYS = {
     r"[A-Za-z0-9]{20,}+": (
         "gsk_ xai- r8_ pplx- csk- fw_ jina_ npm_ rubygems_ dop_v1_ doo_v1_ dor_v1_ sbp_ lin_api_ ntn_ shpat_ shpca_ "
-        "shppa_ shpss_ AGE-SECRET-KEY-1 glc_ sntryu_ NRAK- dp.pt."
+        "shppa_ shpss_ AGE-SECRET-KEY-1 glc_ sntryu_ NRAK- dp.pt. secret_ phx_ vercel_blob_rw_"
     ),
     r"[-_A-Za-z0-9]{16,}+": (
         "nvapi- tgp_v1_ tvly- pcsk_ lsv2_ pylf_v ya29. GOCSPX- hvs. hvb. pypi-AgE dckr_pat_ glpat- gldt- glrt- glptt- "
@@ -73,7 +73,12 @@ _KEYS = {
         "sq0csp- glsa_ sntrys_"
     ),
     r"[0-9a-f]{32}": "AC SK key- dapi",
+    r"[0-9a-f-]{36}": "pat-na1- pat-eu1-",
+    r"[A-Za-z0-9]{14}\.[0-9a-f]{64}": "pat",
     r"[A-Z0-9]{16,}+": "AKIA ASIA",
+    r"[-_A-Za-z0-9]{43}": "pa-",
+    r"[-_.~%A-Za-z0-9]{16,}+": "?token= &token=",
+    r"[0-9]+:[-_A-Za-z0-9]{30,}+": "api.telegram.org/bot",
     r"[-_A-Za-z0-9]{30,}+": "AIza",
     r"[-_A-Za-z0-9]{16,}\.[-_A-Za-z0-9]{16,}+": "SG.",
     r"[A-Za-z0-9+/=]{20,}+": "whsec_ AccountKey= SharedAccessKey=",

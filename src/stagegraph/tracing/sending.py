@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 from weakref import WeakMethod, WeakSet
 
 import httpx
@@ -46,9 +47,17 @@ _OVERHEAD = 1_000
 _SCORE = "score"
 
 
-def score_span(body: str) -> ReadableSpan:
-    """A score, as JSON, inside a span, which is what the processor can queue."""
-    return ReadableSpan(_SCORE, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
+def score_span(body: str, observation: str = "") -> ReadableSpan:
+    """A score, as JSON, inside a span, which is what the processor can queue.
+
+    The server is asked for the trace of the *observation*, if one is named.
+    """
+    return ReadableSpan(observation, sampled(1, 1), resource=Resource.get_empty(), attributes={_SCORE: body})
+
+
+def body_of(score: ReadableSpan) -> dict[str, Any]:
+    """The score in a span."""
+    return json.loads(str((score.attributes or {})[_SCORE]))
 
 
 def _size(span: ReadableSpan) -> int:
@@ -225,12 +234,6 @@ class Sender(SpanProcessor, SpanExporter):
         self._take(part, size)
         return SpanExportResult.SUCCESS
 
-    def shutdown(self) -> None:
-        """Do nothing; the processor calls it at its end, when everything was sent."""
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return True
-
     def _take(self, part: list[ReadableSpan], size: int) -> None:
         with self._changed:
             self._waiting -= len(part)
@@ -328,6 +331,13 @@ class Http:
             rejected = min(max(rejected, 0), len(scores))
             msg = f"the server rejected {rejected} of {len(scores)} scores"
             raise RefusedError(msg, count=rejected)
+
+    def trace_of(self, observation_id: str) -> str | None:
+        """The trace of an observation; `None` when the server does not show it."""
+        wanted = [{"type": "string", "column": "id", "operator": "=", "value": observation_id}]
+        query = urlencode({"fields": "core", "filter": json.dumps(wanted)})
+        found = self._post(f"v2/observations?{query}", b"", 1, "application/json", method="GET").json()["data"]
+        return found[0]["traceId"] if found else None
 
     def send_file(self, file: File, trace_id: str, observation_id: str, field: str) -> None:
         """Name a file of an observation to the server, and upload it if the server does not have it."""

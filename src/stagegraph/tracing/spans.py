@@ -90,12 +90,14 @@ class LangfuseTrace:
         """The instrumentation of one stage call's agent, together with the host's own if there is one."""
         settings = copy(self._output.settings)
         call = sampled(self.number, self._span(entry))
-        common, prompt = self._common, self._link(entry.path)
+        origin = self._start.prompts.origins.get(entry.path)
+        prompt = {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
         name = entry.path if stage.agent.name is None else None
         before, hosts = instrumentation(stage.agent, self._output.connection.public_key)
         visible = self._owned or (before is not None and hosts is None)
-        taken_out = self._output.media.taken_out
-        settings.tracer = CallTracer(self._output.tracer, call, common, prompt, taken_out, name=name, visible=visible)
+        settings.tracer = CallTracer(
+            self._output.tracer, call, self._common, prompt, self._output.media.taken_out, name=name, visible=visible
+        )
         if hosts is None:  # with the id that the host's has by default, which it replaces
             return [Instrumentation(settings=settings)]
         return [Instrumentation(settings=settings, id="stagegraph"), Instrumentation(settings=hosts)]
@@ -106,25 +108,17 @@ class LangfuseTrace:
 
     def ended(self, entry: CallState) -> None:
         """Send the observation of a call that ended."""
-        self._try_to_show(entry, entry.status, entry.error)
+        self.finished(entry, entry.status, entry.error)
 
     def finished(self, root: CallState, status: CallStatus, error: CallError | None) -> None:
         """Send the observation of the run itself."""
-        self._try_to_show(root, status, error)
-
-    def _try_to_show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         try:
-            self._show(entry, status, error)
+            self._show(root, status, error)
         except Exception as problem:  # noqa: BLE001 - a user's `__repr__` may raise, and tracing must not fail a run
             self._output.miss(problem)
 
     def _span(self, entry: CallState) -> int:
         return span_number(self._start.run_id, entry.key, self._start.segment)
-
-    def _link(self, path: str) -> Attributes:
-        """Attributes that name the deployed prompt of a stage's requests."""
-        origin = self._start.prompts.origins.get(path)
-        return {} if origin is None else {Names.PROMPT_NAME: origin.name, Names.PROMPT_VERSION: origin.version}
 
     def _show(self, entry: CallState, status: CallStatus, error: CallError | None) -> None:
         start, parent = self._start, entry.parent
@@ -208,6 +202,4 @@ class LangfuseTrace:
         sent = {Names.INPUT if name == "input" else Names.OUTPUT: shown}
         if record.whole is None or (shown != record.plain and not media.enabled):
             return sent
-        whole = [json.loads(record.whole)] if record.whole else []
-        compact = json.dumps(whole, separators=(",", ":"), ensure_ascii=False)
-        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(compact)}
+        return {**sent, f"{Names.METADATA}.{name}_whole": media.taken_out(f"[{record.whole}]")}

@@ -23,7 +23,7 @@ from .connection import Connection, sdk_version
 from .media import Media
 from .policy import Capture, Policy, Redact
 from .secrets import known_secrets
-from .sending import Http, Sender, after_fork, close_all, score_span
+from .sending import Http, Sender, after_fork, body_of, close_all, log, score_span
 from .spans import LangfuseTrace, Output
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class LangfuseTracing:
         exit_seconds: Seconds that the end of the process may be delayed by unsent data.
         join: Whether a run inside an open span of the host's own Langfuse client becomes a child of that span, in the
             host's trace. By default it has a trace of its own, whose metadata names the host's span. In both cases it
-            has the user, session, tags, metadata and environment of the host's `propagate_attributes`.
+            has the user, session, tags, metadata and environment of the host's `propagate_attributes`. A process that
+            only sends feedback for such runs needs `join=True`, too.
 
     Raises:
         DeclarationError: the keys are missing, or a value is out of range.
@@ -84,8 +85,8 @@ class LangfuseTracing:
         join: bool = False,
     ) -> None:
         self._join, self._exit_seconds = join, exit_seconds
-        self._joined: dict[str, int] = {}
-        """Run id -> trace id, of the newest runs that are in a trace of the host."""
+        self._joined: dict[tuple[str, int], dict[str, str]] = {}
+        """Run id and segment -> where its scores go, of the newest runs that may be in a trace of the host."""
         self._sample_rate = _share(sample_rate)
         if capture not in {"all", "shape", "none"}:
             msg = f"LangfuseTracing(capture={capture!r}): it is 'all', 'shape' or 'none'"
@@ -94,13 +95,15 @@ class LangfuseTracing:
         self.capture: Capture = capture
         self.redact = redact
         self._max_content = max_content
-        self._http, http = Http(self.connection), Http(self.connection)
+        self._http, self._score_http = Http(self.connection), Http(self.connection)
         self._spans = Sender(
             self._send_spans, what="observations", on_close=self._http.close, exit_seconds=exit_seconds
         )
         self._media = Media(self._http.send_file, self._spans.lose)
         after_fork(self._media.begin)
-        self._scores = Sender(http.send_scores, what="scores", on_close=http.close, exit_seconds=exit_seconds)
+        self._scores = Sender(
+            self._send_scores, what="scores", on_close=self._score_http.close, exit_seconds=exit_seconds
+        )
         labels = {Names.ENVIRONMENT: self.connection.environment, "service.name": "stagegraph"}
         if self.connection.release:
             labels[Names.RELEASE] = self.connection.release
@@ -133,8 +136,10 @@ class LangfuseTracing:
             return None
         try:
             trace = LangfuseTrace(start, self._output, joins=self._join)
-            if trace.number != int(trace_id(start.run_id), 16):
-                self._joined[start.run_id] = trace.number
+            if self._join:
+                root = observation_id(start.run_id, start.root_key, start.segment)
+                place = {"traceId": f"{trace.number:032x}", "observationId": root}
+                self._joined[start.run_id, start.segment] = place
                 if len(self._joined) > _MOST_JOINED:
                     del self._joined[next(iter(self._joined))]
             return trace
@@ -164,11 +169,12 @@ class LangfuseTracing:
         """
         if not self._shows(run_id) or (feedback.name == CORRECTION and self.capture != "all"):
             return  # a correction contains an output
-        value, kind = feedback.value, _kind(feedback)
+        value, kind, known = feedback.value, _kind(feedback), self._joined.get((run_id, segment))
         policy = self._policy()
         body: dict[str, Any] = {
             "id": score_id(run_id, feedback.key, feedback.name),
-            "traceId": f"{joined:032x}" if (joined := self._joined.get(run_id)) is not None else trace_id(run_id),
+            "traceId": trace_id(run_id),
+            **(known or {}),
             "name": feedback.name,
             "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
             if isinstance(value, str)
@@ -182,7 +188,19 @@ class LangfuseTracing:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
             body["comment"] = policy.text(feedback.comment)
-        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False)))
+        asked = observation_id(run_id, feedback.key or "", segment) if self._join and known is None else ""
+        self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False), asked))
+
+    def _send_scores(self, scores: list[ReadableSpan]) -> None:
+        self._score_http.send_scores([self._placed(score) if score.name else score for score in scores])
+
+    def _placed(self, score: ReadableSpan) -> ReadableSpan:
+        """The score of a run that another process ran, maybe in a trace of the host: the server knows in which."""
+        trace, body = self._score_http.trace_of(score.name), body_of(score)
+        if trace is None:
+            log.warning("score `%s` goes to the run's own trace: Langfuse does not show another one yet", body["name"])
+            return score
+        return score_span(json.dumps({"observationId": score.name, **body, "traceId": trace}, ensure_ascii=False))
 
     async def flush(self, seconds: float | None = None) -> bool:
         """Send what is queued, for at most *seconds* (or `exit_seconds`); returns whether the server accepted it."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.examples import Example
+from stagegraph.data.examples import Example, in_parallel
 from stagegraph.nodes.node import Node
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.run import InputError, RunError
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.runner import Runner
-from stagegraph.schema.errors import TuningError, leaves, problems_of
+from stagegraph.schema.errors import TuningError, problems_of
 
 from .budget import check_numbers
 from .metric import Grader, Metric, grader_of
@@ -109,24 +108,6 @@ async def evaluate(
     if error is not None:
         raise EvaluationError(str(error), report if report.rows else None) from error.__cause__
     return report
-
-
-async def in_parallel(work: Iterable[Callable[[], Awaitable[None]]], concurrency: int) -> None:
-    """Do so much of the work at a time; an error ends all of it, and is raised itself."""
-    limiter = anyio.CapacityLimiter(concurrency)
-
-    async def one(part: Callable[[], Awaitable[None]]) -> None:
-        async with limiter:
-            await part()
-
-    try:
-        async with anyio.create_task_group() as group:
-            for part in work:
-                group.start_soon(one, part)
-    except BaseExceptionGroup as several:
-        errors = leaves(several)
-        error = next((one for one in errors if isinstance(one, TuningError)), errors[0])
-        raise error from error.__cause__
 
 
 def _check_expected(rows: Sequence[Example[Any]], *, accept_own_answers: bool) -> None:

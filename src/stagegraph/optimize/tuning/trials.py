@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagegraph.data.examples import digest_of
+from stagegraph.data.examples import digest_of, in_parallel
 from stagegraph.data.score import Note, Score
 from stagegraph.journal import MemoryJournal, SqliteJournal
 from stagegraph.optimize.evaluation.budget import BudgetReached
-from stagegraph.optimize.evaluation.evaluate import in_parallel, run_example
+from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.runner.runner import Runner
