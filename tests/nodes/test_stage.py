@@ -306,6 +306,25 @@ def test_a_wait_is_bounded_whatever_the_provider_asks_for(
     JumpingLoop.run(main)
 
 
+def test_all_waits_of_a_call_share_its_timeout():
+    """However often a provider puts a call off, it waits no longer than `Stage(timeout=)` in all."""
+
+    async def main() -> None:
+        put_off = [ModelHTTPError(429, "m", headers={"retry-after": "20"})] * 4
+        live = Runner(model=fails(*put_off)).start(text_stage(retries=4, timeout=30), "x")
+        waits: list[float] = []
+        async for event in live.events():
+            if isinstance(event, CallRetried):
+                waits.append(event.wait)
+                await anyio.wait_all_tasks_blocked()
+                JumpingLoop.jump(event.wait)
+        assert (await live.result()).output == "done"
+        assert len(waits) == 4
+        assert 20 <= sum(waits) <= 30
+
+    JumpingLoop.run(main)
+
+
 def test_calls_that_failed_together_do_not_come_back_together():
     """A hundred calls refused at once are spread over the time until they ask again."""
 

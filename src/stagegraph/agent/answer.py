@@ -58,6 +58,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
     use = call.use
     deps = _deps_for(stage, call)
     content, history, answers = await _opening(stage, call, durable)
+    may_wait = stage.timeout
     while True:
         usage = RunUsage()
         deadline = Deadline(stage.timeout)
@@ -88,7 +89,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                 if use.attempts > stage.retries or not is_retryable(error):
                     part = partial(source_of, raised=injection.raised, stage=stage, deps=deps)
                     raise stage_error(error, call, messages, part) from error
-                wait = wait_before(error, use.attempts, stage.timeout)
+                wait = wait_before(error, use.attempts, may_wait)
                 call.emit(CallRetried, attempt=use.attempts, error=str(error), wait=wait)
             else:
                 if not isinstance(result.output, DeferredToolRequests):
@@ -101,6 +102,7 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
                 use.usage.incr(usage if durable is None else usage - durable.overcounted)
                 call.attempt_ended()
                 use.messages = tuple(messages)
+        may_wait = None if may_wait is None else may_wait - wait
         await call.sleep(wait)
         use.attempts += 1
 

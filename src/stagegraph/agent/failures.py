@@ -126,8 +126,9 @@ def is_retryable(error: Exception) -> bool:
 def wait_before(error: Exception, attempt: int, longest: float | None) -> float:
     """Seconds to wait after failed attempt number *attempt*: what the provider asked for, else longer each time.
 
-    At most *longest* (`Stage(timeout=)`). Chance makes each wait longer or shorter by up to a quarter, so that
-    calls which failed together do not come back together; none is shorter than what the provider asked for.
+    At most *longest*: what is left of `Stage(timeout=)`, which all waits of a call share. Chance makes each wait longer
+    or shorter by up to a quarter, so that calls which failed together do not come back together; none is shorter than
+    what the provider asked for.
     """
     usual = _BACKOFF[min(attempt, len(_BACKOFF)) - 1]
     asked = [_asked(one) for one in leaves(error)]

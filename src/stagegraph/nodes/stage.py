@@ -47,7 +47,7 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         model: A model for this stage alone. Without one, the agent's is used, then the run's, then the runner's.
         model_settings: Merged over the agent's own.
         deps: Picks this agent's deps from the run's: `deps=lambda app: app.db`.
-        timeout: Seconds that one attempt may take.
+        timeout: Seconds that one attempt may take, and that all waits between the attempts may take together.
         retries: Maximum number of repeated attempts (0 by default), each after the wait that the provider asks for.
             Lasting errors (a bad key, an unknown model) are not repeated. The agent's own retries of bad output and
             tools happen inside an attempt.
