@@ -293,3 +293,18 @@ async def test_a_newer_journal_stays_as_it_is(tmp_path: Path, mode: str) -> None
             SqliteJournal(path, read_only=read_only)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["runs.db"]  # noqa: PTH208
+
+
+@step
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def test_a_new_file_is_read_while_it_is_made(tmp_path: Path) -> None:
+    """The first reads and writes come at once: each waits for what another one locks."""
+    for number in range(40):
+        journal = SqliteJournal(tmp_path / f"{number}.db")
+        beginning = Runner(journal=journal, tracing=None).run(double, 1, run_id="r")
+        *_, run = await asyncio.gather(*(journal.run("r") for _ in range(6)), beginning)
+        assert run.output == 2
+        await journal.aclose()

@@ -80,7 +80,14 @@ class JournalFile:
         """Open the file; without *wait*, it is `ready`."""
         if not self.ready:
             self.make_ready()
-        return connect(self.path, timeout=self.timeout if wait else 0, read_only=self.read_only)
+        until = time.monotonic() + self.timeout
+        while True:
+            try:
+                return connect(self.path, timeout=self.timeout if wait else 0, read_only=self.read_only)
+            except sqlite3.OperationalError as error:  # SQLite itself waits for most locks, not for all
+                if not (wait and is_busy(error)) or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
 
     @contextmanager
     def transaction(self, connection: sqlite3.Connection, *, wait: bool = True) -> Generator[None]:
@@ -213,6 +220,8 @@ def prepare(path: Path, *, pages: int) -> None:
         if not steps and connection.execute("PRAGMA page_count").fetchone()[0] <= pages:
             with suppress(sqlite3.Error):  # it needs room on the disk
                 connection.execute("VACUUM")  # once, so that space can be given back in steps from now on
+        connection.execute("PRAGMA locking_mode = NORMAL")
+        connection.execute("PRAGMA journal_mode = WAL")  # here, since it fails where two connections do it at once
 
 
 def _alone(connection: sqlite3.Connection) -> None:
