@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .nodes.step import Step, step
     from .record.example_files import load_examples, save_examples
     from .record.run import InputError, LimitError, ReplayError, Run, RunError
+    from .runner.deps import DepsOf
     from .runner.feedback import feedback
     from .runner.limits import Limits
     from .runner.live import LiveRun
     from .runner.options import ResumeOptions, RunOptions
-    from .runner.recovery import DepsOf
     from .runner.runner import Runner
     from .schema.errors import (
         BusyError,
@@ -98,7 +98,7 @@ _HOMES = {
     "CallInfo": "data.call",
     "DeclarationError": "schema.errors",
     "Demo": "data.prompt",
-    "DepsOf": "runner.recovery",
+    "DepsOf": "runner.deps",
     "Event": "data.events",
     "Example": "data.examples",
     "Feedback": "data.score",

@@ -9,13 +9,17 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from stagegraph.schema.errors import JournalError
 
 from .tables import APPLICATION_ID, VERSION, bring_up_to_date, missing_in
+
+T = TypeVar("T")
 
 _log = logging.getLogger("stagegraph")
 
@@ -60,34 +64,41 @@ class JournalFile:
             JournalError: it is not, or the file system refuses.
         """
         with self._checking:
-            until = time.monotonic() + self.timeout
-            while not self.ready:
-                try:
-                    if self.read_only:
-                        recognise(self.path)
-                    else:
-                        prepare(self.path, pages=_ALL if wait else _FEW_PAGES)
-                    self.ready = True
-                except (sqlite3.Error, OSError, JournalError) as error:
-                    busy = is_busy(error.__cause__ or error)
-                    if busy and not wait:
-                        return
-                    if not busy or time.monotonic() > until:
-                        raise error if isinstance(error, JournalError) else journal_error(self.path, error) from error
-                    time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
+            if self.ready:
+                return
+            try:
+                self._repeated(partial(self._check, wait=wait), wait=wait)
+            except (sqlite3.Error, OSError, JournalError) as error:
+                if not wait and is_busy(error.__cause__ or error):
+                    return
+                if isinstance(error, JournalError):
+                    raise
+                raise journal_error(self.path, error) from error
+            self.ready = True
+
+    def _check(self, *, wait: bool) -> None:
+        if self.read_only:
+            recognise(self.path)
+        else:
+            prepare(self.path, pages=_ALL if wait else _FEW_PAGES)
+
+    def _repeated(self, attempt: Callable[[], T], *, wait: bool) -> T:
+        """What *attempt* gives; with *wait*, it is repeated while the file is locked."""
+        until = time.monotonic() + self.timeout
+        while True:  # SQLite itself waits for most locks, not for all
+            try:
+                return attempt()
+            except (sqlite3.Error, OSError, JournalError) as error:
+                if not (wait and is_busy(error.__cause__ or error)) or time.monotonic() > until:
+                    raise
+                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
 
     def connect(self, *, wait: bool = True) -> sqlite3.Connection:
         """Open the file; without *wait*, it is `ready`."""
         if not self.ready:
             self.make_ready()
-        until = time.monotonic() + self.timeout
-        while True:
-            try:
-                return connect(self.path, timeout=self.timeout if wait else 0, read_only=self.read_only)
-            except sqlite3.OperationalError as error:  # SQLite itself waits for most locks, not for all
-                if not (wait and is_busy(error)) or time.monotonic() > until:
-                    raise
-                time.sleep(random.uniform(0.01, 0.1))  # noqa: S311 - so that several do not try in step
+        timeout = self.timeout if wait else 0
+        return self._repeated(partial(connect, self.path, timeout=timeout, read_only=self.read_only), wait=wait)
 
     @contextmanager
     def transaction(self, connection: sqlite3.Connection, *, wait: bool = True) -> Generator[None]:
