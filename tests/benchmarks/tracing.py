@@ -59,20 +59,35 @@ async def rows() -> list[Row]:
         stage = await _beyond(Asks(), "x", watched, alone, tracing)
         settings = InstrumentationSettings(tracer_provider=TracerProvider())
         theirs = await _beyond(Asks(), "x", alone, alone, tracing, Asks(settings))
+        exported = await _exported(tracing, watched)
         off = await _off()
         lost = tracing.lost
         tracing.close(5)
         server.terminate()
+    note = f"{stage:.0f} us with its {theirs:.0f} us" + (f", {lost} lost" if lost else "")
+    own = "a traced agent with one request, the same, beyond Pydantic AI's own instrumentation"
     return [
-        Row("a traced step, of the run's own thread", f"{step:.0f} us", "250 us", ok=step <= 250 and not lost),
-        Row(
-            "a traced agent with one request, the same, beyond Pydantic AI's own instrumentation",
-            f"{stage - theirs:.0f} us ({stage:.0f} us with its {theirs:.0f} us)",
-            "250 us",
-            ok=stage - theirs <= 250 and not lost,
-        ),
-        Row("tracing off (no keys) against the runner alone", f"{off:.2f} x", "1.00 x", ok=off <= 1.05),
+        Row("a traced step, of the run's own thread", step, "us", 250),
+        Row(own, stage - theirs, "us", 250, note),
+        Row("an observation, in the export thread", exported, "us", 120),
+        Row("tracing off (no keys) against the runner alone", off, "x", 1.05),
     ]
+
+
+async def _exported(tracing: LangfuseTracing, runner: Runner) -> float:
+    """Microseconds an observation of a long chain takes in the thread that sends it, the median of the rounds."""
+    found: list[float] = []
+    for _ in range(7):
+        before = _others()
+        run = await runner.run(Chain(), X(v=0))
+        await tracing.flush(10)
+        found.append((_others() - before) / len(list(run.root.walk())) * 1e6)
+    return statistics.median(found)
+
+
+def _others() -> float:
+    """CPU seconds of all threads but this one."""
+    return time.process_time() - time.thread_time()
 
 
 async def _beyond(  # noqa: PLR0917 - one measurement
