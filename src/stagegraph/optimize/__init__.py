@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stagegraph.schema.docs import document as _document
-from stagegraph.schema.errors import TuningError as _TuningError
+from stagegraph.schema.errors import needs_extra as _needs_extra
+from stagegraph.schema.exports import lazy_exports as _lazy_exports
 
 if TYPE_CHECKING:
     from stagegraph.optimize.dspy.fields import from_dspy, to_dspy
@@ -28,6 +27,33 @@ if TYPE_CHECKING:
     from stagegraph.optimize.tuning.options import TuningOptions
     from stagegraph.optimize.tuning.proposers import Candidates, Proposal
     from stagegraph.optimize.tuning.tune import Preview, Tuning, preview, tune
+else:
+    # A name is loaded when it is asked for: DSPy takes seconds.
+    __getattr__ = _lazy_exports(
+        __name__,
+        {
+            "dspy.fields": ("from_dspy", "to_dspy"),
+            "dspy.finetuning": ("BootstrapFinetune",),
+            "dspy.metric": ("dspy_metric",),
+            "dspy.module": ("GraphModule",),
+            "dspy.program": ("TuningStopped",),
+            "dspy.teleprompter": ("GEPA",),
+            "evaluation.blame": ("credited",),
+            "evaluation.budget": ("Budget",),
+            "evaluation.compare": ("Comparison", "compare"),
+            "evaluation.data": ("examples", "from_pydantic_evals", "stratified_split", "to_pydantic_evals"),
+            "evaluation.evaluate": ("evaluate",),
+            "evaluation.judge": ("Judge", "judge"),
+            "evaluation.metric": ("Metric", "graded", "wants_failed_runs"),
+            "evaluation.report": ("Report", "ReportRow"),
+            "evaluation.shown": ("stage_feedback",),
+            "lms.lm": ("lm",),
+            "tuning.options": ("TuningOptions",),
+            "tuning.proposers": ("Candidates", "Proposal"),
+            "tuning.tune": ("Preview", "Tuning", "preview", "tune"),
+        },
+        lambda name: _needs_extra("optimize", name, "dspy", "gepa"),
+    )
 
 __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "BootstrapFinetune",
@@ -63,47 +89,3 @@ __all__ = [  # noqa: RUF022 - plain order, as a test wants it
     "tune",
     "wants_failed_runs",
 ]
-
-_FILES = {
-    "dspy.fields": ("from_dspy", "to_dspy"),
-    "dspy.finetuning": ("BootstrapFinetune",),
-    "dspy.metric": ("dspy_metric",),
-    "dspy.module": ("GraphModule",),
-    "dspy.program": ("TuningStopped",),
-    "dspy.teleprompter": ("GEPA",),
-    "evaluation.blame": ("credited",),
-    "evaluation.budget": ("Budget",),
-    "evaluation.compare": ("Comparison", "compare"),
-    "evaluation.data": ("examples", "from_pydantic_evals", "stratified_split", "to_pydantic_evals"),
-    "evaluation.evaluate": ("evaluate",),
-    "evaluation.judge": ("Judge", "judge"),
-    "evaluation.metric": ("Metric", "graded", "wants_failed_runs"),
-    "evaluation.report": ("Report", "ReportRow"),
-    "evaluation.shown": ("stage_feedback",),
-    "lms.lm": ("lm",),
-    "tuning.options": ("TuningOptions",),
-    "tuning.proposers": ("Candidates", "Proposal"),
-    "tuning.tune": ("Preview", "Tuning", "preview", "tune"),
-}
-"""File -> its public names. A file is read when one of them is asked for: DSPy takes seconds to load."""
-_HOMES = {name: file for file, names in _FILES.items() for name in names}
-
-
-class _MissingPackageError(_TuningError, ImportError):
-    """A package of the `optimize` extra is not installed."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    try:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in {"dspy", "gepa"}:
-            raise
-        msg = f"{name} needs {package}, which is not installed: pip install 'stagegraph[optimize]'"
-        raise _MissingPackageError(msg) from error
-    _document([value])
-    return value
