@@ -107,20 +107,11 @@ def stratified_split(
     return [by_id[one.id] for one in train], [by_id[one.id] for one in held]
 
 
-class CaseLike(Protocol):
-    """The part of a `pydantic_evals.Case` that is read."""
-
-    name: str | None
-    inputs: Any
-    metadata: Any
-    expected_output: Any
-
-
 class DatasetLike(Protocol):
     """The part of a `pydantic_evals.Dataset` that is read."""
 
     @property
-    def cases(self) -> Sequence[CaseLike]:
+    def cases(self) -> Sequence[Any]:
         """Its rows."""
         ...
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, create_model
 from pydantic_ai import Agent
@@ -144,46 +144,39 @@ class Judge:
             msg = f"{who} gave no verdict, which is no score: {error}"
             raise TuningError(msg) from error
         answer, usage = result.output.model_dump(), result.usage
-        given: dict[str, float] = answer["scores"] if self._has_criteria else {"score": answer["score"]}
-        scores = dict(zip(self.criteria, given.values(), strict=True))
+        scores: dict[str, float] = {name: answer[field] for name, field in self._fields.items()}
         value = sum(scores[name] * weight for name, weight in self.weights.items()) / sum(self.weights.values())
         # A note on a perfect run is praise, which blames no stage.
         weight = 1.0 if value < 1 else 0.0
         notes = [_note(remark, run, weight) for remark in answer["notes"][:_NOTES]]
         notes.append(Note("", answer["reason"][:_NOTE], 0.0 if notes else 1 - value))
         cost = None if usage.cost is None else float(usage.cost)
-        return Score(value, notes, scores if self._has_criteria else {}, cost=cost, tokens=usage.total_tokens)
+        objectives = {name: score for name, score in scores.items() if name}
+        return Score(value, notes, objectives, cost=cost, tokens=usage.total_tokens)
 
-    @property
-    def _has_criteria(self) -> bool:
-        return list(self.criteria) != [""]
+    @cached_property
+    def _fields(self) -> dict[str, str]:
+        """Criterion -> the field of a verdict that has its score."""
+        # Some providers accept only letters and digits in names.
+        plain = {name: re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40] for name in self.criteria}
+        return {name: f"score{place}_{plain[name]}" if name else "score" for place, name in enumerate(plain, 1)}
 
     @cached_property
     def _agent(self) -> Agent[object, BaseModel]:
         """Made at the first request, so that a file with a judge can be imported without a key."""
-        text, each = self.criteria.get("", ""), ""
-        if self._has_criteria:
-            text = "\n".join(f"- {name}: {criterion}" for name, criterion in self.criteria.items())
-            each = " for each criterion by itself"
+        lines = [f"- {name}: {text}" if name else text for name, text in self.criteria.items()]
+        each = " for each criterion by itself" if any(self.criteria) else ""
+        fields: dict[str, Any] = {"reason": (str, ...), "notes": (list[Remark], Field(default_factory=list))}
+        for (name, text), field in zip(self.criteria.items(), self._fields.values(), strict=True):
+            described = Field(ge=0, le=1, description=f"{name}: {text}" if name else None)
+            fields[field] = (float, described)
         return Agent(
             Models().get(self.model),
-            output_type=self._output_type(),
-            instructions=_TASK.format(each=each, rubric=text),
+            output_type=create_model("Verdict", **fields),
+            instructions=_TASK.format(each=each, rubric="\n".join(lines)),
             model_settings=self.settings,
             retries=self.retries,
         )
-
-    def _output_type(self) -> type[BaseModel]:
-        number = Annotated[float, Field(ge=0, le=1)]
-        score: dict[str, Any] = {"score": (number, ...)}
-        if self._has_criteria:
-            fields: dict[str, Any] = {}
-            for place, (name, text) in enumerate(self.criteria.items(), 1):
-                # Some providers accept only letters and digits in names.
-                plain = re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40]
-                fields[f"c{place}_{plain}"] = (number, Field(description=f"{name}: {text}"))
-            score = {"scores": (create_model("Scores", **fields), ...)}
-        return create_model("Verdict", reason=(str, ...), notes=(list[Remark], Field(default_factory=list)), **score)
 
     def __repr__(self) -> str:
         return f"<Judge {self.__name__}: {', '.join(self.criteria)}>"
