@@ -54,8 +54,8 @@ class BridgedLM(dspy.LM):
         cast("Any", super()).update_history(entry)
 
 
-class _Engine:
-    """What answers the requests of a `dspy.LM`; provider clients live on the background loop."""
+class PydanticEngine:
+    """What answers the requests of a `dspy.LM` that blocks; provider clients live on the background loop."""
 
     def __init__(self, model: Model[Any] | str, models: Models | None = None) -> None:
         self._model = model
@@ -71,7 +71,12 @@ class _Engine:
         """The model itself; a named one is made at its first request."""
         return self._models.get(self._model)
 
-    async def _ask(self, request: Any) -> Any:
+    def complete(self, request: Any) -> Any:
+        """One request, one answer."""
+        return run_here(self.ask(request), "await lm.acall(...)")
+
+    async def ask(self, request: Any) -> Any:
+        """The model's answer; to be awaited on the background loop."""
         model = self.model
         try:
             response = await model_request(
@@ -101,20 +106,12 @@ class _Engine:
         return cls(state["model"])
 
 
-class PydanticEngine(_Engine):
-    """An engine for callers that block."""
-
-    def complete(self, request: Any) -> Any:
-        """One request, one answer."""
-        return run_here(self._ask(request), "await lm.acall(...)")
-
-
-class AsyncPydanticEngine(_Engine):
-    """An engine for callers that await."""
+class AsyncPydanticEngine(PydanticEngine):
+    """The same for callers that await."""
 
     async def complete(self, request: Any) -> Any:
         """One request, one answer."""
-        return await await_here(self._ask(request))
+        return await await_here(self.ask(request))
 
 
 class Sampled(WrapperModel):
