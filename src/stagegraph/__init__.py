@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .schema.exports import lazy_exports as _lazy_exports
+from .schema.docs import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from .data.call import Call, CallError, CallInfo, Pending
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
 else:
     # A name is loaded when it is asked for: a program that only reads a journal does not wait for Pydantic AI.
-    __getattr__ = _lazy_exports(
+    __getattr__ = _lazy_names(
         __name__,
         {
             "data.call": ("Call", "CallError", "CallInfo", "Pending"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stagegraph.schema.docs import lazy_names as _lazy_names
 from stagegraph.schema.errors import needs_extra as _needs_extra
-from stagegraph.schema.exports import lazy_exports as _lazy_exports
 
 if TYPE_CHECKING:
     from stagegraph.optimize.dspy.fields import from_dspy, to_dspy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stagegraph.optimize.tuning.tune import Preview, Tuning, preview, tune
 else:
     # A name is loaded when it is asked for: DSPy takes seconds.
-    __getattr__ = _lazy_exports(
+    __getattr__ = _lazy_names(
         __name__,
         {
             "dspy.fields": ("from_dspy", "to_dspy"),

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stagegraph.data.score import Note, Score
 from stagegraph.optimize.lms.loop import call_user
@@ -96,14 +96,11 @@ def _score_in(found: object, run: Run[Any, Any]) -> Score:
     if isinstance(found, Score):
         check_notes(run, found.notes)
         return found
-    if not isinstance(found, SupportsFloat):
-        hint = "; did you forget `return`?" if found is None else ""
-        msg = f"it gave {type(found).__name__} {found!r}; it gives a number, a bool or a Score{hint}"
-        raise TuningError(msg)
     try:
-        return Score(float(found))
-    except (TypeError, ValueError, OverflowError) as error:  # such as an array, or nan
-        msg = f"it gave {found}: {error}"
+        return Score(cast("float", found))
+    except ValueError as error:
+        hint = "; did you forget `return`?" if found is None else ""
+        msg = f"it gave {type(found).__name__} {found!r}; it gives a finite number, a bool or a Score{hint}"
         raise TuningError(msg) from error
 
 

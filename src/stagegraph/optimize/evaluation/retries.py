@@ -105,10 +105,9 @@ async def run_patiently(
             options["replay"] = run_id  # for the next attempt
         try:
             return await runner.run(graph, value, **given)
-        except (InputError, ReplayError):
-            raise
         except RunError as error:
-            if provider_error_in(error) is None and error.attached:
+            own = not isinstance(error, (InputError, ReplayError)) and provider_error_in(error) is None
+            if own and error.attached:
                 return error.run
             raise
 
