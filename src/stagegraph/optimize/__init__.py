@@ -8,28 +8,41 @@ from stagegraph.schema.docs import lazy_names as _lazy_names
 from stagegraph.schema.errors import needs_extra as _needs_extra
 
 if TYPE_CHECKING:
-    from stagegraph.optimize.dspy.fields import from_dspy, to_dspy
-    from stagegraph.optimize.dspy.finetuning import BootstrapFinetune
-    from stagegraph.optimize.dspy.metric import dspy_metric
-    from stagegraph.optimize.dspy.module import GraphModule
-    from stagegraph.optimize.dspy.program import TuningStopped
-    from stagegraph.optimize.dspy.teleprompter import GEPA
-    from stagegraph.optimize.evaluation.blame import credited
-    from stagegraph.optimize.evaluation.budget import Budget
-    from stagegraph.optimize.evaluation.compare import Comparison, compare
-    from stagegraph.optimize.evaluation.data import examples, from_pydantic_evals, stratified_split, to_pydantic_evals
-    from stagegraph.optimize.evaluation.evaluate import evaluate
-    from stagegraph.optimize.evaluation.judge import Judge, judge
-    from stagegraph.optimize.evaluation.metric import Metric, graded, wants_failed_runs
-    from stagegraph.optimize.evaluation.report import Report, ReportRow
-    from stagegraph.optimize.evaluation.shown import stage_feedback
-    from stagegraph.optimize.lms.lm import lm
-    from stagegraph.optimize.tuning.options import TuningOptions
-    from stagegraph.optimize.tuning.proposers import Candidates, Proposal
-    from stagegraph.optimize.tuning.tune import Preview, Tuning, preview, tune
+    from stagegraph.optimize.dspy.fields import from_dspy as from_dspy
+    from stagegraph.optimize.dspy.fields import to_dspy as to_dspy
+    from stagegraph.optimize.dspy.finetuning import BootstrapFinetune as BootstrapFinetune
+    from stagegraph.optimize.dspy.metric import dspy_metric as dspy_metric
+    from stagegraph.optimize.dspy.module import GraphModule as GraphModule
+    from stagegraph.optimize.dspy.program import TuningStopped as TuningStopped
+    from stagegraph.optimize.dspy.teleprompter import GEPA as GEPA
+    from stagegraph.optimize.evaluation.blame import credited as credited
+    from stagegraph.optimize.evaluation.budget import Budget as Budget
+    from stagegraph.optimize.evaluation.compare import Comparison as Comparison
+    from stagegraph.optimize.evaluation.compare import compare as compare
+    from stagegraph.optimize.evaluation.data import examples as examples
+    from stagegraph.optimize.evaluation.data import from_pydantic_evals as from_pydantic_evals
+    from stagegraph.optimize.evaluation.data import stratified_split as stratified_split
+    from stagegraph.optimize.evaluation.data import to_pydantic_evals as to_pydantic_evals
+    from stagegraph.optimize.evaluation.evaluate import evaluate as evaluate
+    from stagegraph.optimize.evaluation.judge import Judge as Judge
+    from stagegraph.optimize.evaluation.judge import judge as judge
+    from stagegraph.optimize.evaluation.metric import Metric as Metric
+    from stagegraph.optimize.evaluation.metric import graded as graded
+    from stagegraph.optimize.evaluation.metric import wants_failed_runs as wants_failed_runs
+    from stagegraph.optimize.evaluation.report import Report as Report
+    from stagegraph.optimize.evaluation.report import ReportRow as ReportRow
+    from stagegraph.optimize.evaluation.shown import stage_feedback as stage_feedback
+    from stagegraph.optimize.lms.lm import lm as lm
+    from stagegraph.optimize.tuning.options import TuningOptions as TuningOptions
+    from stagegraph.optimize.tuning.proposers import Candidates as Candidates
+    from stagegraph.optimize.tuning.proposers import Proposal as Proposal
+    from stagegraph.optimize.tuning.tune import Preview as Preview
+    from stagegraph.optimize.tuning.tune import Tuning as Tuning
+    from stagegraph.optimize.tuning.tune import preview as preview
+    from stagegraph.optimize.tuning.tune import tune as tune
 else:
     # A name is loaded when it is asked for: DSPy takes seconds.
-    __getattr__ = _lazy_names(
+    __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
             "dspy.fields": ("from_dspy", "to_dspy"),
@@ -54,38 +67,3 @@ else:
         },
         lambda name: _needs_extra("optimize", name, "dspy", "gepa"),
     )
-
-__all__ = [  # noqa: RUF022 - plain order, as a test wants it
-    "BootstrapFinetune",
-    "Budget",
-    "Candidates",
-    "Comparison",
-    "GEPA",
-    "GraphModule",
-    "Judge",
-    "Metric",
-    "Preview",
-    "Proposal",
-    "Report",
-    "ReportRow",
-    "Tuning",
-    "TuningOptions",
-    "TuningStopped",
-    "compare",
-    "credited",
-    "dspy_metric",
-    "evaluate",
-    "examples",
-    "from_dspy",
-    "from_pydantic_evals",
-    "graded",
-    "judge",
-    "lm",
-    "preview",
-    "stage_feedback",
-    "stratified_split",
-    "to_dspy",
-    "to_pydantic_evals",
-    "tune",
-    "wants_failed_runs",
-]

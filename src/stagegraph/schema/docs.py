@@ -18,8 +18,14 @@ def lazy_names(
     package: str,
     files: Mapping[str, Sequence[str]],
     around: Callable[[str], AbstractContextManager[object]] = nullcontext,
-) -> Callable[[str], object]:
-    """The `__getattr__` of a package with *files* and their public names; *around* a name's import is a context."""
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package that loads a file when one of its names is asked for.
+
+    Args:
+        package: Its name.
+        files: File -> its public names.
+        around: Makes the context in which a name is imported.
+    """
     homes = {name: file for file, names in files.items() for name in names}
 
     def load(name: str) -> object:
@@ -32,7 +38,10 @@ def lazy_names(
         setattr(sys.modules[package], name, value)
         return value
 
-    return load
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return load, names, sorted(homes)
 
 
 def document(things: Iterable[object]) -> None:
