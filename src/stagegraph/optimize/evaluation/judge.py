@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -53,18 +52,7 @@ class Remark(BaseModel):
     text: str
 
 
-def judge(
-    model: Model[Any] | str,
-    rubric: str | Mapping[str, str],
-    *,
-    weights: Mapping[str, float] | None = None,
-    settings: ModelSettings | None = None,
-    failed_runs: bool = False,
-    retries: int = 2,
-    limit: int = 40_000,
-    retry_delays: Sequence[float] = RETRY_DELAYS,
-    name: str | None = None,
-) -> Judge:
+class Judge:
     """A metric made of a rubric: a model scores each run from 0 to 1 and writes notes on the calls that went wrong.
 
     The model is shown the example's input and what was expected, the output, and the input and output of each stage and
@@ -85,42 +73,41 @@ def judge(
     Raises:
         DeclarationError: *model* is none, the rubric is empty, or *weights* do not fit it.
     """
-    if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"judge(model, rubric) takes a Pydantic AI model or its name, not {model!r}"
-        raise DeclarationError(msg)
-    criteria = {"": rubric} if isinstance(rubric, str) else dict(rubric)
-    if not criteria or not all(text.strip() for text in criteria.values()):
-        msg = "judge(model, rubric): the rubric is a text, or a mapping of criteria to texts, and none may be empty"
-        raise DeclarationError(msg)
-    unknown = sorted((weights or {}).keys() - criteria.keys())
-    if unknown:
-        msg = f"judge(weights=...): the rubric has no criterion {unknown[0]!r}; it has: {', '.join(criteria)}"
-        raise DeclarationError(msg)
-    shares = {criterion: (weights or {}).get(criterion, 1.0) for criterion in criteria}
-    if not all(weight >= 0 for weight in shares.values()) or not sum(shares.values()) > 0:
-        msg = f"judge(weights={dict(weights or {})!r}): weights are not below 0, and one of them is above"
-        raise DeclarationError(msg)
-    chosen = ModelSettings(temperature=0) if settings is None else settings
-    made = Judge(model, criteria, shares, chosen, retries, limit, tuple(retry_delays), name)
-    return wants_failed_runs(made) if failed_runs else made
 
-
-@dataclass(eq=False, repr=False)
-class Judge:
-    """A metric that asks a model; `judge` makes one. It is asked once for each run, like every metric."""
-
-    model: Model[Any] | str
-    criteria: Mapping[str, str]
-    """Criterion -> text; a rubric without criteria has one with an empty name."""
-    weights: Mapping[str, float]
-    settings: ModelSettings
-    retries: int
-    limit: int
-    retry_delays: tuple[float, ...]
-    name: str | None
-
-    def __post_init__(self) -> None:
-        self.__name__ = self.name or f"judge-{self.identity[:6]}"
+    def __init__(
+        self,
+        model: Model[Any] | str,
+        rubric: str | Mapping[str, str],
+        *,
+        weights: Mapping[str, float] | None = None,
+        settings: ModelSettings | None = None,
+        failed_runs: bool = False,
+        retries: int = 2,
+        limit: int = 40_000,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"judge(model, rubric) takes a Pydantic AI model or its name, not {model!r}"
+            raise DeclarationError(msg)
+        criteria = {"": rubric} if isinstance(rubric, str) else dict(rubric)
+        if not criteria or not all(text.strip() for text in criteria.values()):
+            msg = "judge(model, rubric): the rubric is a text, or a mapping of criteria to texts, and none may be empty"
+            raise DeclarationError(msg)
+        given = dict(weights or {})
+        if unknown := sorted(given.keys() - criteria.keys()):
+            msg = f"judge(weights=...): the rubric has no criterion {unknown[0]!r}; it has: {', '.join(criteria)}"
+            raise DeclarationError(msg)
+        self.weights = dict.fromkeys(criteria, 1.0) | given
+        if not all(weight >= 0 for weight in self.weights.values()) or not sum(self.weights.values()) > 0:
+            msg = f"judge(weights={given!r}): weights are not below 0, and one of them is above"
+            raise DeclarationError(msg)
+        self.model, self.criteria = model, criteria
+        self.settings = ModelSettings(temperature=0) if settings is None else settings
+        self.retries, self.limit, self.retry_delays = retries, limit, tuple(retry_delays)
+        self.__name__ = name or f"judge-{self.identity[:6]}"
+        if failed_runs:
+            wants_failed_runs(self)
 
     @cached_property
     def identity(self) -> str:
@@ -180,6 +167,9 @@ class Judge:
 
     def __repr__(self) -> str:
         return f"<Judge {self.__name__}: {', '.join(self.criteria)}>"
+
+
+judge = Judge
 
 
 def _note(remark: Mapping[str, str], run: Run[Any, Any], weight: float) -> Note:
