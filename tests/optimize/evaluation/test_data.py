@@ -171,7 +171,7 @@ def test_a_split_has_every_kind_in_its_share() -> None:
         ([], 0.3, "0 examples are too few"),
         (ROWS[:1], 0.3, "1 examples are too few"),
         ([*ROWS, ROWS[0]], 0.3, "two examples have the id"),
-        (ROWS, 1.0, "between 0 and 1"),
+        (ROWS, 1.0, "each part needs a share above 0"),
     ],
 )
 def test_what_cannot_be_split(rows: list[Example[Doc]], val: float, message: str) -> None:
