@@ -99,23 +99,18 @@ async def evaluate(
         if on_row is not None:
             on_row(row)
 
-    error: TuningError | None = None
+    def report() -> Report:
+        return report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
+
     try:
         await in_parallel([partial(one, *key) for key in product(range(repeats), range(len(rows)))], concurrency)
-    except TuningError as failed:
-        error = failed
-    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
-    if error is not None:
-        raise EvaluationError(str(error), report if report.rows else None) from error.__cause__
-    return report
+    except TuningError as error:
+        raise EvaluationError(str(error), report() if found else None) from error.__cause__
+    return report()
 
 
 def _check_expected(rows: Sequence[Example[Any]], *, accept_own_answers: bool) -> None:
-    """Refuse examples of recorded runs whose expected output is what the model answered.
-
-    Raises:
-        TuningError: there is one, and it is not to be accepted.
-    """
+    """Refuse examples of recorded runs whose expected output is what the model answered."""
     own = [row for row in rows if row.metadata.get("corrected") is False and "run_id" in row.metadata]
     if own and not accept_own_answers:
         msg = (

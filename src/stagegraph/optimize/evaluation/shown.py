@@ -64,28 +64,19 @@ def stage_feedback(
 
 
 def records(
-    trials: Sequence[Trial],
-    path: str,
-    *,
-    limit: int = _RECORDS,
-    more: Callable[[Call], Mapping[str, Any]] | None = None,
+    trials: Sequence[Trial], path: str, *, more: Callable[[Call], Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """What the proposer of a stage is shown: all its calls in all runs, the worst first, within *limit* characters.
+    """What the proposer of a stage is shown: all its calls in all runs, the worst first, as far as there is room.
 
     *more* gives further fields of a call's record.
     """
     rows = [
-        (
-            -blame_of(call, notes),
-            trial.score.value,
-            place,
-            _record(trial, call, notes) | dict(more(call) if more else {}),
-        )
-        for place, trial in enumerate(trials)
+        (-blame_of(call, notes), trial.score.value, _record(trial, call, notes) | dict(more(call) if more else {}))
+        for trial in trials
         for call, notes in calls_of(trial.run, path, trial.score.notes)
     ]
-    found = [record for *_, record in sorted(rows, key=lambda row: row[:3])]
-    return found[: _fitting([sum(len(str(value)) for value in record.values()) for record in found], limit)]
+    found = [record for *_, record in sorted(rows, key=lambda row: row[:2])]
+    return found[: _fitting([sum(len(str(value)) for value in record.values()) for record in found], _RECORDS)]
 
 
 def _fitting(sizes: Iterable[int], room: int) -> int:
