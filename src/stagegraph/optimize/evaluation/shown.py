@@ -156,7 +156,15 @@ def evidence(example: Example[Any], run: Run[Any, Any], limit: int) -> str:
     shown = [(call, _text(call.input, room // 3), _answer(call, room - room // 3)) for call in chosen]
     # A text cannot contain the hash of everything, since it is itself a part of that.
     mark = digest_of([whole, [parts[1:] for parts in shown]])
-    parts = [_tagged(name, text, mark) for name, text in whole] + [_tagged_call(*one, mark) for one in shown]
+
+    def tagged(name: str, *content: str) -> str:
+        return "\n".join([f"<{name}-{mark}>", *content, f"</{name}-{mark}>"])
+
+    parts = [tagged(*part) for part in whole]
+    for call, given, answered in shown:
+        key, path = (json.dumps(text[:_KEY], ensure_ascii=False) for text in (call.key, call.path))
+        head = f"key {key}, {call.kind} {path}"
+        parts.append(tagged("call", head, tagged("given", given), tagged("answered", answered)))
     omitted = f"\n{len(calls) - len(chosen)} more calls are not shown." if len(chosen) < len(calls) else ""
     return f"The tags around what you judge end in {mark}.{omitted}\n\n" + "\n\n".join(parts)
 
@@ -171,16 +179,6 @@ def _some_of(calls: list[Call], count: int) -> list[Call]:
     step = len(others) / free if free else 0
     kept = {call.key for call in failed} | {others[int(place * step)].key for place in range(free)}
     return [call for call in calls if call.key in kept]
-
-
-def _tagged(name: str, text: str, mark: str) -> str:
-    return f"<{name}-{mark}>\n{text}\n</{name}-{mark}>"
-
-
-def _tagged_call(call: Call, given: str, answered: str, mark: str) -> str:
-    key, path = (json.dumps(text[:_KEY], ensure_ascii=False) for text in (call.key, call.path))
-    head = f"key {key}, {call.kind} {path}"
-    return _tagged("call", "\n".join([head, _tagged("given", given, mark), _tagged("answered", answered, mark)]), mark)
 
 
 def _text(value: object, limit: int) -> str:

@@ -165,14 +165,12 @@ def general_lm() -> tuple[Any, Any]:
     it counts as the configured LM, with the settings of the copy.
     """
     lm, configured = cast("Any", dspy.settings).lm, cast("Any", main_thread_config)["lm"]
-    if lm is None or configured is None or (lm is not configured and not _is_copy(lm, configured)):
-        return (lm, None)
-    return (None, lm)
+    return (lm, None) if configured is None or _origin(lm) != _origin(configured) else (None, lm)
 
 
-def _is_copy(lm: Any, other: Any) -> bool:
-    same = type(lm) is type(other) and getattr(lm, "model", None) == getattr(other, "model", None)
-    return same and getattr(lm, "_engine_spec", None) is getattr(other, "_engine_spec", None)
+def _origin(lm: Any) -> tuple[Any, ...]:
+    """What an LM has in common with its copies."""
+    return lm.__class__, getattr(lm, "model", None), id(getattr(lm, "_engine_spec", None))
 
 
 _PROVIDERS = {"gemini": "google-gla", "vertex_ai": "google-vertex"}
