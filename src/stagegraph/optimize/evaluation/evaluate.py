@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
 In = TypeVar("In")
-Out = TypeVar("Out")
 
 CONCURRENCY = 16
 """How many runs there are at a time by default."""
 
 
 async def evaluate(
-    graph: Node[In, Out],
+    graph: Node[In, Any],
     metric: Metric | Grader,
     examples: Sequence[Example[In]],
     *,
@@ -133,13 +132,13 @@ class EvaluationError(TuningError):
 
 async def run_example(
     runner: Runner,
-    graph: Node[In, Out],
-    example: Example[In],
+    graph: Node[Any, Any],
+    example: Example[Any],
     *,
     retry_delays: Sequence[float] = RETRY_DELAYS,
     begin: Callable[[str], None] | None = None,
     **options: Unpack[ModelOptions],
-) -> Run[In, Out]:
+) -> Run[Any, Any]:
     """One run of an example, as `run_patiently` makes it; it is marked as an experiment.
 
     Raises:
