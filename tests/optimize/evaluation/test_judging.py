@@ -80,10 +80,9 @@ async def test_criteria_are_objectives_and_weigh_what_they_are_given() -> None:
     seen: list[Any] = []
 
     def give(_question: str) -> Verdict:
-        schema = seen[-1][1].output_tools[0].parameters_json_schema
-        assert all(re.fullmatch(r"[a-zA-Z0-9_]{1,64}", name) for name in schema["properties"])
-        fields = [name for name in schema["required"] if name != "reason"]
-        return {"reason": "", **dict(zip(fields, (1.0, 0.5, 0.0), strict=True))}
+        fields = seen[-1][1].output_tools[0].parameters_json_schema["$defs"]["Scores"]["properties"]
+        assert all(re.fullmatch(r"[a-zA-Z0-9_]{1,64}", name) for name in fields)
+        return {"reason": "", "scores": dict(zip(fields, (1.0, 0.5, 0.0), strict=True))}
 
     rubric = {"is it right?": "Totals are right.", "is it right!": "Words are right.", "très bref": "Short."}
     metric = judge(

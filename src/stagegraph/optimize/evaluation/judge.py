@@ -131,7 +131,8 @@ class Judge:
             msg = f"{who} gave no verdict, which is no score: {error}"
             raise TuningError(msg) from error
         answer, usage = result.output.model_dump(), result.usage
-        scores: dict[str, float] = {name: answer[field] for name, field in self._fields.items()}
+        given: dict[str, float] = answer.get("scores", answer)
+        scores = {name: given[field] for name, field in self._fields.items()}
         value = sum(scores[name] * weight for name, weight in self.weights.items()) / sum(self.weights.values())
         # A note on a perfect run is praise, which blames no stage.
         weight = 1.0 if value < 1 else 0.0
@@ -146,20 +147,23 @@ class Judge:
         """Criterion -> the field of a verdict that has its score."""
         # Some providers accept only letters and digits in names.
         plain = {name: re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40] for name in self.criteria}
-        return {name: f"score{place}_{plain[name]}" if name else "score" for place, name in enumerate(plain, 1)}
+        return {name: f"c{place}_{plain[name]}" if name else "score" for place, name in enumerate(plain, 1)}
 
     @cached_property
     def _agent(self) -> Agent[object, BaseModel]:
         """Made at the first request, so that a file with a judge can be imported without a key."""
         lines = [f"- {name}: {text}" if name else text for name, text in self.criteria.items()]
         each = " for each criterion by itself" if any(self.criteria) else ""
-        fields: dict[str, Any] = {"reason": (str, ...), "notes": (list[Remark], Field(default_factory=list))}
-        for (name, text), field in zip(self.criteria.items(), self._fields.values(), strict=True):
-            described = Field(ge=0, le=1, description=f"{name}: {text}" if name else None)
-            fields[field] = (float, described)
+        scores: dict[str, Any] = {
+            self._fields[name]: (float, Field(ge=0, le=1, description=f"{name}: {text}" if name else None))
+            for name, text in self.criteria.items()
+        }
+        if each:
+            scores = {"scores": (create_model("Scores", **scores), ...)}
+        notes = (list[Remark], Field(default_factory=list))
         return Agent(
             Models().get(self.model),
-            output_type=create_model("Verdict", **fields),
+            output_type=create_model("Verdict", reason=(str, ...), notes=notes, **scores),
             instructions=_TASK.format(each=each, rubric="\n".join(lines)),
             model_settings=self.settings,
             retries=self.retries,
