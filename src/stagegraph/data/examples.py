@@ -68,14 +68,19 @@ def _canonical(value: object) -> str:
 
 
 def split_examples(
-    examples: Sequence[Example[In]], shares: Mapping[str, float], *, by: str | None = None, seed: int = 0
+    examples: Sequence[Example[In]],
+    shares: Mapping[str, float],
+    *,
+    by: str | Callable[[Example[In]], object] | None = None,
+    seed: int = 0,
 ) -> dict[str, list[Example[In]]]:
     """Divide examples into parts, each with its share of every kind; the result is always the same.
 
     Args:
         examples: The examples to divide.
         shares: Name -> share: `{"train": 0.6, "val": 0.2, "test": 0.2}`; relative to their sum.
-        by: The kind of an example: a field of `expected` or a name in the metadata; by default the whole `expected`.
+        by: The kind of an example: a field of `expected`, a name in the metadata, or a function; by default the whole
+            `expected`.
         seed: A different number gives a different division.
 
     Raises:
@@ -84,7 +89,7 @@ def split_examples(
     if not shares or not all(isfinite(share) and share > 0 for share in shares.values()):
         msg = f"split_examples(shares={dict(shares)!r}): each part needs a share above 0"
         raise DeclarationError(msg)
-    if by is not None and examples and not any(by in _fields(example) for example in examples):
+    if isinstance(by, str) and examples and not any(by in _fields(example) for example in examples):
         known = sorted({name for example in examples for name in _fields(example)})
         msg = f"no example has {by!r}, by which they are to be split; there are: {', '.join(known) or 'no fields'}"
         raise DeclarationError(msg)
@@ -114,7 +119,9 @@ def split_examples(
     return parts
 
 
-def _kind(example: Example[Any], by: str | None) -> str:
+def _kind(example: Example[Any], by: str | Callable[[Example[Any]], object] | None) -> str:
+    if callable(by):
+        return _canonical(repr(by(example)))
     return _canonical(example.expected if by is None else _fields(example).get(by))
 
 

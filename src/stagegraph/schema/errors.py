@@ -26,10 +26,6 @@ class DeclarationError(StagegraphError):
     """A graph, a stage or an argument is written in a way that cannot work."""
 
 
-class MissingPackageError(DeclarationError, ImportError):
-    """A package of an extra is not installed."""
-
-
 class NotRunningError(StagegraphError):
     """A node was called outside a run."""
 
@@ -60,6 +56,10 @@ class TracingError(StagegraphError):
 
 class TuningError(StagegraphError):
     """An optimization cannot start or continue."""
+
+
+class MissingPackageError(DeclarationError, TuningError, ImportError):
+    """A package of an extra is not installed; callers of `stagegraph.optimize` may catch it as a `TuningError`."""
 
 
 class StageError(StagegraphError):

@@ -1,7 +1,6 @@
 """Evaluations: each run judged once, reports that can be kept, and what is nobody's score."""
 
 import asyncio
-import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,6 @@ from stagegraph import (
     Prompts,
     Run,
     Runner,
-    Score,
     Stage,
     StageError,
     TuningError,
@@ -70,15 +68,17 @@ async def test_a_report_has_a_row_for_every_run_in_the_order_of_the_examples() -
 
 
 async def test_the_metric_is_asked_once_a_run() -> None:
-    """Also when it is slow, async, or a judge that costs money."""
+    """Also when it is slow, async, or a judge that costs money; `on_row` hears of every run, for a progress bar."""
     asked: Counter[str] = Counter()
+    heard: list[ReportRow] = []
 
     async def metric(_example: Example[str], run: Run[str, str]) -> bool:
         asked[run.id] += 1
         return True
 
-    found = await evaluate(Chain(), metric, ROWS, model=student()[0], repeats=3)
+    found = await evaluate(Chain(), metric, ROWS, model=student()[0], repeats=3, on_row=heard.append)
     assert len(asked) == 12
+    assert {row.run_id: row for row in heard} == {row.run_id: row for row in found.rows}
     assert set(asked.values()) == {1}
     assert found.mean == 1
 
@@ -167,33 +167,6 @@ async def test_a_retry_with_a_journal_pays_only_for_the_rest() -> None:
     assert requests == {"a": 1, "b": 2, "c": 1}
 
 
-@pytest.mark.parametrize(
-    ("metric", "examples", "repeats", "message"),
-    [
-        (separate, [], 1, "there are no examples"),
-        (separate, ROWS, 0, "repeats=0: at least 1 is needed"),
-        (separate, [*ROWS, ROWS[0]], 1, "do not: 'x-0'"),
-        (separate, [*ROWS, Example(3, id="three")], 1, "examples: 'three' does not fit str, which Chain takes"),
-        (separate, [*ROWS, "a"], 1, "number .* is str, not an Example"),
-        (lambda *_: 1 / 0, ROWS, 1, "raised ZeroDivisionError"),
-        (lambda *_: float("inf"), ROWS, 1, "finite"),
-        (lambda *_: [1], ROWS, 1, "gave list"),
-        (lambda *_: Score(1, [("a", "no note")]), ROWS, 1, "among its notes"),  # type: ignore[list-item]
-    ],
-)
-async def test_what_cannot_be_evaluated_is_refused(metric: Any, examples: Any, repeats: int, message: str) -> None:
-    """The error says which example, or what is wrong with the metric."""
-    with pytest.raises(TuningError, match=message):
-        await evaluate(Chain(), metric, examples, model=student()[0], repeats=repeats)
-
-
-async def test_on_row_hears_of_every_run() -> None:
-    """For a progress bar."""
-    heard: list[str] = []
-    await evaluate(Chain(), separate, ROWS, model=student()[0], on_row=lambda row: heard.append(row.example))
-    assert sorted(heard) == [row.id for row in ROWS]
-
-
 def test_the_numbers_of_a_report() -> None:
     """The mean is over examples, the spread over repeats, percentiles by nearest rank, the unknown stays unknown."""
     found = report({"a": [0, 1], "b": [1, 1]})
@@ -213,29 +186,30 @@ async def test_a_report_is_the_same_after_saving_and_loading(tmp_path: Path) -> 
     found = await evaluate(Chain(), separate, rows("\u2028ü</script>", 2), model=student()[0])
     found.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json") == found
+    values = {"raw": b"\xff", "far": float("inf"), "it": object()}  # written as what they look like
+    found = await evaluate(Chain(), lambda *_: 1, [Example("x", expected=values)], model=student()[0])
+    found.save(tmp_path / "values.json")
+    assert Report.load(tmp_path / "values.json").mean == 1
     odd = report({"a": [1]}, input={"x": [1, None]}, output="\ud800", notes=(("a", "t", 1.0),), stages=("a",))
     odd.save(tmp_path / "odd.json")
     assert Report.load(tmp_path / "odd.json").notes == {"a": 1}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "rows": []}', "null", "\x00"])
-def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
-    """The error names the file."""
+EMPTY = '{"format": 1, "graph": "G", "metric": "m", "prompts_digest": "", "created": "2026-01-01", "rows": []}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [*((text, "") for text in ("", "[]", "{}", '{"format": 9}', '{"format": 1, "rows": []}', "null", "\x00")),
+     (EMPTY, "has no rows")],
+)  # fmt: skip
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """The error names the file; without rows, there is no mean."""
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(TuningError, match=r"r\.json"):
+    with pytest.raises(TuningError, match=rf"r\.json.*{message}"):
         Report.load(tmp_path / "r.json")
     with pytest.raises(TuningError, match=r"none\.json"):
         Report.load(tmp_path / "none.json")
-
-
-async def test_values_that_are_no_json_do_not_spoil_a_report(tmp_path: Path) -> None:
-    """Bytes, infinities and objects are written as what they look like."""
-    found = await evaluate(
-        Chain(), lambda *_: 1, [Example("x", expected={"raw": b"\xff", "far": float("inf"), "it": object()})],
-        model=student()[0],
-    )  # fmt: skip
-    found.save(tmp_path / "r.json")
-    assert Report.load(tmp_path / "r.json").mean == 1
 
 
 async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
@@ -254,6 +228,13 @@ async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"examples": []}, TuningError, "there are no examples"),
+        ({"examples": [*ROWS, ROWS[0]]}, TuningError, "do not: 'x-0'"),
+        ({"examples": [Example(3, id="3")]}, TuningError, "examples: '3' does not fit str, which Chain takes"),
+        ({"examples": [*ROWS, "a"]}, TuningError, "number 5 is str, not an Example"),
+        ({"graph": Chain}, TuningError, r"not <class '.*Chain'>; write Chain\(\)"),
+        ({"metric": lambda *_: 1 / 0}, TuningError, "raised ZeroDivisionError"),
+        ({"repeats": 0}, TuningError, "repeats=0: at least 1 is needed"),
         ({"concurrency": 0}, TuningError, "concurrency=0: at least 1 is needed"),
         ({"concurrency": 1.5}, TuningError, "concurrency=1.5: it is a whole number"),
         ({"prompts": Prompts({"nope": Prompt("x")})}, PromptError, "there is no stage `nope`"),
@@ -262,15 +243,10 @@ async def test_scores_are_kept_with_the_runs_when_asked_for() -> None:
     ],
 )
 async def test_a_mistake_is_one_error(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    """However many runs it ended: never a group of errors, and never a wait for ever."""
+    """However many runs it ended: never a group of errors, and never a wait for ever. It says what is wrong."""
+    given: dict[str, Any] = {"graph": Chain(), "metric": separate, "examples": ROWS, **options}
     with pytest.raises(error, match=message):
-        await evaluate(Chain(), separate, ROWS, model=student()[0], **options)
-
-
-async def test_a_class_is_no_graph() -> None:
-    """The error says what to write."""
-    with pytest.raises(TuningError, match=r"not <class '.*Chain'>; write Chain\(\)"):
-        await evaluate(Chain, separate, ROWS, model=student()[0])  # type: ignore[arg-type,type-var]
+        await evaluate(given.pop("graph"), given.pop("metric"), given.pop("examples"), model=student()[0], **given)
 
 
 async def test_a_report_is_a_page_with_the_worst_examples_first(tmp_path: Path) -> None:
@@ -283,12 +259,3 @@ async def test_a_report_is_a_page_with_the_worst_examples_first(tmp_path: Path) 
     assert "<p>0.200</p>" in text
     found.html(tmp_path / "page.html", examples=1)
     assert "good</h2>" not in (tmp_path / "page.html").read_text("utf-8")
-
-
-def test_a_report_without_rows_is_refused(tmp_path: Path) -> None:
-    """It has no mean."""
-    report({"a": [1.0]}).save(tmp_path / "r.json")
-    data = json.loads((tmp_path / "r.json").read_text("utf-8")) | {"rows": []}
-    (tmp_path / "r.json").write_text(json.dumps(data))
-    with pytest.raises(TuningError, match="has no rows"):
-        Report.load(tmp_path / "r.json")

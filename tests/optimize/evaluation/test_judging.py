@@ -278,14 +278,9 @@ async def test_reports_tell_judges_apart_and_what_they_cost() -> None:
 
 def test_dspy_evaluates_with_a_judge() -> None:
     """As with any metric."""
-    data = to_dspy(ROWS, Words())
-    metric = judge(judging({"reason": "so", "score": 0.5}), "Good?")
-    assert (
-        dspy.Evaluate(devset=data, metric=dspy_metric(metric), num_threads=2)(
-            GraphModule(Words(), model=scripted())
-        ).score
-        == 50.0
-    )
+    metric = dspy_metric(judge(judging({"reason": "so", "score": 0.5}), "Good?"))
+    evaluation = dspy.Evaluate(devset=to_dspy(ROWS, Words()), metric=metric, num_threads=2)
+    assert evaluation(GraphModule(Words(), model=scripted())).score == 50.0
 
 
 @pytest.mark.parametrize(
@@ -301,9 +296,11 @@ def test_dspy_evaluates_with_a_judge() -> None:
     ],
 )
 def test_a_rubric_that_cannot_be_used(rubric: Any, weights: Any, message: str) -> None:
-    """Is said when the judge is made."""
+    """Is said when the judge is made, as is a model that is none: before anything is paid for."""
     with pytest.raises(DeclarationError, match=message):
         judge("openai:gpt-5", rubric, weights=weights)
+    with pytest.raises(DeclarationError, match=r"judge\(model, rubric\) takes a Pydantic AI model or its name, not 3"):
+        judge(3, "It is good.")  # type: ignore[arg-type]
 
 
 def test_making_a_judge_needs_no_key() -> None:
@@ -312,9 +309,3 @@ def test_making_a_judge_needs_no_key() -> None:
     assert one.identity == other.identity
     assert one.identity != judge("openai:gpt-5-mini", "Good?").identity
     assert repr(one).startswith("<Judge judge-")
-
-
-def test_a_judge_is_a_model() -> None:
-    """Or its name, before anything is paid for."""
-    with pytest.raises(DeclarationError, match=r"judge\(model, rubric\) takes a Pydantic AI model or its name, not 3"):
-        judge(3, "It is good.")  # type: ignore[arg-type]

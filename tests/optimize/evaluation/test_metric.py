@@ -72,8 +72,8 @@ def raises(_example: Any, _run: Any) -> float:
         (lambda _e, _r: math.nan, "finite"),
         (lambda _e, _r: math.inf, "finite"),
         (lambda _e, _r: None, "did you forget `return`"),
-        (lambda _e, _r: "good", "str 'good'; it gives a number"),
-        (lambda _e, _r: 1j, "complex 1j; it gives a number"),
+        (lambda _e, _r: "good", "str 'good'; it gives a finite number"),
+        (lambda _e, _r: 1j, "complex 1j; it gives a finite number"),
         (lambda _e, _r: Score(1, notes=["text"]), "among its notes"),
         (lambda _e, _r: Score(1, notes=[note("rate.juge", "typo")]), "did you mean `rate.judge`"),
         (lambda _e, _r: Score(1, notes=[note("rate[7].judge", "typo")]), "no call of the run"),
@@ -87,17 +87,12 @@ async def test_what_is_no_score_is_an_error(metric: Callable[..., Any], message:
     assert RUN.id in str(caught.value)
 
 
-async def test_a_failed_run_scores_nothing_and_says_why() -> None:
-    """At the call that failed; the metric is not asked."""
-    run = FAILED
-    score = await graded(raises, ROWS[0], run)
+async def test_a_failed_run_scores_nothing_unless_the_metric_wants_it() -> None:
+    """A note says why at the call that failed; a metric that wants failed runs sees the partial record."""
+    score = await graded(raises, ROWS[0], FAILED)
     assert score.value == 0
     assert [note.target for note in score.notes] == ["rate[1].judge"]
     assert "no idea" in score.notes[0].text
-
-
-async def test_a_metric_may_want_failed_runs() -> None:
-    """It sees the partial record."""
 
     @wants_failed_runs
     def patient(_example: Example[Doc], run: Run[Doc, Rated]) -> float:

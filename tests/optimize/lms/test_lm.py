@@ -51,7 +51,7 @@ class Recorder:
 
 
 def test_a_text_goes_in_and_comes_out() -> None:
-    """The simplest use, blocking and awaited, in a notebook's loop as well."""
+    """The simplest use, blocking and awaited, in a notebook's loop as well; `n` asks so many times."""
     one = lm(says("hello"))
     assert isinstance(one, dspy.LM)
     assert one("hi") == ["hello"]
@@ -61,6 +61,7 @@ def test_a_text_goes_in_and_comes_out() -> None:
         return one("hi")
 
     assert asyncio.run(notebook()) == ["hello"]
+    assert lm(says("a", "b", "c"))("hi", n=3, temperature=1.0) == ["a", "b", "c"]
 
 
 def test_settings_reach_the_model() -> None:
@@ -76,11 +77,6 @@ def test_settings_reach_the_model() -> None:
         {"temperature": 0.9, "max_tokens": 50, "stop_sequences": ["x"]},
         {"temperature": 1.0, "max_tokens": 50},
     ]
-
-
-def test_several_answers_to_one_request() -> None:
-    """`n` asks so many times."""
-    assert lm(says("a", "b", "c"))("hi", n=3, temperature=1.0) == ["a", "b", "c"]
 
 
 def test_usage_and_cost_are_known() -> None:
@@ -152,13 +148,16 @@ def test_a_model_object_is_not_cached_by_its_name() -> None:
     assert lm("openai:gpt-5-mini").cache
 
 
-def test_a_named_model_is_saved_and_an_object_is_not() -> None:
-    """`dump_state` keeps the name; no key is needed until it is asked."""
+def test_a_named_model_is_saved_and_an_object_is_not(tmp_path: Path) -> None:
+    """`dump_state` keeps the name, also within a program; no key is needed until the model is asked."""
     state = lm("openai:gpt-5-mini", temperature=1.0).dump_state()
     again = dspy.LM.load_state(state, allow_custom_lm_class=True)
     assert again.model == "pydantic-ai/openai:gpt-5-mini"
     with pytest.raises(TypeError, match="give its name"):
         lm(says("x")).dump_state()
+    predict = dspy.Predict("question -> answer")
+    predict.lm = lm("openai:gpt-5-mini")
+    predict.save(tmp_path / "p.json")
 
 
 def test_the_model_behind_an_lm() -> None:
@@ -194,10 +193,3 @@ def test_a_blocking_call_on_the_background_loop_is_refused() -> None:
         return (await one.acall("hi"))[0]
 
     assert submit(inside()).result(timeout=20) == "x"
-
-
-def test_one_stack_for_all(tmp_path: Path) -> None:
-    """A program that was set to such an LM can be saved without it."""
-    predict = dspy.Predict("question -> answer")
-    predict.lm = lm("openai:gpt-5-mini")
-    predict.save(tmp_path / "p.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -131,18 +131,14 @@ class _Upstream:
             return {call.key: _OWN}
         if inside := _stages_in(call):
             return dict.fromkeys(inside, _NEAR)
-        starts = [one.key for one in call.walk()]
-        nearest = self._stages_before(starts, all_of_them=False)
-        return {key: _NEAR if key in nearest else _FAR for key in self._stages_before(starts, all_of_them=True)}
+        return self._before([one.key for one in call.walk()])
 
     @cached_property
     def _of_the_run(self) -> dict[str, float]:
         root = self._run.root
         starts = makers_of_output(root) if root.ok else [call.key for call in causes_of(self._run)]
         stages = [key for key in _stages_in(root) if self.calls[key].status in _FINISHED]
-        near = self._stages_before(starts, all_of_them=True) | set(starts)
-        if not near & set(stages):
-            near = set(stages)
+        near = {*self._before(starts), *starts} & {*stages} or stages
         return {key: _NEAR if key in near else _FAR for key in stages}
 
     @cached_property
@@ -152,15 +148,17 @@ class _Upstream:
             makers.setdefault(taker, []).append(maker)
         return makers
 
-    def _stages_before(self, starts: Iterable[str], *, all_of_them: bool) -> set[str]:
-        """The nearest stage calls upstream of some calls, or all of them."""
-        pending = list(starts)
-        found, seen = set[str](), set(pending)
-        while pending:
-            for key in self._makers.get(pending.pop(), ()):
-                stages = set(_stages_in(self.calls[key]))
-                found |= stages
-                following = {key, *stages} if all_of_them or not stages else set[str]()
-                pending += following - seen
-                seen |= following
+    def _before(self, starts: Sequence[str]) -> dict[str, float]:
+        """Key of each stage call upstream of some calls -> its share: no stage is between the nearest ones and them."""
+        found, seen = dict[str, float](), set(starts)
+        near, far = list(starts), list[str]()
+        for pending, share in ((near, _NEAR), (far, _FAR)):
+            while pending:
+                for key in self._makers.get(pending.pop(), ()):
+                    stages = _stages_in(self.calls[key])
+                    for stage in stages:
+                        found.setdefault(stage, share)
+                    following = {key, *stages} - seen
+                    (far if stages else pending).extend(following)
+                    seen |= following
         return found

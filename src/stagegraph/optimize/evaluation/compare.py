@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stagegraph.schema.errors import TuningError
 
-from .report import Report, ReportRow, dollars_text, markdown, section, write_page
+from .report import Report, dollars_text, markdown, section, write_page
 from .statistics import SAME, bootstrap, needed
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class Comparison:
         if before.scores.keys() ^ after.scores.keys():
             left, right = (len(one.scores) - len(self.differences) for one in (before, after))
             found.append(f"Left out: {left} examples only before, {right} only after.")
-        old, new = _first_rows(before), _first_rows(after)
-        if others := sum(_asked(old[example]) != _asked(new[example]) for example in self.differences):
+        if others := sum(_asked(before, example) != _asked(after, example) for example in self.differences):
             which = "1 example has" if others == 1 else f"{others} examples have"
             found.append(f"Beware: {which} another input or another expectation than before, under the same id.")
         return found
@@ -130,9 +129,9 @@ class Comparison:
 
     def html(self, path: str | os.PathLike[str], *, examples: int = 50) -> None:
         """Write one self-contained page with the examples that changed most, side by side."""
-        old, new = _first_rows(self.before), _first_rows(self.after)
+        both = (self.before, self.after)
         changed = sorted(self.differences.items(), key=lambda item: -abs(item[1]))[:examples]
-        sections = [section([old[one], new[one]], change) for one, change in changed]
+        sections = [section([report.by_example[one][0] for report in both], change) for one, change in changed]
         write_page(path, self.after.graph, str(self), self._table(), sections, kind=": before and after")
 
 
@@ -154,9 +153,6 @@ def _digits(*values: float) -> int:
     return max(2, -math.floor(math.log10(least) + 1e-6))
 
 
-def _asked(row: ReportRow) -> str:
+def _asked(report: Report, example: str) -> str:
+    row = report.by_example[example][0]
     return json.dumps([row.input, row.expected], sort_keys=True)
-
-
-def _first_rows(report: Report) -> dict[str, ReportRow]:
-    return {row.example: row for row in reversed(report.rows)}

@@ -81,46 +81,29 @@ def stratified_split(
         TuningError: there are fewer than 2 examples, two have the same id, *val* is not between 0 and 1, or no example
             has *by*.
     """
-    if not 0 < val < 1:
-        msg = f"stratified_split(val={val}): a share is between 0 and 1"
+    ids = [example.id for example in examples]
+    if len(ids) < 2:  # noqa: PLR2004 - one for each part
+        msg = f"{len(ids)} examples are too few for training and validation; at least 2 are needed"
         raise TuningError(msg)
-    by_id = {example.id: example for example in examples}
-    if len(by_id) < len(examples):
-        ids = [example.id for example in examples]
+    if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         msg = f"two examples have the id {twice!r}, so training and validation could overlap: remove one of them"
         raise TuningError(msg)
-    if len(examples) < 2:  # noqa: PLR2004 - one for each part
-        msg = f"{len(examples)} examples are too few for training and validation; at least 2 are needed"
-        raise TuningError(msg)
-    field, rows = (None, examples) if callable(by) else (by, examples)
-    if callable(by):
-        rows = [Example(example.input, repr(by(example)), example.id) for example in examples]
     try:
-        parts = split_examples(rows, {"train": 1 - val, "val": val}, by=field, seed=seed)
+        train, held = split_examples(examples, {"train": 1 - val, "val": val}, by=by, seed=seed).values()
     except DeclarationError as error:
         raise TuningError(str(error)) from error
-    train, held = parts["train"], parts["val"]
     for part, other in ((train, held), (held, train)):
         if not part:
             part.append(other.pop())
-    return [by_id[one.id] for one in train], [by_id[one.id] for one in held]
-
-
-class CaseLike(Protocol):
-    """The part of a `pydantic_evals.Case` that is read."""
-
-    name: str | None
-    inputs: Any
-    metadata: Any
-    expected_output: Any
+    return train, held
 
 
 class DatasetLike(Protocol):
     """The part of a `pydantic_evals.Dataset` that is read."""
 
     @property
-    def cases(self) -> Sequence[CaseLike]:
+    def cases(self) -> Sequence[Any]:
         """Its rows."""
         ...
 

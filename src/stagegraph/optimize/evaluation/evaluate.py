@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from stagegraph.record.run import Run
 
 In = TypeVar("In")
-Out = TypeVar("Out")
 
 CONCURRENCY = 16
 """How many runs there are at a time by default."""
 
 
 async def evaluate(
-    graph: Node[In, Out],
+    graph: Node[In, Any],
     metric: Metric | Grader,
     examples: Sequence[Example[In]],
     *,
@@ -99,23 +98,18 @@ async def evaluate(
         if on_row is not None:
             on_row(row)
 
-    error: TuningError | None = None
+    def report() -> Report:
+        return report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
+
     try:
         await in_parallel([partial(one, *key) for key in product(range(repeats), range(len(rows)))], concurrency)
-    except TuningError as failed:
-        error = failed
-    report = report_of(graph, grader.name, prompts, [found[key] for key in sorted(found)])
-    if error is not None:
-        raise EvaluationError(str(error), report if report.rows else None) from error.__cause__
-    return report
+    except TuningError as error:
+        raise EvaluationError(str(error), report() if found else None) from error.__cause__
+    return report()
 
 
 def _check_expected(rows: Sequence[Example[Any]], *, accept_own_answers: bool) -> None:
-    """Refuse examples of recorded runs whose expected output is what the model answered.
-
-    Raises:
-        TuningError: there is one, and it is not to be accepted.
-    """
+    """Refuse examples of recorded runs whose expected output is what the model answered."""
     own = [row for row in rows if row.metadata.get("corrected") is False and "run_id" in row.metadata]
     if own and not accept_own_answers:
         msg = (
@@ -138,13 +132,13 @@ class EvaluationError(TuningError):
 
 async def run_example(
     runner: Runner,
-    graph: Node[In, Out],
-    example: Example[In],
+    graph: Node[Any, Any],
+    example: Example[Any],
     *,
     retry_delays: Sequence[float] = RETRY_DELAYS,
     begin: Callable[[str], None] | None = None,
     **options: Unpack[ModelOptions],
-) -> Run[In, Out]:
+) -> Run[Any, Any]:
     """One run of an example, as `run_patiently` makes it; it is marked as an experiment.
 
     Raises:

@@ -15,6 +15,7 @@ from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from stagegraph.data.examples import digest_of
+from stagegraph.schema.types import is_mapping, is_sequence, is_set
 
 _LIBRARIES = {"stagegraph", "pydantic", "pydantic_ai", *sys.stdlib_module_names}
 _FOLDERS = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -44,8 +45,12 @@ class Fingerprint:
         if id(value) in self._seen:
             return f"see {self._seen[id(value)][0]}"
         self._seen[id(value)] = len(self._seen), value  # kept alive, so that no other value gets its id
-        if isinstance(value, (list, tuple, set, frozenset, Mapping)):
-            return [self._data(one) for one in _listed(value)]
+        if is_sequence(value):
+            return [self._data(one) for one in value]
+        if is_mapping(value):
+            return self._data(list(value.items()))
+        if is_set(value):
+            return self._data(sorted(value, key=repr))  # every process has another order
         if isinstance(value, functools.partial):
             return self._data([value.func, value.args, value.keywords])
         if isinstance(value, MethodType):
@@ -116,12 +121,6 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if isinstance(function, FunctionType) or (isinstance(value, _PLAIN) and not name.startswith("__")):
             yield name, function
-
-
-def _listed(values: Any) -> list[Any]:
-    """What a container holds, in an order that every process has."""
-    items: list[Any] = [*values.items()] if hasattr(values, "items") else [*values]
-    return sorted(items, key=repr) if issubclass(values.__class__, (set, frozenset)) else items
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

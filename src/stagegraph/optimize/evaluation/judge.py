@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, create_model
 from pydantic_ai import Agent
@@ -53,18 +52,7 @@ class Remark(BaseModel):
     text: str
 
 
-def judge(
-    model: Model[Any] | str,
-    rubric: str | Mapping[str, str],
-    *,
-    weights: Mapping[str, float] | None = None,
-    settings: ModelSettings | None = None,
-    failed_runs: bool = False,
-    retries: int = 2,
-    limit: int = 40_000,
-    retry_delays: Sequence[float] = RETRY_DELAYS,
-    name: str | None = None,
-) -> Judge:
+class Judge:
     """A metric made of a rubric: a model scores each run from 0 to 1 and writes notes on the calls that went wrong.
 
     The model is shown the example's input and what was expected, the output, and the input and output of each stage and
@@ -85,42 +73,41 @@ def judge(
     Raises:
         DeclarationError: *model* is none, the rubric is empty, or *weights* do not fit it.
     """
-    if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"judge(model, rubric) takes a Pydantic AI model or its name, not {model!r}"
-        raise DeclarationError(msg)
-    criteria = {"": rubric} if isinstance(rubric, str) else dict(rubric)
-    if not criteria or not all(text.strip() for text in criteria.values()):
-        msg = "judge(model, rubric): the rubric is a text, or a mapping of criteria to texts, and none may be empty"
-        raise DeclarationError(msg)
-    unknown = sorted((weights or {}).keys() - criteria.keys())
-    if unknown:
-        msg = f"judge(weights=...): the rubric has no criterion {unknown[0]!r}; it has: {', '.join(criteria)}"
-        raise DeclarationError(msg)
-    shares = {criterion: (weights or {}).get(criterion, 1.0) for criterion in criteria}
-    if not all(weight >= 0 for weight in shares.values()) or not sum(shares.values()) > 0:
-        msg = f"judge(weights={dict(weights or {})!r}): weights are not below 0, and one of them is above"
-        raise DeclarationError(msg)
-    chosen = ModelSettings(temperature=0) if settings is None else settings
-    made = Judge(model, criteria, shares, chosen, retries, limit, tuple(retry_delays), name)
-    return wants_failed_runs(made) if failed_runs else made
 
-
-@dataclass(eq=False, repr=False)
-class Judge:
-    """A metric that asks a model; `judge` makes one. It is asked once for each run, like every metric."""
-
-    model: Model[Any] | str
-    criteria: Mapping[str, str]
-    """Criterion -> text; a rubric without criteria has one with an empty name."""
-    weights: Mapping[str, float]
-    settings: ModelSettings
-    retries: int
-    limit: int
-    retry_delays: tuple[float, ...]
-    name: str | None
-
-    def __post_init__(self) -> None:
-        self.__name__ = self.name or f"judge-{self.identity[:6]}"
+    def __init__(
+        self,
+        model: Model[Any] | str,
+        rubric: str | Mapping[str, str],
+        *,
+        weights: Mapping[str, float] | None = None,
+        settings: ModelSettings | None = None,
+        failed_runs: bool = False,
+        retries: int = 2,
+        limit: int = 40_000,
+        retry_delays: Sequence[float] = RETRY_DELAYS,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(model, (Model, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"judge(model, rubric) takes a Pydantic AI model or its name, not {model!r}"
+            raise DeclarationError(msg)
+        criteria = {"": rubric} if isinstance(rubric, str) else dict(rubric)
+        if not criteria or not all(text.strip() for text in criteria.values()):
+            msg = "judge(model, rubric): the rubric is a text, or a mapping of criteria to texts, and none may be empty"
+            raise DeclarationError(msg)
+        given = dict(weights or {})
+        if unknown := sorted(given.keys() - criteria.keys()):
+            msg = f"judge(weights=...): the rubric has no criterion {unknown[0]!r}; it has: {', '.join(criteria)}"
+            raise DeclarationError(msg)
+        self.weights = dict.fromkeys(criteria, 1.0) | given
+        if not all(weight >= 0 for weight in self.weights.values()) or not sum(self.weights.values()) > 0:
+            msg = f"judge(weights={given!r}): weights are not below 0, and one of them is above"
+            raise DeclarationError(msg)
+        self.model, self.criteria = model, criteria
+        self.settings = ModelSettings(temperature=0) if settings is None else settings
+        self.retries, self.limit, self.retry_delays = retries, limit, tuple(retry_delays)
+        self.__name__ = name or f"judge-{self.identity[:6]}"
+        if failed_runs:
+            wants_failed_runs(self)
 
     @cached_property
     def identity(self) -> str:
@@ -144,49 +131,49 @@ class Judge:
             msg = f"{who} gave no verdict, which is no score: {error}"
             raise TuningError(msg) from error
         answer, usage = result.output.model_dump(), result.usage
-        given: dict[str, float] = answer["scores"] if self._has_criteria else {"score": answer["score"]}
-        scores = dict(zip(self.criteria, given.values(), strict=True))
+        given: dict[str, float] = answer.get("scores", answer)
+        scores = {name: given[field] for name, field in self._fields.items()}
         value = sum(scores[name] * weight for name, weight in self.weights.items()) / sum(self.weights.values())
         # A note on a perfect run is praise, which blames no stage.
         weight = 1.0 if value < 1 else 0.0
         notes = [_note(remark, run, weight) for remark in answer["notes"][:_NOTES]]
         notes.append(Note("", answer["reason"][:_NOTE], 0.0 if notes else 1 - value))
         cost = None if usage.cost is None else float(usage.cost)
-        return Score(value, notes, scores if self._has_criteria else {}, cost=cost, tokens=usage.total_tokens)
+        objectives = {name: score for name, score in scores.items() if name}
+        return Score(value, notes, objectives, cost=cost, tokens=usage.total_tokens)
 
-    @property
-    def _has_criteria(self) -> bool:
-        return list(self.criteria) != [""]
+    @cached_property
+    def _fields(self) -> dict[str, str]:
+        """Criterion -> the field of a verdict that has its score."""
+        # Some providers accept only letters and digits in names.
+        plain = {name: re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40] for name in self.criteria}
+        return {name: f"c{place}_{plain[name]}" if name else "score" for place, name in enumerate(plain, 1)}
 
     @cached_property
     def _agent(self) -> Agent[object, BaseModel]:
         """Made at the first request, so that a file with a judge can be imported without a key."""
-        text, each = self.criteria.get("", ""), ""
-        if self._has_criteria:
-            text = "\n".join(f"- {name}: {criterion}" for name, criterion in self.criteria.items())
-            each = " for each criterion by itself"
+        lines = [f"- {name}: {text}" if name else text for name, text in self.criteria.items()]
+        each = " for each criterion by itself" if any(self.criteria) else ""
+        scores: dict[str, Any] = {
+            self._fields[name]: (float, Field(ge=0, le=1, description=f"{name}: {text}" if name else None))
+            for name, text in self.criteria.items()
+        }
+        if each:
+            scores = {"scores": (create_model("Scores", **scores), ...)}
+        notes = (list[Remark], Field(default_factory=list))
         return Agent(
             Models().get(self.model),
-            output_type=self._output_type(),
-            instructions=_TASK.format(each=each, rubric=text),
+            output_type=create_model("Verdict", reason=(str, ...), notes=notes, **scores),
+            instructions=_TASK.format(each=each, rubric="\n".join(lines)),
             model_settings=self.settings,
             retries=self.retries,
         )
 
-    def _output_type(self) -> type[BaseModel]:
-        number = Annotated[float, Field(ge=0, le=1)]
-        score: dict[str, Any] = {"score": (number, ...)}
-        if self._has_criteria:
-            fields: dict[str, Any] = {}
-            for place, (name, text) in enumerate(self.criteria.items(), 1):
-                # Some providers accept only letters and digits in names.
-                plain = re.sub(r"[^a-zA-Z0-9]+", "_", name).strip("_")[:40]
-                fields[f"c{place}_{plain}"] = (number, Field(description=f"{name}: {text}"))
-            score = {"scores": (create_model("Scores", **fields), ...)}
-        return create_model("Verdict", reason=(str, ...), notes=(list[Remark], Field(default_factory=list)), **score)
-
     def __repr__(self) -> str:
         return f"<Judge {self.__name__}: {', '.join(self.criteria)}>"
+
+
+judge = Judge
 
 
 def _note(remark: Mapping[str, str], run: Run[Any, Any], weight: float) -> Note:

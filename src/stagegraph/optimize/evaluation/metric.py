@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stagegraph.data.score import Note, Score
 from stagegraph.optimize.lms.loop import call_user
@@ -56,23 +56,15 @@ class Grader:
         if run.status != "succeeded" and not getattr(self.metric, _WANTS, False):
             return failed_score(run)
         mine = Future[Score]()
-        while True:
-            with self._lock:
-                known = self._known.setdefault(run.id, mine)
-                if len(self._known) > _KEPT:
-                    self._known.popitem(last=False)
-            if known is mine:
-                return await self._score_into(mine, example, run)
+        while (known := self._claimed(run.id, mine)) is not mine:
             try:
                 return await asyncio.shield(asyncio.wrap_future(known))
             except asyncio.CancelledError:
                 if not known.cancelled():
                     raise
-                # The caller that scored this run was cancelled, so this one scores it.
-
-    async def _score_into(self, mine: Future[Score], example: Example[Any], run: Run[Any, Any]) -> Score:
+                # The caller that scored this run was cancelled, so another one scores it.
         try:
-            score = await self._ask(example, run)
+            mine.set_result(await self._ask(example, run))
         except BaseException as error:
             with self._lock:
                 self._known.pop(run.id, None)
@@ -81,8 +73,15 @@ class Grader:
             else:
                 mine.cancel()
             raise
-        mine.set_result(score)
-        return score
+        return mine.result()
+
+    def _claimed(self, run_id: str, mine: Future[Score]) -> Future[Score]:
+        """The score of a run: *mine* if nobody else has it or works on it."""
+        with self._lock:
+            known = self._known.setdefault(run_id, mine)
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return known
 
     async def _ask(self, example: Example[Any], run: Run[Any, Any]) -> Score:
         try:
@@ -97,14 +96,11 @@ def _score_in(found: object, run: Run[Any, Any]) -> Score:
     if isinstance(found, Score):
         check_notes(run, found.notes)
         return found
-    if not isinstance(found, SupportsFloat):
-        hint = "; did you forget `return`?" if found is None else ""
-        msg = f"it gave {type(found).__name__} {found!r}; it gives a number, a bool or a Score{hint}"
-        raise TuningError(msg)
     try:
-        return Score(float(found))
-    except (TypeError, ValueError, OverflowError) as error:  # such as an array, or nan
-        msg = f"it gave {found}: {error}"
+        return Score(cast("float", found))
+    except ValueError as error:
+        hint = "; did you forget `return`?" if found is None else ""
+        msg = f"it gave {type(found).__name__} {found!r}; it gives a finite number, a bool or a Score{hint}"
         raise TuningError(msg) from error
 
 

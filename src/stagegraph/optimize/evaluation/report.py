@@ -86,16 +86,17 @@ class Report:
     rows: tuple[ReportRow, ...]
 
     @cached_property
-    def _by_example(self) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
+    def by_example(self) -> dict[str, list[ReportRow]]:
+        """Example id -> its runs, in the order of the examples."""
+        found: dict[str, list[ReportRow]] = {}
         for row in self.rows:
-            found.setdefault(row.example, []).append(row.score)
+            found.setdefault(row.example, []).append(row)
         return found
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """Example id -> its mean over the repeats, in the order of the examples."""
-        return {example: fmean(scores) for example, scores in self._by_example.items()}
+        return {example: fmean(row.score for row in rows) for example, rows in self.by_example.items()}
 
     @property
     def mean(self) -> float:
@@ -110,7 +111,7 @@ class Report:
     @property
     def spread(self) -> float:
         """How much an example's score varies from repeat to repeat: the standard deviation, averaged over examples."""
-        return fmean(pstdev(scores) for scores in self._by_example.values())
+        return fmean(pstdev(row.score for row in rows) for rows in self.by_example.values())
 
     @property
     def notes(self) -> dict[str, int]:
@@ -167,8 +168,7 @@ class Report:
         low, high = self.interval
         sentence = f"{self.metric}: {self.mean:.3f} (95 % between {low:.3f} and {high:.3f}), made {self.created}"
         worst = sorted(self.scores, key=lambda example: self.scores[example])[:examples]
-        sections = [section([row for row in self.rows if row.example == example]) for example in worst]
-        write_page(path, self.graph, sentence, self._table(), sections)
+        write_page(path, self.graph, sentence, self._table(), [section(self.by_example[one]) for one in worst])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""

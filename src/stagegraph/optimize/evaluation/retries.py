@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from stagegraph.runner.runner import Runner
 
 T = TypeVar("T")
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 RETRY_DELAYS = (1.0, 4.0, 15.0, 60.0)
 """Seconds between the attempts when a provider fails."""
@@ -78,13 +76,13 @@ async def ask_patiently(agent: Agent[object, T], question: str, delays: Sequence
 
 async def run_patiently(
     runner: Runner,
-    graph: Node[In, Out],
-    value: In,
+    graph: Node[Any, Any],
+    value: object,
     delays: Sequence[float],
     *,
     begin: Callable[[str], None] | None = None,
     **options: Unpack[ModelOptions],
-) -> Run[In, Out]:
+) -> Run[Any, Any]:
     """One run, also when it failed by itself: then its partial record.
 
     A run that a provider failed is repeated. So is one that succeeded without the calls that failed (`settle`); after
@@ -96,7 +94,7 @@ async def run_patiently(
         RunError: a provider failed for good.
     """
 
-    async def attempt() -> Run[In, Out]:
+    async def attempt() -> Run[Any, Any]:
         run_id = uuid4().hex
         if begin is not None:
             begin(run_id)
@@ -105,10 +103,9 @@ async def run_patiently(
             options["replay"] = run_id  # for the next attempt
         try:
             return await runner.run(graph, value, **given)
-        except (InputError, ReplayError):
-            raise
         except RunError as error:
-            if provider_error_in(error) is None and error.attached:
+            own = not isinstance(error, (InputError, ReplayError)) and provider_error_in(error) is None
+            if own and error.attached:
                 return error.run
             raise
 

@@ -64,28 +64,19 @@ def stage_feedback(
 
 
 def records(
-    trials: Sequence[Trial],
-    path: str,
-    *,
-    limit: int = _RECORDS,
-    more: Callable[[Call], Mapping[str, Any]] | None = None,
+    trials: Sequence[Trial], path: str, *, more: Callable[[Call], Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """What the proposer of a stage is shown: all its calls in all runs, the worst first, within *limit* characters.
+    """What the proposer of a stage is shown: all its calls in all runs, the worst first, as far as there is room.
 
     *more* gives further fields of a call's record.
     """
     rows = [
-        (
-            -blame_of(call, notes),
-            trial.score.value,
-            place,
-            _record(trial, call, notes) | dict(more(call) if more else {}),
-        )
-        for place, trial in enumerate(trials)
+        (-blame_of(call, notes), trial.score.value, _record(trial, call, notes) | dict(more(call) if more else {}))
+        for trial in trials
         for call, notes in calls_of(trial.run, path, trial.score.notes)
     ]
-    found = [record for *_, record in sorted(rows, key=lambda row: row[:3])]
-    return found[: _fitting([sum(len(str(value)) for value in record.values()) for record in found], limit)]
+    found = [record for *_, record in sorted(rows, key=lambda row: row[:2])]
+    return found[: _fitting([sum(len(str(value)) for value in record.values()) for record in found], _RECORDS)]
 
 
 def _fitting(sizes: Iterable[int], room: int) -> int:
@@ -165,7 +156,15 @@ def evidence(example: Example[Any], run: Run[Any, Any], limit: int) -> str:
     shown = [(call, _text(call.input, room // 3), _answer(call, room - room // 3)) for call in chosen]
     # A text cannot contain the hash of everything, since it is itself a part of that.
     mark = digest_of([whole, [parts[1:] for parts in shown]])
-    parts = [_tagged(name, text, mark) for name, text in whole] + [_tagged_call(*one, mark) for one in shown]
+
+    def tagged(name: str, *content: str) -> str:
+        return "\n".join([f"<{name}-{mark}>", *content, f"</{name}-{mark}>"])
+
+    parts = [tagged(*part) for part in whole]
+    for call, given, answered in shown:
+        key, path = (json.dumps(text[:_KEY], ensure_ascii=False) for text in (call.key, call.path))
+        head = f"key {key}, {call.kind} {path}"
+        parts.append(tagged("call", head, tagged("given", given), tagged("answered", answered)))
     omitted = f"\n{len(calls) - len(chosen)} more calls are not shown." if len(chosen) < len(calls) else ""
     return f"The tags around what you judge end in {mark}.{omitted}\n\n" + "\n\n".join(parts)
 
@@ -180,16 +179,6 @@ def _some_of(calls: list[Call], count: int) -> list[Call]:
     step = len(others) / free if free else 0
     kept = {call.key for call in failed} | {others[int(place * step)].key for place in range(free)}
     return [call for call in calls if call.key in kept]
-
-
-def _tagged(name: str, text: str, mark: str) -> str:
-    return f"<{name}-{mark}>\n{text}\n</{name}-{mark}>"
-
-
-def _tagged_call(call: Call, given: str, answered: str, mark: str) -> str:
-    key, path = (json.dumps(text[:_KEY], ensure_ascii=False) for text in (call.key, call.path))
-    head = f"key {key}, {call.kind} {path}"
-    return _tagged("call", "\n".join([head, _tagged("given", given, mark), _tagged("answered", answered, mark)]), mark)
 
 
 def _text(value: object, limit: int) -> str:

@@ -54,8 +54,8 @@ class BridgedLM(dspy.LM):
         cast("Any", super()).update_history(entry)
 
 
-class _Engine:
-    """What answers the requests of a `dspy.LM`; provider clients live on the background loop."""
+class PydanticEngine:
+    """What answers the requests of a `dspy.LM` that blocks; provider clients live on the background loop."""
 
     def __init__(self, model: Model[Any] | str, models: Models | None = None) -> None:
         self._model = model
@@ -71,7 +71,12 @@ class _Engine:
         """The model itself; a named one is made at its first request."""
         return self._models.get(self._model)
 
-    async def _ask(self, request: Any) -> Any:
+    def complete(self, request: Any) -> Any:
+        """One request, one answer."""
+        return run_here(self.ask(request), "await lm.acall(...)")
+
+    async def ask(self, request: Any) -> Any:
+        """The model's answer; to be awaited on the background loop."""
         model = self.model
         try:
             response = await model_request(
@@ -101,20 +106,12 @@ class _Engine:
         return cls(state["model"])
 
 
-class PydanticEngine(_Engine):
-    """An engine for callers that block."""
-
-    def complete(self, request: Any) -> Any:
-        """One request, one answer."""
-        return run_here(self._ask(request), "await lm.acall(...)")
-
-
-class AsyncPydanticEngine(_Engine):
-    """An engine for callers that await."""
+class AsyncPydanticEngine(PydanticEngine):
+    """The same for callers that await."""
 
     async def complete(self, request: Any) -> Any:
         """One request, one answer."""
-        return await await_here(self._ask(request))
+        return await await_here(self.ask(request))
 
 
 class Sampled(WrapperModel):
@@ -168,14 +165,12 @@ def general_lm() -> tuple[Any, Any]:
     it counts as the configured LM, with the settings of the copy.
     """
     lm, configured = cast("Any", dspy.settings).lm, cast("Any", main_thread_config)["lm"]
-    if lm is None or configured is None or (lm is not configured and not _is_copy(lm, configured)):
-        return (lm, None)
-    return (None, lm)
+    return (lm, None) if configured is None or _origin(lm) != _origin(configured) else (None, lm)
 
 
-def _is_copy(lm: Any, other: Any) -> bool:
-    same = type(lm) is type(other) and getattr(lm, "model", None) == getattr(other, "model", None)
-    return same and getattr(lm, "_engine_spec", None) is getattr(other, "_engine_spec", None)
+def _origin(lm: Any) -> tuple[Any, ...]:
+    """What an LM has in common with its copies."""
+    return lm.__class__, getattr(lm, "model", None), id(getattr(lm, "_engine_spec", None))
 
 
 _PROVIDERS = {"gemini": "google-gla", "vertex_ai": "google-vertex"}

@@ -7,63 +7,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
+import pydantic_ai as pai
 from dspy import lm15
-from pydantic_ai import exceptions as pai
-from pydantic_ai.messages import (
-    AudioUrl,
-    BinaryContent,
-    DocumentUrl,
-    ImageUrl,
-    ModelMessage,
-    ModelRequest,
-    ModelRequestPart,
-    ModelResponse,
-    ModelResponsePart,
-    SystemPromptPart,
-    TextPart,
-    ThinkingPart,
-    ToolCallPart,
-    ToolReturnPart,
-    UserContent,
-    UserPromptPart,
-    VideoUrl,
-)
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.output import OutputObjectDefinition
-from pydantic_ai.settings import ModelSettings
-from pydantic_ai.tools import ToolDefinition
 
-_URLS = {"image": ImageUrl, "audio": AudioUrl, "video": VideoUrl, "document": DocumentUrl}
+_URLS = {"image": pai.ImageUrl, "audio": pai.AudioUrl, "video": pai.VideoUrl, "document": pai.DocumentUrl}
 _COST = "stagegraph_cost_usd"
 _SAME = ("max_tokens", "temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty", "service_tier")
 
 
-def messages_of(request: Any) -> list[ModelMessage]:
+def messages_of(request: Any) -> list[pai.ModelMessage]:
     """The conversation of a request, with the system text first."""
-    messages: list[ModelMessage] = []
+    messages: list[pai.ModelMessage] = []
     tools: dict[str, str] = {}
     if request.system is not None:
         texts = [request.system] if isinstance(request.system, str) else [part.text for part in request.system]
-        messages.append(ModelRequest([SystemPromptPart("\n\n".join(texts))]))
+        messages.append(pai.ModelRequest([pai.SystemPromptPart("\n\n".join(texts))]))
     for message in request.messages:
         if message.role == "assistant":
             parts = [part for raw in message.parts for part in _answer_part(raw)]
-            tools |= {part.tool_call_id: part.tool_name for part in parts if isinstance(part, ToolCallPart)}
-            messages.append(ModelResponse(parts))
+            tools |= {part.tool_call_id: part.tool_name for part in parts if isinstance(part, pai.ToolCallPart)}
+            messages.append(pai.ModelResponse(parts))
         else:
             asked = _request_parts(message, tools)
-            if messages and isinstance(messages[-1], ModelRequest):
-                messages[-1] = ModelRequest([*messages[-1].parts, *asked])
+            if messages and isinstance(messages[-1], pai.ModelRequest):
+                messages[-1] = pai.ModelRequest([*messages[-1].parts, *asked])
             else:
-                messages.append(ModelRequest(asked))
+                messages.append(pai.ModelRequest(asked))
     return messages
 
 
-def _request_parts(message: Any, tools: Mapping[str, str]) -> Sequence[ModelRequestPart]:
+def _request_parts(message: Any, tools: Mapping[str, str]) -> Sequence[pai.ModelRequestPart]:
     if message.role == "developer":
-        return [SystemPromptPart(message.text or "")]
+        return [pai.SystemPromptPart(message.text or "")]
     returns = [
-        ToolReturnPart(tools.get(part.id, "tool"), _texts(part.content), tool_call_id=part.id)
+        pai.ToolReturnPart(tools.get(part.id, "tool"), _texts(part.content), tool_call_id=part.id)
         for part in message.parts
         if isinstance(part, lm15.ToolResultPart)
     ]
@@ -71,54 +50,56 @@ def _request_parts(message: Any, tools: Mapping[str, str]) -> Sequence[ModelRequ
     if not content:
         return returns
     texts = [item for item in content if isinstance(item, str)]
-    return [*returns, UserPromptPart("\n".join(texts) if len(texts) == len(content) else content)]
+    return [*returns, pai.UserPromptPart("\n".join(texts) if len(texts) == len(content) else content)]
 
 
 def _texts(parts: Iterable[Any]) -> str:
     return "\n".join(part.text for part in parts if isinstance(part, lm15.TextPart))
 
 
-def _content(part: Any) -> UserContent:
+def _content(part: Any) -> pai.UserContent:
     if isinstance(part, lm15.TextPart):
         return part.text
     if getattr(part, "data", None) is not None:
         data = part.data if isinstance(part.data, bytes) else base64.b64decode(part.data)
-        return BinaryContent(data, media_type=part.media_type)
+        return pai.BinaryContent(data, media_type=part.media_type)
     if getattr(part, "url", None) and part.type in _URLS:
         return _URLS[part.type](part.url)
     if getattr(part, "path", None):
-        return BinaryContent.from_path(part.path)
+        return pai.BinaryContent.from_path(part.path)
     msg = f"a Pydantic AI model cannot be sent a part of type {part.type!r}"
     raise lm15.UnsupportedFeatureError(msg)
 
 
-def _answer_part(part: Any) -> list[ModelResponsePart]:
+def _answer_part(part: Any) -> list[pai.ModelResponsePart]:
     if isinstance(part, lm15.TextPart):
-        return [TextPart(part.text)]
+        return [pai.TextPart(part.text)]
     if isinstance(part, lm15.ToolCallPart):
-        return [ToolCallPart(part.name, dict(part.input), tool_call_id=part.id)]
+        return [pai.ToolCallPart(part.name, dict(part.input), tool_call_id=part.id)]
     return []  # a provider accepts only its own thoughts
 
 
-def settings_of(request: Any) -> ModelSettings:
+def settings_of(request: Any) -> pai.ModelSettings:
     """The sampling settings of a request."""
     return settings_in({name: getattr(request.config, name, None) for name in (*_SAME, "stop")})
 
 
-def settings_in(kwargs: Mapping[str, Any]) -> ModelSettings:
+def settings_in(kwargs: Mapping[str, Any]) -> pai.ModelSettings:
     """The sampling settings in the keyword arguments of a `dspy.LM`, without those that only DSPy knows."""
     found = {name: kwargs[name] for name in _SAME if kwargs.get(name) is not None}
     if kwargs.get("max_completion_tokens") is not None:
         found["max_tokens"] = kwargs["max_completion_tokens"]
     if stop := kwargs.get("stop"):
         found["stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
-    return cast("ModelSettings", found)
+    return cast("pai.ModelSettings", found)
 
 
 def parameters_of(request: Any, model: Model[Any]) -> ModelRequestParameters:
     """The tools and the output format of a request, as far as the model supports them."""
     tools = [
-        ToolDefinition(name=tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters or {}))
+        pai.ToolDefinition(
+            name=tool.name, description=tool.description, parameters_json_schema=dict(tool.parameters or {})
+        )
         for tool in request.tools
         if isinstance(tool, lm15.FunctionTool)
     ]
@@ -131,17 +112,17 @@ def parameters_of(request: Any, model: Model[Any]) -> ModelRequestParameters:
     return ModelRequestParameters(function_tools=tools)
 
 
-def response_of(response: ModelResponse, model: str) -> Any:
+def response_of(response: pai.ModelResponse, model: str) -> Any:
     """The answer of a Pydantic AI model as DSPy's."""
     parts: list[Any] = []
     for part in response.parts:
-        if isinstance(part, TextPart) and part.content:
+        if isinstance(part, pai.TextPart) and part.content:
             parts.append(lm15.TextPart(part.content))
-        elif isinstance(part, ThinkingPart) and part.content:
+        elif isinstance(part, pai.ThinkingPart) and part.content:
             parts.append(lm15.ThinkingPart(part.content))
-        elif isinstance(part, ToolCallPart):
+        elif isinstance(part, pai.ToolCallPart):
             parts.append(lm15.ToolCallPart(id=part.tool_call_id, name=part.tool_name, input=part.args_as_dict()))
-    called = any(isinstance(part, ToolCallPart) for part in response.parts)
+    called = any(isinstance(part, pai.ToolCallPart) for part in response.parts)
     reasons = {"length": "length", "content_filter": "content_filter", "error": "error"}
     cost = _cost(response)
     make = cast("Any", lm15.Response)
@@ -160,7 +141,7 @@ def response_of(response: ModelResponse, model: str) -> Any:
     )
 
 
-def _cost(response: ModelResponse) -> float | None:
+def _cost(response: pai.ModelResponse) -> float | None:
     if response.usage.cost is not None:
         return float(response.usage.cost)
     try:
