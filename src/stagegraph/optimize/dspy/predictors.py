@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.record.run import Run
 
-    from .program import Outage, Program
+    from .program import Program
 
 _DESCRIPTIONS = "described"
 """The key of a saved predictor for the descriptions of tools and fields, which DSPy does not have."""
@@ -49,20 +49,10 @@ class RunPrediction(dspy.Prediction):
     """The graph's typed output; `None` when the run failed."""
     error: str | None = None
     """Why the run has no output."""
-    outage: Outage | None = None
-    """What ends an evaluation of the program that made it."""
 
-    def __init__(
-        self,
-        fields: Mapping[str, Any],
-        run: Run[Any, Any] | None,
-        output: object,
-        error: str | None,
-        outage: Outage | None = None,
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any] | None, output: object, error: str | None) -> None:
         untyped.Prediction.__init__(self, **fields)
-        self._run = run
-        self.output, self.error, self.outage = output, error, outage
+        self._run, self.output, self.error = run, output, error
 
     @property
     def run(self) -> Run[Any, Any]:
@@ -79,13 +69,13 @@ class RunPrediction(dspy.Prediction):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._store, None, self.output, self.error)
 
-    def __copy__(self) -> Self:
-        new = type(self)(self._store, self._run, self.output, self.error, self.outage)
+    def __deepcopy__(self, _memo: object = None) -> Self:
+        """A copy that shares the record, since records are frozen, and agents cannot be copied."""
+        new = type(self)(self._store, self._run, self.output, self.error)
         untyped.Prediction.set_lm_usage(new, self.get_lm_usage())
         return new
 
-    def __deepcopy__(self, _memo: object) -> Self:
-        return self.__copy__()  # records are frozen, and agents cannot be copied
+    __copy__ = __deepcopy__
 
 
 class StagePrediction(dspy.Prediction):
@@ -192,39 +182,25 @@ class StagePredict(dspy.Predict):
         Raises:
             RunError: it failed.
         """
-        return self._predicted(inputs, run_here(self._answer(inputs), "await predictor.acall(...)"))
+        return run_here(self.aforward(**inputs), "await predictor.acall(...)")
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Run the stage alone.
-
-        Raises:
-            RunError: it failed.
-        """
-        return self._predicted(inputs, await await_here(self._answer(inputs)))
-
-    async def _answer(self, inputs: Mapping[str, Any]) -> Any:
+        """The same for async code."""
         name, model = self.node.__node__.name, self.program.model_for(self.path, self.lm)
-        models = {} if model is None else {name: model}
-        prompts = Prompts({name: self.prompt()})
-        run, error = await self.program.run(self.node, self.inputs.join(inputs), prompts, models)
+        models, prompts = {} if model is None else {name: model}, Prompts({name: self.prompt()})
+        run, error = await await_here(self.program.run(self.node, self.inputs.join(inputs), prompts, models))
         if error is not None:
             raise RunError(error, run=run)
-        return run.output
-
-    def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        prediction = untyped.Prediction.from_completions([self.outputs.split(output)])
-        record_trace([(self, dict(inputs), prediction)])
+        prediction = untyped.Prediction.from_completions([self.outputs.split(run.output)])
+        record_trace([(self, inputs, prediction)])
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The prompt as plain data. The graph decides which model runs, so that is not part of it."""
-        lm, demos = self.lm, self.demos
-        self.lm = None if isinstance(getattr(lm, "_engine_spec", None), PydanticEngine) else lm
-        self.demos = [one for one in demos if self._demo(one) is not None or not self._values(one)]
-        try:
-            state = untyped.Predict.dump_state(self, json_mode=json_mode)
-        finally:
-            self.lm, self.demos = lm, demos
+        saved = copy.copy(self)
+        saved.lm = None if isinstance(getattr(self.lm, "_engine_spec", None), PydanticEngine) else self.lm
+        saved.demos = [one for one in self.demos if self._demo(one) is not None or not self._values(one)]
+        state = untyped.Predict.dump_state(saved, json_mode=json_mode)
         state["signature"]["instructions"] = self.text
         if descriptions := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
             state[_DESCRIPTIONS] = descriptions
@@ -247,13 +223,12 @@ class StagePredict(dspy.Predict):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A predictor of its own that shares the stage, its agent and the model."""
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        shared = {"node", "inputs", "outputs", "_seed", "lm", "callbacks"}
-        state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
-        vars(new).update(state, callbacks=list(state["callbacks"]))
-        # Some optimizers write into the signature class itself.
-        new.signature = self.signature.with_instructions(self.text)
+        new = memo[id(self)] = self.__class__.__new__(self.__class__)
+        shared = {"node", "inputs", "outputs", "_seed", "lm"}
+        for name, value in vars(self).items():
+            own = value if name in shared else list(value) if name == "callbacks" else copy.deepcopy(value, memo)
+            vars(new)[name] = own
+        new.signature = self.signature.with_instructions(self.text)  # some optimizers write into the class itself
         return new
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Self
-
-from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.examples import digest_of
-from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
+from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
 from stagegraph.schema.errors import TuningError
 
-from .components import EngineName, Target
-from .engine import Adapter, Rules
+from .components import Target
+from .engine import Engine
 from .result import SearchResult, warnings_of
 from .trials import Trials
 
@@ -45,7 +43,7 @@ async def search(
     Raises:
         TuningError: the search cannot begin. What fails later is `SearchResult.error`.
     """
-    async with Search(graph, metric, train, val, await options.checked()) as one:
+    async with aclosing(Search(graph, metric, train, val, await options.checked())) as one:
         return await one.run()
 
 
@@ -68,27 +66,20 @@ class Search:
         check_overlap(train=self.train, val=self.val)
         self.options = options
         self.target = Target.of(graph, options.prompts, options.components)
-        self._minibatch = min(options.minibatch, len(self.train))
-        step = max(2 * self._minibatch, _MERGE) + len(self.val)
+        minibatch = min(options.minibatch, len(self.train))
+        step = max(2 * minibatch, _MERGE) + len(self.val)
         if options.budget.runs is not None and options.budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={options.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
                 f"examples; one step more takes up to {step}"
             )
             raise TuningError(msg)
-        grader, spent = grader_of(metric), Spent()
         parts = {"training": self.train, "validation": self.val}
-        self._trials = Trials(self.target, grader, options, spent, parts)
+        self._trials = Trials(self.target, grader_of(metric), options, parts)
+        self._engine = Engine(self._trials, minibatch, step)
         self.resumes = self._trials.resumes
         """Whether an earlier process began it."""
-        self._rules = Rules(self.target, options, spent, step)
-        self._adapter = Adapter(self._trials, self._rules)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._trials.aclose()
+        self.aclose = self._trials.aclose
 
     async def run(self) -> SearchResult:
         """Search, in a thread in which GEPA's engine may block.
@@ -96,12 +87,17 @@ class Search:
         Raises:
             TuningError: it failed before the seed was evaluated.
         """
+        engine, error = self._engine, None
         try:
-            error = await asyncio.to_thread(self._optimize)
+            await asyncio.to_thread(engine.run, self.train, self.val)
         except asyncio.CancelledError:
-            self._adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
+            engine.cancel()  # the thread cannot be interrupted, but what it waits for can
             raise
-        return self._result(error or self._rules.error)
+        except BudgetReached as limit:
+            engine.stopped = str(limit)
+        except Exception as failed:  # noqa: BLE001 - a search that fails still gives what it has found
+            error = _as_tuning_error(failed)
+        return self._result(error)
 
     async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
         """Evaluate texts on examples with fresh runs; a resumed search reuses the runs of its earlier verdict.
@@ -119,40 +115,10 @@ class Search:
         """The evaluation of texts that these runs are."""
         return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(texts), rows)
 
-    def _optimize(self) -> TuningError | None:
-        """Run the engine; the error that ended it, if one did."""
-        options, rules = self.options, self._rules
-        try:
-            optimize(
-                seed_candidate={EngineName(name): text for name, text in self.target.seed.items()},
-                trainset=[("trace", example) for example in self.train],
-                valset=[("fresh", example) for example in self.val],
-                adapter=self._adapter,  # pyright: ignore[reportArgumentType]
-                frontier_type="hybrid",
-                skip_perfect_score=False,  # the engine's scores are lifted; the selector looks at the scores themselves
-                reflection_minibatch_size=self._minibatch,
-                module_selector=rules.select,  # pyright: ignore[reportArgumentType]
-                acceptance_criterion=rules,
-                use_merge=options.merge and len(self.target.components) > 1,
-                stop_callbacks=rules.stop,
-                callbacks=[self._adapter],  # pyright: ignore[reportArgumentType]
-                logger=self._adapter,
-                track_best_outputs=False,
-                seed=options.seed,
-                raise_on_exception=True,
-            )
-        except CancelledError:
-            raise
-        except BudgetReached as limit:
-            rules.stopped = str(limit)
-        except Exception as error:  # noqa: BLE001 - a search that fails still gives what it has found
-            return _as_tuning_error(error)
-        return None
-
     def _result(self, error: TuningError | None) -> SearchResult:
-        rules, target, spent = self._rules, self.target, self._trials.spent
-        stopped = str(error) if error else rules.stopped or "the search ended"
-        if not rules.candidates:
+        engine, target, spent = self._engine, self.target, self._trials.spent
+        stopped = str(error or engine.stopped or "the search ended")
+        if not engine.candidates:
             if error is not None:
                 raise error
             msg = (
@@ -160,13 +126,13 @@ class Search:
                 f"was reached after {spent.runs} of them; give it more"
             )
             raise TuningError(msg)
-        best = rules.candidates[rules.best]
+        best = engine.candidates[engine.best]
         kinds = " or ".join(self.options.components)
         untuned = {path: kinds for path in target.stages if path not in target.paths}
         return SearchResult(
             seed=target.prompts(target.seed),
-            candidates=tuple(rules.candidates),
-            best=rules.best,
+            candidates=tuple(engine.candidates),
+            best=engine.best,
             stopped=stopped,
             error=error,
             spent=spent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stagegraph.data.examples import digest_of, in_parallel
 from stagegraph.data.score import Note, Score
 from stagegraph.journal import MemoryJournal, SqliteJournal
-from stagegraph.optimize.evaluation.budget import BudgetReached
+from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.record.run import ReplayError, Run, RunError
@@ -26,7 +27,6 @@ from .proposers import propose, proposer_of
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.data.prompts import Prompts
-    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.optimize.evaluation.metric import Grader
 
     from .components import Target
@@ -49,14 +49,9 @@ class Trials:
     """
 
     def __init__(
-        self,
-        target: Target,
-        grader: Grader,
-        options: Options,
-        spent: Spent,
-        data: Mapping[str, Sequence[Example[Any]]],
+        self, target: Target, grader: Grader, options: Options, data: Mapping[str, Sequence[Example[Any]]]
     ) -> None:
-        self.target, self.grader, self.options, self.spent = target, grader, options, spent
+        self.target, self.grader, self.options, self.spent = target, grader, options, Spent()
         self._runs: dict[str, list[dict[str, Any]]] = {}
         self._interrupted: dict[str, str] = {}
         self._proposals: dict[str, dict[str, Any]] = {}
@@ -67,7 +62,7 @@ class Trials:
         self.resumes = bool(self._runs or self._interrupted or self._proposals)
         """Whether an earlier process began this tuning."""
         self._proposer = proposer_of(
-            options.proposer, options.reflection_model, target.components, spent, options.retry_delays
+            options.proposer, options.reflection_model, target.components, options.retry_delays
         )
         self.runner, self._journal = self._with_journal()
         self._newest: dict[str, Run[Any, Any]] = {}
@@ -96,19 +91,16 @@ class Trials:
         Raises:
             BudgetReached: the budget ended before all were run. A `verdict` does not count.
         """
-        name = text_digest(candidate)
-        keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
+        name, prompts = text_digest(candidate), self.target.prompts(candidate)
         found: dict[int, Trial] = {}
         missing: dict[str, list[int]] = {}
+        keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
         for place, (key, example) in enumerate(zip(keys, batch, strict=True)):
-            known = self._traced.get(key)
-            if known is None and (known := self._recorded(key, example)) is not None:
-                self._count(key, known, purpose)
+            known = self._traced.get(key) or self._recorded(key, example, purpose)
             if known is not None:
                 found[place] = known
             else:  # GEPA fills a minibatch up with examples that are already in it: their `trace` is made once
                 missing.setdefault(key if purpose == "trace" else str(place), []).append(place)
-        prompts = self.target.prompts(candidate)
         reached: list[str] = []
 
         async def make(places: list[int]) -> None:
@@ -139,11 +131,12 @@ class Trials:
             begin=lambda run_id: self._append({"key": key, "begun": run_id}),
         )
         trial = Trial(example, run, await self.grader(example, run))
-        self._keep(key, trial)
-        self._count(key, trial, purpose)
-        return trial
+        if self._file is not None:
+            with suppress(RunError):  # a value has no JSON form, so a resumed search makes this run again
+                self._append({"key": key, "run": run.to_json(), "score": asdict(trial.score)})
+        return self._counted(key, trial, purpose)
 
-    def _count(self, key: str, trial: Trial, purpose: Purpose) -> None:
+    def _counted(self, key: str, trial: Trial, purpose: Purpose) -> Trial:
         spent, example = self.spent, trial.example.id
         if purpose != "verdict":
             spent.add_run(trial.run, trial.score)
@@ -152,6 +145,7 @@ class Trials:
             self._newest[example] = trial.run
         costs = {"runs": spent.runs, "usd": spent.usd, "unpriced": spent.unpriced}
         self.options.report("run", example=example, score=trial.score.value, kind=purpose, **costs)
+        return trial
 
     async def _journaled(self, *run_ids: str | None) -> str | None:
         """The first of these runs that the journal has."""
@@ -163,20 +157,16 @@ class Trials:
 
     async def proposed(self, proposal: Proposal) -> str | None:
         """A new text: the recorded one, or one that the proposer writes now."""
-        key, spent = digest_of(asdict(proposal)), self.spent
-        known = self._proposals.get(key)
-        if known is not None:
-            if known["asked"]:
-                spent.add_proposal(int(known["tokens"]), known["usd"])
-            return known["text"]
-        tokens, usd, unpriced, proposals = spent.tokens, spent.usd, spent.unpriced, spent.proposals
-        found = await propose(self._proposer, proposal)
-        cost = None if spent.unpriced > unpriced else spent.usd - usd
-        asked = spent.proposals > proposals  # a function or a pool costs nothing
-        self._append({"key": key, "text": found, "asked": asked, "tokens": spent.tokens - tokens, "usd": cost})
-        return found
+        key = digest_of(asdict(proposal))
+        row = self._proposals.get(key)
+        if row is None:
+            row = asdict(await propose(self._proposer, proposal))
+            self._append({"key": key, **row})
+        if row["asked"]:
+            self.spent.add_proposal(int(row["tokens"]), row["usd"])
+        return row["text"]
 
-    def _recorded(self, key: str, example: Example[Any]) -> Trial | None:
+    def _recorded(self, key: str, example: Example[Any], purpose: Purpose) -> Trial | None:
         """A recorded run with its score, if it can be read; each is returned once."""
         rows = self._runs.get(key)
         if not rows:
@@ -185,18 +175,10 @@ class Trials:
         try:
             notes = [Note(**note) for note in row["score"]["notes"]]
             score = Score(**row["score"] | {"notes": notes})
-            return Trial(example, Run.from_json(row["run"], self.target.graph), score)
+            trial = Trial(example, Run.from_json(row["run"], self.target.graph), score)
         except (ReplayError, TypeError, ValueError, KeyError):
             return None
-
-    def _keep(self, key: str, trial: Trial) -> None:
-        if self._file is None:
-            return
-        try:
-            run = trial.run.to_json()
-        except RunError:
-            return  # a value has no JSON form, so a resumed search makes this run again
-        self._append({"key": key, "run": run, "score": asdict(trial.score)})
+        return self._counted(key, trial, purpose)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._file is not None:

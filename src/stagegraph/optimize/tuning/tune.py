@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -208,7 +209,7 @@ async def tune(
     known = Options(budget=budget, model=model, runner=runner, prompts=prompts, **options)
     if proposer_model is not None:
         known = replace(known, reflection_model=proposer_model)
-    async with Search(graph, grader, train, val, await known.checked()) as search:
+    async with aclosing(Search(graph, grader, train, val, await known.checked())) as search:
         if held_out is not None:
             check_overlap(train=search.train, val=search.val, test=held_out)
         measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
