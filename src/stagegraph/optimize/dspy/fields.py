@@ -64,23 +64,19 @@ class Fields:
         return {keys[own]: fields[name] for name, own in self.names.items() if name in fields}
 
     def join(self, fields: Mapping[str, Any]) -> Any:
-        """The value with these fields.
-
-        Raises:
-            ValidationError: they do not fit; `KeyError`: the only one is missing.
-        """
+        """The value with these fields; a `ValidationError` or `KeyError` where they do not fit."""
         data = self.data(fields)
         try:
             return self.schema.validate(data)
         except ValidationError:
             return self.schema.load(data) if _is_json(data) else self.schema.adapter.validate_python(data)
 
-    def infos(self) -> dict[str, tuple[Any, str | None]]:
-        """Name in the signature -> type and description."""
+    def declared(self, name: str) -> tuple[Any, str]:
+        """The type and the description of a field."""
         if self.model is None:
-            return dict.fromkeys(self.names, (self.schema.type, None))
-        fields = self.model.model_fields
-        return {name: (fields[own].annotation, fields[own].description) for name, own in self.names.items()}
+            return self.schema.type, ""
+        field = self.model.model_fields[self.names[name]]
+        return field.annotation, field.description or ""
 
 
 def _is_json(data: object) -> bool:
@@ -92,11 +88,7 @@ def _is_json(data: object) -> bool:
 
 
 def sides_of(path: str, stage: Node[Any, Any]) -> tuple[Fields, Fields]:
-    """The fields of a stage's input and of its output.
-
-    Raises:
-        DeclarationError: DSPy needs the name of one for itself, or both sides need the same name.
-    """
+    """The fields of a stage's input and of its output, if DSPy can have fields with their names."""
     inputs = Fields(stage.__node__.input_type, "input")
     outputs = Fields(stage.__node__.output_type, "output", frozenset(inputs.names))
     for side in (inputs, outputs):
@@ -118,7 +110,8 @@ def signature_of(path: str, inputs: Fields, outputs: Fields, instructions: str) 
     """A new signature of one stage: its fields are marked with its path, its instructions are the stage's text."""
     fields: dict[str, tuple[Any, FieldInfo]] = {}
     for side, make in ((inputs, untyped.InputField), (outputs, untyped.OutputField)):
-        for name, (type_, description) in side.infos().items():
+        for name in side.names:
+            type_, description = side.declared(name)
             field = make(desc=description) if description else make()
             field.json_schema_extra[STAGE_ID] = path
             known = isinstance(type_, (type, types.UnionType)) or get_origin(type_) is not None

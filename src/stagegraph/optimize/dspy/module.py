@@ -148,7 +148,7 @@ class GraphModule(dspy.Module):
 
     def _predicted(self, run: Run[Any, Any], error: str | None) -> dspy.Prediction:
         outputs = self.program.outputs
-        record_trace(entries_of(run, self._predictors()))
+        record_trace(lambda: entries_of(run, self._predictors()))
         record_usage(run)
         fields = dict.fromkeys(outputs.names) if error is not None else outputs.split(run.output)
         return RunPrediction(fields, run, run.output, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,7 +17,6 @@ from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 from pydantic_core import to_jsonable_python
 
-from stagegraph.data.call import key_order
 from stagegraph.data.prompt import Demo, Prompt, parsed
 from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.lms.lm import PydanticEngine
@@ -192,7 +191,7 @@ class StagePredict(dspy.Predict):
         if error is not None:
             raise RunError(error, run=run)
         prediction = untyped.Prediction.from_completions([self.outputs.split(run.output)])
-        record_trace([(self, inputs, prediction)])
+        record_trace(lambda: [(self, inputs, prediction)])
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
@@ -237,30 +236,21 @@ def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> li
 
     A cancelled call is left out, since it did nothing wrong.
     """
-    calls: dict[str, list[Call]] = {path: [] for path in predictors}
-    for call in run.root.walk():
-        if call.kind == "stage" and call.path in calls and call.status in {"succeeded", "failed"}:
-            calls[call.path].append(call)
-    return [
-        (
-            predictor,
-            predictor.inputs.split(call.input),
-            StagePrediction.of(call, predictor.outputs.split(call.output)),
-        )
-        for path, predictor in predictors.items()
-        for call in sorted(calls[path], key=lambda one: key_order(one.key))
-    ]
+    calls = [call for call in run.calls() if call.path in predictors and call.status in {"succeeded", "failed"}]
+    place = {path: number for number, path in enumerate(predictors)}
+    found: list[Entry] = []
+    for call in sorted(calls, key=lambda call: place[call.path]):
+        one = predictors[call.path]
+        found.append((one, one.inputs.split(call.input), StagePrediction.of(call, one.outputs.split(call.output))))
+    return found
 
 
-def record_trace(entries: Iterable[Entry]) -> None:
+def record_trace(entries: Callable[[], Iterable[Entry]]) -> None:
     """Add to the trace of the current `dspy.context`; DSPy's global trace would only grow."""
     trace, limit = untyped.settings.trace, untyped.settings.max_trace_size
-    if trace is None or trace is main_thread_config["trace"] or limit <= 0:
-        return
-    for entry in entries:
-        if len(trace) >= limit:
-            trace.pop(0)
-        trace.append(entry)
+    if trace is not None and trace is not main_thread_config["trace"] and limit > 0:
+        trace.extend(entries())
+        del trace[:-limit]
 
 
 def record_usage(run: Run[Any, Any]) -> None:

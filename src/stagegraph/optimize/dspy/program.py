@@ -63,9 +63,6 @@ def end_evaluation(error: Exception, graph: object) -> NoReturn:
 
     An executor has no public way to empty its queue. So a thread that has ended its item refuses the next ones. The
     main thread has no queue: there, the evaluation has ended with its exception.
-
-    Raises:
-        TuningStopped: always.
     """
     thread = threading.current_thread()
     if thread is not threading.main_thread():
@@ -75,11 +72,7 @@ def end_evaluation(error: Exception, graph: object) -> NoReturn:
 
 
 def check_evaluation(graph: object) -> None:
-    """Refuse an item that was queued in an evaluation of *graph* that has ended.
-
-    Raises:
-        TuningStopped: it was.
-    """
+    """Refuse an item that was queued in an evaluation of *graph* that has ended."""
     ended, of, error = vars(threading.current_thread()).pop(_ENDED, (0.0, None, None))
     if of is graph and time.monotonic() - ended < _QUEUE:
         end_evaluation(error, graph)
@@ -98,8 +91,7 @@ class Flights:
     def run(self, call: Hashable, work: Callable[[], Coroutine[Any, Any, Any]], instead: str) -> Any:
         """Do the work and wait for it, or wait for an equal call that has been in progress for long.
 
-        Raises:
-            NotRunningError: this is the event loop that the work needs; *instead* is what to write.
+        Where this is the event loop that the work needs, the error says *instead*.
         """
         now = time.monotonic()
         with self._lock:
@@ -164,11 +156,7 @@ class Program:
     async def run(
         self, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any]]
     ) -> tuple[Run[Any, Any], str | None]:
-        """A run, and why it has no output if it has none.
-
-        Raises:
-            RunError: a provider failed for good, or the input does not fit.
-        """
+        """A run, and why it has no output if it has none; an error where a provider failed for good."""
         run = await run_patiently(
             self.runner, node, value, self.retry_delays, model=self.model, prompts=prompts, models=models
         )

@@ -12,6 +12,7 @@ import anyio
 from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
 from gepa.core.adapter import EvaluationBatch
 
+from stagegraph.data.examples import digest_of
 from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.report import blame_in
 from stagegraph.optimize.evaluation.shown import records, tool_use
@@ -19,7 +20,7 @@ from stagegraph.optimize.evaluation.statistics import SAME
 from stagegraph.optimize.lms.loop import submit
 from stagegraph.schema.errors import TuningError
 
-from .components import EngineName, Texts, text_digest
+from .components import EngineName, Texts
 from .proposers import Proposal, schema_text
 from .result import Candidate
 from .trials import Purpose
@@ -78,13 +79,7 @@ class Engine:
         return max(range(len(means)), key=lambda index: (means[index], -index))
 
     def run(self, train: Sequence[Example[Any]], val: Sequence[Example[Any]]) -> None:
-        """Search until a rule ends it.
-
-        Raises:
-            TuningError: a provider, the proposer or the metric failed for good.
-            BudgetReached: in the middle of a step.
-            CancelledError: `cancel` was called.
-        """
+        """Search until a rule, an error, the budget or `cancel` ends it."""
         optimize(
             seed_candidate={EngineName(name): text for name, text in self._target.seed.items()},
             trainset=[("trace", example) for example in train],
@@ -194,7 +189,7 @@ class Engine:
             raise BudgetReached(reached)
         path, name = component.path, component.name
         self._options.report("proposing", stage=path, component=name)
-        tried = self._tried.setdefault(f"{text_digest({**texts, name: ''})}:{name}", set())
+        tried = self._tried.setdefault(f"{digest_of({**texts, name: ''})}:{name}", set())
         text = self._wait_for(self._trials.proposed(self._proposal(component, texts, trials, frozenset(tried))))
         if text is not None:
             tried.add(text)
@@ -239,11 +234,7 @@ class Engine:
         return earns < earned - SAME
 
     def stop(self, gepa_state: GEPAState[Any, Any]) -> bool:
-        """Whether to stop before the next step; `stopped` has the reason.
-
-        Raises:
-            TuningError: the only limit is one in dollars, and prices are unknown.
-        """
+        """Whether to stop before the next step; `stopped` has the reason."""
         self.stopped = self._reason(gepa_state.i) or ""
         return bool(self.stopped)
 

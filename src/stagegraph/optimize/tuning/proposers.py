@@ -95,11 +95,7 @@ class Candidates:
         return next((text for text in self.texts.get(proposal.component, ()) if text not in tried), None)
 
     def check(self, components: Collection[str]) -> None:
-        """Make sure that each text belongs to a component.
-
-        Raises:
-            TuningError: a component is not tuned, or has a text instead of a list of texts.
-        """
+        """Make sure that each component is tuned and has a list of texts."""
         for name, texts in self.texts.items():
             if name not in components:
                 msg = f"Candidates has texts for `{name}`, which is not tuned{closest(name, list(components))}"
@@ -115,11 +111,7 @@ def proposer_of(
     components: Collection[str],
     retry_delays: Sequence[float],
 ) -> Callable[[Proposal], object]:
-    """The given proposer, or a reflective one that asks *model*.
-
-    Raises:
-        TuningError: there is neither a proposer nor a model, or a pool has texts for a component that is not tuned.
-    """
+    """The given proposer, or a reflective one that asks *model*; an error where there is neither."""
     if proposer == "notes":
         return notes_proposer
     if isinstance(proposer, str) or (proposer is not None and not callable(proposer)):
@@ -232,11 +224,7 @@ def _shown(number: int, record: Mapping[str, Any]) -> str:
 
 
 async def propose(proposer: Callable[[Proposal], object], proposal: Proposal) -> Written:
-    """A proposer's text, if it is new, and its cost.
-
-    Raises:
-        TuningError: the proposer raised an exception, or returned something else.
-    """
+    """A proposer's text, if it is new, and its cost."""
     try:
         found = await call_user(proposer, proposal)
     except TuningError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.examples import digest_of
@@ -17,7 +18,7 @@ from stagegraph.schema.errors import TuningError
 
 from .components import Target
 from .engine import Engine
-from .result import SearchResult, warnings_of
+from .result import Candidate, SearchResult, warnings_of
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -60,10 +61,14 @@ class Search:
         train: Sequence[Example[Any]],
         val: Sequence[Example[Any]],
         options: Options,
+        *,
+        test: Sequence[Example[Any]] | None = None,
     ) -> None:
         self.train = checked_examples(graph, train, "training examples")
         self.val = checked_examples(graph, val, "validation examples")
-        check_overlap(train=self.train, val=self.val)
+        self.test = None if test is None else checked_examples(graph, test, "test examples")
+        """Examples for the verdict; without them it is about the validation examples."""
+        _check_overlap(train=self.train, val=self.val, test=self.test or [])
         self.options = options
         self.target = Target.of(graph, options.prompts, options.components)
         minibatch = min(options.minibatch, len(self.train))
@@ -82,11 +87,7 @@ class Search:
         self.aclose = self._trials.aclose
 
     async def run(self) -> SearchResult:
-        """Search, in a thread in which GEPA's engine may block.
-
-        Raises:
-            TuningError: it failed before the seed was evaluated.
-        """
+        """Search, in a thread in which GEPA's engine may block; an error before the seed was evaluated is raised."""
         engine, error = self._engine, None
         try:
             await asyncio.to_thread(engine.run, self.train, self.val)
@@ -99,21 +100,28 @@ class Search:
             error = _as_tuning_error(failed)
         return self._result(error)
 
-    async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
-        """Evaluate texts on examples with fresh runs; a resumed search reuses the runs of its earlier verdict.
+    async def judged(self) -> tuple[SearchResult, Report, Report]:
+        """What the search found, and fresh evaluations of the seed and of the best candidate.
 
-        Raises:
-            TuningError: a provider or the metric failed for good.
+        After an error, the runs that selected the candidate are the only evidence.
         """
-        try:
-            trials = await await_here(self._trials.of(rows, texts, "verdict"))
-        except Exception as error:
-            raise _as_tuning_error(error) from error
-        return self.report(texts, [one.row for one in trials])
+        found = await self.run()
+        seed, best = found.candidates[0], found.candidates[found.best]
+        if found.error is None:
+            try:
+                before = await self._verdict(seed)
+                return found, before, before if best is seed else await self._verdict(best)
+            except Exception as failed:  # noqa: BLE001 - what was found stays
+                error = _as_tuning_error(failed)
+                found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+        return found, self._report(seed, seed.rows), self._report(best, best.rows)
 
-    def report(self, texts: Mapping[str, str], rows: Sequence[ReportRow]) -> Report:
-        """The evaluation of texts that these runs are."""
-        return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(texts), rows)
+    async def _verdict(self, candidate: Candidate) -> Report:
+        trials = await await_here(self._trials.of(self.test or self.val, candidate.texts, "verdict"))
+        return self._report(candidate, [one.row for one in trials])
+
+    def _report(self, candidate: Candidate, rows: Sequence[ReportRow]) -> Report:
+        return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(candidate.texts), rows)
 
     def _result(self, error: TuningError | None) -> SearchResult:
         engine, target, spent = self._engine, self.target, self._trials.spent
@@ -141,12 +149,8 @@ class Search:
         )
 
 
-def check_overlap(**parts: Sequence[Example[Any]]) -> None:
-    """Make sure that no input is in two parts of the data.
-
-    Raises:
-        TuningError: a later part has an input of an earlier one.
-    """
+def _check_overlap(**parts: Sequence[Example[Any]]) -> None:
+    """Make sure that no input is in two parts of the data."""
     known: dict[str, str] = {}
     for part, rows in parts.items():
         both = [(one.id, known[digest]) for one in rows if (digest := digest_of(one.input)) in known]

@@ -20,7 +20,6 @@ from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.runner.runner import Runner
 
-from .components import Texts, text_digest
 from .manifest import check_manifest, example_digest, manifest
 from .proposers import propose, proposer_of
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from stagegraph.data.prompts import Prompts
     from stagegraph.optimize.evaluation.metric import Grader
 
-    from .components import Target
+    from .components import Target, Texts
     from .options import Options
     from .proposers import Proposal
 
@@ -42,24 +41,19 @@ class Trials:
 
     With a `run_dir`, finished runs and proposals are appended to a file there. The search is deterministic: a resumed
     one starts from the beginning and finds in the file what it has already paid for.
-
-    Raises:
-        TuningError: the `run_dir` belongs to a tuning that was begun with something else, such as other *data*, or
-            nobody can write new texts.
     """
 
     def __init__(
         self, target: Target, grader: Grader, options: Options, data: Mapping[str, Sequence[Example[Any]]]
     ) -> None:
         self.target, self.grader, self.options, self.spent = target, grader, options, Spent()
-        self._runs: dict[str, list[dict[str, Any]]] = {}
-        self._interrupted: dict[str, str] = {}
-        self._proposals: dict[str, dict[str, Any]] = {}
+        self._paid: dict[str, list[dict[str, Any]]] = {}
+        """Key -> rows of the file: finished runs, the one that was interrupted, proposals."""
         self._file = None if options.run_dir is None else Path(options.run_dir) / "paid.jsonl"
         if self._file is not None:
             check_manifest(self._file, manifest(target, grader, data, options))
             self._read(self._file)
-        self.resumes = bool(self._runs or self._interrupted or self._proposals)
+        self.resumes = bool(self._paid)
         """Whether an earlier process began this tuning."""
         self._proposer = proposer_of(
             options.proposer, options.reflection_model, target.components, options.retry_delays
@@ -86,12 +80,8 @@ class Trials:
             await self._journal.aclose()
 
     async def of(self, batch: Sequence[Example[Any]], candidate: Texts, purpose: Purpose) -> list[Trial]:
-        """Run a candidate on all examples concurrently. A recorded run is not made again.
-
-        Raises:
-            BudgetReached: the budget ended before all were run. A `verdict` does not count.
-        """
-        name, prompts = text_digest(candidate), self.target.prompts(candidate)
+        """Run a candidate on all examples concurrently, as far as the budget lasts; a `verdict` is no part of it."""
+        name, prompts = digest_of(dict(candidate)), self.target.prompts(candidate)
         found: dict[int, Trial] = {}
         missing: dict[str, list[int]] = {}
         keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
@@ -126,7 +116,7 @@ class Trials:
             models=self.options.models,
             prompts=prompts,
             retry_delays=self.options.retry_delays,
-            replay=await self._journaled(self._interrupted.pop(key, None), newest.id if newest else None),
+            replay=await self._journaled(self._taken(key, "begun").get("begun"), newest.id if newest else None),
             # If the process is killed, the journal has what the run paid for.
             begin=lambda run_id: self._append({"key": key, "begun": run_id}),
         )
@@ -158,8 +148,8 @@ class Trials:
     async def proposed(self, proposal: Proposal) -> str | None:
         """A new text: the recorded one, or one that the proposer writes now."""
         key = digest_of(asdict(proposal))
-        row = self._proposals.get(key)
-        if row is None:
+        row = self._taken(key, "text", "asked", "tokens", "usd")
+        if not row:
             row = asdict(await propose(self._proposer, proposal))
             self._append({"key": key, **row})
         if row["asked"]:
@@ -167,11 +157,8 @@ class Trials:
         return row["text"]
 
     def _recorded(self, key: str, example: Example[Any], purpose: Purpose) -> Trial | None:
-        """A recorded run with its score, if it can be read; each is returned once."""
-        rows = self._runs.get(key)
-        if not rows:
-            return None
-        row = rows.pop(0)
+        """A recorded run with its score, if it can be read."""
+        row = self._taken(key, "run")
         try:
             notes = [Note(**note) for note in row["score"]["notes"]]
             score = Score(**row["score"] | {"notes": notes})
@@ -191,15 +178,15 @@ class Trials:
         if len(whole) < len(lines):  # the process was killed in the middle of a line
             file.write_text("".join(whole), encoding="utf-8")
         for line in whole:
-            try:
+            with suppress(ValueError, TypeError, KeyError):
                 row: dict[str, Any] = json.loads(line)
-                key = str(row["key"])
-            except (ValueError, TypeError, KeyError):
-                continue
-            if "run" in row:
-                self._runs.setdefault(key, []).append(row)
-                self._interrupted.pop(key, None)
-            elif "begun" in row:
-                self._interrupted[key] = str(row["begun"])
-            elif {"text", "asked", "tokens", "usd"} <= row.keys():
-                self._proposals[key] = row
+                before = self._paid.get(str(row["key"]), [])
+                self._paid[str(row["key"])] = [one for one in before if "begun" not in one] + [row]
+
+    def _taken(self, key: str, *fields: str) -> dict[str, Any]:
+        """The next recorded row with these fields; each is returned once."""
+        rows = self._paid.get(key, [])
+        for place, row in enumerate(rows):
+            if {*fields} <= row.keys():
+                return rows.pop(place)
+        return {}
