@@ -42,7 +42,7 @@ def student(log: Path | None = None, *, cost: str | None = None) -> tuple[Functi
     """A stage answers right when its instructions hold its rule; the counter has the requests of each stage."""
     requests: Counter[str] = Counter()
 
-    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         text = info.instructions or ""
         stage = text.partition(":")[0]
         requests[stage] += 1

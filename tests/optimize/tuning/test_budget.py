@@ -104,10 +104,9 @@ async def test_a_deadline_leaves_the_best_that_was_found() -> None:
         nonlocal stuck
         stuck = stuck or (event == "validated" and data["candidate"] == 0)
 
-    result = await searched(
-        coupled, **LARGE, budget=Budget(seconds=4), model=before(student()[0], act), callback=callback
-    )
+    known = {**LARGE, "val": rows("v", 3), "budget": Budget(seconds=2)}
+    result = await searched(coupled, **known, model=before(student()[0], act), callback=callback)
     assert stuck
-    assert result.stopped == "the budget of 4 seconds"
+    assert result.stopped == "the budget of 2 seconds"
     assert result.error is None
     assert [one.mean for one in result.candidates] == [0]

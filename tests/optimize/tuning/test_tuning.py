@@ -252,7 +252,7 @@ TUNING = """
 import asyncio, os, signal, sys
 sys.path.insert(0, {folder!r})
 from pathlib import Path
-from rules import Chain, rows, student, {metric} as metric
+from rules import Chain, rows, separate, student
 from words import before
 from stagegraph.optimize import Budget, tune
 log, kill = Path(sys.argv[2]), int(sys.argv[3])
@@ -264,15 +264,15 @@ def act(messages, info):
     if kill and log.exists() and len(log.read_text().splitlines()) >= kill:
         os.kill(os.getpid(), signal.SIGKILL)
 async def main():
-    found = await tune(Chain(), metric, train=rows("t", {train}), val=rows("v", 3), test=rows("test", 6), proposer=propose,
+    found = await tune(Chain(), separate, train=rows("t", 4), val=rows("v", 3), test=rows("test", 2), proposer=propose,
         budget=Budget(runs=100), model=before(student(log)[0], act), run_dir=sys.argv[1], concurrency=1)
     print(found.prompts.digest, [one.scores for one in found.found.candidates], found.spent.runs, found.comparison)
 asyncio.run(main())
 """
 
 
-def in_a_process(folder: Path, name: str, kill: int = 0, train: int = 4, metric: str = "separate") -> Any:
-    code = TUNING.format(folder=str(Path(__file__).parents[1]), train=train, metric=metric)
+def in_a_process(folder: Path, name: str, kill: int = 0) -> Any:
+    code = TUNING.format(folder=str(Path(__file__).parents[1]))
     return python("-c", code, folder / name, folder / f"{name}.log", str(kill))
 
 

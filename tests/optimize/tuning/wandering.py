@@ -32,11 +32,11 @@ def lot(*facts: object) -> int:
     return zlib.crc32("|".join(map(str, facts)).encode())
 
 
-def student(messages: Sequence[ModelMessage], info: AgentInfo) -> ModelResponse:
+async def student(messages: Sequence[ModelMessage], info: AgentInfo) -> ModelResponse:
     return ModelResponse([TextPart(info.instructions or "")])
 
 
-def metric(example: Example[str], run: Run[str, str]) -> Score:
+async def metric(example: Example[str], run: Run[str, str]) -> Score:
     """How many stages have the example's number among their digits."""
     good = [text for text in run.output.split() if example.id[-1] in text[1:]]
     short = [call.note("short") for call in run.calls() if len(call.output) < 3]

@@ -64,23 +64,19 @@ class Fields:
         return {keys[own]: fields[name] for name, own in self.names.items() if name in fields}
 
     def join(self, fields: Mapping[str, Any]) -> Any:
-        """The value with these fields.
-
-        Raises:
-            ValidationError: they do not fit; `KeyError`: the only one is missing.
-        """
+        """The value with these fields; a `ValidationError` or `KeyError` where they do not fit."""
         data = self.data(fields)
         try:
             return self.schema.validate(data)
         except ValidationError:
             return self.schema.load(data) if _is_json(data) else self.schema.adapter.validate_python(data)
 
-    def infos(self) -> dict[str, tuple[Any, str | None]]:
-        """Name in the signature -> type and description."""
+    def declared(self, name: str) -> tuple[Any, str]:
+        """The type and the description of a field."""
         if self.model is None:
-            return dict.fromkeys(self.names, (self.schema.type, None))
-        fields = self.model.model_fields
-        return {name: (fields[own].annotation, fields[own].description) for name, own in self.names.items()}
+            return self.schema.type, ""
+        field = self.model.model_fields[self.names[name]]
+        return field.annotation, field.description or ""
 
 
 def _is_json(data: object) -> bool:
@@ -92,11 +88,7 @@ def _is_json(data: object) -> bool:
 
 
 def sides_of(path: str, stage: Node[Any, Any]) -> tuple[Fields, Fields]:
-    """The fields of a stage's input and of its output.
-
-    Raises:
-        DeclarationError: DSPy needs the name of one for itself, or both sides need the same name.
-    """
+    """The fields of a stage's input and of its output, if DSPy can have fields with their names."""
     inputs = Fields(stage.__node__.input_type, "input")
     outputs = Fields(stage.__node__.output_type, "output", frozenset(inputs.names))
     for side in (inputs, outputs):
@@ -118,7 +110,8 @@ def signature_of(path: str, inputs: Fields, outputs: Fields, instructions: str) 
     """A new signature of one stage: its fields are marked with its path, its instructions are the stage's text."""
     fields: dict[str, tuple[Any, FieldInfo]] = {}
     for side, make in ((inputs, untyped.InputField), (outputs, untyped.OutputField)):
-        for name, (type_, description) in side.infos().items():
+        for name in side.names:
+            type_, description = side.declared(name)
             field = make(desc=description) if description else make()
             field.json_schema_extra[STAGE_ID] = path
             known = isinstance(type_, (type, types.UnionType)) or get_origin(type_) is not None
@@ -143,29 +136,26 @@ def to_dspy(given: Example[Any] | Iterable[Example[Any]], graph: Node[Any, Any])
     Raises:
         InputError: an input is of a subclass with more fields, which would be lost.
     """
+    if not isinstance(given, Example):
+        return [to_dspy(one, graph) for one in given]
     fields = Fields(graph.__node__.input_type, "input")
-    return _to_dspy(given, fields) if isinstance(given, Example) else [_to_dspy(one, fields) for one in given]
-
-
-def _to_dspy(example: Example[Any], fields: Fields) -> dspy.Example:
     known = fields.model.model_fields if fields.model is not None else {}
-    given: object = example.input
-    lost = [name for name in getattr(type(given), "model_fields", ()) if known and name not in known]
+    value = cast("object", given.input)
+    lost = [name for name in getattr(type(value), "model_fields", ()) if known and name not in known]
     if lost:
         msg = (
-            f"example {example.id!r}: a dspy.Example has the fields of {fields.schema.name} alone, and would lose "
-            f"`{lost[0]}` of {type(example.input).__name__}: `tune` and `evaluate` take such an input whole"
+            f"example {given.id!r}: a dspy.Example has the fields of {fields.schema.name} alone, and would lose "
+            f"`{lost[0]}` of {type(value).__name__}: `tune` and `evaluate` take such an input whole"
         )
         raise InputError(msg)
-    inputs = fields.split(example.input)
-    expected = cast("object", example.expected)
+    inputs, expected = fields.split(value), cast("object", given.expected)
     labels: dict[str, Any] = {} if expected is None else {"expected": expected}
     if isinstance(expected, Mapping) and expected:
         entries = cast("Mapping[object, Any]", expected)
         if _are_labels(entries, inputs):
             labels = {str(name): value for name, value in entries.items()}
     # DSPy hides names that begin with `dspy_`, and copies them.
-    about = {"dspy_id": example.id, "dspy_metadata": dict(example.metadata)}
+    about = {"dspy_id": given.id, "dspy_metadata": dict(given.metadata)}
     return untyped.Example(**inputs, **labels, **about).with_inputs(*inputs)
 
 
@@ -190,20 +180,17 @@ def from_dspy(given: dspy.Example | Iterable[dspy.Example], graph: Node[I, Any])
     Raises:
         InputError: the inputs do not fit the graph.
     """
-    if isinstance(given, dspy.Example):
-        return _from_dspy(given, Fields(graph.__node__.input_type, "input"), graph.__node__.name)
-    return [from_dspy(one, graph) for one in given]
-
-
-def _from_dspy(given: Any, inputs: Fields, graph: str) -> Example[Any]:
-    fields: dict[str, Any] = dict(given.items())
+    if not isinstance(given, dspy.Example):
+        return [from_dspy(one, graph) for one in given]
+    example: Any = given
+    inputs, fields = Fields(graph.__node__.input_type, "input"), dict[str, Any](example.items())
     try:
         value = inputs.join(fields)
     except (ValidationError, KeyError) as error:
         reason = problems_of(error) if isinstance(error, ValidationError) else f"it has no {error}"
-        msg = f"a dspy.Example does not fit {graph}: {reason}"
+        msg = f"a dspy.Example does not fit {graph.__node__.name}: {reason}"
         raise InputError(msg) from error
     labels = {name: label for name, label in fields.items() if name not in inputs.names}
     expected = labels["expected"] if labels.keys() == {"expected"} else (labels or None)
-    hidden: dict[str, Any] = given.toDict() if "dspy_id" in given else {}
+    hidden: dict[str, Any] = example.toDict() if "dspy_id" in example else {}
     return Example(value, expected, str(hidden.get("dspy_id") or ""), hidden.get("dspy_metadata") or {})

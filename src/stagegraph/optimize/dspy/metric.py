@@ -15,7 +15,7 @@ from stagegraph.schema.errors import TuningError
 
 from .fields import from_dspy
 from .predictors import RunPrediction, StagePredict
-from .program import Outage, in_executor
+from .program import end_evaluation, in_executor
 
 if TYPE_CHECKING:
     from stagegraph.record.run import Run
@@ -41,14 +41,14 @@ def dspy_metric(metric: Metric, *, limit: int = 8_000) -> Callable[..., Any]:
     def face(
         gold: dspy.Example, prediction: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
     ) -> Any:
+        run = None
         try:
             run = _run_of(prediction, grader.name)
             example = from_dspy(gold, run.tree.root)
             score = run_here(grader(example, run), "await graded(metric, example, run)")
         except Exception as error:
             if in_executor():
-                outage = prediction.outage if isinstance(prediction, RunPrediction) else None
-                (outage or Outage()).end(error)
+                end_evaluation(error, None if run is None else run.tree.root)
             raise
         if pred_name is not None:
             path = _path(run, pred_name, pred_trace)

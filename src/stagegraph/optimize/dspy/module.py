@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,7 @@ from stagegraph.schema.errors import DeclarationError, PromptError
 
 from .fields import untyped
 from .predictors import RunPrediction, StagePredict, entries_of, record_trace, record_usage
-from .program import Program, in_executor
+from .program import Program, check_evaluation, end_evaluation, in_executor
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -111,9 +111,19 @@ class GraphModule(dspy.Module):
         return {path: getattr(self, name) for path, name in self._attributes.items()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
-        """Run the graph; see `forward`."""
-        with untyped.context(stagegraph_in_executor=in_executor()):  # below, DSPy's callbacks hide who calls
+        """Run the graph; see `forward`.
+
+        Raises:
+            TuningStopped: instead of an error of `forward`, where one of DSPy's evaluations would make a score of 0 out
+                of it.
+        """
+        if not in_executor():
             return untyped.Module.__call__(self, *args, **kwargs)
+        check_evaluation(self.graph)
+        try:
+            return untyped.Module.__call__(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a failed stage raises nothing, so this is no candidate's fault
+            end_evaluation(error, self.graph)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Run the graph on the fields of its input model, or on `input` when the input is no model.
@@ -123,34 +133,25 @@ class GraphModule(dspy.Module):
         Raises:
             RunError: a provider failed for good. `InputError`: the input does not fit.
             NotRunningError: this is the event loop that the run needs.
-            TuningStopped: instead of these, where one of DSPy's evaluations would make a score of 0 out of them.
         """
-        program, evaluated = self.program, untyped.settings.get("stagegraph_in_executor", False)
-        if evaluated:
-            program.outage.check()
-        try:
-            value, models = self._input(inputs), self.chosen_models()
-            call = (id(self), *((name, id(given)) for name, given in sorted(inputs.items())))
-            ran = program.flights.run(call, lambda: self._run(value, models), "await module.acall(...)")
-        except Exception as error:  # a failed stage raises nothing, so this is no candidate's fault
-            if evaluated:
-                program.outage.end(error)
-            raise
+        call = (id(self), *((name, id(given)) for name, given in sorted(inputs.items())))
+        ran = self.program.flights.run(call, lambda: self._run(inputs), "await module.acall(...)")
         return self._predicted(*ran)
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """The same for async code on any event loop."""
-        return self._predicted(*await await_here(self._run(self._input(inputs), self.chosen_models())))
+        return self._predicted(*await await_here(self._run(inputs)))
 
-    async def _run(self, value: Any, models: Mapping[str, Model[Any]]) -> tuple[Run[Any, Any], str | None]:
-        return await self.program.run(self.program.graph, value, self.prompts(), models)
+    def _run(self, inputs: Mapping[str, Any]) -> Coroutine[Any, Any, tuple[Run[Any, Any], str | None]]:
+        """A run with what is chosen here and now."""
+        return self.program.run(self.graph, self._input(inputs), self.prompts(), self.chosen_models())
 
     def _predicted(self, run: Run[Any, Any], error: str | None) -> dspy.Prediction:
         outputs = self.program.outputs
-        record_trace(entries_of(run, self._predictors()))
+        record_trace(lambda: entries_of(run, self._predictors()))
         record_usage(run)
         fields = dict.fromkeys(outputs.names) if error is not None else outputs.split(run.output)
-        return RunPrediction(fields, run, run.output, error, self.program.outage)
+        return RunPrediction(fields, run, run.output, error)
 
     def _input(self, fields: Mapping[str, Any]) -> Any:
         inputs, name = self.program.inputs, self.program.graph.__node__.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,7 +17,6 @@ from dspy.dsp.utils.settings import main_thread_config
 from pydantic_ai.messages import ModelResponse
 from pydantic_core import to_jsonable_python
 
-from stagegraph.data.call import key_order
 from stagegraph.data.prompt import Demo, Prompt, parsed
 from stagegraph.data.prompts import Prompts
 from stagegraph.optimize.lms.lm import PydanticEngine
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from stagegraph.data.call import Call
     from stagegraph.record.run import Run
 
-    from .program import Outage, Program
+    from .program import Program
 
 _DESCRIPTIONS = "described"
 """The key of a saved predictor for the descriptions of tools and fields, which DSPy does not have."""
@@ -49,20 +48,10 @@ class RunPrediction(dspy.Prediction):
     """The graph's typed output; `None` when the run failed."""
     error: str | None = None
     """Why the run has no output."""
-    outage: Outage | None = None
-    """What ends an evaluation of the program that made it."""
 
-    def __init__(
-        self,
-        fields: Mapping[str, Any],
-        run: Run[Any, Any] | None,
-        output: object,
-        error: str | None,
-        outage: Outage | None = None,
-    ) -> None:
+    def __init__(self, fields: Mapping[str, Any], run: Run[Any, Any] | None, output: object, error: str | None) -> None:
         untyped.Prediction.__init__(self, **fields)
-        self._run = run
-        self.output, self.error, self.outage = output, error, outage
+        self._run, self.output, self.error = run, output, error
 
     @property
     def run(self) -> Run[Any, Any]:
@@ -79,13 +68,13 @@ class RunPrediction(dspy.Prediction):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._store, None, self.output, self.error)
 
-    def __copy__(self) -> Self:
-        new = type(self)(self._store, self._run, self.output, self.error, self.outage)
+    def __deepcopy__(self, _memo: object = None) -> Self:
+        """A copy that shares the record, since records are frozen, and agents cannot be copied."""
+        new = type(self)(self._store, self._run, self.output, self.error)
         untyped.Prediction.set_lm_usage(new, self.get_lm_usage())
         return new
 
-    def __deepcopy__(self, _memo: object) -> Self:
-        return self.__copy__()  # records are frozen, and agents cannot be copied
+    __copy__ = __deepcopy__
 
 
 class StagePrediction(dspy.Prediction):
@@ -192,39 +181,25 @@ class StagePredict(dspy.Predict):
         Raises:
             RunError: it failed.
         """
-        return self._predicted(inputs, run_here(self._answer(inputs), "await predictor.acall(...)"))
+        return run_here(self.aforward(**inputs), "await predictor.acall(...)")
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Run the stage alone.
-
-        Raises:
-            RunError: it failed.
-        """
-        return self._predicted(inputs, await await_here(self._answer(inputs)))
-
-    async def _answer(self, inputs: Mapping[str, Any]) -> Any:
+        """The same for async code."""
         name, model = self.node.__node__.name, self.program.model_for(self.path, self.lm)
-        models = {} if model is None else {name: model}
-        prompts = Prompts({name: self.prompt()})
-        run, error = await self.program.run(self.node, self.inputs.join(inputs), prompts, models)
+        models, prompts = {} if model is None else {name: model}, Prompts({name: self.prompt()})
+        run, error = await await_here(self.program.run(self.node, self.inputs.join(inputs), prompts, models))
         if error is not None:
             raise RunError(error, run=run)
-        return run.output
-
-    def _predicted(self, inputs: Mapping[str, Any], output: object) -> dspy.Prediction:
-        prediction = untyped.Prediction.from_completions([self.outputs.split(output)])
-        record_trace([(self, dict(inputs), prediction)])
+        prediction = untyped.Prediction.from_completions([self.outputs.split(run.output)])
+        record_trace(lambda: [(self, inputs, prediction)])
         return prediction
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The prompt as plain data. The graph decides which model runs, so that is not part of it."""
-        lm, demos = self.lm, self.demos
-        self.lm = None if isinstance(getattr(lm, "_engine_spec", None), PydanticEngine) else lm
-        self.demos = [one for one in demos if self._demo(one) is not None or not self._values(one)]
-        try:
-            state = untyped.Predict.dump_state(self, json_mode=json_mode)
-        finally:
-            self.lm, self.demos = lm, demos
+        saved = copy.copy(self)
+        saved.lm = None if isinstance(getattr(self.lm, "_engine_spec", None), PydanticEngine) else self.lm
+        saved.demos = [one for one in self.demos if self._demo(one) is not None or not self._values(one)]
+        state = untyped.Predict.dump_state(saved, json_mode=json_mode)
         state["signature"]["instructions"] = self.text
         if descriptions := Prompt(tools=self._seed.tools, fields=self._seed.fields).data():
             state[_DESCRIPTIONS] = descriptions
@@ -247,13 +222,12 @@ class StagePredict(dspy.Predict):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A predictor of its own that shares the stage, its agent and the model."""
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        shared = {"node", "inputs", "outputs", "_seed", "lm", "callbacks"}
-        state = {name: value if name in shared else copy.deepcopy(value, memo) for name, value in vars(self).items()}
-        vars(new).update(state, callbacks=list(state["callbacks"]))
-        # Some optimizers write into the signature class itself.
-        new.signature = self.signature.with_instructions(self.text)
+        new = memo[id(self)] = self.__class__.__new__(self.__class__)
+        shared = {"node", "inputs", "outputs", "_seed", "lm"}
+        for name, value in vars(self).items():
+            own = value if name in shared else list(value) if name == "callbacks" else copy.deepcopy(value, memo)
+            vars(new)[name] = own
+        new.signature = self.signature.with_instructions(self.text)  # some optimizers write into the class itself
         return new
 
 
@@ -262,30 +236,21 @@ def entries_of(run: Run[Any, Any], predictors: Mapping[str, StagePredict]) -> li
 
     A cancelled call is left out, since it did nothing wrong.
     """
-    calls: dict[str, list[Call]] = {path: [] for path in predictors}
-    for call in run.root.walk():
-        if call.kind == "stage" and call.path in calls and call.status in {"succeeded", "failed"}:
-            calls[call.path].append(call)
-    return [
-        (
-            predictor,
-            predictor.inputs.split(call.input),
-            StagePrediction.of(call, predictor.outputs.split(call.output)),
-        )
-        for path, predictor in predictors.items()
-        for call in sorted(calls[path], key=lambda one: key_order(one.key))
-    ]
+    calls = [call for call in run.calls() if call.path in predictors and call.status in {"succeeded", "failed"}]
+    place = {path: number for number, path in enumerate(predictors)}
+    found: list[Entry] = []
+    for call in sorted(calls, key=lambda call: place[call.path]):
+        one = predictors[call.path]
+        found.append((one, one.inputs.split(call.input), StagePrediction.of(call, one.outputs.split(call.output))))
+    return found
 
 
-def record_trace(entries: Iterable[Entry]) -> None:
+def record_trace(entries: Callable[[], Iterable[Entry]]) -> None:
     """Add to the trace of the current `dspy.context`; DSPy's global trace would only grow."""
     trace, limit = untyped.settings.trace, untyped.settings.max_trace_size
-    if trace is None or trace is main_thread_config["trace"] or limit <= 0:
-        return
-    for entry in entries:
-        if len(trace) >= limit:
-            trace.pop(0)
-        trace.append(entry)
+    if trace is not None and trace is not main_thread_config["trace"] and limit > 0:
+        trace.extend(entries())
+        del trace[:-limit]
 
 
 def record_usage(run: Run[Any, Any]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, Self
-from weakref import WeakKeyDictionary
 
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -32,6 +31,8 @@ _STRAGGLER = 115.0
 """Seconds. DSPy's executor submits an item again that takes 120 seconds, and possibly several times."""
 _QUEUE = 1.0
 """Seconds. A thread of the executor takes the next item from its queue far sooner."""
+_ENDED = "stagegraph_ended"
+"""The attribute of a thread whose evaluation has ended: when, of which graph, and why."""
 
 
 class TuningStopped(BaseException):
@@ -57,37 +58,24 @@ def in_executor() -> bool:
     return not untyped.settings.caller_modules  # the id of an evaluation, unless a program around this one is called
 
 
-class Outage:
-    """Ends an evaluation of a program, and keeps its queued items from running.
+def end_evaluation(error: Exception, graph: object) -> NoReturn:
+    """End the evaluation that makes this call, and keep its queued items from running.
 
     An executor has no public way to empty its queue. So a thread that has ended its item refuses the next ones. The
     main thread has no queue: there, the evaluation has ended with its exception.
     """
+    thread = threading.current_thread()
+    if thread is not threading.main_thread():
+        setattr(thread, _ENDED, (time.monotonic(), graph, error))
+    msg = f"{error} (the optimization stops here, since this says nothing about the candidate)"
+    raise TuningStopped(msg) from error
 
-    def __init__(self) -> None:
-        self._ended: WeakKeyDictionary[threading.Thread, tuple[float, Exception]] = WeakKeyDictionary()
 
-    def end(self, error: Exception) -> NoReturn:
-        """End the evaluation that makes this call.
-
-        Raises:
-            TuningStopped: always.
-        """
-        thread = threading.current_thread()
-        if thread is not threading.main_thread():
-            self._ended[thread] = time.monotonic(), error
-        msg = f"{error} (the optimization stops here, since this says nothing about the candidate)"
-        raise TuningStopped(msg) from error
-
-    def check(self) -> None:
-        """Refuse an item that was queued in an evaluation that has ended.
-
-        Raises:
-            TuningStopped: it was.
-        """
-        ended, error = self._ended.pop(threading.current_thread(), (0.0, None))
-        if error is not None and time.monotonic() - ended < _QUEUE:
-            self.end(error)
+def check_evaluation(graph: object) -> None:
+    """Refuse an item that was queued in an evaluation of *graph* that has ended."""
+    ended, of, error = vars(threading.current_thread()).pop(_ENDED, (0.0, None, None))
+    if of is graph and time.monotonic() - ended < _QUEUE:
+        end_evaluation(error, graph)
 
 
 class Flights:
@@ -103,15 +91,15 @@ class Flights:
     def run(self, call: Hashable, work: Callable[[], Coroutine[Any, Any, Any]], instead: str) -> Any:
         """Do the work and wait for it, or wait for an equal call that has been in progress for long.
 
-        Raises:
-            NotRunningError: this is the event loop that the work needs; *instead* is what to write.
+        Where this is the event loop that the work needs, the error says *instead*.
         """
+        now = time.monotonic()
         with self._lock:
-            began, future = self._flying.get(call, (time.monotonic(), None))
-            joins = future is not None and time.monotonic() - began >= self._after
+            began, future = self._flying.get(call, (now, None))
+            joins = future is not None and now - began >= self._after
             if future is None or not joins:
                 future = start_here(work(), instead)
-                self._flying[call] = (time.monotonic(), future)
+                self._flying[call] = now, future
             self.joined += joins
         try:
             return future.result()
@@ -145,7 +133,7 @@ class Program:
         self.sides = {path: sides_of(path, stage) for path, stage in self.stages.items()}
         self.inputs = Fields(graph.__node__.input_type, "input")
         self.outputs = Fields(graph.__node__.output_type, "output")
-        self.flights, self.outage = Flights(), Outage()
+        self.flights = Flights()
         self._models = Models()
 
     def __deepcopy__(self, _memo: object) -> Self:
@@ -168,11 +156,7 @@ class Program:
     async def run(
         self, node: Node[Any, Any], value: Any, prompts: Prompts, models: Mapping[str, Model[Any]]
     ) -> tuple[Run[Any, Any], str | None]:
-        """A run, and why it has no output if it has none.
-
-        Raises:
-            RunError: a provider failed for good, or the input does not fit.
-        """
+        """A run, and why it has no output if it has none; an error where a provider failed for good."""
         run = await run_patiently(
             self.runner, node, value, self.retry_delays, model=self.model, prompts=prompts, models=models
         )

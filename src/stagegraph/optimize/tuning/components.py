@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from zlib import crc32
 
-from stagegraph.data.examples import digest_of
 from stagegraph.data.prompt import Prompt
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
@@ -54,9 +53,7 @@ class Component:
     seed: str
     """The text to start from."""
     own: str | None
-    """The text in the code; `None` for a tool that is not known before a run."""
-    kept: bool
-    """Whether the prompts to start from have this text. Then those of the result have it as well."""
+    """The text that need not be written down: the one in the code, unless the prompts to start from have one."""
     schema: str = ""
     """The JSON schema of the tool's parameters or of the field."""
 
@@ -71,11 +68,7 @@ def named_part(path: str, kind: Kind, part: str) -> str:
 
 
 def checked_kinds(kinds: Iterable[Tuned]) -> tuple[Tuned, ...]:
-    """The kinds of text to change, each once, in a fixed order.
-
-    Raises:
-        TuningError: there is none, or one is unknown.
-    """
+    """The kinds of text to change, each once, in a fixed order; an error where there is none, or one is unknown."""
     known: tuple[Tuned, ...] = get_args(Tuned)
     given = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if not given or not {*given} <= {*known}:
@@ -97,12 +90,7 @@ class Target:
 
     @classmethod
     def of(cls, graph: Node[Any, Any], start: Prompts | None, kinds: Sequence[Tuned]) -> Self:
-        """The texts of these kinds in a graph. Empty instructions are left out, empty descriptions are not.
-
-        Raises:
-            TuningError: there are none.
-            PromptError: *start* does not fit the graph.
-        """
+        """The texts of these kinds in a graph. Empty instructions are left out, empty descriptions are not."""
         name, stages = graph.__node__.name, stages_of(graph)
         base = start if start is not None else Prompts()
         base = base if base.graph else Prompts(base, graph=name, origins=base.origins)
@@ -112,7 +100,8 @@ class Target:
             prompt = base.get(path, Prompt())
             text = prompt.instructions if prompt.instructions is not None else stage.instructions
             if "instructions" in kinds and text.strip():
-                found.append(Component(path, "instructions", "", text, stage.instructions, path in base))
+                own = None if path in base else stage.instructions
+                found.append(Component(path, "instructions", "", text, own))
             if "tools" in kinds:
                 found += _descriptions(path, "tool", stage.tools[0], prompt.tools)
             if "fields" in kinds:
@@ -146,29 +135,23 @@ class Target:
         """The prompts of a candidate: the base with those texts that differ from the code's."""
         changed: dict[str, Prompt] = {}
         for name, text in texts.items():
-            component = self.components[name]
-            if not component.kept and text == component.own:
+            one = self.components[name]
+            if text == one.own:
                 continue
-            path, part = component.path, component.part
-            before = changed.get(path) or self.base.get(path, Prompt())
-            if component.kind == "instructions":
-                changed[path] = replace(before, instructions=text)
-            elif component.kind == "tool":
-                changed[path] = replace(before, tools={**before.tools, part: text})
+            before = changed.get(one.path) or self.base.get(one.path, Prompt())
+            if one.kind == "instructions":
+                changed[one.path] = replace(before, instructions=text)
+            elif one.kind == "tool":
+                changed[one.path] = replace(before, tools={**before.tools, one.part: text})
             else:
-                changed[path] = replace(before, fields={**before.fields, part: text})
+                changed[one.path] = replace(before, fields={**before.fields, one.part: text})
         return self.base.replace(changed)
 
 
 def _descriptions(path: str, kind: Kind, known: Mapping[str, Offered], given: Texts) -> list[Component]:
     found: list[Component] = []
     for part in dict.fromkeys([*known, *given]):
-        own = known[part].text if part in known else None
         schema = json.dumps(known[part].schema, ensure_ascii=False, default=str) if part in known else ""
-        found.append(Component(path, kind, part, given.get(part, own or ""), own, part in given, schema))
+        own = None if part in given else known[part].text
+        found.append(Component(path, kind, part, given[part] if own is None else own, own, schema))
     return found
-
-
-def text_digest(texts: Texts) -> str:
-    """A hash of a candidate's texts."""
-    return digest_of({str(name): text for name, text in texts.items()})

@@ -34,11 +34,7 @@ _NAMED = 8
 
 
 def check_manifest(paid: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest beside the file *paid*, or make sure that it equals the one under which that was begun.
-
-    Raises:
-        TuningError: it differs, or the file is no manifest.
-    """
+    """Write the manifest beside the file *paid*, or make sure that it equals the one under which that was begun."""
     paid.parent.mkdir(parents=True, exist_ok=True)
     file, begun = paid.with_name("manifest.json"), paid.exists()
     try:

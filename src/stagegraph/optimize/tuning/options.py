@@ -93,13 +93,11 @@ class Options:
     callback: Callback | None = None
     perfect: float = 1.0
     """The score that cannot be improved."""
+    _failed: list[str] = field(default_factory=list[str], init=False, repr=False)
+    """Events at which the callback failed."""
 
     async def checked(self) -> Options:
-        """The same options with their values checked and the prompts to start from resolved.
-
-        Raises:
-            TuningError: an option cannot work.
-        """
+        """The same options with their values checked and the prompts to start from resolved."""
         if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"budget={self.budget!r}: write Budget(runs=300), Budget(usd=5) or both"
             raise TuningError(msg)
@@ -112,7 +110,6 @@ class Options:
             components=checked_kinds(self.components),
             reflection_model=_model_of(self.reflection_model),
             prompts=start if start is None or isinstance(start, Prompts) else await start.current(None),
-            callback=None if self.callback is None else _guarded(self.callback),
         )
 
     def model_of(self, path: str, stage: Stage[Any, Any]) -> Model[Any] | str | None:
@@ -122,36 +119,22 @@ class Options:
         return chosen_model(path, stage, of_run=self.models, of_runner=of_runner, default=default)
 
     def report(self, event: str, **data: Any) -> None:
-        """Call the callback, if there is one."""
-        if self.callback is not None:
+        """Call the callback, if there is one. No error of a progress bar is worth losing a paid search."""
+        if self.callback is None:
+            return
+        try:
             self.callback(event, data)
+        except Exception:  # noqa: BLE001
+            if not self._failed:
+                message = "`callback` failed at the event %r; the search continues, later errors are hidden"
+                _log.exception(message, event)
+            self._failed.append(event)
 
 
 def _model_of(given: Any) -> Model[Any] | str | None:
-    """A model, its name, or the model behind a `dspy.LM`.
-
-    Raises:
-        TuningError: it is none of these.
-    """
+    """A model, its name, or the model behind a `dspy.LM`."""
     if given is None or isinstance(given, (str, Model)):
         return cast("Model[Any] | str | None", given)
     from stagegraph.optimize.lms.lm import model_behind  # noqa: PLC0415 - a `dspy.LM` means that DSPy is loaded
 
     return model_behind(given, Models())
-
-
-def _guarded(callback: Callback) -> Callback:
-    """A callback that cannot end the search: its first exception is logged, the others are ignored."""
-    failed: list[str] = []
-
-    def call(event: str, data: Mapping[str, Any]) -> None:
-        try:
-            callback(event, data)
-        except Exception:  # noqa: BLE001 - no error of a progress bar is worth losing a paid search
-            if not failed:
-                _log.exception(
-                    "`callback` failed at the event %r; the search continues, later errors are hidden", event
-                )
-            failed.append(event)
-
-    return call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic_ai import Agent
@@ -21,7 +21,6 @@ from .components import Kind, named_part
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.schema.schema import Schema
 
 
@@ -65,6 +64,18 @@ class Proposal:
         return named_part(self.path, self.kind, self.part)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of a proposal, and what it cost."""
+
+    text: str | None
+    asked: bool = False
+    """Whether a model was asked."""
+    tokens: int = 0
+    usd: float | None = 0.0
+    """`None` when the price is unknown."""
+
+
 Proposer = Callable[[Proposal], "str | Awaitable[str | None] | None"]
 """Returns a new text, or `None` when it has none."""
 
@@ -84,11 +95,7 @@ class Candidates:
         return next((text for text in self.texts.get(proposal.component, ()) if text not in tried), None)
 
     def check(self, components: Collection[str]) -> None:
-        """Make sure that each text belongs to a component.
-
-        Raises:
-            TuningError: a component is not tuned, or has a text instead of a list of texts.
-        """
+        """Make sure that each component is tuned and has a list of texts."""
         for name, texts in self.texts.items():
             if name not in components:
                 msg = f"Candidates has texts for `{name}`, which is not tuned{closest(name, list(components))}"
@@ -102,14 +109,9 @@ def proposer_of(
     proposer: Proposer | Candidates | str | None,
     model: Model[Any] | str | None,
     components: Collection[str],
-    spent: Spent,
     retry_delays: Sequence[float],
-) -> Proposer:
-    """The given proposer, or a reflective one that asks *model* and adds what that costs to *spent*.
-
-    Raises:
-        TuningError: there is neither a proposer nor a model, or a pool has texts for a component that is not tuned.
-    """
+) -> Callable[[Proposal], object]:
+    """The given proposer, or a reflective one that asks *model*; an error where there is neither."""
     if proposer == "notes":
         return notes_proposer
     if isinstance(proposer, str) or (proposer is not None and not callable(proposer)):
@@ -122,7 +124,7 @@ def proposer_of(
     if model is None:
         msg = "say who writes new texts: reflection_model='openai:gpt-5', or without a model proposer='notes'"
         raise TuningError(msg)
-    return reflective_proposer(model, spent, retry_delays)
+    return reflective_proposer(model, retry_delays)
 
 
 def notes_proposer(proposal: Proposal) -> str | None:
@@ -164,7 +166,9 @@ _TASKS: dict[Kind, str] = {
 _FENCE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
-def reflective_proposer(model: Model[Any] | str, spent: Spent, retry_delays: Sequence[float]) -> Proposer:
+def reflective_proposer(
+    model: Model[Any] | str, retry_delays: Sequence[float]
+) -> Callable[[Proposal], Awaitable[Written]]:
     """A model that rewrites a text after reading what went wrong (GEPA's reflective mutation, arXiv:2507.19457).
 
     When the provider fails, it is asked again. A model without an answer has no proposal.
@@ -172,21 +176,20 @@ def reflective_proposer(model: Model[Any] | str, spent: Spent, retry_delays: Seq
     known = Models().get(model)
     agents = {kind: Agent(known, instructions=task) for kind, task in _TASKS.items()}
 
-    async def reflect(proposal: Proposal) -> str | None:
+    async def reflect(proposal: Proposal) -> Written:
         who = f"the reflection model (for `{proposal.component}`)"
         try:
             result = await ask_patiently(agents[proposal.kind], _question(proposal), retry_delays, who)
         except NO_ANSWER:
-            return None
-        usage = result.usage
-        spent.add_proposal(usage.total_tokens, None if usage.cost is None else float(usage.cost))
-        text = _written(result.output)
-        return None if text is None else restored(text, proposal.text)
+            return Written(None)
+        usage, text = result.usage, _text_in(result.output)
+        text = None if text is None else restored(text, proposal.text)
+        return Written(text, True, usage.total_tokens, None if usage.cost is None else float(usage.cost))
 
     return reflect
 
 
-def _written(answer: str) -> str | None:
+def _text_in(answer: str) -> str | None:
     """The longest fenced block of an answer, or all of it; `None` when it is empty."""
     found = _FENCE.findall(answer)
     text = (max(found, key=len) if found else answer).strip()
@@ -220,12 +223,8 @@ def _shown(number: int, record: Mapping[str, Any]) -> str:
     return f"## Call {number}\n" + "\n\n".join(f"{name.capitalize()}:\n{record[name]}" for name in names)
 
 
-async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
-    """A proposer's text, if it is new.
-
-    Raises:
-        TuningError: the proposer raised an exception, or returned something else.
-    """
+async def propose(proposer: Callable[[Proposal], object], proposal: Proposal) -> Written:
+    """A proposer's text, if it is new, and its cost."""
     try:
         found = await call_user(proposer, proposal)
     except TuningError:
@@ -233,10 +232,13 @@ async def propose(proposer: Proposer, proposal: Proposal) -> str | None:
     except Exception as error:
         msg = f"the proposer raised {type(error).__name__} for `{proposal.component}`: {error}"
         raise TuningError(msg) from error
-    if found is not None and not isinstance(found, str):
+    if found is None or isinstance(found, str):
+        found = Written(found)
+    if not isinstance(found, Written):
         msg = f"a proposer gives a text or None, not {found!r} (for `{proposal.component}`)"
         raise TuningError(msg)
-    return found if found and found.strip() and found != proposal.text and found not in proposal.tried else None
+    text = found.text or ""
+    return found if text.strip() and text not in {proposal.text, *proposal.tried} else replace(found, text=None)
 
 
 def schema_text(declared: Schema) -> str:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Self
-
-from gepa.api import optimize  # pyright: ignore[reportUnknownVariableType]
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.examples import digest_of
-from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
+from stagegraph.optimize.evaluation.budget import BudgetReached
 from stagegraph.optimize.evaluation.evaluate import checked_examples
 from stagegraph.optimize.evaluation.metric import Grader, Metric, grader_of
 from stagegraph.optimize.evaluation.report import report_of
 from stagegraph.optimize.lms.loop import await_here
 from stagegraph.schema.errors import TuningError
 
-from .components import EngineName, Target
-from .engine import Adapter, Rules
-from .result import SearchResult, warnings_of
+from .components import Target
+from .engine import Engine
+from .result import Candidate, SearchResult, warnings_of
 from .trials import Trials
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ async def search(
     Raises:
         TuningError: the search cannot begin. What fails later is `SearchResult.error`.
     """
-    async with Search(graph, metric, train, val, await options.checked()) as one:
+    async with aclosing(Search(graph, metric, train, val, await options.checked())) as one:
         return await one.run()
 
 
@@ -62,97 +61,72 @@ class Search:
         train: Sequence[Example[Any]],
         val: Sequence[Example[Any]],
         options: Options,
+        *,
+        test: Sequence[Example[Any]] | None = None,
     ) -> None:
         self.train = checked_examples(graph, train, "training examples")
         self.val = checked_examples(graph, val, "validation examples")
-        check_overlap(train=self.train, val=self.val)
+        self.test = None if test is None else checked_examples(graph, test, "test examples")
+        """Examples for the verdict; without them it is about the validation examples."""
+        _check_overlap(train=self.train, val=self.val, test=self.test or [])
         self.options = options
         self.target = Target.of(graph, options.prompts, options.components)
-        self._minibatch = min(options.minibatch, len(self.train))
-        step = max(2 * self._minibatch, _MERGE) + len(self.val)
+        minibatch = min(options.minibatch, len(self.train))
+        step = max(2 * minibatch, _MERGE) + len(self.val)
         if options.budget.runs is not None and options.budget.runs < len(self.val):
             msg = (
                 f"Budget(runs={options.budget.runs}) does not even pay for the seed on {len(self.val)} validation "
                 f"examples; one step more takes up to {step}"
             )
             raise TuningError(msg)
-        grader, spent = grader_of(metric), Spent()
         parts = {"training": self.train, "validation": self.val}
-        self._trials = Trials(self.target, grader, options, spent, parts)
+        self._trials = Trials(self.target, grader_of(metric), options, parts)
+        self._engine = Engine(self._trials, minibatch, step)
         self.resumes = self._trials.resumes
         """Whether an earlier process began it."""
-        self._rules = Rules(self.target, options, spent, step)
-        self._adapter = Adapter(self._trials, self._rules)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._trials.aclose()
+        self.aclose = self._trials.aclose
 
     async def run(self) -> SearchResult:
-        """Search, in a thread in which GEPA's engine may block.
-
-        Raises:
-            TuningError: it failed before the seed was evaluated.
-        """
+        """Search, in a thread in which GEPA's engine may block; an error before the seed was evaluated is raised."""
+        engine, error = self._engine, None
         try:
-            error = await asyncio.to_thread(self._optimize)
+            await asyncio.to_thread(engine.run, self.train, self.val)
         except asyncio.CancelledError:
-            self._adapter.cancel()  # the thread cannot be interrupted, but what it waits for can
-            raise
-        return self._result(error or self._rules.error)
-
-    async def verdict(self, texts: Mapping[str, str], rows: Sequence[Example[Any]]) -> Report:
-        """Evaluate texts on examples with fresh runs; a resumed search reuses the runs of its earlier verdict.
-
-        Raises:
-            TuningError: a provider or the metric failed for good.
-        """
-        try:
-            trials = await await_here(self._trials.of(rows, texts, "verdict"))
-        except Exception as error:
-            raise _as_tuning_error(error) from error
-        return self.report(texts, [one.row for one in trials])
-
-    def report(self, texts: Mapping[str, str], rows: Sequence[ReportRow]) -> Report:
-        """The evaluation of texts that these runs are."""
-        return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(texts), rows)
-
-    def _optimize(self) -> TuningError | None:
-        """Run the engine; the error that ended it, if one did."""
-        options, rules = self.options, self._rules
-        try:
-            optimize(
-                seed_candidate={EngineName(name): text for name, text in self.target.seed.items()},
-                trainset=[("trace", example) for example in self.train],
-                valset=[("fresh", example) for example in self.val],
-                adapter=self._adapter,  # pyright: ignore[reportArgumentType]
-                frontier_type="hybrid",
-                skip_perfect_score=False,  # the engine's scores are lifted; the selector looks at the scores themselves
-                reflection_minibatch_size=self._minibatch,
-                module_selector=rules.select,  # pyright: ignore[reportArgumentType]
-                acceptance_criterion=rules,
-                use_merge=options.merge and len(self.target.components) > 1,
-                stop_callbacks=rules.stop,
-                callbacks=[self._adapter],  # pyright: ignore[reportArgumentType]
-                logger=self._adapter,
-                track_best_outputs=False,
-                seed=options.seed,
-                raise_on_exception=True,
-            )
-        except CancelledError:
+            engine.cancel()  # the thread cannot be interrupted, but what it waits for can
             raise
         except BudgetReached as limit:
-            rules.stopped = str(limit)
-        except Exception as error:  # noqa: BLE001 - a search that fails still gives what it has found
-            return _as_tuning_error(error)
-        return None
+            engine.stopped = str(limit)
+        except Exception as failed:  # noqa: BLE001 - a search that fails still gives what it has found
+            error = _as_tuning_error(failed)
+        return self._result(error)
+
+    async def judged(self) -> tuple[SearchResult, Report, Report]:
+        """What the search found, and fresh evaluations of the seed and of the best candidate.
+
+        After an error, the runs that selected the candidate are the only evidence.
+        """
+        found = await self.run()
+        seed, best = found.candidates[0], found.candidates[found.best]
+        if found.error is None:
+            try:
+                before = await self._verdict(seed)
+                return found, before, before if best is seed else await self._verdict(best)
+            except Exception as failed:  # noqa: BLE001 - what was found stays
+                error = _as_tuning_error(failed)
+                found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
+        return found, self._report(seed, seed.rows), self._report(best, best.rows)
+
+    async def _verdict(self, candidate: Candidate) -> Report:
+        trials = await await_here(self._trials.of(self.test or self.val, candidate.texts, "verdict"))
+        return self._report(candidate, [one.row for one in trials])
+
+    def _report(self, candidate: Candidate, rows: Sequence[ReportRow]) -> Report:
+        return report_of(self.target.graph, self._trials.grader.name, self.target.prompts(candidate.texts), rows)
 
     def _result(self, error: TuningError | None) -> SearchResult:
-        rules, target, spent = self._rules, self.target, self._trials.spent
-        stopped = str(error) if error else rules.stopped or "the search ended"
-        if not rules.candidates:
+        engine, target, spent = self._engine, self.target, self._trials.spent
+        stopped = str(error or engine.stopped or "the search ended")
+        if not engine.candidates:
             if error is not None:
                 raise error
             msg = (
@@ -160,13 +134,13 @@ class Search:
                 f"was reached after {spent.runs} of them; give it more"
             )
             raise TuningError(msg)
-        best = rules.candidates[rules.best]
+        best = engine.candidates[engine.best]
         kinds = " or ".join(self.options.components)
         untuned = {path: kinds for path in target.stages if path not in target.paths}
         return SearchResult(
             seed=target.prompts(target.seed),
-            candidates=tuple(rules.candidates),
-            best=rules.best,
+            candidates=tuple(engine.candidates),
+            best=engine.best,
             stopped=stopped,
             error=error,
             spent=spent,
@@ -175,12 +149,8 @@ class Search:
         )
 
 
-def check_overlap(**parts: Sequence[Example[Any]]) -> None:
-    """Make sure that no input is in two parts of the data.
-
-    Raises:
-        TuningError: a later part has an input of an earlier one.
-    """
+def _check_overlap(**parts: Sequence[Example[Any]]) -> None:
+    """Make sure that no input is in two parts of the data."""
     known: dict[str, str] = {}
     for part, rows in parts.items():
         both = [(one.id, known[digest]) for one in rows if (digest := digest_of(one.input)) in known]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,23 +14,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from stagegraph.data.examples import digest_of, in_parallel
 from stagegraph.data.score import Note, Score
 from stagegraph.journal import MemoryJournal, SqliteJournal
-from stagegraph.optimize.evaluation.budget import BudgetReached
+from stagegraph.optimize.evaluation.budget import BudgetReached, Spent
 from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.report import Trial
 from stagegraph.record.run import ReplayError, Run, RunError
 from stagegraph.runner.runner import Runner
 
-from .components import Texts, text_digest
 from .manifest import check_manifest, example_digest, manifest
 from .proposers import propose, proposer_of
 
 if TYPE_CHECKING:
     from stagegraph.data.examples import Example
     from stagegraph.data.prompts import Prompts
-    from stagegraph.optimize.evaluation.budget import Spent
     from stagegraph.optimize.evaluation.metric import Grader
 
-    from .components import Target
+    from .components import Target, Texts
     from .options import Options
     from .proposers import Proposal
 
@@ -42,32 +41,22 @@ class Trials:
 
     With a `run_dir`, finished runs and proposals are appended to a file there. The search is deterministic: a resumed
     one starts from the beginning and finds in the file what it has already paid for.
-
-    Raises:
-        TuningError: the `run_dir` belongs to a tuning that was begun with something else, such as other *data*, or
-            nobody can write new texts.
     """
 
     def __init__(
-        self,
-        target: Target,
-        grader: Grader,
-        options: Options,
-        spent: Spent,
-        data: Mapping[str, Sequence[Example[Any]]],
+        self, target: Target, grader: Grader, options: Options, data: Mapping[str, Sequence[Example[Any]]]
     ) -> None:
-        self.target, self.grader, self.options, self.spent = target, grader, options, spent
-        self._runs: dict[str, list[dict[str, Any]]] = {}
-        self._interrupted: dict[str, str] = {}
-        self._proposals: dict[str, dict[str, Any]] = {}
+        self.target, self.grader, self.options, self.spent = target, grader, options, Spent()
+        self._paid: dict[str, list[dict[str, Any]]] = {}
+        """Key -> rows of the file: finished runs, the one that was interrupted, proposals."""
         self._file = None if options.run_dir is None else Path(options.run_dir) / "paid.jsonl"
         if self._file is not None:
             check_manifest(self._file, manifest(target, grader, data, options))
             self._read(self._file)
-        self.resumes = bool(self._runs or self._interrupted or self._proposals)
+        self.resumes = bool(self._paid)
         """Whether an earlier process began this tuning."""
         self._proposer = proposer_of(
-            options.proposer, options.reflection_model, target.components, spent, options.retry_delays
+            options.proposer, options.reflection_model, target.components, options.retry_delays
         )
         self.runner, self._journal = self._with_journal()
         self._newest: dict[str, Run[Any, Any]] = {}
@@ -91,24 +80,17 @@ class Trials:
             await self._journal.aclose()
 
     async def of(self, batch: Sequence[Example[Any]], candidate: Texts, purpose: Purpose) -> list[Trial]:
-        """Run a candidate on all examples concurrently. A recorded run is not made again.
-
-        Raises:
-            BudgetReached: the budget ended before all were run. A `verdict` does not count.
-        """
-        name = text_digest(candidate)
-        keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
+        """Run a candidate on all examples concurrently, as far as the budget lasts; a `verdict` is no part of it."""
+        name, prompts = digest_of(dict(candidate)), self.target.prompts(candidate)
         found: dict[int, Trial] = {}
         missing: dict[str, list[int]] = {}
+        keys = [f"{purpose}:{name}:{one.id}:{example_digest(one)}" for one in batch]
         for place, (key, example) in enumerate(zip(keys, batch, strict=True)):
-            known = self._traced.get(key)
-            if known is None and (known := self._recorded(key, example)) is not None:
-                self._count(key, known, purpose)
+            known = self._traced.get(key) or self._recorded(key, example, purpose)
             if known is not None:
                 found[place] = known
             else:  # GEPA fills a minibatch up with examples that are already in it: their `trace` is made once
                 missing.setdefault(key if purpose == "trace" else str(place), []).append(place)
-        prompts = self.target.prompts(candidate)
         reached: list[str] = []
 
         async def make(places: list[int]) -> None:
@@ -134,16 +116,17 @@ class Trials:
             models=self.options.models,
             prompts=prompts,
             retry_delays=self.options.retry_delays,
-            replay=await self._journaled(self._interrupted.pop(key, None), newest.id if newest else None),
+            replay=await self._journaled(self._taken(key, "begun").get("begun"), newest.id if newest else None),
             # If the process is killed, the journal has what the run paid for.
             begin=lambda run_id: self._append({"key": key, "begun": run_id}),
         )
         trial = Trial(example, run, await self.grader(example, run))
-        self._keep(key, trial)
-        self._count(key, trial, purpose)
-        return trial
+        if self._file is not None:
+            with suppress(RunError):  # a value has no JSON form, so a resumed search makes this run again
+                self._append({"key": key, "run": run.to_json(), "score": asdict(trial.score)})
+        return self._counted(key, trial, purpose)
 
-    def _count(self, key: str, trial: Trial, purpose: Purpose) -> None:
+    def _counted(self, key: str, trial: Trial, purpose: Purpose) -> Trial:
         spent, example = self.spent, trial.example.id
         if purpose != "verdict":
             spent.add_run(trial.run, trial.score)
@@ -152,6 +135,7 @@ class Trials:
             self._newest[example] = trial.run
         costs = {"runs": spent.runs, "usd": spent.usd, "unpriced": spent.unpriced}
         self.options.report("run", example=example, score=trial.score.value, kind=purpose, **costs)
+        return trial
 
     async def _journaled(self, *run_ids: str | None) -> str | None:
         """The first of these runs that the journal has."""
@@ -163,40 +147,25 @@ class Trials:
 
     async def proposed(self, proposal: Proposal) -> str | None:
         """A new text: the recorded one, or one that the proposer writes now."""
-        key, spent = digest_of(asdict(proposal)), self.spent
-        known = self._proposals.get(key)
-        if known is not None:
-            if known["asked"]:
-                spent.add_proposal(int(known["tokens"]), known["usd"])
-            return known["text"]
-        tokens, usd, unpriced, proposals = spent.tokens, spent.usd, spent.unpriced, spent.proposals
-        found = await propose(self._proposer, proposal)
-        cost = None if spent.unpriced > unpriced else spent.usd - usd
-        asked = spent.proposals > proposals  # a function or a pool costs nothing
-        self._append({"key": key, "text": found, "asked": asked, "tokens": spent.tokens - tokens, "usd": cost})
-        return found
+        key = digest_of(asdict(proposal))
+        row = self._taken(key, "text", "asked", "tokens", "usd")
+        if not row:
+            row = asdict(await propose(self._proposer, proposal))
+            self._append({"key": key, **row})
+        if row["asked"]:
+            self.spent.add_proposal(int(row["tokens"]), row["usd"])
+        return row["text"]
 
-    def _recorded(self, key: str, example: Example[Any]) -> Trial | None:
-        """A recorded run with its score, if it can be read; each is returned once."""
-        rows = self._runs.get(key)
-        if not rows:
-            return None
-        row = rows.pop(0)
+    def _recorded(self, key: str, example: Example[Any], purpose: Purpose) -> Trial | None:
+        """A recorded run with its score, if it can be read."""
+        row = self._taken(key, "run")
         try:
             notes = [Note(**note) for note in row["score"]["notes"]]
             score = Score(**row["score"] | {"notes": notes})
-            return Trial(example, Run.from_json(row["run"], self.target.graph), score)
+            trial = Trial(example, Run.from_json(row["run"], self.target.graph), score)
         except (ReplayError, TypeError, ValueError, KeyError):
             return None
-
-    def _keep(self, key: str, trial: Trial) -> None:
-        if self._file is None:
-            return
-        try:
-            run = trial.run.to_json()
-        except RunError:
-            return  # a value has no JSON form, so a resumed search makes this run again
-        self._append({"key": key, "run": run, "score": asdict(trial.score)})
+        return self._counted(key, trial, purpose)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._file is not None:
@@ -209,15 +178,15 @@ class Trials:
         if len(whole) < len(lines):  # the process was killed in the middle of a line
             file.write_text("".join(whole), encoding="utf-8")
         for line in whole:
-            try:
+            with suppress(ValueError, TypeError, KeyError):
                 row: dict[str, Any] = json.loads(line)
-                key = str(row["key"])
-            except (ValueError, TypeError, KeyError):
-                continue
-            if "run" in row:
-                self._runs.setdefault(key, []).append(row)
-                self._interrupted.pop(key, None)
-            elif "begun" in row:
-                self._interrupted[key] = str(row["begun"])
-            elif {"text", "asked", "tokens", "usd"} <= row.keys():
-                self._proposals[key] = row
+                before = self._paid.get(str(row["key"]), [])
+                self._paid[str(row["key"])] = [one for one in before if "begun" not in one] + [row]
+
+    def _taken(self, key: str, *fields: str) -> dict[str, Any]:
+        """The next recorded row with these fields; each is returned once."""
+        rows = self._paid.get(key, [])
+        for place, row in enumerate(rows):
+            if {*fields} <= row.keys():
+                return rows.pop(place)
+        return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 from stagegraph.agent.models import name_of
 from stagegraph.nodes.stage import stages_of
 from stagegraph.optimize.evaluation.compare import Comparison, compare
-from stagegraph.optimize.evaluation.evaluate import checked_examples, run_example
+from stagegraph.optimize.evaluation.evaluate import run_example
 from stagegraph.optimize.evaluation.metric import grader_of
 from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import TuningError
 
 from .options import Options, TuningOptions
-from .search import Search, check_overlap
+from .search import Search
 
 if TYPE_CHECKING:
     import os
@@ -89,17 +90,6 @@ async def preview(
         requests_a_run=fmean(run.usage.requests for run in runs),
         dollars_a_run=None if None in costs else float(sum(cost or 0 for cost in costs)) / len(runs),
         stage_calls={path: calls[path] / len(runs) for path in stages_of(graph)},
-    )
-
-
-def preview_of(found: SearchResult, budget: Budget, report: Report) -> Preview:
-    """The same from the runs that a search has already made with the seed."""
-    return Preview(
-        runs=budget.runs or found.spent.runs,
-        requests_a_run=fmean(row.requests for row in report.rows),
-        dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
-        stage_calls=found.candidates[0].calls,
-        components=tuple(found.candidates[0].texts),
     )
 
 
@@ -204,22 +194,19 @@ async def tune(
         msg = f"optimizer={optimizer!r}: only 'gepa' is built in; every optimizer of DSPy takes a GraphModule"
         raise TuningError(msg)
     grader = grader_of(metric)
-    held_out = None if test is None else checked_examples(graph, test, "test examples")
     known = Options(budget=budget, model=model, runner=runner, prompts=prompts, **options)
     if proposer_model is not None:
         known = replace(known, reflection_model=proposer_model)
-    async with Search(graph, grader, train, val, await known.checked()) as search:
-        if held_out is not None:
-            check_overlap(train=search.train, val=search.val, test=held_out)
+    async with aclosing(Search(graph, grader, train, val, await known.checked(), test=test)) as search:
         measured = None if confirm is None or search.resumes else await _confirmed(confirm, search)
-        found, before, after = await _with_verdict(search, held_out)
+        found, before, after = await search.judged()
     return Tuning(
         graph=graph.__node__.name,
         prompts=found.prompts,
         found=found,
         comparison=compare(before, after),
-        held_out=held_out is not None and found.error is None,
-        preview=measured or preview_of(found, budget, before),
+        held_out=test is not None and found.error is None,
+        preview=measured or _preview_of(found, budget, before),
         provenance={
             "graph": graph.__node__.name,
             "optimizer": optimizer,
@@ -238,40 +225,32 @@ async def tune(
 
 
 async def _confirmed(confirm: Callable[[Preview], bool], search: Search) -> Preview:
-    """The preview to which *confirm* agreed.
-
-    Raises:
-        TuningError: it did not agree, or a provider failed.
-    """
-    options = search.options
+    """The preview to which *confirm* agreed."""
+    options, target = search.options, search.target
     measured = await preview(
-        search.target.graph,
+        target.graph,
         search.train,
         options.budget,
         val=len(search.val),
         minibatch=options.minibatch,
         model=options.model,
         runner=options.runner,
-        prompts=search.target.base,
+        prompts=target.base,
         samples=2,
     )
-    shown = replace(measured, components=tuple(search.target.components))
+    shown = replace(measured, components=tuple(target.components))
     if not confirm(shown):
         msg = "the tuning was not begun: `confirm` said no"
         raise TuningError(msg)
     return shown
 
 
-async def _with_verdict(search: Search, held_out: Sequence[Example[Any]] | None) -> tuple[SearchResult, Report, Report]:
-    """The search's result, the evaluation of the seed and that of the best candidate."""
-    found = await search.run()
-    seed, best = found.candidates[0], found.candidates[found.best]
-    if found.error is None:
-        rows = held_out or search.val
-        try:
-            before = await search.verdict(seed.texts, rows)
-            return found, before, before if best is seed else await search.verdict(best.texts, rows)
-        except TuningError as error:
-            found = replace(found, error=error, stopped=f"{found.stopped}; the verdict failed: {error}")
-    # After an error, the runs that selected the candidate are the only evidence.
-    return found, search.report(seed.texts, seed.rows), search.report(best.texts, best.rows)
+def _preview_of(found: SearchResult, budget: Budget, report: Report) -> Preview:
+    """The same from the runs that a search has already made with the seed."""
+    return Preview(
+        runs=budget.runs or found.spent.runs,
+        requests_a_run=fmean(row.requests for row in report.rows),
+        dollars_a_run=None if report.cost is None else report.cost / len(report.rows),
+        stage_calls=found.candidates[0].calls,
+        components=tuple(found.candidates[0].texts),
+    )
