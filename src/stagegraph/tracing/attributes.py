@@ -87,11 +87,6 @@ def sampled(trace: int, span: int) -> SpanContext:
     return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
-def without_none(values: Mapping[str, Any]) -> Attributes:
-    """The attributes that have a value."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
     """Each value as separate JSON, which is how the server reads it; `None` is omitted."""
     return {f"{prefix}.{name}": _json(value) for name, value in values.items() if value is not None}
@@ -143,4 +138,4 @@ def common(start: TraceStart, environment: str, release: str | None, *, joined: 
         **{f"{Names.EXPERIMENT}.{name}": None if value is None else str(value) for name, value in item.items()},
         Names.EXPERIMENT_ROOT: observation_id(start.run_id, start.root_key, start.segment) if item else None,
     }
-    return without_none(found)
+    return {name: value for name, value in found.items() if value is not None}
