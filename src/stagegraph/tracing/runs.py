@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -16,7 +17,7 @@ from stagegraph.record.run import run_of
 from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 
-from .api import Api, mended
+from .api import Api
 from .attributes import EXPERIMENTS, observation_id, trace_id
 from .connection import Connection
 from .media import put_back, references
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-T = TypeVar("T")
 Row = TypeVar("Row", RunRow, CallRow)
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
@@ -185,36 +185,20 @@ class LangfuseRuns(RunSource):
         skipped.update(odd)
         return rows, scores
 
-    @staticmethod
-    def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
+    def _observations(self, api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
         from langfuse.api import ObservationV2  # noqa: PLC0415
-        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
-        parse = mended(lambda row: parse_obj_as(ObservationV2, row), _MISSING)
         query = {"fields": _FIELDS, "limit": _PAGE, **query}
-        rows = api.rows("observations", api.sdk.observations.get_many, parse, **query)
-        return _readable(rows, skipped, "an observation cannot be read")
+        unusable = partial(skipped.update, ["an observation cannot be read"])
+        get = api.sdk.observations.get_many
+        return api.rows("observations", get, query, ObservationV2, unusable=unusable, defaults=_MISSING)
 
-    @staticmethod
-    def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
-        from langfuse.api import GetScoresV3Response  # noqa: PLC0415
-        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
-
-        def read(row: object) -> ScoreV3:
-            return parse_obj_as(GetScoresV3Response, {"data": [row], "meta": {"limit": 1}}).data[0]
+    def _scores(self, api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
+        from langfuse.api import ScoreV3  # noqa: PLC0415
 
         query = {"trace_id": trace, "fields": "core,details,subject", "limit": 100}
-        rows = api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)
-        return _readable(rows, skipped, "a score cannot be read")
-
-
-async def _readable(rows: AsyncGenerator[T | None], skipped: Counter[str], reason: str) -> AsyncGenerator[T]:
-    async with aclosing(rows):
-        async for row in rows:
-            if row is None:
-                skipped[reason] += 1
-            else:
-                yield row
+        unusable = partial(skipped.update, ["a score cannot be read"])
+        return api.rows("scores", api.sdk.scores.get_many, query, ScoreV3, unusable=unusable)
 
 
 async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRows:
