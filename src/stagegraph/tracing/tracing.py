@@ -34,7 +34,7 @@ from .connection import Connection, sdk_version
 from .host import environment, instrumentation, link, open_span, owns_all_spans, taken_over
 from .media import Media
 from .policy import Capture, Policy, Redact, shape
-from .secrets import known_secrets
+from .secrets import scrubber
 from .sending import Http, Sender, after_fork, body_of, close_all, log, score_span
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class LangfuseTracing:
                 self.media.send(span.attributes or {}, f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}")
 
     def _policy(self) -> Policy:
-        return Policy(self.capture, self.redact, self._max_content, known_secrets(self.connection.secret_key))
+        return Policy(self.capture, self.redact, self._max_content, scrubber(self.connection.secret_key))
 
     def score(self, run_id: str, feedback: Feedback, segment: int, begun: datetime) -> None:
         """Send a score to the run's trace, or to the observation of one call.
