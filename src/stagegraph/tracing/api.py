@@ -242,11 +242,10 @@ class Api:
             TracingError: the server does not answer, or not with a list.
         """
         step: dict[str, object] | None = {}
-        meta: Mapping[str, Any]
         while step is not None:
             try:
                 page: Any = await self.ask(what, request, **query, **step)
-                rows, meta = page.data, vars(page.meta)
+                rows, meta = page.data, dict[str, Any](page.meta)
             except _UnreadableError:
                 rows, meta = self._last_page()
                 if rows is None:
