@@ -36,7 +36,8 @@ T = TypeVar("T")
 log = logging.getLogger("stagegraph.tracing")
 
 _CONCURRENCY = 8
-_PATIENCE = 20.0
+_BEFORE = "-before"
+"""A label with this at its end is that of the versions that had the label before."""
 
 
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
@@ -64,11 +65,11 @@ def _parts(version: Version) -> dict[str, Any] | None:
     return found if is_dict(found) else None
 
 
-class _Versions:
+class _Versions(Api):
     """The prompt versions of one graph: one prompt per stage, named `<graph>/<path>`."""
 
-    def __init__(self, api: Api, graph: Node[Any, Any]) -> None:
-        self._api = api
+    def __init__(self, connection: Connection | None, graph: Node[Any, Any], *, patience: float = 20.0) -> None:
+        super().__init__(connection or Connection.of(), patience=patience)
         self._graph = graph.__node__.name
 
     def name(self, path: str) -> str:
@@ -79,22 +80,21 @@ class _Versions:
         """The version with a label."""
         name = self.name(path)
         try:
-            return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.get, quote(name, safe=""), label=label)
+            return await self.ask(f"prompts/{name}", self.sdk.prompts.get, quote(name, safe=""), label=label)
         except NotFoundError:
             return None
 
     async def give(self, path: str, version: int, label: str) -> None:
         """Move a label to a version."""
-        name = self.name(path)
-        update = self._api.sdk.prompt_version.update
-        await self._api.ask(f"prompts/{name}", update, quote(name, safe=""), version, new_labels=[label])
+        name, update = self.name(path), self.sdk.prompt_version.update
+        await self.ask(f"prompts/{name}", update, quote(name, safe=""), version, new_labels=[label])
 
     async def make(self, path: str, body: Mapping[str, object]) -> Version:
         from langfuse.api import CreateTextPromptRequest  # noqa: PLC0415
 
         name = self.name(path)
         request = CreateTextPromptRequest.model_validate({"name": name, "type": "text", "tags": ["stagegraph"], **body})
-        return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.create, request=request)
+        return await self.ask(f"prompts/{name}", self.sdk.prompts.create, request=request)
 
 
 class LangfusePrompts:
@@ -193,8 +193,7 @@ class LangfusePrompts:
                 if path in before:
                     found[path] = before[path], before.origins[path]
 
-        async with Api(self._connection, patience=0) as api:
-            versions = _Versions(api, self.graph)
+        async with _Versions(self._connection, self.graph, patience=0) as versions:
             await in_parallel([partial(one, path, stage) for path, stage in self._stages.items()], _CONCURRENCY)
         if self._stages and not found and not problems:
             problems.append(("", f"no prompt of {name} has the label {self.label!r} at {url}"))
@@ -297,12 +296,7 @@ def promote_prompts(
     Raises:
         TracingError: no stage has such a version, or the server refuses.
     """
-
-    async def promote(versions: _Versions) -> dict[str, int]:
-        new, _ = await _move(versions, graph, source, target)
-        return new
-
-    return _now(promote, graph, connection)
+    return _move(graph, source, target, connection)[0]
 
 
 def rollback_prompts(
@@ -318,42 +312,38 @@ def rollback_prompts(
     Raises:
         TracingError: there is no promotion to undo, or the server refuses.
     """
-
-    async def roll_back(versions: _Versions) -> dict[str, int]:
-        new, changed = await _move(versions, graph, _before(label), label)
-        if not changed:
-            msg = f"the prompts of {graph.__node__.name} have no promotion to the label {label!r} that could be undone"
-            raise TracingError(msg)
-        return {path: new[path] for path in changed}
-
-    return _now(roll_back, graph, connection)
+    new, changed = _move(graph, f"{label}{_BEFORE}", label, connection)
+    if not changed:
+        msg = f"the prompts of {graph.__node__.name} have no promotion to the label {label!r} that could be undone"
+        raise TracingError(msg)
+    return {path: new[path] for path in changed}
 
 
-def _before(label: str) -> str:
-    """The label of the versions that had *label* before."""
-    return f"{label}-before"
-
-
-async def _move(
-    versions: _Versions, graph: Node[Any, Any], source: str, target: str
+def _move(
+    graph: Node[Any, Any], source: str, target: str, connection: Connection | None
 ) -> tuple[dict[str, int], list[str]]:
     """Move *target* to the versions with *source* and mark its old ones; returns all versions and the changed paths."""
     new: dict[str, int] = {}
     old: dict[str, int] = {}
-    for path in stages_of(graph):
-        if (version := await versions.get(path, source)) is not None:
-            new[path] = version.version
-            if (before := await versions.get(path, target)) is not None:
-                old[path] = before.version
+
+    async def move(versions: _Versions) -> list[str]:
+        for path in stages_of(graph):
+            if (version := await versions.get(path, source)) is not None:
+                new[path] = version.version
+                if (before := await versions.get(path, target)) is not None:
+                    old[path] = before.version
+        changed = [path for path in new if new[path] != old.get(path)]
+        for path in changed:
+            await versions.give(path, new[path], target)
+        # An unchanged stage is marked with its own version: a rollback undoes this promotion and no earlier one.
+        for path in old if changed else ():
+            await versions.give(path, old[path], f"{target}{_BEFORE}")
+        return changed
+
+    changed = _now(move, graph, connection)
     if not new:
         msg = f"no prompt of {graph.__node__.name} has the label {source!r} in Langfuse"
         raise TracingError(msg)
-    changed = [path for path in new if new[path] != old.get(path)]
-    for path in changed:
-        await versions.give(path, new[path], target)
-    # An unchanged stage is marked with its own version: a rollback undoes this promotion and no earlier one.
-    for path in old if changed else ():
-        await versions.give(path, old[path], _before(target))
     return new, changed
 
 
@@ -377,7 +367,7 @@ def _now(
     """Do *work* in a thread, so that it also works while an event loop is running."""
 
     async def within() -> T:
-        async with Api(connection or Connection.of(), patience=_PATIENCE) as api:
-            return await work(_Versions(api, graph))
+        async with _Versions(connection, graph) as versions:
+            return await work(versions)
 
     return _in_thread(within).result()

@@ -247,7 +247,7 @@ class LangfuseTrace:
         self.number = int(trace_id(start.run_id), 16)
         """The id of the trace."""
         joined = joins and self._host is not None
-        if joined and self._host is not None:
+        if joins and self._host is not None:
             context, arrives = self._host
             self.number, self._parent = context.trace_id, context if arrives else None
         self._owned = owns_all_spans(connection.public_key)
