@@ -11,7 +11,10 @@ from decimal import Decimal
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from pydantic_ai.usage import RunUsage
+
 from stagegraph.data.call import Kind, Status, key_order
+from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 from stagegraph.record.source import CORRECTION, RunRows
 from stagegraph.schema.types import is_list
@@ -96,16 +99,13 @@ def rows_of(
     return _run(root, run_id, calls, resumed, begun), calls, _feedback(scores, run_id, keys, root_key)
 
 
-_Spent = dict[str | None, tuple[dict[str, int], Decimal | None]]
+def _spent(rows: Iterable[ObservationV2], keys: Mapping[str, str]) -> dict[str | None, ModelUse]:
+    """Key -> usage of its model requests; that under `None` applies to all other calls.
 
-
-def _spent(rows: Iterable[ObservationV2], keys: Mapping[str, str]) -> _Spent:
-    """Key -> usage and cost of its model requests; the cost is `None` if that of one request is unknown.
-
-    The value under `None` applies to all other calls: it is unknown if a request cannot be assigned to a call.
+    The price of those is unknown if a request cannot be assigned to a call.
     """
     above = {row.id: row.parent_observation_id or "" for row in rows}
-    found: _Spent = {None: ({}, Decimal(0))}
+    found: dict[str | None, ModelUse] = {None: ModelUse()}
     for row in rows:
         details = row.usage_details or {}
         request = row.type == "GENERATION" or (not row.type and details)
@@ -115,24 +115,24 @@ def _spent(rows: Iterable[ObservationV2], keys: Mapping[str, str]) -> _Spent:
         while place not in keys and place in above and place not in seen:
             seen.add(place)
             place = above[place]
-        if place not in keys:
-            found[None] = {}, None
-            continue
-        usage, cost = found.get(keys[place], ({"requests": 0}, Decimal(0)))
-        usage["requests"] += 1
-        parts = {part: details.get(part, 0) for part in USAGE_PARTS.values()}
-        for whole in ("input", "output"):
-            inside = sum(count for name, count in parts.items() if name.startswith(f"{whole}_"))
-            usage[f"{whole}_tokens"] = usage.get(f"{whole}_tokens", 0) + details.get(whole, 0) + inside
-        for name, part in USAGE_PARTS.items():
-            usage[name] = usage.get(name, 0) + parts[part]
-        price = row.total_cost
-        known = isinstance(price, (int, float)) and isfinite(price) and (price or not details)
-        found[keys[place]] = usage, cost + Decimal(str(price)) if known and cost is not None else None
+        use, price = found.setdefault(keys.get(place), ModelUse()), row.total_cost
+        if place not in keys or not (isinstance(price, (int, float)) and isfinite(price) and (price or not details)):
+            use.unpriced, price = True, 0
+        if place in keys:
+            use.usage.incr(_usage(details, Decimal(str(price))))
     return found
 
 
-def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
+def _usage(details: Mapping[str, int], price: Decimal) -> RunUsage:
+    """The usage of one request: on the server, `input` and `output` are without their parts."""
+    parts = {name: details.get(part, 0) for name, part in USAGE_PARTS.items()}
+    for whole in ("input", "output"):
+        parts[f"{whole}_tokens"] = sum(count for name, count in details.items() if name.partition("_")[0] == whole)
+    reasoning = parts.pop(_REASONING)
+    return RunUsage(requests=1, details={_REASONING: reasoning} if reasoning else {}, cost=price, **parts)
+
+
+def _call(row: ObservationV2, run_id: str, spent: Mapping[str | None, ModelUse]) -> CallRow | None:
     """One call without parent and position; `None` when its input or output is incomplete."""
     given, output, status = _json(row.input), _json(row.output), _status(row)
     if given is None or (status == "succeeded" and output is None):
@@ -140,7 +140,7 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
     if meta(row, "input_truncated") is not None or meta(row, "output_truncated") is not None:
         return None
     key, kind = str(meta(row, "key")), str(meta(row, "kind"))
-    usage, cost = spent.get(key) or (spent[None] if kind == "stage" else ({}, Decimal(0)))
+    use = spent.get(key) or (spent[None] if kind == "stage" else NO_MODEL)
     type_, _, message = (row.status_message or "").partition(": ")
     started = row.start_time.timestamp()
     ended = row.end_time.timestamp() if row.end_time is not None else 0.0
@@ -160,8 +160,8 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
         error=message if status == "failed" else None,
         origin=None if (origin := meta(row, "origin")) is None else str(origin),
         transient=bool(meta(row, "transient")),
-        usage=json.dumps({**usage, "details": {_REASONING: usage[_REASONING]} if usage.get(_REASONING) else {}}),
-        cost=None if cost is None else str(cost),
+        usage=USAGE.dump_json(use.usage, exclude_defaults=True).decode(),
+        cost=None if use.cost is None else str(use.cost),
         started=started,
         duration=max(0.0, ended - started),
         attempts=_count(meta(row, "attempts")) or 1,
@@ -178,8 +178,9 @@ def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[f
         "user_id": root.user_id,
         "resumed": resumed,
     }
-    usages = [json.loads(call.usage) for call in calls]
-    costs = [call.cost for call in calls]
+    usage = RunUsage()
+    for call in calls:
+        usage.incr(USAGE.validate_json(call.usage))
     return RunRow(
         run_id=run_id,
         graph=name_of(root),
@@ -194,21 +195,20 @@ def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[f
         error=first.error,
         prompts_digest=root.version or "",
         labels=json.dumps(labels),
-        requests=sum(usage.get("requests", 0) for usage in usages),
-        input_tokens=sum(usage.get("input_tokens", 0) for usage in usages),
-        output_tokens=sum(usage.get("output_tokens", 0) for usage in usages),
-        cost=None if None in costs else str(sum((Decimal(cost or 0) for cost in costs), Decimal(0))),
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
     )
 
 
 def _feedback(scores: Iterable[ScoreV3], run_id: str, keys: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
     found: list[FeedbackRow] = []
     for score in scores:
-        subject = score.subject
-        about = subject.id if subject is not None and subject.kind == "observation" else None
-        key = None if about is None else keys.get(about)
-        if about is not None and key is None:
+        about = score.subject.id if score.subject is not None and score.subject.kind == "observation" else None
+        if about is not None and about not in keys:
             continue  # its observation is not a call of the run
+        key = keys.get(about or "")
         found.append(
             FeedbackRow(
                 id=score.id,
