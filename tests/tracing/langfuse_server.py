@@ -1,7 +1,7 @@
 """A Langfuse server on loopback, as far as SDK 5 talks to one.
 
 with LangfuseServer() as server:
-    client = Langfuse(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
+    client = Langfuse(**server.keys)
     ...
     server.wait_for(lambda: server.spans)
 """
@@ -91,6 +91,16 @@ class LangfuseServer(Api):
     def tree(self, trace_id: str) -> list[Any]:
         """One trace by name: a leaf is `"name"`, an inner span `("name", [children])`, siblings by start."""
         return tree(self.trace(trace_id))
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The arguments with which a client finds this server."""
+        return {"public_key": self.public_key, "secret_key": self.secret_key, "base_url": self.url}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The same as variables of the environment."""
+        return {f"LANGFUSE_{name.upper()}": value for name, value in self.keys.items()}
 
     @property
     def scores(self) -> list[Row]:
