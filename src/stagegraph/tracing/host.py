@@ -6,7 +6,6 @@ Read from the OpenTelemetry context, so `langfuse` is not imported. The names ar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -134,10 +133,3 @@ def _processors(of_provider: object) -> tuple[SpanProcessor, ...]:
 def _reports(processor: object, public_key: str) -> bool:
     """Whether a processor is that of Langfuse's client for the project."""
     return type(processor).__name__ == "LangfuseSpanProcessor" and getattr(processor, "public_key", "") == public_key
-
-
-def link(found: tuple[SpanContext, bool] | None) -> Mapping[str, str]:
-    """Metadata that names the host's open span."""
-    if found is None:
-        return {}
-    return {"host_trace": f"{found[0].trace_id:032x}", "host_observation": f"{found[0].span_id:016x}"}

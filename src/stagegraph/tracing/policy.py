@@ -131,17 +131,13 @@ class Policy:
             instrumentation_scope=span.instrumentation_scope,
         )
 
-    def text(self, text: str) -> str:
-        """A text of a user or a model, as it may leave the process."""
-        return self.scrubber.scrubbed(text if self.redact is None else redacted(text, self.redact, as_json=False))
-
-    def json(self, text: str) -> str:
-        """A value as JSON, as it may leave the process."""
-        return self.scrubber.scrubbed(text if self.redact is None else redacted(text, self.redact, as_json=True))
+    def cleaned(self, text: str, *, as_json: bool) -> str:
+        """A text of a user or a model, or the JSON in it, as it may leave the process."""
+        return self.scrubber.scrubbed(text if self.redact is None else redacted(text, self.redact, as_json=as_json))
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description
-        return None if text is None or self.capture != "all" else self.text(text)
+        return None if text is None or self.capture != "all" else self.cleaned(text, as_json=False)
 
     def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
         if isinstance(value, (tuple, list)):
@@ -150,14 +146,16 @@ class Policy:
             return value
         if name.startswith(_OWN_WORDS) and sounds_secret(name):
             return json.dumps(HIDDEN)
-        value, size = cut(self.json(value) if _is_content(name) else self.scrubber.scrubbed(value), self.limit)
+        value, size = cut(
+            self.cleaned(value, as_json=True) if _is_content(name) else self.scrubber.scrubbed(value), self.limit
+        )
         if size is not None:
             others[f"{Names.METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
         return value
 
     def _event(self, event: Event) -> Event:
         attributes = {
-            name: cut(self.text(value), self.limit)[0] if isinstance(value, str) else value
+            name: cut(self.cleaned(value, as_json=False), self.limit)[0] if isinstance(value, str) else value
             for name, value in (event.attributes or {}).items()
         }
         return Event(event.name, attributes, event.timestamp)

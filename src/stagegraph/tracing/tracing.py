@@ -31,7 +31,7 @@ from stagegraph.schema.errors import DeclarationError
 from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, observation_id, sampled, score_id, span_number, trace_id
 from .connection import Connection, sdk_version
-from .host import environment, instrumentation, link, open_span, owns_all_spans, taken_over
+from .host import environment, instrumentation, open_span, owns_all_spans, taken_over
 from .media import Media
 from .policy import Capture, Policy, Redact, shape
 from .secrets import scrubber
@@ -192,9 +192,7 @@ class LangfuseTracing:
             "traceId": trace_id(run_id),
             **(known or {}),
             "name": feedback.name,
-            "value": (policy.json if kind == "CORRECTION" else policy.text)(value)
-            if isinstance(value, str)
-            else +value,
+            "value": policy.cleaned(value, as_json=kind == "CORRECTION") if isinstance(value, str) else +value,
             "dataType": kind,
             "environment": self.connection.environment,
             "timestamp": begun.isoformat(timespec="milliseconds"),
@@ -203,7 +201,7 @@ class LangfuseTracing:
         if feedback.key is not None:
             body["observationId"] = observation_id(run_id, feedback.key, segment)
         if feedback.comment is not None and self.capture == "all":
-            body["comment"] = policy.text(feedback.comment)
+            body["comment"] = policy.cleaned(feedback.comment, as_json=False)
         asked = observation_id(run_id, feedback.key or "", segment) if self._join and known is None else ""
         self._scores.on_end(score_span(json.dumps(body, ensure_ascii=False), asked))
 
@@ -324,11 +322,13 @@ class LangfuseTrace:
     def _about(self, entry: CallState, status: CallStatus, error: CallError | None) -> dict[str, object]:
         """The metadata of an observation."""
         start, stage = self._start, entry.node.__node__.kind == "stage"
+        host = self._host[0] if self._host is not None and entry.parent is None else None
         index, size = entry.fan or (None, None)
         cause = (entry.error or error) if status == "failed" else None  # the run's own error has no origin
         deployed = "langfuse" if entry.path in start.prompts.origins else "prompts"
         return {
-            **link(self._host if entry.parent is None else None),
+            "host_trace": None if host is None else f"{host.trace_id:032x}",
+            "host_observation": None if host is None else f"{host.span_id:016x}",
             "path": entry.path,
             "key": self._key(entry.key),
             "kind": entry.node.__node__.kind,
