@@ -106,7 +106,7 @@ class LangfuseRuns(RunSource):
                     if run_id in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
                         continue
                     seen.add(run_id)
-                    found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, self.skipped)
+                    found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, "", self.skipped)
                     if found is not None and query.status in {None, found[0].status}:
                         yield found
 
@@ -136,9 +136,7 @@ class LangfuseRuns(RunSource):
         async with Api(self.connection, patience=self._patience) as api:
             while True:
                 skipped: Counter[str] = Counter()
-                found = await self._trace(api, trace_id(run_id), run_id, skipped)
-                if found is None and (elsewhere := await self._joined(api, run_id, key)) is not None:
-                    found = await self._trace(api, elsewhere, run_id, skipped)
+                found = await self._trace(api, trace_id(run_id), run_id, key, skipped)
                 left = until - anyio.current_time()
                 if found is not None or left <= 0:
                     break
@@ -160,13 +158,13 @@ class LangfuseRuns(RunSource):
                 return row.trace_id
         return None
 
-    async def _trace(self, api: Api, trace: str, run_id: str, skipped: Counter[str]) -> RunRows | None:
+    async def _trace(self, api: Api, trace: str, run_id: str, key: str, skipped: Counter[str]) -> RunRows | None:
         rows, scores = await self._read_trace(api, trace, skipped)
         own = [row for row in rows if meta(row, "run_id") == run_id]
-        if own and all(meta(row, "segment") for row in own):  # it was resumed outside of the trace that it had joined
-            root = next(filter(is_root, own), own[0])
-            elsewhere = await self._joined(api, run_id, str(meta(root, "key")))
-            if elsewhere is not None:
+        if all(meta(row, "segment") for row in own):  # it joined a trace of the host, and was maybe resumed outside
+            key = next((str(meta(row, "key")) for row in own if is_root(row)), key)
+            elsewhere = await self._joined(api, run_id, key)
+            if elsewhere is not None and elsewhere != trace:
                 more = await self._read_trace(api, elsewhere, skipped)
                 rows, scores = rows + more[0], scores + more[1]
         found = rows_of(rows, scores, skipped, run_id)
@@ -211,9 +209,7 @@ async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRow
             files[key] = await api.file(key)
         except TracingError:
             skipped["a file cannot be read"] += 1
-    if not files:
-        return found
-    return _put_back(row, files), [_put_back(call, files) for call in calls], scores
+    return (_put_back(row, files), [_put_back(call, files) for call in calls], scores) if files else found
 
 
 def _put_back(row: Row, files: Mapping[str, bytes]) -> Row:
