@@ -57,7 +57,6 @@ MAX_CONTENT = 256_000
 _MOST_JOINED = 10_000
 _KINDS = {"stage": ("stage", "agent"), "step": ("step", "tool"), "graph": ("graph", "chain")}
 """Kind of call -> the first word of the observation's name, and the observation's type."""
-_LEVELS = {"failed": "ERROR", "cancelled": "WARNING"}
 _NAME_OF_ITEM = re.compile(r"\[(?!\d+\])[^\]]*\]")
 """The part of a key that `fan_out(key=)` made from an item."""
 
@@ -249,6 +248,8 @@ class LangfuseTrace:
             context, arrives = self._host
             self.number, self._parent = context.trace_id, context if arrives else None
         self._owned = owns_all_spans(connection.public_key)
+        segment = start.segment or None
+        self._of_run = metadata({"run_id": start.run_id, "segment": segment, "resumed": segment and True})
         self._common = common(self._start, environment(connection.environment), connection.release, joined=joined)
 
     def agent(self, entry: CallState, stage: Stage[Any, Any]) -> Sequence[AbstractCapability[Any]]:
@@ -293,31 +294,34 @@ class LangfuseTrace:
         word, type_ = _KINDS[entry.node.__node__.kind]
         attributes = {
             Names.TYPE: type_,
-            Names.LEVEL: _LEVELS.get(status),
-            Names.STATUS: self._message(status, error),
-            Names.IS_ROOT: True if parent is None else None,
+            **self._outcome(status, error),
+            **self._of_run,
             **metadata(self._about(entry, status, error)),
             **self._contents(entry, status),
             **self._common,
         }
+        if parent is None:
+            attributes[Names.IS_ROOT] = True
         return ReadableSpan(
             name=start.graph if parent is None and not entry.path else f"{word}:{entry.path}",
             context=self._context(entry),
             parent=self._parent if parent is None else self._context(parent),
             links=[] if host is None else [Link(host[0])],
             resource=self._tracing.resource,
-            attributes={name: value for name, value in attributes.items() if value is not None},
+            attributes=attributes,
             status=Status(StatusCode.ERROR if status == "failed" else StatusCode.UNSET),
             start_time=int(start.clock.seconds(entry.began) * 1e9),
             end_time=int(start.clock.seconds(entry.ended) * 1e9) if entry.ended else int(time() * 1e9),
             instrumentation_scope=self._tracing.scope,
         )
 
-    def _message(self, status: CallStatus, error: CallError | None) -> str | None:
+    def _outcome(self, status: CallStatus, error: CallError | None) -> Attributes:
+        if status == "cancelled":
+            return {Names.LEVEL: "WARNING", Names.STATUS: "cancelled"}
         if status != "failed":
-            return "cancelled" if status == "cancelled" else None
-        said = None if error is None else str(error) if self._tracing.capture == "all" else error.type
-        return said or "failed"
+            return {}
+        said = "" if error is None else str(error) if self._tracing.capture == "all" else error.type
+        return {Names.LEVEL: "ERROR", Names.STATUS: said or "failed"}
 
     def _about(self, entry: CallState, status: CallStatus, error: CallError | None) -> dict[str, object]:
         """The metadata of an observation."""
@@ -332,15 +336,12 @@ class LangfuseTrace:
             "path": entry.path,
             "key": self._key(entry.key),
             "kind": entry.node.__node__.kind,
-            "run_id": start.run_id,
             "fan_out_index": index,
             "fan_out_size": size,
             "status": None if status in {"succeeded", "failed"} else status,
             "origin": None if cause is None else self._key(cause.origin),
             "transient": True if cause is not None and cause.transient else None,
             "replayed": entry.replayed or None,
-            "resumed": True if start.segment else None,
-            "segment": start.segment or None,
             "attempts": entry.use.attempts if stage else None,
             "prompt_source": None if not stage else deployed if entry.path in start.prompts else "code",
         }
@@ -353,8 +354,8 @@ class LangfuseTrace:
         if capture == "none":
             return {}
         if capture == "shape":
-            output = json.dumps(shape(entry.output)) if succeeded else None
-            return {Names.INPUT: json.dumps(shape(entry.input)), Names.OUTPUT: output}
+            shown = {Names.INPUT: json.dumps(shape(entry.input))}
+            return shown | {Names.OUTPUT: json.dumps(shape(entry.output))} if succeeded else shown
         given = self._sent("input", node.input_type.published(entry.input))
         return given | self._sent("output", node.output_type.published(entry.output)) if succeeded else given
 
