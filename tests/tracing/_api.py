@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote
 
-from _experiments import experiment_items, experiments
+from _experiments import experiments
 from _http import Answer, Request
 from _media import Media
 from _observations import GROUPS, PROJECT, project, row
@@ -32,54 +32,54 @@ _SAME: Final = {
 
 
 class Api:
-    """What the server knows, and its answers."""
+    """What the server knows, and its answers to requests with the right keys."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        self.scores = Scores()
-        self.prompts = Prompts()
-        self.datasets = Datasets()
-        self.media = Media()
+        """What was received, in order."""
         self.lag = 0
+        """How many reads of observations do not see a span yet."""
         self.omit: set[str] = set()
+        """Fields left out of observation rows, as on servers that lack them."""
         self.spoil: Callable[[list[Row]], list[Any]] = lambda rows: rows
+        """What makes an answer odd: it gets the rows of a page of observations and gives others."""
         self.rejected_scores: set[str] = set()
+        """Names of scores that are rejected: their batch is answered with 207."""
         self._reads = 0
         self._arrived: list[int] = []
+        scores, prompts, datasets, media = self._scores, self._prompts, self._datasets, self._media = (
+            Scores(),
+            Prompts(),
+            Datasets(),
+            Media(),
+        )
         plain: list[tuple[str, str, Callable[[Request], Any]]] = [
             ("GET", "health", lambda _: {"status": "OK", "version": "4.59.0"}),
             ("GET", "projects", self._projects),
             ("POST", "otel/v1/traces", self._traces),
-            ("POST", "scores", self._scores),
-            ("GET", "v3/scores", lambda request: self.scores.listed(request.query)),
+            ("POST", "scores", lambda one: Answer(*scores.accept(one.json, self.rejected_scores))),
+            ("GET", "v3/scores", lambda one: scores.listed(one.query)),
             ("GET", "v2/observations", self._observations),
-            ("POST", "v2/prompts", lambda request: self.prompts.create(request.json)),
-            ("GET", "v2/prompts", lambda request: self.prompts.listed(request.query)),
-            ("POST", "v2/datasets", lambda request: self.datasets.create(request.json)),
-            ("GET", "v2/datasets", lambda request: self.datasets.listed_datasets(request.query)),
-            ("POST", "media", self.media.announce),
-            ("POST", "dataset-items", lambda request: self.datasets.put_item(request.json)),
-            ("GET", "dataset-items", lambda request: self.datasets.listed(request.query)),
-            ("GET", "experiments", lambda request: experiments(self._visible(), self.scores, request.query)),
-            ("GET", "experiment-items", self._experiment_items),
+            ("POST", "v2/prompts", lambda one: prompts.create(one.json)),
+            ("POST", "v2/datasets", lambda one: datasets.create(one.json)),
+            ("POST", "media", media.announce),
+            ("POST", "dataset-items", lambda one: datasets.put_item(one.json)),
+            ("GET", "dataset-items", lambda one: datasets.listed(one.query)),
+            ("GET", "experiments", lambda one: experiments(self._visible(), one.query)),
         ]
         named: list[tuple[str, str, Callable[[Request, str], Any]]] = [
-            ("DELETE", "scores/([^/]+)", self._delete_score),
-            ("GET", "v2/prompts/([^/]+)", self._prompt),
-            ("DELETE", "v2/prompts/([^/]+)", self._delete_prompt),
-            ("GET", "v2/datasets/([^/]+)", lambda _, name: self.datasets.get(name)),
-            ("GET", "dataset-items/([^/]+)", lambda _, key: self.datasets.item(key)),
-            ("DELETE", "dataset-items/([^/]+)", self._delete_item),
-            ("PATCH", "media/([^/]+)", self.media.confirm),
-            ("GET", "media/([^/]+)", self.media.get),
+            ("GET", "v2/prompts/([^/]+)", lambda one, name: prompts.get(name, one.query)),
+            ("GET", "v2/datasets/([^/]+)", lambda _, name: datasets.get(name)),
+            ("PATCH", "media/([^/]+)", media.confirm),
+            ("GET", "media/([^/]+)", media.get),
         ]
         relabel = ("PATCH", "v2/prompts/([^/]+)/versions/([0-9]+)", self._relabel)
         routes: list[tuple[str, str, Callable[..., Any]]] = [*plain, *named, relabel]
         self._routes = [(method, re.compile(f"/api/public/{path}"), endpoint) for method, path, endpoint in routes]
         storage = re.compile("/storage/([^/]+)")
-        self._routes += [("PUT", storage, self.media.put), ("GET", storage, self.media.read)]
+        self._routes += [("PUT", storage, media.put), ("GET", storage, media.read)]
 
-    def answer(self, request: Request) -> Answer:
+    def answer_to(self, request: Request) -> Answer:
         """Find the endpoint; names in a path are decoded only now, so an unencoded slash finds nothing."""
         for method, path, endpoint in self._routes:
             found = path.fullmatch(request.path)
@@ -108,38 +108,14 @@ class Api:
         self._arrived += [self._reads] * len(found)
         return Answer(200, b"", {"Content-Type": "application/x-protobuf"})
 
-    def _scores(self, request: Request) -> Answer:
-        return Answer(*self.scores.accept(request.json, lambda body: body.get("name") in self.rejected_scores))
-
-    def _delete_score(self, _: Request, key: str) -> Answer:
-        self.scores.by_id.pop(key, None)
-        self.scores.rows.pop(key, None)
-        return Answer(202, {"message": "Score deletion request received"})
-
-    def _prompt(self, request: Request, name: str) -> Row:
-        version, label = request.query.get("version"), request.query.get("label")
-        return self.prompts.get(name, int(version[0]) if version else None, label[0] if label else None)
-
     def _relabel(self, request: Request, name: str, version: str) -> Row:
-        return self.prompts.relabel(name, int(version), request.json["newLabels"])
-
-    def _delete_prompt(self, request: Request, name: str) -> Answer:
-        self.prompts.delete(name, request.query)
-        return Answer(204, b"")
-
-    def _delete_item(self, _: Request, key: str) -> Row:
-        del self.datasets.items[self.datasets.item(key)["id"]]
-        return {"message": "Dataset item successfully deleted"}
+        return self._prompts.relabel(name, version, request.json["newLabels"])
 
     def _visible(self) -> list[Span]:
         """The spans a read may see; a span that was sent again counts once, as last sent."""
         self._reads += 1
         seen = [span for span, at in zip(self.spans, self._arrived, strict=True) if self._reads > at + self.lag]
         return list({(span.trace_id, span.span_id): span for span in seen}.values())
-
-    def _experiment_items(self, request: Request) -> Row:
-        rows = [(span, row(span, self.prompts.id_of)) for span in self._visible()]
-        return experiment_items(rows, self.scores, request.query)
 
     def _observations(self, request: Request) -> Row:
         query = request.query
@@ -148,7 +124,7 @@ class Api:
             raise Refused(400, f"Unknown field groups: {sorted(unknown)}")
         if query.get("parseIoAsJson") == ["true"]:
             raise Refused(400, "parseIoAsJson is no longer supported")
-        rows = [row(span, self.prompts.id_of) for span in self._visible()]
+        rows = [row(span, self._prompts.id_of) for span in self._visible()]
         chosen = (
             matches(rows, query["filter"][0]) if "filter" in query else [one for one in rows if _wanted(one, query)]
         )

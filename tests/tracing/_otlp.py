@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-__all__ = ["Event", "Span", "decode", "outline", "tree"]
+__all__ = ["Event", "Span", "decode", "tree"]
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,3 @@ def tree(spans: Iterable[Span]) -> list[Any]:
         return [(span.name, children) if (children := below(span.span_id)) else span.name for span in found]
 
     return below(None)
-
-
-def outline(nodes: Iterable[Any]) -> str:
-    """A tree as indented lines, for assertions that are read by people."""
-    lines: list[str] = []
-    for node in nodes:
-        if isinstance(node, str):
-            lines.append(node)
-        else:
-            lines += [node[0], *(f"  {line}" for line in outline(node[1]).splitlines())]
-    return "\n".join(lines)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from _observations import PROJECT
-from _queries import Query, Refused, Row, moment, now, numbered_page
+from _queries import Query, Refused, Row, now, numbered_page
 
 __all__ = ["Datasets", "Prompts"]
 
@@ -67,62 +67,25 @@ class Prompts:
         version["labels"] += dict.fromkeys(labels)
         version["updatedAt"] = now()
 
-    def get(self, name: str, version: int | None, label: str | None) -> Row:
+    def get(self, name: str, query: Query) -> Row:
         """One version; the one labelled `production` when neither number nor label is asked for."""
+        (version,), (label,) = query.get("version", [None]), query.get("label", [None])
         if version is not None and label is not None:
             raise Refused(400, "Cannot specify both version and label")
         label = (label or "production") if version is None else None
         for one in self.by_name.get(name, []):
-            if one["version"] == version or label in one["labels"]:
+            if str(one["version"]) == version or label in one["labels"]:
                 return one
         wanted = f"version {version}" if label is None else f"label '{label}'"
         raise Refused(404, f"Prompt not found: '{name}' with {wanted}")
 
-    def relabel(self, name: str, version: int, labels: list[str]) -> Row:
+    def relabel(self, name: str, version: str, labels: list[str]) -> Row:
         """Labels are added to a version and taken from the others: none is ever removed by this call."""
         if _LATEST in labels:
             raise Refused(400, "Label 'latest' is always assigned to the latest prompt version")
-        found = self.get(name, version, None)
+        found = self.get(name, {"version": [version]})
         self._give(name, found, [label for label in labels if label not in found["labels"]])
         return found
-
-    def listed(self, query: Query) -> Row:
-        """One row a name, for the versions that fulfil the filters."""
-        rows: list[Row] = []
-        for name, versions in self.by_name.items():
-            kept = [
-                one
-                for one in versions
-                if name in query.get("name", [name])
-                and all(label in one["labels"] for label in query.get("label", []))
-                and all(tag in one["tags"] for tag in query.get("tag", []))
-            ]
-            if kept:
-                rows.append(
-                    {
-                        "name": name,
-                        "type": kept[-1]["type"],
-                        "versions": [one["version"] for one in kept],
-                        "labels": sorted({label for one in kept for label in one["labels"]}),
-                        "tags": kept[-1]["tags"],
-                        "lastUpdatedAt": max(one["updatedAt"] for one in kept),
-                        "lastConfig": kept[-1]["config"],
-                    }
-                )
-        return numbered_page(rows, query)
-
-    def delete(self, name: str, query: Query) -> None:
-        """Remove the versions asked for, or all."""
-        numbers = [int(text) for text in query.get("version", [])]
-        gone = [
-            one
-            for one in self.by_name.get(name, [])
-            if one["version"] in (numbers or [one["version"]])
-            and all(label in one["labels"] for label in query.get("label", []))
-        ]
-        if not gone:
-            raise Refused(404, f"Prompt not found: '{name}'")
-        self.by_name[name] = [one for one in self.by_name[name] if one not in gone]
 
 
 @dataclass
@@ -175,31 +138,9 @@ class Datasets:
         }
         return self.items[key]
 
-    def item(self, key: str) -> Row:
-        """The item of this id."""
-        if key not in self.items:
-            raise Refused(404, f"Dataset item not found: {key}")
-        return self.items[key]
-
     def listed(self, query: Query) -> Row:
         """Active and archived items, newest first."""
-        names = {
-            "datasetName": "datasetName",
-            "sourceTraceId": "sourceTraceId",
-            "sourceObservationId": "sourceObservationId",
-        }
         for name in query.get("datasetName", []):
             self.get(name)
-        until = [moment(text) for text in query.get("version", [])]
-        rows: list[Row] = [
-            item
-            for item in self.items.values()
-            if all(item[name] in query.get(name, [item[name]]) for name in names)
-            and all(moment(item["createdAt"]) <= limit for limit in until)
-        ]
-        return numbered_page(rows[::-1], query)
-
-    def listed_datasets(self, query: Query) -> Row:
-        """Datasets, newest first."""
-        rows: list[Any] = list(self.by_name.values())
+        rows = [item for item in self.items.values() if item["datasetName"] in query.get("datasetName", [])]
         return numbered_page(rows[::-1], query)

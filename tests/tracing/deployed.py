@@ -83,9 +83,8 @@ def labels(server: LangfuseServer, path: str = "draft") -> dict[str, int]:
 @pytest.fixture(name="keys", autouse=True)
 def the_keys(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys of the server in the environment."""
-    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", server.public_key)
-    monkeypatch.setenv("LANGFUSE_SECRET_KEY", server.secret_key)
-    monkeypatch.setenv("LANGFUSE_BASE_URL", server.url)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:

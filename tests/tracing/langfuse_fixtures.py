@@ -26,14 +26,7 @@ def the_server() -> Iterator[LangfuseServer]:
 @pytest.fixture(name="client")
 def the_client(server: LangfuseServer) -> Iterator[Langfuse]:
     provider = TracerProvider(resource=Resource.create({"langfuse.environment": "dev", "langfuse.release": "r1"}))
-    client = Langfuse(
-        public_key=server.public_key,
-        secret_key=server.secret_key,
-        base_url=server.url,
-        environment="dev",
-        tracer_provider=provider,
-        timeout=5,
-    )
+    client = Langfuse(**server.keys, environment="dev", tracer_provider=provider, timeout=5)
     yield client
     close_client(client)
 

@@ -1,7 +1,7 @@
 """A Langfuse server on loopback, as far as SDK 5 talks to one.
 
 with LangfuseServer() as server:
-    client = Langfuse(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
+    client = Langfuse(**server.keys)
     ...
     server.wait_for(lambda: server.spans)
 """
@@ -19,12 +19,12 @@ from typing import Any, Self
 from _api import Api
 from _http import Answer, Listener, Request
 from _media import Stored
-from _otlp import Event, Span, outline, tree
+from _otlp import Event, Span, tree
 from _queries import Row
 from langfuse import Langfuse
 from langfuse._client.resource_manager import LangfuseResourceManager
 
-__all__ = ["Event", "LangfuseServer", "Request", "Span", "close_async", "close_client", "outline"]
+__all__ = ["Event", "LangfuseServer", "Request", "Span", "close_async", "close_client"]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Failure:
     path: str | None
 
 
-class LangfuseServer:
+class LangfuseServer(Api):
     """Receives what the SDK sends, answers what it reads, and fails on demand.
 
     Paths in the switches are regular expressions that are searched for in the path as it was sent.
@@ -45,6 +45,7 @@ class LangfuseServer:
     secret_key = "sk-lf-test"
 
     def __init__(self) -> None:
+        super().__init__()
         self.requests: deque[Request] = deque(maxlen=10_000)
         """Every request, also those that were refused; the oldest are forgotten."""
         self.delay = 0.0
@@ -63,7 +64,6 @@ class LangfuseServer:
         """When set, `nonsense` is for these paths only."""
         self.errors: list[BaseException] = []
         """What broke in this server; leaving the `with` block raises when there is any."""
-        self._api = Api()
         self._failures: list[_Failure] = []
         self._closing = threading.Event()
         self._changed = threading.Condition()
@@ -84,11 +84,6 @@ class LangfuseServer:
         self._closing.set()
         self._listener.stop()
 
-    @property
-    def spans(self) -> list[Span]:
-        """What was received, in order."""
-        return list(self._api.spans)
-
     def trace(self, trace_id: str) -> list[Span]:
         """The spans of one trace, by start."""
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.start)
@@ -98,14 +93,24 @@ class LangfuseServer:
         return tree(self.trace(trace_id))
 
     @property
+    def keys(self) -> dict[str, Any]:
+        """The arguments with which a client finds this server."""
+        return {"public_key": self.public_key, "secret_key": self.secret_key, "base_url": self.url}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The same as variables of the environment."""
+        return {f"LANGFUSE_{name.upper()}": value for name, value in self.keys.items()}
+
+    @property
     def scores(self) -> list[Row]:
         """The accepted bodies, in order."""
-        return list(self._api.scores.sent)
+        return list(self._scores.sent)
 
     @property
     def scores_by_id(self) -> dict[str, Row]:
         """The last body of each id."""
-        return dict(self._api.scores.by_id)
+        return dict(self._scores.by_id)
 
     @property
     def corrections(self) -> list[Row]:
@@ -115,58 +120,22 @@ class LangfuseServer:
     @property
     def prompts(self) -> dict[str, list[Row]]:
         """Versions by name, oldest first."""
-        return self._api.prompts.by_name
+        return self._prompts.by_name
 
     @property
     def datasets(self) -> dict[str, Row]:
         """Datasets by name."""
-        return self._api.datasets.by_name
+        return self._datasets.by_name
 
     @property
     def dataset_items(self) -> dict[str, Row]:
         """Dataset items by id."""
-        return self._api.datasets.items
+        return self._datasets.items
 
     @property
     def media(self) -> dict[str, Stored]:
         """Files by id."""
-        return self._api.media.files
-
-    @property
-    def lag(self) -> int:
-        """How many reads of observations do not see a span yet."""
-        return self._api.lag
-
-    @lag.setter
-    def lag(self, reads: int) -> None:
-        self._api.lag = reads
-
-    @property
-    def omit(self) -> set[str]:
-        """Fields left out of observation rows, as on servers that lack them."""
-        return self._api.omit
-
-    @omit.setter
-    def omit(self, names: set[str]) -> None:
-        self._api.omit = names
-
-    @property
-    def spoil(self) -> Callable[[list[dict[str, Any]]], list[Any]]:
-        """What makes an answer odd: it gets the rows of a page of observations and gives others."""
-        return self._api.spoil
-
-    @spoil.setter
-    def spoil(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
-        self._api.spoil = change
-
-    @property
-    def rejected_scores(self) -> set[str]:
-        """Names of scores that are rejected: their batch is answered with 207."""
-        return self._api.rejected_scores
-
-    @rejected_scores.setter
-    def rejected_scores(self, names: set[str]) -> None:
-        self._api.rejected_scores = names
+        return self._media.files
 
     def asked(self, path: str, method: str | None = None) -> list[Request]:
         """The requests whose path matches."""
@@ -198,7 +167,7 @@ class LangfuseServer:
         if not public and request.headers.get("authorization") != f"Basic {keys}":
             return Answer(401, {"message": "Invalid credentials. Confirm that you've configured the correct host."})
         with self._changed:
-            answer = self._api.answer(request)
+            answer = self.answer_to(request)
             self._changed.notify_all()
         return answer
 

@@ -64,8 +64,7 @@ class Desk:
         self.langfuse = self.source()
 
     def source(self, **options: Any) -> LangfuseRuns:
-        keys = {"public_key": self.server.public_key, "secret_key": self.server.secret_key}
-        return LangfuseRuns(**{**keys, "base_url": self.server.url, **options})
+        return LangfuseRuns(**{**self.server.keys, **options})
 
     def runner(self, model: Any = None, **options: Any) -> Runner:
         return Runner(model or echo(), journal=self.journal, tracing=self.tracing, **options)

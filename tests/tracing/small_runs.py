@@ -46,8 +46,7 @@ def the_make(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
     made: list[LangfuseTracing] = []
 
     def make(**options: Any) -> LangfuseTracing:
-        keys = {"public_key": server.public_key, "secret_key": server.secret_key, "base_url": server.url}
-        made.append(LangfuseTracing(**keys | options))
+        made.append(LangfuseTracing(**server.keys | options))
         return made[-1]
 
     yield make
@@ -59,9 +58,8 @@ def the_make(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def the_keys(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """The keys of the server in the environment."""
     _of_process.clear()
-    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", server.public_key)
-    monkeypatch.setenv("LANGFUSE_SECRET_KEY", server.secret_key)
-    monkeypatch.setenv("LANGFUSE_BASE_URL", server.url)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
     yield monkeypatch
     for tracing in _of_process.values():
         tracing.close(0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -18,10 +17,7 @@ from pydantic_ai.models.test import TestModel
 from traced_runs import Watch, the_watch
 
 from scripted import echo
-from stagegraph import DeclarationError, Graph, Runner, Stage, fan_out, feedback, step
-from stagegraph.tracing import LangfuseTracing
-from stagegraph.tracing.attributes import trace_id
-from stagegraph.tracing.tracing import _of_process, shared
+from stagegraph import Graph, Runner, Stage, fan_out, feedback, step
 
 __all__ = ["the_watch"]
 
@@ -200,89 +196,6 @@ async def test_a_run_is_in_the_sample_whole_or_not_at_all(watch: Watch) -> None:
         shown.append(set(counts))
     assert 0 < len(shown[0]) < len(shown[1]) < 60
     assert shown[0] < shown[1]
-
-
-@pytest.fixture(name="variables")
-def _variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    for name in ("PUBLIC_KEY", "SECRET_KEY", "BASE_URL", "HOST", "TRACING_ENVIRONMENT", "RELEASE", "TRACING_ENABLED"):
-        monkeypatch.delenv(f"LANGFUSE_{name}", raising=False)
-    _of_process.clear()
-    yield monkeypatch
-    _of_process.clear()
-
-
-def in_environment(variables: pytest.MonkeyPatch, watch: Watch, **more: str) -> None:
-    server = watch.server
-    values = {"PUBLIC_KEY": server.public_key, "SECRET_KEY": server.secret_key, "BASE_URL": server.url}
-    for name, value in {**values, **more}.items():
-        variables.setenv(f"LANGFUSE_{name}", value)
-
-
-async def test_keys_in_the_environment_are_enough(watch: Watch, variables: pytest.MonkeyPatch) -> None:
-    """With Langfuse's own variables set, every runner traces, all through one connection; feedback needs no runner."""
-    in_environment(variables, watch, TRACING_ENVIRONMENT="qa", RELEASE="r9")
-    runners = Runner(echo()), Runner(echo())
-    assert runners[0].tracing is runners[1].tracing is shared()
-    watch.tracings.append(shared())
-    run = await runners[0].run(Say(), "x")
-    await feedback(run.id, "good", True)
-    rows = await watch.rows(run)
-    assert {(row["environment"], row["release"]) for row in rows} == {("qa", "r9")}
-    assert [score["environment"] for score in watch.server.scores] == ["qa"]
-
-
-@pytest.mark.parametrize("more", [{"TRACING_ENABLED": "false"}, {"PUBLIC_KEY": ""}, {"SECRET_KEY": ""}])
-async def test_without_keys_or_switched_off_nothing_is_traced(
-    watch: Watch, variables: pytest.MonkeyPatch, more: dict[str, str]
-) -> None:
-    """A key that is missing, or Langfuse's own switch, leaves runners without tracing."""
-    in_environment(variables, watch, **more)
-    assert Runner(echo()).tracing is None
-
-
-async def test_tracing_can_be_declined(watch: Watch, variables: pytest.MonkeyPatch) -> None:
-    """`tracing=None` sends nothing, whatever the environment says."""
-    in_environment(variables, watch)
-    await Runner(echo(), tracing=None).run(Say(), "x")
-    assert _of_process == {}
-    assert not watch.server.requests
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({}, "LANGFUSE_PUBLIC_KEY"),
-        ({"public_key": "a", "secret_key": "b", "base_url": "langfuse.example"}, "http://"),
-        ({"sample_rate": 1.5}, "between 0 and 1"),
-        ({"capture": "some"}, "'shape'"),
-    ],
-)
-def test_a_mistake_is_told_at_once(variables: pytest.MonkeyPatch, options: dict[str, Any], said: str) -> None:
-    """Missing keys and values out of their range are errors where they are written."""
-    with pytest.raises(DeclarationError, match=said):
-        LangfuseTracing(**options)
-
-
-async def test_the_share_of_runs_comes_from_the_environment(watch: Watch, variables: pytest.MonkeyPatch) -> None:
-    """Langfuse's own variable decides where the program says nothing, and a mistake in it is told."""
-    in_environment(variables, watch)
-    variables.setenv("LANGFUSE_SAMPLE_RATE", "0")
-    none, every = LangfuseTracing(), watch.tracing(sample_rate=1)
-    await Runner(echo(), tracing=none).run(Say(), "x", run_id="unseen")
-    await Runner(echo(), tracing=every).run(Say(), "x", run_id="seen")
-    await none.flush()
-    await watch.sent()
-    assert {span.trace_id for span in watch.server.spans} == {trace_id("seen")}
-    variables.setenv("LANGFUSE_SAMPLE_RATE", "half")
-    with pytest.raises(DeclarationError, match="LANGFUSE_SAMPLE_RATE is 'half'"):
-        LangfuseTracing()
-
-
-async def test_a_tracing_does_not_show_its_key(watch: Watch) -> None:
-    """What is printed of a tracing is where it sends."""
-    tracing = watch.tracing(environment="qa")
-    assert repr(tracing) == f"<LangfuseTracing {watch.server.url} qa>"
-    assert watch.server.secret_key not in repr(tracing.connection)
 
 
 async def test_variables_of_the_host_are_not_for_us(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

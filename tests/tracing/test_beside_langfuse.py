@@ -21,7 +21,6 @@ from traced_runs import Watch, meta, named, one, the_watch, trace_id
 from scripted import echo
 from stagegraph import Graph, RunError, Runner, Stage, feedback, step
 from stagegraph.journal import MemoryJournal
-from stagegraph.tracing import LangfuseRuns
 
 __all__ = ["the_watch"]
 
@@ -46,9 +45,7 @@ class Host:
 @pytest.fixture(name="host")
 def _host(watch: Watch) -> Iterator[Host]:
     server, provider = watch.server, TracerProvider(shutdown_on_exit=False)
-    client = Langfuse(
-        public_key=server.public_key, secret_key=server.secret_key, base_url=server.url, tracer_provider=provider
-    )
+    client = Langfuse(**server.keys, tracer_provider=provider)
     host = Host(provider, client)
     Agent.instrument_all(host.settings)
     yield host
@@ -145,9 +142,7 @@ async def test_an_agents_own_instrumentation_is_not_doubled(watch: Watch, host: 
 
 async def test_what_the_host_propagates_is_the_runs(watch: Watch, host: Host) -> None:
     """User, session, tags, metadata and environment are on every observation, and read back; the run's own go first."""
-    source = LangfuseRuns(
-        public_key=watch.server.public_key, secret_key=watch.server.secret_key, base_url=watch.server.url
-    )
+    source = watch.source()
     runner = Runner(echo(), tracing=watch.tracing())
     shown: dict[str, object] = {"shop": "shoes", "nested": {"a": 1}, "digits": "7"}
     with propagate_attributes(
@@ -223,9 +218,7 @@ async def test_a_run_that_joins_is_a_child_of_the_hosts_span(watch: Watch, host:
     assert {span.parent_id for span in named(spans, "Say")} == {request.id}
     assert not any("langfuse.trace.name" in span.attributes for span in named(spans, "Say"))
     assert [score["traceId"] for score in watch.server.scores] == [request.trace_id] * 2
-    source = LangfuseRuns(
-        public_key=watch.server.public_key, secret_key=watch.server.secret_key, base_url=watch.server.url
-    )
+    source = watch.source()
     for run in runs:
         found = await source.run(run.id, Say())
         assert (found.id, found.input, found.output) == (run.id, run.input, run.output)
@@ -270,8 +263,7 @@ async def test_a_joined_run_that_is_resumed_elsewhere_is_read_whole(watch: Watch
     await feedback("r", "good", 1, key="one", runner=runner)
     await feedback("r", "fine", 2, runner=runner)
     await watch.sent()
-    server = watch.server
-    source = LangfuseRuns(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
+    source = watch.source()
     found = await source.run("r", Two())
     assert (found.status, found.output, found.call("one").output) == ("succeeded", b"X", "X")
     assert {(one.name, one.key) for one in found.feedback} == {("good", "one"), ("fine", None)}

@@ -9,9 +9,10 @@ import pytest
 from langfuse_server import LangfuseServer
 from small_runs import Echo, Make, once_each, runs, the_keys, the_make, the_server
 
-from stagegraph import DeclarationError, Runner
+from stagegraph import DeclarationError, Runner, feedback
 from stagegraph.tracing import LangfuseTracing
 from stagegraph.tracing.attributes import trace_id
+from stagegraph.tracing.tracing import _of_process
 
 __all__ = ["the_keys", "the_make", "the_server"]
 
@@ -37,6 +38,9 @@ async def test_keys_in_the_environment_are_enough(server: LangfuseServer, keys: 
     assert runner.tracing is not None
     assert runner.tracing is Runner().tracing
     assert await runner.tracing.flush(30)
+    await feedback(run.id, "good", True)  # which needs no runner
+    assert await runner.tracing.flush(30)
+    assert [score["environment"] for score in server.scores] == ["staging"]
     root, _ = server.trace(trace_id(run.id))
     assert (root.attributes["langfuse.environment"], root.attributes["langfuse.release"]) == ("staging", "v7")
     assert root.resource["langfuse.environment"] == "staging"
@@ -53,11 +57,35 @@ async def test_the_older_name_of_the_address_works(server: LangfuseServer, keys:
     assert once_each(server, ids)
 
 
-@pytest.mark.parametrize("word", ["false", "False"])
-async def test_it_can_be_switched_off(keys: pytest.MonkeyPatch, word: str):
-    """`LANGFUSE_TRACING_ENABLED=false` wins over the keys."""
-    keys.setenv("LANGFUSE_TRACING_ENABLED", word)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TRACING_ENABLED", "false"), ("TRACING_ENABLED", "False"), ("PUBLIC_KEY", ""), ("SECRET_KEY", "")],
+)
+async def test_it_can_be_switched_off(keys: pytest.MonkeyPatch, name: str, value: str):
+    """`LANGFUSE_TRACING_ENABLED=false` wins over the keys, of which both are needed."""
+    keys.setenv(f"LANGFUSE_{name}", value)
     assert Runner().tracing is None
+
+
+async def test_tracing_can_be_declined(server: LangfuseServer, keys: pytest.MonkeyPatch):
+    """`tracing=None` sends nothing, whatever the environment says."""
+    await Runner(tracing=None).run(Echo(), "a")
+    assert _of_process == {}
+    assert not server.requests
+
+
+async def test_the_share_of_runs_comes_from_the_environment(server: LangfuseServer, keys: pytest.MonkeyPatch):
+    """Langfuse's own variable decides where the program says nothing, and a mistake in it is told."""
+    keys.setenv("LANGFUSE_SAMPLE_RATE", "0")
+    none, every = LangfuseTracing(), LangfuseTracing(sample_rate=1)
+    for tracing in (none, every):
+        await Runner(tracing=tracing).run(Echo(), "a", run_id=str(tracing is every))
+        assert await tracing.flush(30)
+        tracing.close()
+    assert {span.trace_id for span in server.spans} == {trace_id("True")}
+    keys.setenv("LANGFUSE_SAMPLE_RATE", "half")
+    with pytest.raises(DeclarationError, match="LANGFUSE_SAMPLE_RATE is 'half'"):
+        LangfuseTracing()
 
 
 async def test_space_around_a_key_is_not_part_of_it(server: LangfuseServer, keys: pytest.MonkeyPatch):
@@ -95,13 +123,15 @@ async def test_a_timeout_that_is_none_is_left_aside(
         ({"sample_rate": float("nan")}, "between 0 and 1"),
         ({"capture": "some"}, "'all', 'shape' or 'none'"),
         ({"secret_key": ""}, "LANGFUSE_SECRET_KEY"),
+        ({"public_key": ""}, "LANGFUSE_PUBLIC_KEY"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(
     make: Make, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
 ):
     """A wrong value stops the program where it is written, with a text that says what to do."""
-    monkeypatch.delenv("LANGFUSE_SECRET_KEY", raising=False)
+    for name in ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(DeclarationError, match=re.escape(said)) as caught:
         make(**options)
     assert "sk-lf" not in str(caught.value)

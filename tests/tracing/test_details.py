@@ -18,7 +18,6 @@ from traced_runs import Watch, meta, one, the_watch, trace_id
 
 from scripted import echo
 from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, fan_out
-from stagegraph.tracing import LangfuseRuns
 
 __all__ = ["the_watch"]
 
@@ -30,11 +29,6 @@ class Say(Graph[str, str]):
 
     async def flow(self, text: str) -> str:
         return await self.say(text)
-
-
-def source(watch: Watch) -> LangfuseRuns:
-    server = watch.server
-    return LangfuseRuns(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
 
 
 async def test_the_first_text_of_a_streamed_answer_has_its_time(watch: Watch) -> None:
@@ -80,7 +74,7 @@ async def test_every_kind_of_token_is_kept(watch: Watch) -> None:
         "output_audio_tokens": 5,
         "total": 150,
     }
-    found = await source(watch).run(run.id, Say())
+    found = await watch.source().run(run.id, Say())
     usage = found.call("say").usage
     assert (usage.input_tokens, usage.output_tokens, usage.output_audio_tokens) == (100, 50, 5)
     assert (usage.cache_read_tokens, usage.cache_write_tokens) == (20, 10)
@@ -154,18 +148,18 @@ async def test_metadata_comes_back_as_it_was_given(watch: Watch) -> None:
     }
     run = await Runner(echo(), tracing=watch.tracing()).run(Say(), "x", metadata=given)
     await watch.sent()
-    found = await source(watch).run(run.id, Say())
+    found = await watch.source().run(run.id, Say())
     assert dict(found.metadata) == {name: value for name, value in given.items() if value is not None}
     plain = await Runner(echo(), tracing=watch.tracing()).run(Say(), "x")
     await watch.sent()
-    assert dict((await source(watch).run(plain.id, Say())).metadata) == {}
+    assert dict((await watch.source().run(plain.id, Say())).metadata) == {}
 
 
 async def test_requests_name_the_version_of_the_package(watch: Watch) -> None:
     """Spans, scores and reads say whose format they have, as does the scope of the spans."""
     run = await Runner(echo(), tracing=watch.tracing()).run(Say(), "x")
     await watch.sent()
-    await source(watch).run(run.id, Say())
+    await watch.source().run(run.id, Say())
     versions = {request.headers.get("x-langfuse-sdk-version") for request in watch.server.requests}
     assert versions == {version("langfuse")}
     root = one(await watch.trace(run), "Say")
@@ -194,7 +188,7 @@ async def test_a_run_read_back_names_the_call_that_failed(watch: Watch) -> None:
         await Runner(tracing=watch.tracing()).run(Caught(), "x")
     await watch.sent()
     run = caught.value.run
-    found = await source(watch).run(run.id, Caught())
+    found = await watch.source().run(run.id, Caught())
     assert [call.key for call in found.failures()] == [call.key for call in run.failures()] == ["first"]
     for key in ("", "first"):
         seen, expected = found.call(key).error, run.call(key).error

@@ -76,9 +76,7 @@ async def test_an_item_that_fails_does_not_stop_the_others(desk: Desk) -> None:
 async def test_experiments_are_listed_and_kept_apart(server: LangfuseServer, desk: Desk) -> None:
     """The server lists it with its items; nobody learns from its runs unless they ask for them."""
     done = await experiment(desk)
-    client = Langfuse(
-        public_key=server.public_key, secret_key=server.secret_key, base_url=server.url, tracing_enabled=False
-    )
+    client = Langfuse(**server.keys, tracing_enabled=False)
     begun = done.rows[0].run.started - timedelta(minutes=1)
     (listed,) = client.api.experiments.list(from_start_time=begun).data
     assert (listed.id, listed.name, listed.item_count) == (done.id, "try", 3)

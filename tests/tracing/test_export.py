@@ -85,14 +85,9 @@ def _recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "graph.py").write_text(GRAPH, encoding="utf-8")
     with LangfuseServer() as server:
-        environment = {**os.environ, **keys(server)}
+        environment = {**os.environ, **server.variables}
         subprocess.run([sys.executable, "graph.py"], cwd=folder, env=environment, check=True, timeout=60)
         yield folder, server
-
-
-def keys(server: LangfuseServer) -> dict[str, str]:
-    names = {"LANGFUSE_PUBLIC_KEY": server.public_key, "LANGFUSE_SECRET_KEY": server.secret_key}
-    return {**names, "LANGFUSE_BASE_URL": server.url}
 
 
 @pytest.fixture(name="folder")
@@ -101,7 +96,7 @@ def _folder(tmp_path: Path, recorded: tuple[Path, LangfuseServer], monkeypatch: 
     for name in ("graph.py", "runs.db"):
         shutil.copy(recorded[0] / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name, value in {**keys(recorded[1]), "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": "runs.db"}.items():
+    for name, value in {**recorded[1].variables, "NO_COLOR": "1", "STAGEGRAPH_JOURNAL": "runs.db"}.items():
         monkeypatch.setenv(name, value)
     return tmp_path
 

@@ -16,7 +16,6 @@ from traced_runs import Watch, the_watch, trace_id
 
 from scripted import echo, says
 from stagegraph import Graph, Runner, Stage, step
-from stagegraph.tracing import LangfuseRuns
 
 __all__ = ["the_watch"]
 
@@ -56,11 +55,6 @@ class Describe(Graph[Photo, Album]):
 PHOTO = Photo(image=BinaryContent(PNG, media_type="image/png"), caption="a cat")
 
 
-def source(watch: Watch) -> LangfuseRuns:
-    server = watch.server
-    return LangfuseRuns(public_key=server.public_key, secret_key=server.secret_key, base_url=server.url)
-
-
 def contents(watch: Watch) -> dict[str, bytes | None]:
     return {one.type: one.content for one in watch.server.media.values()}
 
@@ -94,13 +88,13 @@ async def test_a_run_with_files_reads_back_typed(watch: Watch) -> None:
     """Its values are equal to those that ran, and it gives examples, of the graph and of a stage."""
     run = await Runner(tracing=watch.tracing()).run(Describe(), PHOTO)
     await watch.sent()
-    reader = source(watch)
+    reader = watch.source()
     found = await reader.run(run.id, Describe())
     assert (found.input, found.output) == (run.input, run.output)
     assert found.call("look").input == PHOTO
-    examples = await source(watch).examples(Describe())
+    examples = await watch.source().examples(Describe())
     assert [(one.input, one.expected) for one in examples] == [(PHOTO, run.output)]
-    assert [one.input for one in await source(watch).examples(Describe(), stage=Describe.look)] == [PHOTO]
+    assert [one.input for one in await watch.source().examples(Describe(), stage=Describe.look)] == [PHOTO]
     assert reader.skipped == {}
 
 
@@ -120,9 +114,9 @@ async def test_a_stage_of_a_file_alone_reads_back_typed(watch: Watch, given: Bin
     stage = Stage(type_, Agent(says("nice")), render=lambda file: ["look", file])
     run = await Runner(tracing=watch.tracing()).run(stage, given)
     await watch.sent()
-    found = (await source(watch).run(run.id, stage)).input
+    found = (await watch.source().run(run.id, stage)).input
     assert (type(found), found, found.identifier) == (type(given), given, given.identifier)
-    assert [one.input for one in await source(watch).examples(stage)] == [given]
+    assert [one.input for one in await watch.source().examples(stage)] == [given]
 
 
 async def test_a_file_is_sent_once_for_many_runs(watch: Watch) -> None:
@@ -162,7 +156,7 @@ async def test_files_of_tools_models_and_data_addresses(watch: Watch) -> None:
         "audio/wav": WAV,
         "image/gif": b"GIF89a" + bytes(range(60)),
     }
-    found = await source(watch).run(run.id, Scan())
+    found = await watch.source().run(run.id, Scan())
     assert found.input == album
     assert found.input.link is not None
     assert found.input.link.url == address
@@ -203,7 +197,7 @@ async def test_an_ill_storage_costs_the_files_and_not_the_spans(watch: Watch, pa
     assert len(watch.server.trace(trace_id(run))) == 5
     assert tracing.lost > 0
     watch.server.status = None
-    reader = source(watch)
+    reader = watch.source()
     found = await reader.run(run.id, Describe())
     assert found.call("look").input != PHOTO
     assert reader.skipped["a file cannot be read"] == 2
@@ -226,5 +220,5 @@ async def test_a_text_that_looks_like_a_file_stays_what_it_is(watch: Watch) -> N
     stage = Stage(Odd, Agent(echo()))
     run = await Runner(tracing=watch.tracing()).run(stage, odd)
     await watch.sent()
-    assert (await source(watch).run(run.id, stage)).input == odd
+    assert (await watch.source().run(run.id, stage)).input == odd
     assert contents(watch) == {}

@@ -51,12 +51,7 @@ class Programs:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
         self.variables = {name: value for name, value in os.environ.items() if "LANGFUSE" not in name}
-        self.variables |= {
-            "LANGFUSE_PUBLIC_KEY": server.public_key,
-            "LANGFUSE_SECRET_KEY": server.secret_key,
-            "LANGFUSE_BASE_URL": server.url,
-            "LANGFUSE_TIMEOUT": "60",
-        }
+        self.variables |= {**server.variables, "LANGFUSE_TIMEOUT": "60"}
 
     def start(self, text: str, **variables: str) -> subprocess.Popen[str]:
         path = self.folder / "program.py"

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stagegraph.tracing.secrets import scrubbed
+from stagegraph.tracing.secrets import Scrubber
+
+scrubbed = Scrubber().scrubbed
 
 HEX = "0123456789abcdef" * 4
 MIXED = "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1bC2dE3"

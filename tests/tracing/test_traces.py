@@ -15,7 +15,6 @@ from pydantic_ai.exceptions import ModelRateLimitError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from pydantic_ai.usage import RequestUsage
 from traced_runs import Watch, below, meta, named, one, streaming, the_watch, trace_id
 
 from scripted import Turnstile, asked, echo, fails, priced, says
@@ -264,24 +263,6 @@ async def test_usage_and_cost_are_counted_once(watch: Watch) -> None:
     assert sum(row["usageDetails"]["total"] for row in spent) == run.usage.input_tokens + run.usage.output_tokens
     assert sum(Decimal(str(row["totalCost"])) for row in spent) == run.cost == Decimal("1.50")
     assert all(not row["usageDetails"] and row["totalCost"] is None for row in rows if row not in spent)
-
-
-async def test_cached_tokens_are_a_part_of_the_input(watch: Watch) -> None:
-    """Langfuse adds the details of usage up, so tokens from the cache are taken out of the others."""
-
-    def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-        usage = RequestUsage(input_tokens=100, cache_read_tokens=60, cache_write_tokens=10, output_tokens=5)
-        return ModelResponse([TextPart("x")], usage=usage)
-
-    run = await Runner(FunctionModel(answer), tracing=watch.tracing()).run(Build.code, "x")
-    (chat,) = [row for row in await watch.rows(run) if row["type"] == "GENERATION"]
-    assert chat["usageDetails"] == {
-        "input": 30,
-        "input_cached_tokens": 60,
-        "input_cache_creation": 10,
-        "output": 5,
-        "total": 105,
-    }
 
 
 async def test_every_observation_carries_the_labels(watch: Watch) -> None:

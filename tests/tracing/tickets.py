@@ -59,9 +59,8 @@ A, B, C = (Ticket(text=text) for text in "abc")
 
 @pytest.fixture(name="desk")
 async def the_keyed_desk(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", server.public_key)
-    monkeypatch.setenv("LANGFUSE_SECRET_KEY", server.secret_key)
-    monkeypatch.setenv("LANGFUSE_BASE_URL", server.url)
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
     desk = Desk(server)
     yield desk
     desk.tracing.close(5)

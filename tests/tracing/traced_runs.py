@@ -18,7 +18,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import asked
 from stagegraph import Run
-from stagegraph.tracing import LangfuseTracing
+from stagegraph.tracing import LangfuseRuns, LangfuseTracing
 
 __all__ = ["Watch", "below", "meta", "named", "one", "streaming", "the_watch", "trace_id"]
 
@@ -32,13 +32,12 @@ class Watch:
 
     def tracing(self, **options: Any) -> LangfuseTracing:
         """One that sends to the server."""
-        keys = {
-            "public_key": self.server.public_key,
-            "secret_key": self.server.secret_key,
-            "base_url": self.server.url,
-        }
-        self.tracings.append(LangfuseTracing(**{**keys, **options}))
+        self.tracings.append(LangfuseTracing(**{**self.server.keys, **options}))
         return self.tracings[-1]
+
+    def source(self) -> LangfuseRuns:
+        """What reads from the server."""
+        return LangfuseRuns(**self.server.keys)
 
     async def trace(self, run: Run | str) -> list[Span]:
         """The spans of one run, by start, after everything was sent."""

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NotRequired, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic.alias_generators import to_snake
-from typing_extensions import TypedDict
 
 from stagegraph.schema.errors import TracingError
-from stagegraph.schema.types import is_mapping
+from stagegraph.schema.types import is_list, is_mapping
 
 from .connection import sdk_version
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 _LATER = frozenset((408, 425, 429))
 """Statuses after which a retry may succeed; so do those from 500."""
@@ -66,28 +64,24 @@ class _UnreadableError(TracingError):
 
 def failure(base: str, error: Exception, what: str = "") -> TracingError:
     """The `TracingError` for an error of httpx, of Langfuse's client or of its types; *what* was requested."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return _refused(base, error.response.status_code, error.response.headers, what)
-    if isinstance(error, httpx.HTTPError):
-        return UnreachableError(f"{base} does not answer ({type(error).__name__})")
-    status, headers, body = (getattr(error, name, None) for name in ("status_code", "headers", "body"))
-    if isinstance(status, int) and status >= 300:  # noqa: PLR2004 - Langfuse's `ApiError`
-        said = str(body.get("message") or "") if is_mapping(body) else ""
-        return _refused(base, status, headers or {}, what, said)
-    return _UnreadableError(f"{base} did not answer with {what} of Langfuse's API; is it a Langfuse server?")
-
-
-def _refused(base: str, status: int, headers: Mapping[str, str], what: str, said: str = "") -> TracingError:
-    """The error for an answer other than success; *said* is the server's message."""
+    answer = getattr(error, "response", error)  # the client's own error is the answer
+    status, body = getattr(answer, "status_code", None), getattr(answer, "body", None)
+    if not isinstance(status, int) or status < 300:  # noqa: PLR2004
+        if isinstance(error, httpx.HTTPError):
+            return UnreachableError(f"{base} does not answer ({type(error).__name__})")
+        return _UnreadableError(f"{base} did not answer with {what} of Langfuse's API; is it a Langfuse server?")
     if status in _LATER or status >= 500:  # noqa: PLR2004
-        text = f"{base} answered {status}{what and ' to ' + what}"
-        return UnreachableError(text, _retry_after(headers.get("retry-after")))
+        headers: Mapping[str, str] = getattr(answer, "headers", None) or {}
+        return UnreachableError(
+            f"{base} answered {status}{what and ' to ' + what}", _retry_after(headers.get("retry-after"))
+        )
     if status in {401, 403}:
         return RefusedError(f"{base} answered {status}: check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY")
     if not what:
         return RefusedError(f"{base} answered {status}", divisible=status == 413)  # noqa: PLR2004
     if status == 404:  # noqa: PLR2004
         return NotFoundError(f"{base} has no {what}")
+    said = str(body.get("message") or "") if is_mapping(body) else ""
     return RefusedError(f"{base} refused {what} ({status}){said and ': ' + said[:300]}")
 
 
@@ -145,40 +139,19 @@ def as_sent(value: object, what: str) -> Any:
         raise TracingError(msg) from error
 
 
-def mended(read: Callable[[object], T], defaults: Mapping[str, object]) -> Callable[[object], T | None]:
-    """A parser of one row that tolerates wrong fields: each is omitted, or replaced by its default."""
+def _mended(row: object, type_: Any, defaults: Mapping[str, object]) -> Any:
+    """A row read without the fields that are wrong, which have their *defaults*; `None` if that is not possible."""
+    from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
-    def parse(row: object) -> T | None:
-        if not is_mapping(row):
-            return None
-        odd: set[object] = set()
-        for _ in range(2):
-            try:
-                return read({**defaults, **{name: held for name, held in row.items() if to_snake(name) not in odd}})
-            except ValidationError as error:
-                odd = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
+    if not is_mapping(row):
         return None
-
-    return parse
-
-
-class _Page(Protocol[T_co]):
-    """One page of a list; its meta holds a cursor, or the number of pages."""
-
-    @property
-    def data(self) -> Sequence[T_co]: ...
-    @property
-    def meta(self) -> object: ...
-
-
-class _Body(TypedDict):
-    """A page of rows of any type."""
-
-    data: list[Any]
-    meta: NotRequired[dict[str, Any]]
-
-
-_BODY = TypeAdapter(_Body)
+    odd: set[object] = set()
+    for _ in range(2):
+        try:
+            return parse_obj_as(type_, {**defaults, **{k: held for k, held in row.items() if to_snake(k) not in odd}})
+        except ValidationError as error:
+            odd = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
+    return None
 
 
 class Api:
@@ -253,15 +226,17 @@ class Api:
     async def rows(
         self,
         what: str,
-        request: Callable[..., Awaitable[_Page[T]]],
-        parse: Callable[[object], T | None],
-        /,
-        **query: object,
-    ) -> AsyncGenerator[T | None]:
+        request: Callable[..., Awaitable[Any]],
+        query: Mapping[str, object],
+        type_: Any,
+        *,
+        unusable: Callable[[], object],
+        defaults: Mapping[str, object] | None = None,
+    ) -> AsyncGenerator[Any]:
         """All rows of a list, page by page, whether the server counts pages or returns a cursor.
 
-        A page that does not fit Langfuse's types is read row by row with *parse*, which returns `None` for an unusable
-        row.
+        Of a page that does not fit Langfuse's types, each row is read by itself as a *type_*, with *defaults* for what
+        is missing or wrong; *unusable* is called for a row that cannot be read.
 
         Raises:
             TracingError: the server does not answer, or not with a list.
@@ -269,20 +244,29 @@ class Api:
         step: dict[str, object] | None = {}
         while step is not None:
             try:
-                page = await self.ask(what, request, **query, **step)
-                rows, meta = page.data, vars(page.meta)
+                page: Any = await self.ask(what, request, **query, **step)
+                rows, meta = page.data, dict[str, Any](page.meta)
             except _UnreadableError:
-                try:
-                    body = _BODY.validate_json(self._answer.content if self._answer is not None else b"")
-                except ValidationError:
-                    body = None
-                if body is None:
+                rows, meta = self._last_page()
+                if rows is None:
                     raise
-                rows = [parse(row) for row in body["data"]]
-                meta = {to_snake(name): value for name, value in body.get("meta", {}).items()}
+                rows = [_mended(row, type_, defaults or {}) for row in rows]
             for row in rows:
-                yield row
+                if row is None:
+                    unusable()
+                else:
+                    yield row
             step = _next(meta, step, empty=not rows)
+
+    def _last_page(self) -> tuple[list[Any] | None, dict[str, Any]]:
+        """The rows and the `meta` of the page that was received last; no rows if it is not a list."""
+        try:
+            body: object = None if self._answer is None else self._answer.json()
+        except (ValueError, RecursionError):
+            return None, {}
+        rows, meta = (body.get(name) if is_mapping(body) else None for name in ("data", "meta"))
+        named = {to_snake(str(name)): value for name, value in meta.items()} if is_mapping(meta) else {}
+        return rows if is_list(rows) else None, named
 
 
 def _next(meta: Mapping[str, Any], step: Mapping[str, object], *, empty: bool) -> dict[str, object] | None:

@@ -49,12 +49,11 @@ USAGE_PARTS = {
 """Name of a part of the usage in Pydantic AI -> in Langfuse."""
 EXPERIMENTS = "sdk-experiment"
 """The environment in which Langfuse keeps the runs of experiments."""
-OWN = frozenset(
-    "run_id key path kind status segment resumed replayed attempts prompt_source fan_out_index fan_out_size".split()  # noqa: SIM905
-) | frozenset(
-    "host_trace host_observation origin transient resourceAttributes scopeAttributes scope attributes "  # noqa: SIM905
-    "input_whole output_whole".split()
-)
+OWN = {
+    "run_id", "key", "path", "kind", "status", "segment", "resumed", "replayed", "attempts", "prompt_source",
+    "transient", "fan_out_index", "fan_out_size", "host_trace", "host_observation", "origin", "input_whole",
+    "output_whole", "resourceAttributes", "scopeAttributes", "scope", "attributes",
+}  # fmt: skip
 """Reserved names in the metadata of an observation; the same names in a run's own metadata get the prefix `user_`."""
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 _TEXT_LIMIT = 200
@@ -85,11 +84,6 @@ def score_id(run_id: str, key: str | None, name: str) -> str:
 def sampled(trace: int, span: int) -> SpanContext:
     """The span context of an observation."""
     return SpanContext(trace, span, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-
-
-def without_none(values: Mapping[str, Any]) -> Attributes:
-    """The attributes that have a value."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def metadata(values: Mapping[str, object], prefix: str = Names.METADATA) -> Attributes:
@@ -130,17 +124,16 @@ def common(start: TraceStart, environment: str, release: str | None, *, joined: 
     item: Mapping[str, Any] = experiment if is_mapping(experiment) else {}
     if item:
         del own[EXPERIMENT]
-    tags = tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags)
     found = {
         Names.TRACE_NAME: None if joined else start.graph[:_TEXT_LIMIT],
         Names.ENVIRONMENT: EXPERIMENTS if experiment else environment,
         Names.RELEASE: release,
         Names.VERSION: start.prompts.digest,
-        Names.SESSION: str(start.session_id)[:_TEXT_LIMIT] if start.session_id else None,
-        Names.USER: str(start.user_id)[:_TEXT_LIMIT] if start.user_id else None,
-        Names.TAGS: tags or None,
+        Names.SESSION: str(start.session_id or "")[:_TEXT_LIMIT] or None,
+        Names.USER: str(start.user_id or "")[:_TEXT_LIMIT] or None,
+        Names.TAGS: tuple(str(tag)[:_TEXT_LIMIT] for tag in start.tags) or None,
         **metadata({**own, "run_id": start.run_id}, Names.TRACE_METADATA),
         **{f"{Names.EXPERIMENT}.{name}": None if value is None else str(value) for name, value in item.items()},
         Names.EXPERIMENT_ROOT: observation_id(start.run_id, start.root_key, start.segment) if item else None,
     }
-    return without_none(found)
+    return {name: value for name, value in found.items() if value is not None}

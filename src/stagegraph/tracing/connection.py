@@ -60,14 +60,15 @@ class Connection:
                 f"and a host, like {_CLOUD}"
             )
             raise DeclarationError(msg)
-        return cls(
-            public,
-            secret,
-            url,
-            _environment(environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default"),
-            release or env.get("LANGFUSE_RELEASE") or None,
-            _timeout(env.get("LANGFUSE_TIMEOUT")),
-        )
+        name = environment or env.get("LANGFUSE_TRACING_ENVIRONMENT") or "default"
+        if not is_environment(name.strip().lower()):  # the server would put the traces into `default` in its place
+            msg = (
+                f"the environment {name!r} is not valid: `environment=` or LANGFUSE_TRACING_ENVIRONMENT has at most 40 "
+                "of the characters a-z, 0-9, - and _, and does not begin with langfuse"
+            )
+            raise DeclarationError(msg)
+        release, timeout = release or env.get("LANGFUSE_RELEASE") or None, _timeout(env.get("LANGFUSE_TIMEOUT"))
+        return cls(public, secret, url, name.strip().lower(), release, timeout)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -85,22 +86,6 @@ class Connection:
 def is_environment(text: str) -> bool:
     """Whether the server takes a text for the name of an environment as it is."""
     return _ENVIRONMENT.fullmatch(text) is not None
-
-
-def _environment(text: str) -> str:
-    """The name of an environment in lower case, as the server keeps it.
-
-    Raises:
-        DeclarationError: the server would put the traces into `default` in its place.
-    """
-    name = text.strip().lower()
-    if not is_environment(name):
-        msg = (
-            f"the environment {text!r} is not valid: `environment=` or LANGFUSE_TRACING_ENVIRONMENT has at most 40 of "
-            "the characters a-z, 0-9, - and _, and does not begin with langfuse"
-        )
-        raise DeclarationError(msg)
-    return name
 
 
 def _is_address(url: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ from stagegraph.record.source import EXPERIMENT
 from stagegraph.schema.errors import TracingError, first_problem
 from stagegraph.schema.types import is_mapping
 
-from .api import Api, as_sent, mended
+from .api import Api, as_sent
 from .attributes import observation_id, trace_id
 from .connection import Connection
 from .tracing import LangfuseTracing
@@ -109,16 +109,19 @@ async def from_dataset(name: str, graph: Node[In, Any], *, connection: Connectio
 
 async def _items(name: str, graph: Node[In, Any], connection: Connection) -> list[tuple[Example[In], DatasetItem]]:
     from langfuse.api import DatasetItem  # noqa: PLC0415
-    from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
     found: list[tuple[str, Example[In], DatasetItem]] = []
-    parse = mended(lambda row: parse_obj_as(DatasetItem, row), _MISSING)
+
+    def unusable() -> None:
+        msg = f"data set {name!r} has an item that cannot be read"
+        raise TracingError(msg)
+
     async with Api(connection) as api:
-        list_items = api.sdk.dataset_items.list
-        async for item in api.rows(f"data set {name!r}", list_items, parse, dataset_name=name, limit=100):
-            if item is None:
-                msg = f"data set {name!r} has an item that cannot be read"
-                raise TracingError(msg)
+        get, query = api.sdk.dataset_items.list, {"dataset_name": name, "limit": 100}
+        rows: AsyncGenerator[DatasetItem] = api.rows(
+            f"data set {name!r}", get, query, DatasetItem, unusable=unusable, defaults=_MISSING
+        )
+        async for item in rows:
             if item.status != "ACTIVE":
                 continue
             try:

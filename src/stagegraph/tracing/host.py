@@ -6,7 +6,6 @@ Read from the OpenTelemetry context, so `langfuse` is not imported. The names ar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,22 +30,22 @@ if TYPE_CHECKING:
     from stagegraph.runner.observer import TraceStart
 
 _IN_CONTEXT, _IN_BAGGAGE = "langfuse.propagated.", "langfuse_"
-_METADATA = "metadata_"
 _SCOPES = ("langfuse-sdk", "pydantic-ai")
 """Scopes of the spans that the host's client exports; that of a web framework, for example, never arrives."""
 
 
 def taken_over(start: TraceStart) -> TraceStart:
     """The run with the user, session, tags and metadata that the host propagates; the run's own go first."""
-    user, session, tags = (_propagated(name) for name in ("user_id", "session_id", "tags"))
-    own = dict.fromkeys(str(tag) for tag in start.tags)
-    more = tags if is_list(tags) else ()
+    user, session, tags, metadata = map(_propagated, ("user_id", "session_id", "tags", "metadata"))
+    prefix = f"{_IN_BAGGAGE}metadata_"
+    sent = {name.removeprefix(prefix): value for name, value in get_all().items() if name.startswith(prefix)}
+    held = {**sent, **(metadata if is_mapping(metadata) else {})}
     return replace(
         start,
         user_id=start.user_id or (None if user is None else str(user)),
         session_id=start.session_id or (None if session is None else str(session)),
-        tags=(*own, *(str(tag) for tag in more if str(tag) not in own)),
-        metadata={**_metadata(), **start.metadata},
+        tags=tuple(dict.fromkeys(map(str, [*start.tags, *(tags if is_list(tags) else ())]))),
+        metadata={**{str(name): _decoded(value) for name, value in held.items()}, **start.metadata},
     )
 
 
@@ -61,15 +60,8 @@ def _propagated(name: str) -> object:
     return get_all().get(_IN_BAGGAGE + name) if found is None else found
 
 
-def _metadata() -> dict[str, object]:
-    """Each value is JSON."""
-    prefix = _IN_BAGGAGE + _METADATA
-    sent = {name.removeprefix(prefix): value for name, value in get_all().items() if name.startswith(prefix)}
-    held = get_value(_IN_CONTEXT + "metadata")
-    return {str(name): _decoded(value) for name, value in {**sent, **(held if is_mapping(held) else {})}.items()}
-
-
 def _decoded(value: object) -> object:
+    """A value of the propagated metadata, which is JSON."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -113,7 +105,7 @@ def instrumentation(
         own.apply(visit)
     resolve = getattr(agent, "_resolve_instrumentation_settings", lambda: None)
     settings: InstrumentationSettings | None = found[-1] if found else resolve()
-    return settings, None if settings is None else _without_project(settings, public_key)
+    return settings, settings and _without_project(settings, public_key)
 
 
 def _without_project(settings: InstrumentationSettings, public_key: str) -> InstrumentationSettings | None:
@@ -141,10 +133,3 @@ def _processors(of_provider: object) -> tuple[SpanProcessor, ...]:
 def _reports(processor: object, public_key: str) -> bool:
     """Whether a processor is that of Langfuse's client for the project."""
     return type(processor).__name__ == "LangfuseSpanProcessor" and getattr(processor, "public_key", "") == public_key
-
-
-def link(found: tuple[SpanContext, bool] | None) -> Mapping[str, str]:
-    """Metadata that names the host's open span."""
-    if found is None:
-        return {}
-    return {"host_trace": f"{found[0].trace_id:032x}", "host_observation": f"{found[0].span_id:016x}"}

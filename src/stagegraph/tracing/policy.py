@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sized
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,7 +16,7 @@ from pydantic import BaseModel
 from stagegraph.schema.types import is_sequence
 
 from .attributes import USAGE_PARTS, Attributes, Names
-from .secrets import HIDDEN, scrubbed, sounds_secret
+from .secrets import HIDDEN, Scrubber, sounds_secret
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -101,8 +100,7 @@ class Policy:
     redact: Redact | None
     limit: int
     """Bytes of one input, output or list of messages."""
-    secrets: tuple[re.Pattern[str], ...] = ()
-    """Values that are always hidden, the longest first."""
+    scrubber: Scrubber
 
     def apply(self, span: ReadableSpan) -> ReadableSpan:
         """The span as it may leave the process."""
@@ -119,7 +117,7 @@ class Policy:
                 moment = datetime.fromtimestamp(min(span.start_time / 1e9 + first, span.end_time / 1e9), UTC)
                 after[Names.FIRST_TEXT] = json.dumps(moment.isoformat())
         return ReadableSpan(
-            name=self._clean(span.name),
+            name=self.scrubber.scrubbed(span.name),
             context=span.context,
             parent=span.parent,
             resource=span.resource,
@@ -133,36 +131,31 @@ class Policy:
             instrumentation_scope=span.instrumentation_scope,
         )
 
-    def text(self, text: str) -> str:
-        """A text of a user or a model, as it may leave the process."""
-        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=False))
-
-    def json(self, text: str) -> str:
-        """A value as JSON, as it may leave the process."""
-        return self._clean(text if self.redact is None else redacted(text, self.redact, as_json=True))
+    def cleaned(self, text: str, *, as_json: bool) -> str:
+        """A text of a user or a model, or the JSON in it, as it may leave the process."""
+        return self.scrubber.scrubbed(text if self.redact is None else redacted(text, self.redact, as_json=as_json))
 
     def _reason(self, span: ReadableSpan) -> str | None:
         text = span.status.description
-        return None if text is None or self.capture != "all" else self.text(text)
-
-    def _clean(self, text: str) -> str:
-        return scrubbed(text, self.secrets)
+        return None if text is None or self.capture != "all" else self.cleaned(text, as_json=False)
 
     def _allowed(self, name: str, value: AttributeValue, others: Attributes) -> AttributeValue:
         if isinstance(value, (tuple, list)):
-            return tuple(self._clean(item) if isinstance(item, str) else item for item in value)  # pyright: ignore[reportReturnType]
+            return tuple(self.scrubber.scrubbed(item) if isinstance(item, str) else item for item in value)  # pyright: ignore[reportReturnType]
         if not isinstance(value, str):
             return value
         if name.startswith(_OWN_WORDS) and sounds_secret(name):
             return json.dumps(HIDDEN)
-        value, size = cut(self.json(value) if _is_content(name) else self._clean(value), self.limit)
+        value, size = cut(
+            self.cleaned(value, as_json=True) if _is_content(name) else self.scrubber.scrubbed(value), self.limit
+        )
         if size is not None:
             others[f"{Names.METADATA}.{name.rpartition('.')[2]}_truncated"] = str(size)
         return value
 
     def _event(self, event: Event) -> Event:
         attributes = {
-            name: cut(self.text(value), self.limit)[0] if isinstance(value, str) else value
+            name: cut(self.cleaned(value, as_json=False), self.limit)[0] if isinstance(value, str) else value
             for name, value in (event.attributes or {}).items()
         }
         return Event(event.name, attributes, event.timestamp)

@@ -8,10 +8,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from stagegraph.data.examples import in_parallel
 from stagegraph.data.prompt import Origin, Prompt, PromptedStage, parsed, unfit_demos, unknown_fields
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
@@ -34,7 +36,8 @@ T = TypeVar("T")
 log = logging.getLogger("stagegraph.tracing")
 
 _CONCURRENCY = 8
-_PATIENCE = 20.0
+_BEFORE = "-before"
+"""A label with this at its end is that of the versions that had the label before."""
 
 
 def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
@@ -62,11 +65,11 @@ def _parts(version: Version) -> dict[str, Any] | None:
     return found if is_dict(found) else None
 
 
-class _Versions:
+class _Versions(Api):
     """The prompt versions of one graph: one prompt per stage, named `<graph>/<path>`."""
 
-    def __init__(self, api: Api, graph: Node[Any, Any]) -> None:
-        self._api = api
+    def __init__(self, connection: Connection | None, graph: Node[Any, Any], *, patience: float = 20.0) -> None:
+        super().__init__(connection or Connection.of(), patience=patience)
         self._graph = graph.__node__.name
 
     def name(self, path: str) -> str:
@@ -77,22 +80,21 @@ class _Versions:
         """The version with a label."""
         name = self.name(path)
         try:
-            return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.get, quote(name, safe=""), label=label)
+            return await self.ask(f"prompts/{name}", self.sdk.prompts.get, quote(name, safe=""), label=label)
         except NotFoundError:
             return None
 
     async def give(self, path: str, version: int, label: str) -> None:
         """Move a label to a version."""
-        name = self.name(path)
-        update = self._api.sdk.prompt_version.update
-        await self._api.ask(f"prompts/{name}", update, quote(name, safe=""), version, new_labels=[label])
+        name, update = self.name(path), self.sdk.prompt_version.update
+        await self.ask(f"prompts/{name}", update, quote(name, safe=""), version, new_labels=[label])
 
     async def make(self, path: str, body: Mapping[str, object]) -> Version:
         from langfuse.api import CreateTextPromptRequest  # noqa: PLC0415
 
         name = self.name(path)
-        request = CreateTextPromptRequest.model_validate({"name": name, "tags": ["stagegraph"], **body})
-        return await self._api.ask(f"prompts/{name}", self._api.sdk.prompts.create, request=request)
+        request = CreateTextPromptRequest.model_validate({"name": name, "type": "text", "tags": ["stagegraph"], **body})
+        return await self.ask(f"prompts/{name}", self.sdk.prompts.create, request=request)
 
 
 class LangfusePrompts:
@@ -125,44 +127,32 @@ class LangfusePrompts:
         self._stages = stages_of(graph)
         self._connection = connection or Connection.of()
         self._ttl, self._wait = ttl, wait
-        self._state = Prompts(graph=graph.__node__.name)
+        self._known = Prompts(graph=graph.__node__.name)
+        self._answered = False
+        """Whether a fetch has ended."""
         self._warned: set[str] = set()
         load_langfuse()  # not in the thread: after a fork during the import, its lock would be held in the child
         self._begin()
-        after_fork(self._forked)
+        after_fork(self._begin)
         self._refresh()
 
     def _begin(self) -> None:
-        self._fetched = -float("inf")
-        self._answered: Future[None] = Future()
-        """Done after the first fetch."""
+        """No fetch is going on, nor is one in a forked child, which uses what the parent knows until it has its own."""
+        self._lock = threading.Lock()
+        self._fetch: Future[None] | None = None
+        self._fetched = 0.0
+        """When the newest fetch ended."""
         self._until = float("inf")
         """The deadline of waiting for the first fetch."""
-        self._one = threading.Lock()
-        self._asked = False
-
-    def _forked(self) -> None:
-        """Fetch again on first use in a forked child, which has no thread, and where the parent's locks may be held.
-
-        Until then it uses what the parent had fetched.
-        """
-        known = self._answered.done()
-        self._begin()
-        if known:
-            self._answered.set_result(None)
 
     async def current(self, labels: RunLabels | None = None) -> Prompts:
         """The prompts that were fetched last. Only the first call waits, for at most *wait* seconds."""
-        if self._answered.done():
-            if time.monotonic() - self._fetched > self._ttl:
-                self._refresh()
-            return self._state
-        if not self._asked:
-            self._refresh()
-        now = time.monotonic()
-        self._until = min(self._until, now + self._wait)
-        await asyncio.wait([asyncio.wrap_future(self._answered)], timeout=max(0.0, self._until - now))
-        return self._state
+        fetch = self._refresh()
+        if not self._answered:
+            now = time.monotonic()
+            self._until = min(self._until, now + self._wait)
+            await asyncio.wait([asyncio.wrap_future(fetch)], timeout=max(0.0, self._until - now))
+        return self._known
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Check that the prompts are for a graph with these stages, without waiting for a fetch.
@@ -172,54 +162,44 @@ class LangfusePrompts:
         """
         Prompts(dict.fromkeys(self._stages, Prompt())).check_known(stages, name)
 
-    def _refresh(self) -> None:
-        self._asked = True
-        if self._one.acquire(blocking=False):
-            threading.Thread(target=self._fetch, name="stagegraph-prompts", daemon=True).start()
+    def _refresh(self) -> Future[None]:
+        """The newest fetch; a new one if there is none yet, or if it is older than *ttl*."""
+        with self._lock:
+            fetch = self._fetch
+            if fetch is None or (fetch.done() and time.monotonic() - self._fetched > self._ttl):
+                fetch = self._fetch = _in_thread(self._ask)
+            return fetch
 
-    def _fetch(self) -> None:
+    async def _ask(self) -> None:
         try:
-            self._state = asyncio.run(self._ask())
+            self._known = await self._read(self._known)
         except Exception as error:  # noqa: BLE001 - runs continue with the known prompts, whatever a server does
             self._warn([("", f"prompts of {self.graph.__node__.name} could not be fetched: {error!r}")])
         finally:
-            self._fetched = time.monotonic()
-            self._one.release()
-            if not self._answered.done():
-                self._answered.set_result(None)
+            self._fetched, self._answered = time.monotonic(), True
 
-    async def _ask(self) -> Prompts:
-        missing: list[str] = []
+    async def _read(self, before: Prompts) -> Prompts:
+        name, url = self.graph.__node__.name, self._connection.base_url
+        found: dict[str, tuple[Prompt, Origin]] = {}
         problems: list[tuple[str, str]] = []
-        slots = asyncio.Semaphore(_CONCURRENCY)
-        before = self._state
 
-        async def one(path: str, stage: Stage[Any, Any]) -> tuple[Prompt, Origin] | None:
+        async def one(path: str, stage: Stage[Any, Any]) -> None:
             try:
-                async with slots:
-                    version = await versions.get(path, self.label)
+                version = await versions.get(path, self.label)
                 if version is not None:
-                    return _prompt_of(version, stage), Origin(versions.name(path), version.version)
-                missing.append(path)
+                    found[path] = _prompt_of(version, stage), Origin(versions.name(path), version.version)
             except (TracingError, PromptError) as error:
                 problems.append((path, str(error)))
                 if path in before:
-                    return before[path], before.origins[path]
-            return None
+                    found[path] = before[path], before.origins[path]
 
-        async with Api(self._connection, patience=0) as api:
-            versions = _Versions(api, self.graph)
-            answers = await asyncio.gather(*(one(path, stage) for path, stage in self._stages.items()))
-        if self._stages and len(missing) == len(self._stages):
-            where = self._connection.base_url
-            problems.append(("", f"no prompt of {self.graph.__node__.name} has the label {self.label!r} at {where}"))
+        async with _Versions(self._connection, self.graph, patience=0) as versions:
+            await in_parallel([partial(one, path, stage) for path, stage in self._stages.items()], _CONCURRENCY)
+        if self._stages and not found and not problems:
+            problems.append(("", f"no prompt of {name} has the label {self.label!r} at {url}"))
         self._warn(problems)
-        found = {path: one for path, one in zip(self._stages, answers, strict=True) if one is not None}
-        return Prompts(
-            {path: prompt for path, (prompt, _) in found.items()},
-            graph=self.graph.__node__.name,
-            origins={path: origin for path, (_, origin) in found.items()},
-        )
+        prompts = {path: prompt for path, (prompt, _) in found.items()}
+        return Prompts(prompts, graph=name, origins={path: origin for path, (_, origin) in found.items()})
 
     def _warn(self, problems: list[tuple[str, str]]) -> None:
         """Log all problems in one warning; a stage's problem is logged again only after the stage had none."""
@@ -274,10 +254,17 @@ def deploy_prompts(
     prompts.check_known(stages, graph.__node__.name)
 
     async def send(versions: _Versions) -> dict[str, int]:
-        return {
-            path: await _deploy_one(versions, path, label, _body(prompts, path, stage, provenance), message)
-            for path, stage in stages.items()
-        }
+        found: dict[str, int] = {}
+        for path, stage in stages.items():
+            body = _body(prompts, path, stage, provenance)
+            newest = await versions.get(path, "latest")
+            parts = body["config"]["stagegraph"]["parts"]
+            if newest is None or newest.prompt != body["prompt"] or _parts(newest) != parts:
+                newest = await versions.make(path, {**body, "labels": [label], "commit_message": message})
+            elif label not in newest.labels:
+                await versions.give(path, newest.version, label)
+            found[path] = newest.version
+        return found
 
     return _now(send, graph, connection)
 
@@ -292,16 +279,6 @@ def _body(
     if provenance:
         own["provenance"] = json.loads(json.dumps(dict(provenance), default=str))
     return as_sent({"prompt": text or "", "config": {"stagegraph": own}}, "prompts")
-
-
-async def _deploy_one(versions: _Versions, path: str, label: str, body: dict[str, Any], message: str | None) -> int:
-    newest, parts = await versions.get(path, "latest"), body["config"]["stagegraph"]["parts"]
-    if newest is not None and newest.prompt == body["prompt"] and _parts(newest) == parts:
-        if label not in newest.labels:
-            await versions.give(path, newest.version, label)
-        return newest.version
-    made = await versions.make(path, {**body, "type": "text", "labels": [label], "commit_message": message})
-    return made.version
 
 
 def promote_prompts(
@@ -319,12 +296,7 @@ def promote_prompts(
     Raises:
         TracingError: no stage has such a version, or the server refuses.
     """
-
-    async def promote(versions: _Versions) -> dict[str, int]:
-        new, _ = await _move(versions, graph, source, target)
-        return new
-
-    return _now(promote, graph, connection)
+    return _move(graph, source, target, connection)[0]
 
 
 def rollback_prompts(
@@ -340,45 +312,53 @@ def rollback_prompts(
     Raises:
         TracingError: there is no promotion to undo, or the server refuses.
     """
-
-    async def roll_back(versions: _Versions) -> dict[str, int]:
-        new, changed = await _move(versions, graph, _before(label), label)
-        if not changed:
-            msg = f"the prompts of {graph.__node__.name} have no promotion to the label {label!r} that could be undone"
-            raise TracingError(msg)
-        return {path: new[path] for path in changed}
-
-    return _now(roll_back, graph, connection)
+    new, changed = _move(graph, f"{label}{_BEFORE}", label, connection)
+    if not changed:
+        msg = f"the prompts of {graph.__node__.name} have no promotion to the label {label!r} that could be undone"
+        raise TracingError(msg)
+    return {path: new[path] for path in changed}
 
 
-def _before(label: str) -> str:
-    """The label of the versions that had *label* before."""
-    return f"{label}-before"
-
-
-async def _move(
-    versions: _Versions, graph: Node[Any, Any], source: str, target: str
+def _move(
+    graph: Node[Any, Any], source: str, target: str, connection: Connection | None
 ) -> tuple[dict[str, int], list[str]]:
     """Move *target* to the versions with *source* and mark its old ones; returns all versions and the changed paths."""
     new: dict[str, int] = {}
-    old: dict[str, int | None] = {}
-    for path in stages_of(graph):
-        version = await versions.get(path, source)
-        if version is not None:
-            before = await versions.get(path, target)
-            new[path], old[path] = version.version, None if before is None else before.version
+    old: dict[str, int] = {}
+
+    async def move(versions: _Versions) -> list[str]:
+        for path in stages_of(graph):
+            if (version := await versions.get(path, source)) is not None:
+                new[path] = version.version
+                if (before := await versions.get(path, target)) is not None:
+                    old[path] = before.version
+        changed = [path for path in new if new[path] != old.get(path)]
+        for path in changed:
+            await versions.give(path, new[path], target)
+        # An unchanged stage is marked with its own version: a rollback undoes this promotion and no earlier one.
+        for path in old if changed else ():
+            await versions.give(path, old[path], f"{target}{_BEFORE}")
+        return changed
+
+    changed = _now(move, graph, connection)
     if not new:
         msg = f"no prompt of {graph.__node__.name} has the label {source!r} in Langfuse"
         raise TracingError(msg)
-    changed = [path for path in new if new[path] != old[path]]
-    for path in changed:
-        await versions.give(path, new[path], target)
-    # An unchanged stage is marked with its own version: a rollback undoes this promotion and no earlier one.
-    for path in new if changed else ():
-        was = old[path]
-        if was is not None:
-            await versions.give(path, was, _before(target))
     return new, changed
+
+
+def _in_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+    """Start *work* on an event loop of its own, in a thread that does not delay the end of the process."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(asyncio.run(work()))
+        except BaseException as error:  # noqa: BLE001 - raised where the result is read
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="stagegraph-prompts", daemon=True).start()
+    return future
 
 
 def _now(
@@ -387,8 +367,7 @@ def _now(
     """Do *work* in a thread, so that it also works while an event loop is running."""
 
     async def within() -> T:
-        async with Api(connection or Connection.of(), patience=_PATIENCE) as api:
-            return await work(_Versions(api, graph))
+        async with _Versions(connection, graph) as versions:
+            return await work(versions)
 
-    with ThreadPoolExecutor(1, "stagegraph-langfuse") as pool:
-        return pool.submit(asyncio.run, within()).result()
+    return _in_thread(within).result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -11,7 +11,10 @@ from decimal import Decimal
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from pydantic_ai.usage import RunUsage
+
 from stagegraph.data.call import Kind, Status, key_order
+from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
 from stagegraph.record.source import CORRECTION, RunRows
 from stagegraph.schema.types import is_list
@@ -36,10 +39,8 @@ def meta(row: ObservationV2, name: str) -> Any:
     known = row.metadata or {}
     value = known.get(name)
     if isinstance(value, str) and str(known.get("kind"))[:1] == '"':
-        try:
+        with suppress(ValueError):
             return json.loads(value)
-        except ValueError:
-            return value
     return value
 
 
@@ -80,9 +81,8 @@ def rows_of(
     if root is None:
         skipped[NO_RUN] += 1
         return None
-    root_key = str(meta(root, "key"))
-    parents = _parents(rows, own)
-    spent = _spent(rows, parents)
+    keys = {row.id: str(meta(row, "key")) for row in own}
+    spent = _spent(rows, keys)
     usable: dict[str, CallRow] = {}
     for key, row in latest.items():
         call = _call(row, run_id, spent)
@@ -92,62 +92,47 @@ def rows_of(
         skipped["an observation is truncated, or has no input"] += 1
         if row is root:
             return None
-    above = {key: parents.get(latest[key].parent_observation_id or "") for key in usable}
-    calls = _placed(usable, above, root_key)
-    places = {row.id: str(meta(row, "key")) for row in own}
+    root_key = keys[root.id]
+    calls = _placed(usable, root_key)
     resumed = sorted({row.start_time.timestamp() for row in own if meta(row, "segment") and is_root(row)})
     begun = min(row.start_time.timestamp() for row in own if row is root or is_root(row))
-    return _run(root, run_id, calls, resumed, begun), calls, _feedback(scores, run_id, places, root_key)
+    return _run(root, run_id, calls, resumed, begun), calls, _feedback(scores, run_id, keys, root_key)
 
 
-def _parents(rows: Iterable[ObservationV2], own: Iterable[ObservationV2]) -> dict[str, str]:
-    """Id of any observation -> key of the call that contains it, or, for a call's own observation, of that call."""
-    keys = {row.id: str(meta(row, "key")) for row in own}
-    above = {row.id: row.parent_observation_id or "" for row in rows}
-    found: dict[str, str] = {}
-    for start in above:
-        place, seen = start, set[str]()
-        while place not in keys and place in above and place not in seen:
-            seen.add(place)
-            place = above[place]
-        if place in keys:
-            found[start] = keys[place]
-    return found
+def _spent(rows: Iterable[ObservationV2], keys: Mapping[str, str]) -> dict[str | None, ModelUse]:
+    """Key -> usage of its model requests; that under `None` applies to all other calls.
 
-
-_Spent = dict[str | None, tuple[dict[str, int], Decimal | None]]
-
-
-def _spent(rows: Iterable[ObservationV2], parents: Mapping[str, str]) -> _Spent:
-    """Key -> usage and cost of its model requests; the cost is `None` if that of one request is unknown.
-
-    The value under `None` applies to all other calls: it is unknown if a request cannot be assigned to a call.
+    The price of those is unknown if a request cannot be assigned to a call.
     """
-    found: _Spent = {None: ({}, Decimal(0))}
+    above = {row.id: row.parent_observation_id or "" for row in rows}
+    found: dict[str | None, ModelUse] = {None: ModelUse()}
     for row in rows:
         details = row.usage_details or {}
         request = row.type == "GENERATION" or (not row.type and details)
         if not request or not (details or row.output):
             continue  # an unanswered request costs nothing
-        key = parents.get(row.id)
-        if key is None:
-            found[None] = {}, None
-            continue
-        usage, cost = found.get(key, ({"requests": 0}, Decimal(0)))
-        usage["requests"] += 1
-        parts = {part: details.get(part, 0) for part in USAGE_PARTS.values()}
-        for whole in ("input", "output"):
-            inside = sum(count for name, count in parts.items() if name.startswith(f"{whole}_"))
-            usage[f"{whole}_tokens"] = usage.get(f"{whole}_tokens", 0) + details.get(whole, 0) + inside
-        for name, part in USAGE_PARTS.items():
-            usage[name] = usage.get(name, 0) + parts[part]
-        price = row.total_cost
-        known = isinstance(price, (int, float)) and isfinite(price) and (price or not details)
-        found[key] = usage, cost + Decimal(str(price)) if known and cost is not None else None
+        place, seen = row.id, set[str]()
+        while place not in keys and place in above and place not in seen:
+            seen.add(place)
+            place = above[place]
+        use, price = found.setdefault(keys.get(place), ModelUse()), row.total_cost
+        if place not in keys or not (isinstance(price, (int, float)) and isfinite(price) and (price or not details)):
+            use.unpriced, price = True, 0
+        if place in keys:
+            use.usage.incr(_usage(details, Decimal(str(price))))
     return found
 
 
-def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
+def _usage(details: Mapping[str, int], price: Decimal) -> RunUsage:
+    """The usage of one request: on the server, `input` and `output` are without their parts."""
+    parts = {name: details.get(part, 0) for name, part in USAGE_PARTS.items()}
+    for whole in ("input", "output"):
+        parts[f"{whole}_tokens"] = sum(count for name, count in details.items() if name.partition("_")[0] == whole)
+    reasoning = parts.pop(_REASONING)
+    return RunUsage(requests=1, details={_REASONING: reasoning} if reasoning else {}, cost=price, **parts)
+
+
+def _call(row: ObservationV2, run_id: str, spent: Mapping[str | None, ModelUse]) -> CallRow | None:
     """One call without parent and position; `None` when its input or output is incomplete."""
     given, output, status = _json(row.input), _json(row.output), _status(row)
     if given is None or (status == "succeeded" and output is None):
@@ -155,7 +140,7 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
     if meta(row, "input_truncated") is not None or meta(row, "output_truncated") is not None:
         return None
     key, kind = str(meta(row, "key")), str(meta(row, "kind"))
-    usage, cost = spent.get(key) or (spent[None] if kind == "stage" else ({}, Decimal(0)))
+    use = spent.get(key) or (spent[None] if kind == "stage" else NO_MODEL)
     type_, _, message = (row.status_message or "").partition(": ")
     started = row.start_time.timestamp()
     ended = row.end_time.timestamp() if row.end_time is not None else 0.0
@@ -175,8 +160,8 @@ def _call(row: ObservationV2, run_id: str, spent: _Spent) -> CallRow | None:
         error=message if status == "failed" else None,
         origin=None if (origin := meta(row, "origin")) is None else str(origin),
         transient=bool(meta(row, "transient")),
-        usage=json.dumps({**usage, "details": {_REASONING: usage[_REASONING]} if usage.get(_REASONING) else {}}),
-        cost=None if cost is None else str(cost),
+        usage=USAGE.dump_json(use.usage, exclude_defaults=True).decode(),
+        cost=None if use.cost is None else str(use.cost),
         started=started,
         duration=max(0.0, ended - started),
         attempts=_count(meta(row, "attempts")) or 1,
@@ -193,8 +178,9 @@ def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[f
         "user_id": root.user_id,
         "resumed": resumed,
     }
-    usages = [json.loads(call.usage) for call in calls]
-    costs = [call.cost for call in calls]
+    usage = RunUsage()
+    for call in calls:
+        usage.incr(USAGE.validate_json(call.usage))
     return RunRow(
         run_id=run_id,
         graph=name_of(root),
@@ -209,21 +195,20 @@ def _run(root: ObservationV2, run_id: str, calls: list[CallRow], resumed: list[f
         error=first.error,
         prompts_digest=root.version or "",
         labels=json.dumps(labels),
-        requests=sum(usage.get("requests", 0) for usage in usages),
-        input_tokens=sum(usage.get("input_tokens", 0) for usage in usages),
-        output_tokens=sum(usage.get("output_tokens", 0) for usage in usages),
-        cost=None if None in costs else str(sum((Decimal(cost or 0) for cost in costs), Decimal(0))),
+        requests=usage.requests,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=str(usage.cost or 0) if all(call.cost is not None for call in calls) else None,
     )
 
 
-def _feedback(scores: Iterable[ScoreV3], run_id: str, places: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
+def _feedback(scores: Iterable[ScoreV3], run_id: str, keys: Mapping[str, str], root_key: str) -> list[FeedbackRow]:
     found: list[FeedbackRow] = []
     for score in scores:
-        subject = score.subject
-        about = subject.id if subject is not None and subject.kind == "observation" else None
-        key = None if about is None else places.get(about)
-        if about is not None and key is None:
+        about = score.subject.id if score.subject is not None and score.subject.kind == "observation" else None
+        if about is not None and about not in keys:
             continue  # its observation is not a call of the run
+        key = keys.get(about or "")
         found.append(
             FeedbackRow(
                 id=score.id,
@@ -278,28 +263,27 @@ def _count(value: object) -> int:
     return int(value) if isinstance(value, (int, float)) and isfinite(value) else 0
 
 
-def _placed(calls: dict[str, CallRow], above: Mapping[str, str | None], root: str) -> list[CallRow]:
+def _placed(calls: Mapping[str, CallRow], root: str) -> list[CallRow]:
     """The calls with parents and positions: each after its parent, siblings in the order of their start.
 
-    Servers keep milliseconds, so times alone do not show which call began first.
+    Servers keep milliseconds, so times alone do not show which call began first. The key of a call begins with that of
+    the call that made it.
     """
-    inside: dict[str, list[CallRow]] = {}
+    inside: defaultdict[str, list[CallRow]] = defaultdict(list)
     for key, call in calls.items():
         if key != root:
-            parent = above.get(key)
-            call.parent = parent if parent in calls and parent != key else _around(key, calls, root)
-            inside.setdefault(call.parent, []).append(call)
+            above = key
+            while above and (above == key or above not in calls):
+                above = above.rpartition(".")[0]
+            call.parent = above or root
+            inside[call.parent].append(call)
     ordered: list[CallRow] = []
     pending = [calls[root]]
-    while pending or inside:
-        if not pending:  # a circle of calls, possible only in corrupt data
-            _, pending = inside.popitem()
-            for call in pending:
-                call.parent = root
+    while pending:
         call = pending.pop()
         call.position = len(ordered)
         ordered.append(call)
-        pending += reversed(_in_order(inside.pop(call.key, [])))
+        pending += reversed(_in_order(inside[call.key]))
     return ordered
 
 
@@ -310,9 +294,3 @@ def _in_order(siblings: list[CallRow]) -> list[CallRow]:
         place, end = (call.started, call.path), call.started + call.duration
         ends[place] = min(end, ends.get(place, end))
     return sorted(siblings, key=lambda call: (call.started, ends[call.started, call.path], key_order(call.key)))
-
-
-def _around(key: str, calls: Mapping[str, CallRow], root: str) -> str:
-    """The nearest recorded call around *key*, according to the key itself."""
-    known = [other for other in calls if other and key.startswith(f"{other}.")]
-    return max(known, key=len, default=root)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -16,7 +17,7 @@ from stagegraph.record.run import run_of
 from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 
-from .api import Api, mended
+from .api import Api
 from .attributes import EXPERIMENTS, observation_id, trace_id
 from .connection import Connection
 from .media import put_back, references
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
 
-T = TypeVar("T")
 Row = TypeVar("Row", RunRow, CallRow)
 
 _FIELDS = "core,basic,io,metadata,model,usage,prompt,trace_context"
@@ -106,7 +106,7 @@ class LangfuseRuns(RunSource):
                     if run_id in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
                         continue
                     seen.add(run_id)
-                    found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, self.skipped)
+                    found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, "", self.skipped)
                     if found is not None and query.status in {None, found[0].status}:
                         yield found
 
@@ -136,9 +136,7 @@ class LangfuseRuns(RunSource):
         async with Api(self.connection, patience=self._patience) as api:
             while True:
                 skipped: Counter[str] = Counter()
-                found = await self._trace(api, trace_id(run_id), run_id, skipped)
-                if found is None and (elsewhere := await self._joined(api, run_id, key)) is not None:
-                    found = await self._trace(api, elsewhere, run_id, skipped)
+                found = await self._trace(api, trace_id(run_id), run_id, key, skipped)
                 left = until - anyio.current_time()
                 if found is not None or left <= 0:
                     break
@@ -160,13 +158,13 @@ class LangfuseRuns(RunSource):
                 return row.trace_id
         return None
 
-    async def _trace(self, api: Api, trace: str, run_id: str, skipped: Counter[str]) -> RunRows | None:
+    async def _trace(self, api: Api, trace: str, run_id: str, key: str, skipped: Counter[str]) -> RunRows | None:
         rows, scores = await self._read_trace(api, trace, skipped)
         own = [row for row in rows if meta(row, "run_id") == run_id]
-        if own and all(meta(row, "segment") for row in own):  # it was resumed outside of the trace that it had joined
-            root = next(filter(is_root, own), own[0])
-            elsewhere = await self._joined(api, run_id, str(meta(root, "key")))
-            if elsewhere is not None:
+        if all(meta(row, "segment") for row in own):  # it joined a trace of the host, and was maybe resumed outside
+            key = next((str(meta(row, "key")) for row in own if is_root(row)), key)
+            elsewhere = await self._joined(api, run_id, key)
+            if elsewhere is not None and elsewhere != trace:
                 more = await self._read_trace(api, elsewhere, skipped)
                 rows, scores = rows + more[0], scores + more[1]
         found = rows_of(rows, scores, skipped, run_id)
@@ -185,36 +183,20 @@ class LangfuseRuns(RunSource):
         skipped.update(odd)
         return rows, scores
 
-    @staticmethod
-    def _observations(api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
+    def _observations(self, api: Api, skipped: Counter[str], **query: object) -> AsyncGenerator[ObservationV2]:
         from langfuse.api import ObservationV2  # noqa: PLC0415
-        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
 
-        parse = mended(lambda row: parse_obj_as(ObservationV2, row), _MISSING)
         query = {"fields": _FIELDS, "limit": _PAGE, **query}
-        rows = api.rows("observations", api.sdk.observations.get_many, parse, **query)
-        return _readable(rows, skipped, "an observation cannot be read")
+        unusable = partial(skipped.update, ["an observation cannot be read"])
+        get = api.sdk.observations.get_many
+        return api.rows("observations", get, query, ObservationV2, unusable=unusable, defaults=_MISSING)
 
-    @staticmethod
-    def _scores(api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
-        from langfuse.api import GetScoresV3Response  # noqa: PLC0415
-        from langfuse.api.core import parse_obj_as  # noqa: PLC0415
-
-        def read(row: object) -> ScoreV3:
-            return parse_obj_as(GetScoresV3Response, {"data": [row], "meta": {"limit": 1}}).data[0]
+    def _scores(self, api: Api, skipped: Counter[str], trace: str) -> AsyncGenerator[ScoreV3]:
+        from langfuse.api import ScoreV3  # noqa: PLC0415
 
         query = {"trace_id": trace, "fields": "core,details,subject", "limit": 100}
-        rows = api.rows("scores", api.sdk.scores.get_many, mended(read, {}), **query)
-        return _readable(rows, skipped, "a score cannot be read")
-
-
-async def _readable(rows: AsyncGenerator[T | None], skipped: Counter[str], reason: str) -> AsyncGenerator[T]:
-    async with aclosing(rows):
-        async for row in rows:
-            if row is None:
-                skipped[reason] += 1
-            else:
-                yield row
+        unusable = partial(skipped.update, ["a score cannot be read"])
+        return api.rows("scores", api.sdk.scores.get_many, query, ScoreV3, unusable=unusable)
 
 
 async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRows:
@@ -227,9 +209,7 @@ async def _with_files(api: Api, found: RunRows, skipped: Counter[str]) -> RunRow
             files[key] = await api.file(key)
         except TracingError:
             skipped["a file cannot be read"] += 1
-    if not files:
-        return found
-    return _put_back(row, files), [_put_back(call, files) for call in calls], scores
+    return (_put_back(row, files), [_put_back(call, files) for call in calls], scores) if files else found
 
 
 def _put_back(row: Row, files: Mapping[str, bytes]) -> Row:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from pydantic import JsonValue
 
 from stagegraph.schema.serialize import encodable
 
+T = TypeVar("T")
+
 HIDDEN = "[secret]"
+_SHORT = 100
+"""Characters of a text whose result is remembered: names and constants come again and again."""
 _LONG_ENOUGH = 8
 _COUNTED = re.compile(
     r"(?i)(?:count|length|len|size|age|limit|total|used|attempts|ttl|seconds|expir\w*|version|index)$"
@@ -94,40 +99,57 @@ _SEARCHES = [
 ]
 
 
-def scrubbed(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
-    """A text, or a value as JSON, without *secrets* and without text that looks like a secret."""
-    if text.lstrip()[:1] not in {"{", "[", '"'}:
-        return encodable(_scrubbed_text(text, secrets))
-    try:
-        value: JsonValue = json.loads(text)
-        clean = _Scrubber(secrets).value(value)
-        return encodable(text if clean == value else _json(clean))
-    except RecursionError:  # nested too deeply for the parser
-        return encodable(_STRING.sub(lambda found: _json(_scrubbed_text(_text(found[0]), secrets)), text))
-    except ValueError:
-        return encodable(_scrubbed_text(text, secrets))
+def _remembered(function: Callable[[str], T]) -> Callable[[str], T]:
+    known = lru_cache(maxsize=4096)(function)
+    return lambda text: known(text) if len(text) <= _SHORT else function(text)
 
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _text(string: str) -> str:
+def _unquoted(string: str) -> str:
     try:
         return str(json.loads(string, strict=False))
     except ValueError:
         return string
 
 
-class _Scrubber:
-    def __init__(self, secrets: Sequence[re.Pattern[str]]) -> None:
-        self._secrets = secrets
+class Scrubber:
+    """Hides known *secrets*, the longest first, and what looks like one."""
 
-    def value(self, value: JsonValue) -> JsonValue:
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+        self._secrets = [re.compile("".join(map(_spelled, secret))) for secret in secrets]
+        self.scrubbed = _remembered(self._scrubbed)
+        """A text, or a value as JSON, without secrets."""
+
+    def _scrubbed(self, text: str) -> str:
+        if text.lstrip()[:1] not in {"{", "[", '"'}:
+            return encodable(self._text(text))
+        try:
+            value: JsonValue = json.loads(text)
+            clean = self._value(value)
+            return encodable(text if clean == value else _json(clean))
+        except RecursionError:  # nested too deeply for the parser
+            return encodable(_STRING.sub(lambda found: _json(self._text(_unquoted(found[0]))), text))
+        except ValueError:
+            return encodable(self._text(text))
+
+    def _text(self, text: str) -> str:
+        """A text that is not JSON."""
+        for pattern in (*self._secrets, *_PATTERNS):
+            text = pattern.sub(HIDDEN, text)
+        for start, pattern in _SEARCHES:
+            if start in text:
+                text = pattern.sub(HIDDEN, text)
+        small = text.lower()
+        return _NAMED.sub(_without_value, text) if any(stem in small for stem in _STEMS) else text
+
+    def _value(self, value: JsonValue) -> JsonValue:
         if isinstance(value, str):
-            return scrubbed(value, self._secrets)
+            return self.scrubbed(value)
         if isinstance(value, list):
-            return [self._pair(item) for item in value] if _are_pairs(value) else [self.value(item) for item in value]
+            return [self._pair(item) for item in value] if _are_pairs(value) else [self._value(item) for item in value]
         if isinstance(value, dict):
             return self._fields(value)
         if isinstance(value, (int, float)) and any(secret.fullmatch(str(value)) for secret in self._secrets):
@@ -137,7 +159,7 @@ class _Scrubber:
     def _fields(self, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
         called = next((name for key in _NAMES if isinstance(name := fields.get(key), str)), "")
         return {
-            _scrubbed_text(name, self._secrets): self._schemas(held)
+            self.scrubbed(name): self._schemas(held)
             if name == "properties" and isinstance(held, dict)
             else self._named(called if name in _VALUES and _is_secret(called, held) else name, held)
             for name, held in fields.items()
@@ -146,19 +168,19 @@ class _Scrubber:
     def _schemas(self, properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """The schema of a field is not a secret, whatever the field's name."""
         return {
-            _scrubbed_text(name, self._secrets): self.value(held) if isinstance(held, dict) else self._named(name, held)
+            self.scrubbed(name): self._value(held) if isinstance(held, dict) else self._named(name, held)
             for name, held in properties.items()
         }
 
     def _pair(self, pair: JsonValue) -> JsonValue:
         match pair:
             case [str(name), value]:
-                return [self.value(name), self._named(name, value)]
+                return [self._value(name), self._named(name, value)]
             case _:
-                return self.value(pair)
+                return self._value(pair)
 
     def _named(self, name: str, value: JsonValue) -> JsonValue:
-        return _hidden(name, value) if _is_secret(name, value) else self.value(value)
+        return _hidden(name, value) if _is_secret(name, value) else self._value(value)
 
 
 def _are_pairs(items: list[JsonValue]) -> bool:
@@ -182,55 +204,41 @@ def _hidden(name: str, value: JsonValue) -> JsonValue:
     return HIDDEN
 
 
-def _scrubbed_text(text: str, secrets: Sequence[re.Pattern[str]] = ()) -> str:
-    """`scrubbed` for a text that is not JSON."""
-    for secret in secrets:
-        text = secret.sub(HIDDEN, text)
-    for pattern in _PATTERNS:
-        text = pattern.sub(HIDDEN, text)
-    for start, pattern in _SEARCHES:
-        if start in text:
-            text = pattern.sub(HIDDEN, text)
-    small = text.lower()
-    return _NAMED.sub(_without_value, text) if any(stem in small for stem in _STEMS) else text
-
-
 def _without_value(found: re.Match[str]) -> str:
     lead = next(name for name in ("plain", "deep", "open", "text") if found[name] is not None)
     end = found["quote"] or found["mark"] or ""
     return found.string[found.start() : found.end(lead)] + HIDDEN + end
 
 
+@_remembered
 def sounds_secret(name: str) -> bool:
     """Whether a field with this name holds a secret."""
     return _NAME.search(name) is not None
 
 
+@_remembered
+def _may_be_secret(name: str) -> bool:
+    # `PWD` is the working directory of a shell.
+    return _SHORT_NAME.search(name) is not None and name not in {"PWD", "OLDPWD"}
+
+
 def _is_secret(name: str, value: object) -> bool:
-    if sounds_secret(name):
-        return True
-    # `PWD` is the working directory of a shell; in prose, "pass" has many meanings.
-    return (
-        _SHORT_NAME.search(name) is not None
-        and name not in {"PWD", "OLDPWD"}
-        and not (isinstance(value, str) and " " in value)
-    )
+    # In prose, "pass" has many meanings.
+    return sounds_secret(name) or (_may_be_secret(name) and not (isinstance(value, str) and " " in value))
 
 
-def known_secrets(*more: str) -> tuple[re.Pattern[str], ...]:
-    """*more* and the values of environment variables with secret-sounding names, the longest first."""
+def scrubber(*more: str) -> Scrubber:
+    """A scrubber for *more* and for the values of environment variables with secret-sounding names."""
     variables = os.environ.items()
     found = {value for name, value in variables if _SECRET_NAME.search(name) and len(value) >= _LONG_ENOUGH}
-    return tuple(_spelled(secret) for secret in sorted({*found, *more}, key=len, reverse=True))
+    return _scrubber(tuple(sorted({*found, *more}, key=lambda secret: (-len(secret), secret))))
 
 
-@lru_cache(maxsize=256)
-def _spelled(secret: str) -> re.Pattern[str]:
-    """A pattern for a secret as it is, and as it is escaped in JSON, in code, or in JSON inside JSON."""
-    return re.compile("".join(map(_spelled_character, secret)))
+_scrubber = lru_cache(maxsize=8)(Scrubber)
 
 
-def _spelled_character(char: str) -> str:
+def _spelled(char: str) -> str:
+    """A pattern for a character of a secret: as it is, and as it is escaped in JSON, in code, or in JSON in JSON."""
     if char == "\\":
         return r"\\+"
     if char in "\"'":

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -64,43 +65,34 @@ def _size(span: ReadableSpan) -> int:
     return _OVERHEAD + sum([len(value) for value in (span.attributes or {}).values() if isinstance(value, str)])
 
 
+@dataclass(eq=False)
 class Sender(SpanProcessor, SpanExporter):
     """A queue of spans, and the threads that send them. Adding one (`on_end`) never waits and never fails.
 
     A batch is tried four times, and once while the server seems to be down.
-
-    Args:
-        send: Sends one batch in a thread of the sender; raises `UnreachableError` or `RefusedError`.
-        what: Name of the spans in the warning about losses.
-        max_items: Capacity of the queue, with *max_bytes*; spans that arrive when it is full are lost.
-        batch_items: Size of one batch, with *batch_bytes*.
-        delay: Seconds that a span waits for others.
-        exit_seconds: Seconds that the end of the process may be delayed.
-        on_close: Called in a thread when nothing is left to send.
     """
 
-    def __init__(
-        self,
-        send: Callable[[list[ReadableSpan]], None],
-        *,
-        what: str,
-        max_items: int = 20_000,
-        max_bytes: int = 64_000_000,
-        batch_items: int = 512,
-        batch_bytes: int = 2_000_000,
-        delay: float = 1.0,
-        exit_seconds: float = 2.0,
-        on_close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._send, self._what = send, what
-        self._max_items, self._max_bytes = max_items, max_bytes
-        self._batch_items, self._batch_bytes = batch_items, batch_bytes
-        self._delay, self._exit_seconds = delay, exit_seconds
-        self._on_close = on_close
-        self._warned = False
-        self._until: float | None = None
-        """When closed: the deadline for sending what is queued."""
-        self._processor: BatchSpanProcessor | None = None
+    send: Callable[[list[ReadableSpan]], None]
+    """Sends one batch in a thread of the sender; raises `UnreachableError` or `RefusedError`."""
+    what: str
+    """Name of the spans in the warning about losses."""
+    on_close: Callable[[], None] = lambda: None
+    """Called in a thread when nothing is left to send."""
+    exit_seconds: float = 2.0
+    """Seconds that the end of the process may be delayed."""
+    max_items: int = 20_000
+    """Capacity of the queue, with *max_bytes*; spans that arrive when it is full are lost."""
+    max_bytes: int = 64_000_000
+    batch_items: int = 512
+    batch_bytes: int = 2_000_000
+    delay: float = 1.0
+    """Seconds that a span waits for others."""
+    _warned: bool = False
+    _until: float | None = None
+    """When closed: the deadline for sending what is queued."""
+    _processor: BatchSpanProcessor | None = None
+
+    def __post_init__(self) -> None:
         self._begin()
         _senders.add(self)
         after_fork(self._begin)
@@ -127,7 +119,7 @@ class Sender(SpanProcessor, SpanExporter):
                 self._waiting += 1
                 self._bytes += size
                 self._processor.on_end(span)
-                if self._bytes >= self._batch_bytes:
+                if self._bytes >= self.batch_bytes:
                     self._hurry = True
                     self._changed.notify_all()
         if obstacle is not None:
@@ -137,7 +129,7 @@ class Sender(SpanProcessor, SpanExporter):
         """Why a span cannot be queued; `None` when it can. Starts the threads if necessary."""
         if self._until is not None:
             return "tracing is closed"
-        if self._waiting >= self._max_items or self._bytes + size > self._max_bytes:
+        if self._waiting >= self.max_items or self._bytes + size > self.max_bytes:
             return "the queue is full"
         try:
             self._start()
@@ -150,12 +142,12 @@ class Sender(SpanProcessor, SpanExporter):
             return
         self._processor = self._processor or BatchSpanProcessor(
             self,
-            max_queue_size=self._max_items,
-            schedule_delay_millis=max(1.0, self._delay * 1000),
-            max_export_batch_size=min(self._batch_items, self._max_items),
+            max_queue_size=self.max_items,
+            schedule_delay_millis=max(1.0, self.delay * 1000),
+            max_export_batch_size=min(self.batch_items, self.max_items),
             meter_provider=NoOpMeterProvider(),
         )
-        name, args = f"stagegraph-{self._what}", (self._processor,)
+        name, args = f"stagegraph-{self.what}", (self._processor,)
         flusher = threading.Thread(target=self._flush, args=args, name=name, daemon=True)
         flusher.start()
         self._flusher = flusher
@@ -170,7 +162,7 @@ class Sender(SpanProcessor, SpanExporter):
             processor.force_flush()
         processor.shutdown()
         with suppress(Exception):
-            self._on_close()
+            self.on_close()
 
     def lose(self, count: int, reason: str) -> None:
         """Count lost spans, and log the first loss."""
@@ -184,7 +176,7 @@ class Sender(SpanProcessor, SpanExporter):
             first, self._warned = not self._warned, True
         if first:
             with suppress(Exception):
-                log.warning("%s are not reaching Langfuse (%s); runs continue (logged once)", self._what, reason)
+                log.warning("%s are not reaching Langfuse (%s); runs continue (logged once)", self.what, reason)
 
     def flush(self, seconds: float) -> bool:
         """Send what is queued, for at most *seconds*; returns whether all was sent and nothing was lost meanwhile."""
@@ -199,7 +191,7 @@ class Sender(SpanProcessor, SpanExporter):
     def end(self, seconds: float | None) -> float:
         """Accept nothing more; returns the deadline for sending what is queued."""
         with self._changed:
-            self._until = monotonic() + (self._exit_seconds if seconds is None else seconds)
+            self._until = monotonic() + (self.exit_seconds if seconds is None else seconds)
             self._changed.notify_all()
             return self._until
 
@@ -228,7 +220,7 @@ class Sender(SpanProcessor, SpanExporter):
         for span in spans:
             part.append(span)
             size += _size(span)
-            if size >= self._batch_bytes or len(part) == self._batch_items:
+            if size >= self.batch_bytes or len(part) == self.batch_items:
                 self._take(part, size)
                 part, size = [], 0
         self._take(part, size)
@@ -270,7 +262,7 @@ class Sender(SpanProcessor, SpanExporter):
         retry = Retry(attempts=1 if self._down else _ATTEMPTS)
         while True:
             try:
-                return self._send(batch)
+                return self.send(batch)
             except UnreachableError as error:
                 wait = retry.wait(error)
                 if wait is None or not self._rest(wait):
