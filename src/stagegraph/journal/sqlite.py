@@ -26,7 +26,7 @@ from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shr
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .tables import TABLES, R, row_of
-from .writer import Writer, encodable, write_one
+from .writer import Writer, encodable, running_loop, write_one
 
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
@@ -83,7 +83,7 @@ class SqliteJournal:
         """What was said about damaged records."""
         self._read_only = read_only
         self._file = JournalFile(self.path, timeout=timeout, read_only=read_only)
-        self._file.make_ready(wait=not _in_event_loop())
+        self._file.make_ready(wait=running_loop() is None)
         self._writer = Writer(self._file)
         self._owner: OwnerLock | None = None
         _open_journals.add(self)
@@ -291,14 +291,6 @@ class SqliteJournal:
                 raise journal_error(self.path, error) from error
 
         return await anyio.to_thread.run_sync(connected, abandon_on_cancel=True)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _open_journals: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()
