@@ -236,14 +236,14 @@ class Schema:
         """Validate the fields of an instance, by name, each a value already."""
         return self.adapter.validate_python(fields, by_alias=False, by_name=True)
 
-    def recall(self, data: object, whole: str | None = None) -> Any:
-        """Read a record: its plain data, and its second form where it has one.
+    def recall(self, text: str, whole: str | None = None) -> Any:
+        """Read a record: its plain JSON, or its second form where it has one.
 
         Raises:
             ValueError: it cannot be read back.
         """
         try:
-            return self._whole.read(whole) if whole else self._recalled(json.dumps(data))
+            return self._whole.read(whole) if whole else self._recalled(text)
         except ValueError:
             raise
         except Exception as error:

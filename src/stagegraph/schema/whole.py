@@ -112,7 +112,7 @@ class Whole:
             return {key: self._read(one) for key, one in data.items()}
         name, inside = tag[1:], data[tag]
         if not name:  # the plain record of the declared type
-            return self._declared.recall(inside)
+            return self._declared.recall(json.dumps(inside))
         if name == "zoned":
             moment, key, fold = inside
             return datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(key), fold=fold)
@@ -120,14 +120,14 @@ class Whole:
             return _SERIES[name](map(self._read, inside))
         if name in _MAPPINGS:
             return _MAPPINGS[name]({self._read(key): self._read(one) for key, one in inside})
-        return self._of(_PLAIN[name]).recall(inside) if name in _PLAIN else self._read_object(self._class(name), inside)
+        return self._of(_PLAIN[name]).recall(json.dumps(inside)) if name in _PLAIN else self._read_object(self._class(name), inside)
 
     def _read_object(self, cls: type, data: Any) -> Any:
         plain = self._of(cls)
         if issubclass(cls, Enum):
             return cls[data]
         if plain.traits.own_form:
-            return plain.recall(data)
+            return plain.recall(json.dumps(data))
         if is_dict(data):
             defaults = _defaults(cls)
             given = {name: self._read(one) for name, one in data.items() if not self._is_written(defaults, name, one)}
