@@ -8,7 +8,6 @@ writing, and moving the log into the file.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -17,6 +16,7 @@ from contextlib import closing
 from dataclasses import fields
 from itertools import groupby
 from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from stagegraph.record.rows import CallRow, OpRow, Row, RunRow
@@ -76,7 +76,7 @@ def _write_each(connection: sqlite3.Connection, rows: Iterable[Row], lost: Conta
 
 
 def _holds(connection: sqlite3.Connection, owner: str, run_id: str) -> bool:
-    return connection.execute(_HELD_BY, encodable((owner, run_id))).fetchone() is not None
+    return connection.execute(_HELD_BY, (owner, escaped(run_id))).fetchone() is not None
 
 
 def _why(connection: sqlite3.Connection, row: Row, error: Exception) -> str:
@@ -129,7 +129,7 @@ class Writer:
         self._lost: dict[str, JournalError] = {}
         """Run id -> the error of a row without a waiter that was left out; raised for the run's next waiter."""
         self._connection: sqlite3.Connection | None = None
-        self._log = f"{file.place}-wal"
+        self._log = Path(f"{file.place}-wal")
         self._largest_log: float = _BYTES_PER_CHECKPOINT
         """The size of the log from which on it is moved into the file."""
 
@@ -183,7 +183,7 @@ class Writer:
 
     def _size_of_log(self) -> int:
         try:
-            return os.stat(self._log).st_size
+            return self._log.stat().st_size
         except OSError:
             return 0
 
@@ -247,14 +247,14 @@ class Writer:
             self._connection.execute("PRAGMA busy_timeout = 0")
         connection = self._connection
         try:
-            with self._file.transaction(connection, wait=wait):
+            with self._file.begin(connection, wait=wait):
                 if not self._lost_among(connection, rows):
                     _write_alike(connection, rows)
                     return {}
         except Exception as error:
             if _is_of_file(error):
                 raise
-        with self._file.transaction(connection, wait=wait):
+        with self._file.begin(connection, wait=wait):
             return _write_each(connection, rows, self._lost_among(connection, rows))
 
     def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> set[str]:

@@ -192,7 +192,7 @@ class Schema:
         exact = self._closed
         try:
             if exact is not None and exact(value):
-                return Record(_readable(self._sorted_record(value).decode()), None)
+                return Record(_readable(self.record(value).decode()), None)
         except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
             pass
         if lazy(value):
