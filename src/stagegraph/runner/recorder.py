@@ -32,7 +32,8 @@ from .recovery import counted
 from .state import CacheKey, Clock, total
 
 if TYPE_CHECKING:
-    from stagegraph.agent.call import AgentCall
+    from pydantic_ai.messages import UserContent
+
     from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
@@ -146,8 +147,7 @@ class Recorder:
         self._recalls = spec.resumed is not None or spec.replay is not None
         self._result: Record | None = None
         """The output of the run, once it has one."""
-        self._overridden: set[str] = set()
-        self._prompts: dict[str, str] = {}
+        self._prompts: dict[str, str | None] = {}
         """Path -> JSON of the prompt in force."""
 
     @classmethod
@@ -265,9 +265,11 @@ class Recorder:
                 self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(
-        self, call: CallState, node_key: NodeKey, agent: AgentCall | None = None
+        self, call: CallState, node_key: NodeKey, content: str | list[UserContent] | None = None
     ) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
+
+        *content* is what the renderer of a stage made of the input.
 
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
@@ -275,11 +277,8 @@ class Recorder:
         key = call.key
         if key in self._spec.override:
             call.replayed = True
-            self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        call.cache_key = node_key.of_call(self._given(call), None if agent is None else agent.content)
-        if agent is not None and agent.prompt is not None and call.path not in self._prompts:
-            self._prompts[call.path] = json.dumps(agent.prompt.data(), ensure_ascii=False)
+        call.cache_key = node_key.of_call(self._given(call), content)
         if not self._recalls:
             return MISSING, None
         place = key, call.cache_key.identity, call.node.__node__.kind
@@ -363,10 +362,11 @@ class Recorder:
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
-        unused = sorted(set(self._spec.override) - self._overridden)
+        ran = [call.key for call in self._state.calls.values() if call.node.__node__.kind != "graph"]
+        unused = sorted(self._spec.override.keys() - ran)
         if not unused:
             return None
-        near = closest(unused[0], list(self._overridden))
+        near = closest(unused[0], ran)
         return ReplayError(f"`override` names `{unused[0]}`, and no stage or step ran there{near}")
 
     def durable(self, call: CallState, found: Recorded | None) -> DurableOperations:
@@ -437,9 +437,15 @@ class Recorder:
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
             row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages), fallback=without_json)
-            row.prompt = self._prompts.get(call.path)
+            row.prompt = self._prompt(call.path)
             row.pending = dump_pending(use.pending) if use.pending else None
         return row
+
+    def _prompt(self, path: str) -> str | None:
+        if path not in self._prompts:
+            prompt = self._state.prompts.get(path)
+            self._prompts[path] = None if prompt is None else json.dumps(prompt.data(), ensure_ascii=False)
+        return self._prompts[path]
 
 
 def _identity(call: CallState) -> str:
