@@ -166,9 +166,8 @@ class ReplayCache:
 
     def claim(self, key: str, identity: str, kind: Kind = "stage") -> Recorded | None:
         """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
-        before = self.at.get(key)
-        if before is not None and before.identity != identity and before.status == "succeeded":
-            self._offer(0, before)
+        if self.holds(key, identity):
+            self._offer(0, self.at[key])
         found = self.records.pop((key, identity), None)
         if found is not None or (self._resumes and kind == "step"):
             return found
@@ -195,8 +194,8 @@ class ReplayCache:
 
 
 def changes(before: CallRow, now: CacheKey) -> str:
-    """How a call differs from the one recorded before, in words; empty where it is the same."""
-    if before.identity == now.identity:
+    """How a call differs from the one recorded before, in words; empty where it is the same, or has no identity."""
+    if now.identity in {"", before.identity}:
         return ""
     parts = json.loads(before.parts)
     names = ["the input"] if (before.input, before.input_whole) != now.record else []
@@ -216,15 +215,5 @@ def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
 
 def _begun(op: OpRow) -> CallRow:
     """A call of which only requests and tool calls were recorded."""
-    return CallRow(
-        run_id=op.run_id,
-        key=op.key,
-        path="",
-        kind="stage",
-        parent=None,
-        position=0,
-        status="running",
-        identity=op.identity,
-        input="",
-        started=0.0,
-    )
+    place = {"run_id": op.run_id, "key": op.key, "identity": op.identity}
+    return CallRow(path="", kind="stage", parent=None, position=0, status="running", input="", started=0.0, **place)

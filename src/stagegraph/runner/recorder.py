@@ -342,10 +342,9 @@ class Recorder:
         before = self._own.at.get(call.key) or self._other.at.get(call.key)
         if before is None:
             return
-        changed, strictly = changes(before, now) if now.identity else "", before.kind == "step"
-        problem = "has a record that does not count"
-        if changed:
-            why, problem, strictly = changed, "differs from its record", True
+        problem, strictly = "", before.kind == "step"
+        if why := changes(before, now):
+            problem, strictly = f"differs from its record: {why} changed", True
         elif not now.identity:
             why = "the input cannot be written down whole"
         elif before.status == "succeeded" and not before.identity:
@@ -356,8 +355,8 @@ class Recorder:
             return
         self._state.rerun[call.key] = why
         if self._spec.strict and strictly and before.run_id == self._row.run_id:
-            what = f"{why} changed" if changed else why
-            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
+            problem = problem or f"has a record that does not count: {why}"
+            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
             raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
@@ -373,7 +372,7 @@ class Recorder:
         """The requests and tool calls of one stage call; its row is written before the first of them."""
         if (found is None or found.row.status != "suspended") and self._may_write(call):
             self._journal.put_soon(self._call_row(call))  # the row of a suspended call holds what is deferred
-        return DurableOperations(self._journal, self._row.run_id, call.key, _identity(call), found)
+        return DurableOperations(self._journal, self._row.run_id, call.key, call.identity, found)
 
     def finished(self, call: CallState) -> Awaitable[None] | None:
         """A leaf call has its output: it counts when the journal has it, which is to be awaited."""
@@ -392,7 +391,7 @@ class Recorder:
 
     def _may_write(self, call: CallState) -> bool:
         """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
-        return not self._own.holds(call.key, _identity(call))
+        return not self._own.holds(call.key, call.identity)
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, key = call.node.__node__, call.error, call.cache_key
@@ -446,7 +445,3 @@ class Recorder:
             prompt = self._state.prompts.get(path)
             self._prompts[path] = None if prompt is None else json.dumps(prompt.data(), ensure_ascii=False)
         return self._prompts[path]
-
-
-def _identity(call: CallState) -> str:
-    return "" if call.cache_key is None else call.cache_key.identity

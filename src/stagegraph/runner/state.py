@@ -94,6 +94,10 @@ class CallState:
     began: float = field(default_factory=perf_counter)
 
     @property
+    def identity(self) -> str:
+        return "" if self.cache_key is None else self.cache_key.identity
+
+    @property
     def duration(self) -> float:
         return (self.ended or perf_counter()) - self.began
 

@@ -252,9 +252,8 @@ class Schema:
 
     def _recalled(self, text: str) -> Any:
         read = self.adapter.validate_json
-        if self.traits.clashes:
-            with suppress(ValidationError):
-                return read(text, by_alias=False, by_name=True)
+        with suppress(ValidationError):  # else the alias of one field could be taken for the name of another
+            return read(text, by_alias=False, by_name=True, extra="forbid")
         return read(text, by_alias=True, by_name=True)
 
     def show(self, value: object) -> Any:
