@@ -215,5 +215,5 @@ def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
 
 def _begun(op: OpRow) -> CallRow:
     """A call of which only requests and tool calls were recorded."""
-    place = {"run_id": op.run_id, "key": op.key, "identity": op.identity}
+    place: dict[str, Any] = {"run_id": op.run_id, "key": op.key, "identity": op.identity}
     return CallRow(path="", kind="stage", parent=None, position=0, status="running", input="", started=0.0, **place)
