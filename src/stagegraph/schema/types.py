@@ -68,12 +68,18 @@ def check(type_: Any) -> Check:
     if origin is tuple:
         return _check_tuple(args)
     if origin in _COLLECTIONS and len(args) == 1:
-        item = check(args[0])
-        return lambda value: _is(value, origin) and all(map(item, value))
+        every = _check_every(args[0])
+        return lambda value: _is(value, origin) and every(value)
     if origin in _MAPPINGS and len(args) == 2:  # noqa: PLR2004 - a key and a value
-        key, item = map(check, args)
-        return lambda value: _is(value, origin) and all(key(k) and item(v) for k, v in value.items())
+        keys, items = map(_check_every, args)
+        return lambda value: _is(value, origin) and keys(value) and items(value.values())
     return lambda value: isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _check_every(type_: Any) -> Check:
+    """A check of several values, most of which are of one class."""
+    one, exact = check(type_), {type_} if isinstance(type_, type) else set[type]()
+    return lambda values: set(map(type, values)) == exact or all(map(one, values))
 
 
 def _check_plain(type_: Any) -> Check:
@@ -155,8 +161,8 @@ def _check_typeddict(type_: Any) -> Check:
 
 def _check_tuple(args: tuple[Any, ...]) -> Check:
     if len(args) == 2 and args[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
-        every = check(args[0])
-        return lambda value: _is(value, tuple) and all(map(every, value))
+        every = _check_every(args[0])
+        return lambda value: _is(value, tuple) and every(value)
     items = [check(arg) for arg in args]
     return lambda value: (
         _is(value, tuple) and len(value) == len(items) and all(item(v) for item, v in zip(items, value, strict=True))
