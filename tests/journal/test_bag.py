@@ -166,5 +166,5 @@ def test_what_an_unfinished_call_was_told_stays_at_its_place() -> None:
 def test_a_call_says_what_changed() -> None:
     """The words name the input and the parts that differ from what stood at the place."""
     before = call("ask", "x", parts='{"the prompt": "1", "the model": "1"}')
-    assert changes(before, CacheKey("x", "1", {"the prompt": "1", "the model": "1"}, "")) == ""
-    assert changes(before, CacheKey("y", "2", {"the prompt": "2", "the model": "1"}, "")) == "the input and the prompt"
+    assert changes(before, CacheKey("1", "x", {"the prompt": "1", "the model": "1"}, "")) == ""
+    assert changes(before, CacheKey("2", "y", {"the prompt": "2", "the model": "1"}, "")) == "the input and the prompt"

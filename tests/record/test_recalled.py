@@ -21,21 +21,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import (
+    AliasChoices,
+    AliasPath,
     BaseModel,
     Field,
     PlainSerializer,
     PrivateAttr,
     RootModel,
+    Secret,
     SecretStr,
+    SerializeAsAny,
+    computed_field,
     create_model,
     field_serializer,
     field_validator,
 )
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, UserPromptPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from typing_extensions import TypedDict
 
-from stagegraph import Graph, Run, Runner, step
-from stagegraph.journal import MemoryJournal
+from stagegraph import Graph, Limits, Run, RunError, Runner, Stage, step
+from stagegraph.journal import MemoryJournal, SqliteJournal
 
 LOST = ("the output cannot be written down whole", "the input cannot be written down whole")
 EXAMPLES = int(os.environ.get("STAGEGRAPH_SEEDS", "60"))
@@ -237,6 +244,63 @@ def described(value: Any) -> Any:
     return (kind, repr(value)) if not isinstance(value, (Enum, Object)) else (kind, id(value))
 
 
+class Aliased(BaseModel):
+    number: int = Field(alias="theNumber")
+
+
+class Optionally(BaseModel):
+    number: int = Field(0, alias="theNumber", serialization_alias="N")
+
+
+class Choices(BaseModel):
+    number: int = Field(validation_alias=AliasChoices(AliasPath("deep", 0), "a", "b"))
+
+
+class Deep(BaseModel):
+    number: int = Field(validation_alias=AliasPath("deep", "number"))
+
+
+class Swapped(BaseModel):
+    first: int = Field(alias="second")
+    second: int = Field(alias="first")
+
+
+class Computed(BaseModel, extra="forbid"):
+    number: int
+
+    @computed_field
+    @property
+    def double(self) -> int:
+        return 2 * self.number
+
+
+class Strict(BaseModel, strict=True):
+    number: float
+    name: str = "n"
+
+
+class Measures(TypedDict):
+    number: float
+
+
+class Raw(BaseModel, ser_json_bytes="base64", val_json_bytes="base64"):
+    data: bytes
+
+
+@dataclass
+class Tags:
+    x: int
+    names: set[str]
+
+
+class Required(BaseModel):
+    number: int = Field(exclude=True)
+
+
+class Shown(BaseModel):
+    item: SerializeAsAny[Base]
+
+
 made: list[object] = []
 
 
@@ -338,7 +402,8 @@ RECALLED: list[tuple[Any, list[Any]]] = [
     (Rank | int, [Rank.FIRST, 1]),
     (Mood | int, [Mood.GOOD, 1]),
     (Literal[1, True, "1"], [1, True, "1"]),
-    (Point, [Point(), Point3(), Point3(z=(1,))]),
+    (Point, [Point(), Point3(), Point3(z=(1,)), Point(math.inf)]),
+    (dict[str, Point], [{"a": Point(1.0), "b": Point3(1.0)}]),
     (Row, [{"name": b"x"}, {"name": "x", "decision": Reject(reason="r")}]),
     (Pair, [Pair(1, (2,)), Pair(1, [2])]),
     (Pair | tuple[int, int], [Pair(1, 2), (1, 2)]),
@@ -361,6 +426,24 @@ RECALLED: list[tuple[Any, list[Any]]] = [
     (Scored, [Scored(), Scored(score=1), Scored(score=0.0)]),
     (Point, [Point(1), Point(1.0)]),
     (Named, [Named(type=math.inf, config=Derived(), default={"type": Reject(reason="r")}, metadata=(1,))]),
+    (Aliased, [Aliased(theNumber=3)]),
+    (dict[str, list[Aliased]], [{"a": [Aliased(theNumber=3)]}]),
+    (Optionally, [Optionally(theNumber=3), Optionally()]),
+    (Choices, [Choices(a=3)]),
+    (Deep, [Deep(deep={"number": 3})]),
+    (Swapped, [Swapped(first=1, second=2), Swapped(first=2, second=1)]),
+    (Computed, [Computed(number=3)]),
+    (Derived | Base, [Derived(extra="f"), Base()]),
+    (Strict, [Strict(number=-math.inf), Strict(number=1.0, name="NaN")]),
+    (Measures, [{"number": -math.inf}]),
+    (Raw, [Raw(data=b"\xff")]),
+    (dict[Level, int], [{Level.LOW: 1}]),
+    (set[str], [{"a", "b", "c"}]),
+    (Level, [Level.LOW]),
+    (Tags, [Tags(1, {"n", "m"})]),
+    (list[Base | int], [[Base(number=1), 3]]),
+    (str | None, [None, "\u2028 \U0001f600 \0 </script>"]),
+    (Shown, [Shown(item=Derived())]),
     (Named | Typed, [Typed(type="typed"), Typed(type="typed", fields=[Twin()])]),
 ]
 
@@ -374,6 +457,10 @@ AGAIN: list[tuple[Any, Any]] = [
     (list[Masked], [Masked(key="s3cret")]),
     (Annotated[str, PlainSerializer(lambda _: "***")] | int, "s3cret"),
     (Hidden, Hidden(hidden=5)),
+    (list[Required], [Required(number=5)]),
+    (list[SecretStr], [SecretStr("s3cret")]),
+    (Secret[int], Secret(5)),
+    (object, object()),
     (Louder, Louder(text="a")),
     (str, Text("a")),
     (int, Rank.FIRST),
@@ -443,6 +530,72 @@ async def test_an_input_without_a_record_is_never_taken_for_another(type_: Any, 
         again = await runner.run(takes(type_, value), 1, replay=run)
     assert not again.call("take").replayed
     assert again.rerun == {"take": "the input cannot be written down whole"}
+
+
+async def test_a_record_without_what_is_left_out_on_purpose_can_be_read() -> None:
+    """A masked secret stays masked; what its type misses is shown as the data that there is."""
+    run = await Runner(tracing=None).run(makes(Key, Key(key=SecretStr("s3cret"))), 1)
+    assert "s3cret" not in run.to_json()
+    again = Run.from_json(run.to_json(), makes(Key, None)).call("make").output
+    assert str(again.key) == "*" * 10
+    run = await Runner(tracing=None).run(makes(Required, Required(number=5)), 1)
+    assert Run.from_json(run.to_json(), makes(Required, None)).call("make").output == {}
+
+
+async def test_no_secret_is_in_the_journal(tmp_path: Path) -> None:
+    """A type that masks its value keeps it out of the file."""
+    journal = SqliteJournal(tmp_path / "runs.db")
+    await Runner(journal=journal).run(makes(Key, Key(key=SecretStr("s3cret"))), 1)
+    await journal.aclose()
+    assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.iterdir())  # noqa: ASYNC240
+
+
+async def test_numbers_that_json_cannot_say_are_texts_in_it() -> None:
+    """So that any reader takes the file."""
+    run = await Runner(tracing=None).run(makes(Strict, Strict(number=math.nan)), 1)
+
+    def refuse(text: str) -> None:
+        raise ValueError(text)
+
+    json.loads(run.to_json(), parse_constant=refuse)
+
+
+async def test_records_by_field_name_with_computed_fields_are_read_as_before() -> None:
+    """What an earlier version wrote still loads."""
+    run = await Runner(tracing=None).run(makes(Optionally, Optionally(theNumber=3)), 1)
+    data = json.loads(run.to_json())
+    assert data["calls"][1]["output"] == {"number": 3}
+    data["calls"][1]["output"] = {"number": 4, "other": 8}
+    again = Run.from_json(json.dumps(data), makes(Optionally, None))
+    assert again.call("make").output == Optionally(theNumber=4)
+
+
+class Asks(Graph[str, int]):
+    """A stage whose output its record does not hold, asked twice."""
+
+    ask = Stage(str, Agent(output_type=Hidden))
+
+    async def flow(self, text: str) -> int:
+        first = await self.ask(text)
+        second = await self.ask(text + "!")
+        return first.hidden + second.hidden
+
+
+async def test_a_resumed_run_asks_no_model_again_for_what_its_record_lost() -> None:
+    """The answers of models are recorded by themselves, so that the output is made from them once more."""
+    asked: list[int] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        asked.append(len(messages))
+        return ModelResponse([ToolCallPart(info.output_tools[0].name, {"hidden": 5})])
+
+    async with Runner(FunctionModel(answer), journal=MemoryJournal()) as runner:
+        with pytest.raises(RunError):
+            await runner.run(Asks(), "x", run_id="r", limits=Limits(requests=1))
+        assert len(asked) == 1
+        run = await runner.resume("r", limits=Limits(requests=10))
+    assert (run.output, len(asked)) == (10, 2)
+    assert run.rerun == {"ask": LOST[0]}
 
 
 # -- any type, and any value of it

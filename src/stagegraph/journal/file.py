@@ -9,8 +9,8 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -100,23 +100,11 @@ class JournalFile:
         timeout = self.timeout if wait else 0
         return self._repeated(partial(connect, self.path, timeout=timeout, read_only=self.read_only), wait=wait)
 
-    @contextmanager
-    def transaction(self, connection: sqlite3.Connection, *, wait: bool = True) -> Generator[None]:
-        """Write everything inside, or nothing."""
-        if wait:
-            self._wait(connection)
-        else:
+    def begin(self, connection: sqlite3.Connection, *, wait: bool = True) -> sqlite3.Connection:
+        """Begin to write, with *wait* as soon as nobody else does; `with` the connection all is written, or nothing."""
+        if not wait:
             connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    def _wait(self, connection: sqlite3.Connection) -> None:
-        """Begin to write, as soon as nobody else does."""
+            return connection
         first = min(self.timeout, _SAY_AFTER)
         try:
             _begin(connection, first)
@@ -132,6 +120,7 @@ class JournalFile:
                 )
             _begin(connection, self.timeout - first)
         self._said = False
+        return connection
 
 
 def _begin(connection: sqlite3.Connection, seconds: float) -> None:

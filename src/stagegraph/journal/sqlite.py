@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from math import inf
@@ -25,8 +25,8 @@ from stagegraph.schema.errors import DeclarationError, JournalError
 from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
-from .tables import TABLES, R, row_of
-from .writer import Writer, encodable, write_one
+from .tables import TABLES, R, reader
+from .writer import Writer, encodable, running_loop, write_one
 
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
@@ -83,7 +83,7 @@ class SqliteJournal:
         """What was said about damaged records."""
         self._read_only = read_only
         self._file = JournalFile(self.path, timeout=timeout, read_only=read_only)
-        self._file.make_ready(wait=not _in_event_loop())
+        self._file.make_ready(wait=running_loop() is None)
         self._writer = Writer(self._file)
         self._owner: OwnerLock | None = None
         _open_journals.add(self)
@@ -137,8 +137,8 @@ class SqliteJournal:
 
         def take() -> str | None:
             try:
-                with closing(self._file.connect()) as connection, self._file.transaction(connection):
-                    known = self._row(connection, row.run_id)
+                with closing(self._file.connect()) as connection, self._file.begin(connection):
+                    known = next(self._found(RunRow, connection, "run_id = ?", (row.run_id,)), None)
                     seen = None if known is None else self._seen(known)
                     if refusal := refusal_to_claim(row, seen, fresh=fresh, held=row.run_id in self._writer.held):
                         return refusal
@@ -163,10 +163,6 @@ class SqliteJournal:
         if refusal is not None:
             raise JournalError(refusal)
 
-    def _row(self, connection: sqlite3.Connection, run_id: str) -> RunRow | None:
-        found = connection.execute("SELECT * FROM runs WHERE run_id = ?", encodable((run_id,))).fetchone()
-        return None if found is None else row_of(RunRow, found)
-
     def _seen(self, row: RunRow) -> RunRow:
         """A row with an owner only as long as that owner lives."""
         if row.owner is None or is_alive(self._file.place, row.owner):
@@ -174,7 +170,7 @@ class SqliteJournal:
         return replace(row, owner=GONE)
 
     async def run(self, run_id: str) -> RunRow | None:
-        found = await self._select(RunRow, "run_id = ?", (run_id,))
+        found = await self._select(RunRow, "run_id = ?", run_id)
         return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
@@ -182,17 +178,17 @@ class SqliteJournal:
         running = "AND status = 'running'" if status == "running" else ""  # written out for the index of those
         until = wanted.until if wanted.before is None else min(wanted.before[0], wanted.until or inf)
         asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, until, until)
-        query = f"""
-            SELECT * FROM runs WHERE (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
+        where = f"""
+            (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
             AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC, run_id DESC
-        """  # noqa: S608 - no word of it is given
+        """
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
             found: list[RunRow] = []
-            for row in self._sound(RunRow, connection.execute(query, encodable(asked))):
-                scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
+            for row in self._found(RunRow, connection, where, asked, damaged=False):
+                scores = self._found(FeedbackRow, connection, "run_id = ?", (row.run_id,), damaged=False)
                 seen = self._seen(row)
-                if wanted.matches(seen, self._sound(FeedbackRow, scores)):
+                if wanted.matches(seen, scores):
                     found.append(seen)
                 if len(found) >= wanted.limit:
                     break
@@ -200,30 +196,45 @@ class SqliteJournal:
 
         return await self._in_thread(read)
 
-    def _sound(self, row_type: type[R], found: Iterable[sqlite3.Row]) -> Iterator[R]:
-        """The rows without the damaged ones, each of which is said once."""
-        for values in found:
+    def _found(
+        self,
+        row_type: type[R],
+        connection: sqlite3.Connection,
+        where: str,
+        values: tuple[Any, ...] = (),
+        *,
+        damaged: bool = True,
+    ) -> Iterator[R]:
+        """The rows of a table; unless they are wanted, *damaged* ones are left out, and each is said once.
+
+        Raises:
+            DamagedError: one of them is damaged.
+        """
+        query = f"SELECT * FROM {TABLES[row_type][0]} WHERE {where}"  # noqa: S608 - our own words
+        cursor = connection.execute(query, encodable(values))
+        read = reader(row_type, cursor)
+        for found in cursor:
             try:
-                yield row_of(row_type, values)
+                yield read(found)
             except DamagedError as error:
+                if damaged:
+                    raise
                 if str(error) not in self._damaged:
                     self._damaged.add(str(error))
                     _log.warning("%s: left out: %s", self.path, error)
 
     async def calls(self, run_id: str) -> list[CallRow]:
-        return await self._select(CallRow, "run_id = ? ORDER BY position", (run_id,))
+        return await self._select(CallRow, "run_id = ? ORDER BY position", run_id)
 
     async def ops(self, run_id: str) -> list[OpRow]:
-        return await self._select(OpRow, "run_id = ?", (run_id,))
+        return await self._select(OpRow, "run_id = ?", run_id)
 
     async def feedback(self, run_id: str) -> list[FeedbackRow]:
-        query = "SELECT * FROM feedback WHERE run_id = ? ORDER BY time"
-        return await self._in_thread(lambda c: list(self._sound(FeedbackRow, c.execute(query, encodable((run_id,))))))
+        return await self._select(FeedbackRow, "run_id = ? ORDER BY time", run_id, damaged=False)
 
     async def cancels(self) -> list[CancelRow]:
         held = "SELECT run_id FROM runs WHERE status = 'running' AND owner IS NOT NULL"
-        query = f"SELECT * FROM cancels WHERE run_id IN ({held})"  # noqa: S608 - our own words
-        return await self._in_thread(lambda c: list(self._sound(CancelRow, c.execute(query))))
+        return await self._select(CancelRow, f"run_id IN ({held})", damaged=False)
 
     async def prune(self, *, older_than: float | None = None, keep: int | None = None) -> int:
         self._check_writable()
@@ -245,7 +256,7 @@ class SqliteJournal:
             pruned = 0
             while doomed and not stopped.is_set():
                 free = free_pages(connection)
-                with self._file.transaction(connection):
+                with self._file.begin(connection):
                     until = time.monotonic() + _SECONDS_OF_A_TRANSACTION
                     while doomed and time.monotonic() < until:
                         run_id = doomed.popleft()
@@ -273,10 +284,8 @@ class SqliteJournal:
                 self._owner.release()
                 self._owner = None
 
-    async def _select(self, row_type: type[R], where: str, values: tuple[Any, ...]) -> list[R]:
-        table, _ = TABLES[row_type]
-        query = f"SELECT * FROM {table} WHERE {where}"  # noqa: S608 - our own names
-        return await self._in_thread(lambda c: [row_of(row_type, row) for row in c.execute(query, encodable(values))])
+    async def _select(self, row_type: type[R], where: str, *values: str, damaged: bool = True) -> list[R]:
+        return await self._in_thread(lambda c: list(self._found(row_type, c, where, values, damaged=damaged)))
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Use the file off the event loop, after all earlier rows were written; who is cancelled does not wait."""
@@ -291,14 +300,6 @@ class SqliteJournal:
                 raise journal_error(self.path, error) from error
 
         return await anyio.to_thread.run_sync(connected, abandon_on_cancel=True)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 _open_journals: weakref.WeakSet[SqliteJournal] = weakref.WeakSet()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -33,14 +33,14 @@ _INDEXES = {
 }
 _SQL_TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
 _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
-_DEFAULTS = {
-    row_type: {field.name: field.default for field in fields(row_type) if field.default is not MISSING}
+_EMPTY: dict[type[Row], dict[str, Any]] = {
+    row_type: {one.name: None if one.default is MISSING else one.default for one in fields(row_type)}
     for row_type in TABLES
 }
-"""The value of an empty column."""
-_FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
+"""The values of empty columns."""
+_FLAGS = {row_type: [one.name for one in fields(row_type) if one.type == "bool"] for row_type in TABLES}
 _OF_STAGES_AND_FAILURES = {
-    *("error_type", "error", "origin", "transient", "source", "input_whole", "output_whole"),
+    *("error_type", "error", "origin", "transient", "input_whole", "output_whole"),
     *("usage", "attempts", "messages", "prompt", "pending"),
 }
 
@@ -69,26 +69,31 @@ def statement_for(row: Row) -> Statement:
 
     A third of the time to write a row goes into columns that most calls leave empty: those are left out.
     """
-    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is None and row.source is None:
-        return _PLAIN_CALL if row.input_whole is None and row.output_whole is None else _STATEMENTS[CallRow]
+    if isinstance(row, CallRow) and row.kind != "stage" and row.error_type is row.input_whole is row.output_whole:
+        return _PLAIN_CALL  # all three are None
     return _STATEMENTS[type(row)]
 
 
-def row_of(row_type: type[R], found: sqlite3.Row) -> R:
-    """A row from the columns of its table.
+def reader(row_type: type[R], cursor: sqlite3.Cursor) -> Callable[[Sequence[Any]], R]:
+    """What makes rows of that type from the rows that the cursor finds.
 
-    Raises:
-        DamagedError: a journal writes no such row.
+    Raises `DamagedError` for one that a journal does not write.
     """
-    there: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
-    values: dict[str, Any] = {name: there.get(name) for name in _NAMES[row_type]}  # others may add columns
-    for name, default in _DEFAULTS[row_type].items():
-        if values[name] is None:  # also a column that a file of an older version lacks, which is only read
-            values[name] = default
-    check_row(row_type, values)
-    for flag in _FLAGS[row_type]:
-        values[flag] = bool(values[flag])
-    return row_type(**values)
+    empty = _EMPTY[row_type]
+    # Others may add columns; a file of an older version, which is only read, lacks some.
+    places = [(place, column[0]) for place, column in enumerate(cursor.description) if column[0] in empty]
+
+    def read(found: Sequence[Any]) -> R:
+        values = empty.copy()
+        for place, name in places:
+            if (value := found[place]) is not None:
+                values[name] = value
+        check_row(row_type, values)
+        for flag in _FLAGS[row_type]:
+            values[flag] = bool(values[flag])
+        return row_type(**values)
+
+    return read
 
 
 def missing_in(connection: sqlite3.Connection) -> list[str]:

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from itertools import groupby
+from math import inf
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from stagegraph.record.rows import CallRow, OpRow, Row, RunRow
@@ -26,9 +28,7 @@ from .tables import statement_for
 
 T = TypeVar("T")
 
-_ROWS_PER_CHECKPOINT = 2_000
-_SIZE_PER_CHECKPOINT = 16_000_000
-"""Characters."""
+_BYTES_PER_CHECKPOINT = 16_000_000
 _OF_HOLDER = (RunRow, CallRow, OpRow)
 """The rows that only the holder of a run writes."""
 _HELD_BY = "SELECT 1 FROM runs INDEXED BY runs_running WHERE status = 'running' AND owner = ? AND run_id = ?"
@@ -39,27 +39,14 @@ _LOST = (
 _OF_A_ROW = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.NotSupportedError)
 
 
-@dataclass(slots=True)
-class Committed:
-    """The outcome of writing some rows."""
-
-    size: int = 0
-    """Characters of text that were written."""
-    refused: dict[int, str] = field(default_factory=dict[int, str])
-    """Index of each row that can never be written -> the reason."""
-
-
 def _is_of_file(error: Exception) -> bool:
     """Whether the file is the problem (full, locked, read-only, damaged), so that another try may succeed."""
     return isinstance(error, (sqlite3.DatabaseError, OSError)) and not isinstance(error, _OF_A_ROW)
 
 
-def write_one(connection: sqlite3.Connection, row: Row) -> int:
-    """Write one row; returns its size."""
+def write_one(connection: sqlite3.Connection, row: Row) -> None:
     statement = statement_for(row)
-    values = encodable(statement.values(row))
-    connection.execute(statement.sql, values)
-    return _size([values])
+    connection.execute(statement.sql, encodable(statement.values(row)))
 
 
 def encodable(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -67,36 +54,29 @@ def encodable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(escaped(value) if isinstance(value, str) else value for value in values)
 
 
-def _write_alike(connection: sqlite3.Connection, rows: list[Row]) -> int:
-    size = 0
+def _write_alike(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
     for statement, alike in groupby(rows, key=statement_for):
-        values = [statement.values(row) for row in alike]
-        connection.executemany(statement.sql, values)
-        size += _size(values)
-    return size
+        connection.executemany(statement.sql, map(statement.values, alike))
 
 
-def _write_each(connection: sqlite3.Connection, rows: list[Row], lost: Container[str]) -> Committed:
-    done = Committed()
+def _write_each(connection: sqlite3.Connection, rows: Iterable[Row], lost: Container[str]) -> dict[int, str]:
+    """Write what can be written; returns the index of each other row -> the reason."""
+    refused: dict[int, str] = {}
     for place, row in enumerate(rows):
         if row.run_id in lost and isinstance(row, _OF_HOLDER):
-            done.refused[place] = _LOST
+            refused[place] = _LOST
             continue
         try:
-            done.size += write_one(connection, row)
+            write_one(connection, row)
         except Exception as error:
             if _is_of_file(error):
                 raise
-            done.refused[place] = _why(connection, row, error)
-    return done
+            refused[place] = _why(connection, row, error)
+    return refused
 
 
 def _holds(connection: sqlite3.Connection, owner: str, run_id: str) -> bool:
-    return connection.execute(_HELD_BY, encodable((owner, run_id))).fetchone() is not None
-
-
-def _size(rows: Iterable[tuple[Any, ...]]) -> int:
-    return sum(len(value) for row in rows for value in row if isinstance(value, str))
+    return connection.execute(_HELD_BY, (owner, escaped(run_id))).fetchone() is not None
 
 
 def _why(connection: sqlite3.Connection, row: Row, error: Exception) -> str:
@@ -110,6 +90,8 @@ def _why(connection: sqlite3.Connection, row: Row, error: Exception) -> str:
 
 
 Waiter = asyncio.Future[None]
+Outcome = tuple[Waiter, JournalError | None]
+"""The result for one waiter."""
 
 
 class Batch(NamedTuple):
@@ -117,13 +99,6 @@ class Batch(NamedTuple):
 
     rows: list[Row]
     waiter: Waiter | None
-
-
-class Outcome(NamedTuple):
-    """The result for one waiter."""
-
-    waiter: Waiter
-    failure: JournalError | None
 
 
 class Writer:
@@ -137,9 +112,8 @@ class Writer:
         self.owner: str | None = None
         """The name under which runs are held here now."""
         self.held: dict[str, str] = {}
-        """Run id -> the name under which it is held here, until the end of the run is recorded or refused."""
-        self._begun: set[str] = set()
-        """Those of them whose row is not in the file yet."""
+        """Run id -> the name under which it is held here, from its first row in the file until the end of the run is
+        recorded or refused."""
         self._file = file
         self._lock = threading.Lock()
         """Guards what is put: event loops of several threads may share a journal. Nobody waits while holding it."""
@@ -154,19 +128,13 @@ class Writer:
         """What could not be written so far."""
         self._lost: dict[str, JournalError] = {}
         """Run id -> the error of a row without a waiter that was left out; raised for the run's next waiter."""
-        self._version = -1
-        self._checked: set[str] = set()
-        """The runs that nobody can have taken over since this version of the file."""
         self._connection: sqlite3.Connection | None = None
-        self._rows_in_log = 0
-        self._size_in_log = 0
+        self._log = Path(f"{file.place}-wal")
+        self._largest_log: float = _BYTES_PER_CHECKPOINT
+        """The size of the log from which on it is moved into the file."""
 
     def put(self, rows: list[Row], waiter: Waiter | None) -> None:
         with self._lock:
-            for row in rows:
-                if isinstance(row, RunRow) and row.owner and row.owner == self.owner and row.run_id not in self.held:
-                    self.hold(row.run_id)
-                    self._begun.add(row.run_id)
             self._batches.append(Batch(rows, waiter))
             if self._flushing and (self._loop is None or not self._loop.is_closed()):
                 return  # a closed loop will never flush
@@ -209,9 +177,15 @@ class Writer:
         self._loop = None
         if not self._write(wait=False):
             self._in_thread(self._write)
-        elif self._rows_in_log >= _ROWS_PER_CHECKPOINT or self._size_in_log >= _SIZE_PER_CHECKPOINT:
-            self._rows_in_log = self._size_in_log = 0
+        elif self._size_of_log() > self._largest_log:
+            self._largest_log = inf
             self._in_thread(self._checkpoint)
+
+    def _size_of_log(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
 
     def _write(self, *, wait: bool = True) -> bool:
         """Commit all rows; without *wait*, `False` when another process or thread is writing."""
@@ -249,22 +223,20 @@ class Writer:
         """Write all rows; returns the outcome for each waiter."""
         batches = [*self._kept, *batches]
         rows = [row for batch in batches for row in batch.rows]
-        done = self._commit(rows, wait=wait) if rows else Committed()
+        refused = self._commit(rows, wait=wait) if rows else {}
         self._kept = []
         for row in rows:
-            if isinstance(row, RunRow) and row.owner != self.held.get(row.run_id):
-                self.held.pop(row.run_id, None)
-                self._checked.discard(row.run_id)
-        if self._begun:
-            self._begun -= {row.run_id for row in rows}
-        self._rows_in_log += len(rows)
-        self._size_in_log += done.size
-        if not (done.refused or self._lost):
-            return [Outcome(batch.waiter, None) for batch in batches if batch.waiter is not None]
-        return self._outcomes(batches, done.refused)
+            if isinstance(row, RunRow):
+                if row.owner is not None and row.owner == self.owner:
+                    self.held.setdefault(row.run_id, row.owner)
+                elif row.owner != self.held.get(row.run_id):
+                    self.held.pop(row.run_id, None)
+        if refused or self._lost:
+            return self._outcomes(batches, refused)
+        return [(batch.waiter, None) for batch in batches if batch.waiter is not None]
 
-    def _commit(self, rows: list[Row], *, wait: bool) -> Committed:
-        """Write rows together.
+    def _commit(self, rows: list[Row], *, wait: bool) -> dict[int, str]:
+        """Write rows together; returns the index of each row that can never be written -> the reason.
 
         Raises:
             sqlite3.Error: the file is the problem; nothing was written.
@@ -275,28 +247,23 @@ class Writer:
             self._connection.execute("PRAGMA busy_timeout = 0")
         connection = self._connection
         try:
-            with self._file.transaction(connection, wait=wait):
+            with self._file.begin(connection, wait=wait):
                 if not self._lost_among(connection, rows):
-                    return Committed(_write_alike(connection, rows))
+                    _write_alike(connection, rows)
+                    return {}
         except Exception as error:
             if _is_of_file(error):
                 raise
-        with self._file.transaction(connection, wait=wait):
+        with self._file.begin(connection, wait=wait):
             return _write_each(connection, rows, self._lost_among(connection, rows))
 
     def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> set[str]:
         """The runs that were held here, and that another owner has taken over since."""
-        (version,) = connection.execute("PRAGMA data_version").fetchone()
-        if version != self._version:  # another connection has written: only then a run can be somebody else's
-            self._version = version
-            self._checked.clear()
-        written = {row.run_id for row in rows} - self._checked
-        if not written:
-            return written
-        held = {run_id: self.held[run_id] for run_id in written if run_id in self.held}
-        lost = {run_id for run_id, owner in held.items() if not _holds(connection, owner, run_id)} - self._begun
-        self._checked |= held.keys() - lost
-        return lost
+        return {
+            run_id
+            for run_id in {row.run_id for row in rows}
+            if (owner := self.held.get(run_id)) is not None and not _holds(connection, owner, run_id)
+        }
 
     def _outcomes(self, batches: list[Batch], refused: Mapping[int, str]) -> list[Outcome]:
         """The outcomes where some rows were left out."""
@@ -312,13 +279,13 @@ class Writer:
                 if batch.waiter is not None:
                     failure = self._lost.pop(row.run_id, failure)
             if batch.waiter is not None:
-                outcomes.append(Outcome(batch.waiter, failure))
+                outcomes.append((batch.waiter, failure))
         return outcomes
 
     def _put_off(self, batches: list[Batch], failure: JournalError) -> list[Outcome]:
         """Keep the rows, without waiters, for the next try."""
         self._kept += [Batch(batch.rows, None) for batch in batches if batch.rows]
-        return [Outcome(batch.waiter, failure) for batch in batches if batch.waiter is not None]
+        return [(batch.waiter, failure) for batch in batches if batch.waiter is not None]
 
     def _checkpoint(self) -> None:
         """Move the log into the file, so that it does not grow for ever."""
@@ -326,7 +293,8 @@ class Writer:
             with closing(self._file.connect()) as connection:
                 checkpoint(connection)
         except (sqlite3.Error, JournalError):
-            return  # the rows are safe in the log; the next checkpoint moves them
+            pass  # the rows are safe in the log; the next checkpoint moves them
+        self._largest_log = self._size_of_log() + _BYTES_PER_CHECKPOINT
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Do something in the thread of those who wait."""
@@ -342,27 +310,28 @@ class Writer:
             work()
 
 
-def _wake(outcomes: list[Outcome]) -> None:
-    """Settle the waiters, each on its own event loop."""
+def running_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        here = asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        here = None
-    elsewhere: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
-    for one in outcomes:
-        elsewhere.setdefault(one.waiter.get_loop(), []).append(one)
-    for loop, theirs in elsewhere.items():
-        if loop is here:
-            _settle(theirs)
-        elif not loop.is_closed():  # nothing waits on a closed loop
-            loop.call_soon_threadsafe(_settle, theirs)
+        return None
 
 
-def _settle(outcomes: list[Outcome]) -> None:
+def _wake(outcomes: Iterable[Outcome]) -> None:
+    """Settle the waiters, each on its own event loop."""
+    here = running_loop()
     for waiter, failure in outcomes:
-        if waiter.done():
-            continue
-        if failure is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(failure)
+        loop = waiter.get_loop()
+        if loop is here:
+            _settle(waiter, failure)
+        elif not loop.is_closed():  # nothing waits on a closed loop
+            loop.call_soon_threadsafe(_settle, waiter, failure)
+
+
+def _settle(waiter: Waiter, failure: JournalError | None) -> None:
+    if waiter.done():
+        return
+    if failure is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(failure)

@@ -169,8 +169,8 @@ class Open:
             call.output, call.status, call.ended = output, "succeeded", perf_counter()
             if inside is None:
                 executor.ended(call)
-                if executor.recorder is not None:
-                    await executor.recorder.finished(call)
+                if executor.recorder is not None and (written := executor.recorder.finished(call)) is not None:
+                    await written
             return output
         except BaseException as error:
             executor.fail(call, error)

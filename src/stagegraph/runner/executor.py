@@ -319,7 +319,7 @@ class Executor:
                 node_key = self._node_keys[call.path] = NodeKey(call.path, parts)
             if stage.render is not render_input:  # whose text says no more than the input
                 agent_call.content = content_of(stage, agent_call)
-            output, found = self.recorder.recalled(call, node_key, agent_call)
+            output, found = self.recorder.recalled(call, node_key, agent_call.content)
             if output is not MISSING:
                 if found is not None:
                     self.restore(call, found.row)

@@ -43,19 +43,20 @@ class NodeKey:
         self._parts_json = json.dumps(parts)
         self._seed = blake2b(hashed(path, *parts.values()).encode(), digest_size=12)
 
-    def of_call(self, given: Record, content: str | list[UserContent] | None = None) -> CacheKey | None:
+    def of_call(self, given: Record, content: str | list[UserContent] | None = None) -> CacheKey:
         """The key of one call: where it is declared, what its node is, its input, and what its renderer made of that.
 
-        It is `None` if that has no record.
+        Without a record of all of that it has no identity.
         """
         identity = given.identity
         rendered = "" if content is None else json_of(_user_prompt(), content, fallback=without_json)
         if identity is None or NO_JSON in rendered:
-            return None
+            return CacheKey(given)
         digest = self._seed.copy()
         digest.update(identity)
-        digest.update(rendered.encode())
-        return CacheKey(digest.hexdigest(), given, self._parts, self._parts_json)
+        if rendered:
+            digest.update(rendered.encode())
+        return CacheKey(given, digest.hexdigest(), self._parts, self._parts_json)
 
 
 @cache
@@ -155,18 +156,18 @@ class ReplayCache:
             if row.identity and (row.status == "succeeded" or going_on) and (resumes or place not in used):
                 self.records[place] = Recorded(row)
                 if row.status == "succeeded" and not resumes:
-                    heappush(self._free.setdefault(row.identity, []), (1, key_order(row.key), row.key))
+                    self._offer(1, row)
         for op in (one for one in ops if one.identity):
             self.records.setdefault((op.key, op.identity), Recorded(_begun(op))).ops[op.op] = op
 
-    def __bool__(self) -> bool:
-        return bool(self.at or self.records)
+    def _offer(self, rank: int, row: CallRow) -> None:
+        """Let calls of other places have a row's record."""
+        heappush(self._free.setdefault(row.identity, []), (rank, key_order(row.key), row.key))
 
     def claim(self, key: str, identity: str, kind: Kind = "stage") -> Recorded | None:
         """The recorded call that this one repeats, if there is one; what did not finish belongs to its own place."""
-        before = self.at.get(key)
-        if before is not None and before.identity != identity and before.status == "succeeded":
-            heappush(self._free.setdefault(before.identity, []), (0, key_order(key), key))
+        if self.holds(key, identity):
+            self._offer(0, self.at[key])
         found = self.records.pop((key, identity), None)
         if found is not None or (self._resumes and kind == "step"):
             return found
@@ -193,8 +194,8 @@ class ReplayCache:
 
 
 def changes(before: CallRow, now: CacheKey) -> str:
-    """How a call differs from the one recorded before, in words; empty where it is the same."""
-    if before.identity == now.identity:
+    """How a call differs from the one recorded before, in words; empty where it is the same, or has no identity."""
+    if now.identity in {"", before.identity}:
         return ""
     parts = json.loads(before.parts)
     names = ["the input"] if (before.input, before.input_whole) != now.record else []
@@ -214,15 +215,5 @@ def used_of(run_id: str, calls: Iterable[CallRow]) -> set[tuple[str, str]]:
 
 def _begun(op: OpRow) -> CallRow:
     """A call of which only requests and tool calls were recorded."""
-    return CallRow(
-        run_id=op.run_id,
-        key=op.key,
-        path="",
-        kind="stage",
-        parent=None,
-        position=0,
-        status="running",
-        identity=op.identity,
-        input="",
-        started=0.0,
-    )
+    place: dict[str, Any] = {"run_id": op.run_id, "key": op.key, "identity": op.identity}
+    return CallRow(path="", kind="stage", parent=None, position=0, status="running", input="", started=0.0, **place)

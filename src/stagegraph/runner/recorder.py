@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -24,14 +24,16 @@ from stagegraph.record.calls import error_of
 from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
+from stagegraph.schema.schema import Record
 from stagegraph.schema.serialize import json_of, without_json
 
 from .identity import ReplayCache, changes, used_of
 from .recovery import counted
-from .state import Clock, total
+from .state import CacheKey, Clock, total
 
 if TYPE_CHECKING:
-    from stagegraph.agent.call import AgentCall
+    from pydantic_ai.messages import UserContent
+
     from stagegraph.data.prompts import PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.record.run import Run
@@ -142,8 +144,10 @@ class Recorder:
         """What the run that it replays has recorded."""
         self._begun: list[CallState] = []
         """Steps that have begun in this turn of the event loop."""
-        self._overridden: set[str] = set()
-        self._prompts: dict[str, str] = {}
+        self._recalls = spec.resumed is not None or spec.replay is not None
+        self._result: Record | None = None
+        """The output of the run, once it has one."""
+        self._prompts: dict[str, str | None] = {}
         """Path -> JSON of the prompt in force."""
 
     @classmethod
@@ -206,7 +210,7 @@ class Recorder:
     async def close(self, run: Run[Any, Any], *, left: bool) -> None:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
-        output = run.tree.root.__node__.output_type.recorded(run.output) if run.status == "succeeded" else None
+        output = self._result if run.status == "succeeded" else None
         labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
         await self._journal.put(
             *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
@@ -235,7 +239,14 @@ class Recorder:
         """Record that a graph was called, so that others see a run that is still running."""
         if (began := self._own.begun.get(call.key)) is not None:
             call.ran = (began, None)
+        call.cache_key = CacheKey(self._given(call))
         self._journal.put_soon(self._call_row(call))
+
+    def _given(self, call: CallState) -> Record:
+        """The record of an input; that of the run's own is in its row."""
+        if call.parent is None and self._spec.fits and call.input is self._spec.input:
+            return Record(self._row.input, self._row.input_whole)
+        return call.node.__node__.input_type.recorded(call.input)
 
     def step_begins(self, call: CallState) -> None:
         """Record that a step has begun: after a crash its row says that it may have had an effect.
@@ -254,9 +265,11 @@ class Recorder:
                 self._journal.put_soon(*map(self._call_row, going_on))
 
     def recalled(
-        self, call: CallState, node_key: NodeKey, agent: AgentCall | None = None
+        self, call: CallState, node_key: NodeKey, content: str | list[UserContent] | None = None
     ) -> tuple[Any, Recorded | None]:
         """The output that a leaf call need not compute, or `MISSING`; and what was recorded inside the call.
+
+        *content* is what the renderer of a stage made of the input.
 
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
@@ -264,35 +277,21 @@ class Recorder:
         key = call.key
         if key in self._spec.override:
             call.replayed = True
-            self._overridden.add(key)
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        cache_key = call.cache_key = node_key.of_call(
-            call.node.__node__.input_type.recorded(call.input), None if agent is None else agent.content
-        )
-        if cache_key is None:
-            self._claim(call, "")
-            self._explain(call)
+        call.cache_key = node_key.of_call(self._given(call), content)
+        if not self._recalls:
             return MISSING, None
-        if agent is not None and agent.prompt is not None and call.path not in self._prompts:
-            self._prompts[call.path] = json.dumps(agent.prompt.data(), ensure_ascii=False)
-        if not (self._own or self._other):
-            return MISSING, None
-        found = self._claim(call, cache_key.identity)
+        place = key, call.cache_key.identity, call.node.__node__.kind
+        found = self._own.claim(*place) or self._other.claim(*place)
         output = self._output(call, found.row) if found is not None and found.finished else MISSING
-        if output is not MISSING:
-            return output, found
-        if call.key not in self._state.rerun:
-            self._explain(call)
-        return MISSING, found
-
-    def _claim(self, call: CallState, identity: str) -> Recorded | None:
-        kind = call.node.__node__.kind
-        return self._own.claim(call.key, identity, kind) or self._other.claim(call.key, identity, kind)
+        if output is MISSING and key not in self._state.rerun:
+            self._explain(call, call.cache_key)
+        return output, found
 
     def _output(self, call: CallState, row: CallRow) -> Any:
         stage = call.node.__node__.kind == "stage"
         try:
-            output = call.node.__node__.output_type.recall(json.loads(row.output or "null"), row.output_whole)
+            output = call.node.__node__.output_type.recall(row.output or "null", row.output_whole)
             messages = tuple(ModelMessagesTypeAdapter.validate_json(row.messages)) if stage else ()
         except ValueError:
             self._state.rerun[call.key] = "the output cannot be read back"
@@ -319,7 +318,7 @@ class Recorder:
     def restored(self, call: CallState, row: CallRow) -> bool:
         """Fill in a call that was recorded inside a recalled one; returns whether its record can be read."""
         try:
-            call.input = call.node.__node__.input_type.recall(json.loads(row.input), row.input_whole)
+            call.input = call.node.__node__.input_type.recall(row.input, row.input_whole)
         except ValueError:
             return False
         if row.status == "succeeded":
@@ -334,20 +333,19 @@ class Recorder:
             self._journal.put_soon(replace(row, **place, replayed=True, source=call.source, usage="{}", cost="0"))
         return True
 
-    def _explain(self, call: CallState) -> None:
+    def _explain(self, call: CallState, now: CacheKey) -> None:
         """Keep why a call that has a record runs again.
 
         Raises:
             ReplayError: in strict mode.
         """
-        before, now = self._own.at.get(call.key) or self._other.at.get(call.key), call.cache_key
+        before = self._own.at.get(call.key) or self._other.at.get(call.key)
         if before is None:
             return
-        changed, strictly = "" if now is None else changes(before, now), before.kind == "step"
-        problem = "has a record that does not count"
-        if changed:
-            why, problem, strictly = changed, "differs from its record", True
-        elif now is None:
+        problem, strictly = "", before.kind == "step"
+        if why := changes(before, now):
+            problem, strictly = f"differs from its record: {why} changed", True
+        elif not now.identity:
             why = "the input cannot be written down whole"
         elif before.status == "succeeded" and not before.identity:
             why = "the output cannot be written down whole"
@@ -357,33 +355,33 @@ class Recorder:
             return
         self._state.rerun[call.key] = why
         if self._spec.strict and strictly and before.run_id == self._row.run_id:
-            what = f"{why} changed" if changed else why
-            msg = f"call `{call.key}` {problem}: {what}; run it without `strict` to have it run again"
+            problem = problem or f"has a record that does not count: {why}"
+            msg = f"call `{call.key}` {problem}; run it without `strict` to have it run again"
             raise ReplayError(msg)
 
     def unused_override(self) -> ReplayError | None:
         """The error for an overridden output that no call asked for: most likely its key is mistyped."""
-        unused = sorted(set(self._spec.override) - self._overridden)
+        ran = [call.key for call in self._state.calls.values() if call.node.__node__.kind != "graph"]
+        unused = sorted(self._spec.override.keys() - ran)
         if not unused:
             return None
-        near = closest(unused[0], list(self._overridden))
+        near = closest(unused[0], ran)
         return ReplayError(f"`override` names `{unused[0]}`, and no stage or step ran there{near}")
 
     def durable(self, call: CallState, found: Recorded | None) -> DurableOperations:
         """The requests and tool calls of one stage call; its row is written before the first of them."""
         if (found is None or found.row.status != "suspended") and self._may_write(call):
             self._journal.put_soon(self._call_row(call))  # the row of a suspended call holds what is deferred
-        identity = call.cache_key.identity if call.cache_key is not None else ""
-        return DurableOperations(self._journal, self._row.run_id, call.key, identity, found)
+        return DurableOperations(self._journal, self._row.run_id, call.key, call.identity, found)
 
-    async def finished(self, call: CallState) -> None:
-        """A leaf call has its output: it counts when the journal has it."""
+    def finished(self, call: CallState) -> Awaitable[None] | None:
+        """A leaf call has its output: it counts when the journal has it, which is to be awaited."""
         row = self._call_row(call)
         call.cache_key = None
-        if call.replayed:
-            self._journal.put_soon(row)
-        else:
-            await self._journal.put(row)
+        if not call.replayed:
+            return self._journal.put(row)
+        self._journal.put_soon(row)
+        return None
 
     def ended(self, call: CallState) -> None:
         """A graph has ended, or a leaf call without an output."""
@@ -393,14 +391,19 @@ class Recorder:
 
     def _may_write(self, call: CallState) -> bool:
         """Whether the row does not replace a finished call that was recorded there before by an unfinished one."""
-        identity = call.cache_key.identity if call.cache_key is not None else ""
-        return not self._own.holds(call.key, identity)
+        return not self._own.holds(call.key, call.identity)
 
     def _call_row(self, call: CallState) -> CallRow:
-        node, error, cache_key = call.node.__node__, call.error, call.cache_key
-        given = node.input_type.recorded(call.input) if cache_key is None else cache_key.record
-        output = node.output_type.recorded(call.output) if call.status == "succeeded" else None
-        held = output is None or output.holds
+        node, error, key = call.node.__node__, call.error, call.cache_key
+        key = key or CacheKey(self._given(call))
+        given, identity, output, output_whole = key.record, key.identity, None, None
+        if call.status == "succeeded":
+            made = node.output_type.recorded(call.output)
+            output, output_whole = made
+            if not made.holds:
+                identity = ""  # it is never reused
+            if call.parent is None:
+                self._result = made
         began, duration = call.times(self._state.clock)
         row = CallRow(
             run_id=self._row.run_id,
@@ -410,12 +413,12 @@ class Recorder:
             parent=call.parent.key if call.parent is not None else None,
             position=call.position,
             status=call.status,
-            identity=cache_key.identity if cache_key is not None and held else "",  # else it is never reused
-            parts=cache_key.parts_json if cache_key is not None else "{}",
+            identity=identity,
+            parts=key.parts_json,
             input=given.plain,
-            output=None if output is None else output.plain,
+            output=output,
             input_whole=given.whole,
-            output_whole=None if output is None else output.whole,
+            output_whole=output_whole,
             started=began,
             duration=duration,
             replayed=call.replayed,
@@ -433,6 +436,12 @@ class Recorder:
             row.cost = None if use.cost is None else str(use.cost)
             row.attempts = use.attempts
             row.messages = json_of(ModelMessagesTypeAdapter, list(use.messages), fallback=without_json)
-            row.prompt = self._prompts.get(call.path)
+            row.prompt = self._prompt(call.path)
             row.pending = dump_pending(use.pending) if use.pending else None
         return row
+
+    def _prompt(self, path: str) -> str | None:
+        if path not in self._prompts:
+            prompt = self._state.prompts.get(path)
+            self._prompts[path] = None if prompt is None else json.dumps(prompt.data(), ensure_ascii=False)
+        return self._prompts[path]

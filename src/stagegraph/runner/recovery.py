@@ -336,7 +336,7 @@ def _read(what: str, type_: Schema, data: object, whole: str | None) -> tuple[ob
         ReplayError: its plain data does not say what it was, and its types have changed.
     """
     try:
-        return type_.recall(data, whole), True
+        return type_.recall(json.dumps(data), whole), True
     except ValueError as error:
         if whole:
             msg = f"{what} cannot be read back as {type_.name}, whose types may have changed since: {error}"

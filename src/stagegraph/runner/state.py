@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import perf_counter, time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stagegraph.data.call import Call, CallError, Status
@@ -51,14 +52,15 @@ class Caller(NamedTuple):
 
 
 class CacheKey(NamedTuple):
-    """What identifies one leaf call in the replay cache; computed once a call."""
+    """What identifies one call in the replay cache; computed once a call."""
 
-    identity: str
     record: Record
     """Of the input."""
-    parts: Mapping[str, str]
+    identity: str = ""
+    """Empty for a graph, and where part of the input has no record."""
+    parts: Mapping[str, str] = MappingProxyType({})
     """Name -> hash of each part of the identity besides the input; the same for all calls of one node."""
-    parts_json: str
+    parts_json: str = "{}"
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +92,10 @@ class CallState:
     end_event: int = -1
     ended: float = 0.0
     began: float = field(default_factory=perf_counter)
+
+    @property
+    def identity(self) -> str:
+        return "" if self.cache_key is None else self.cache_key.identity
 
     @property
     def duration(self) -> float:

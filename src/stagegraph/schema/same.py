@@ -22,26 +22,27 @@ _SIMPLE = {str, int, bool, bytes, type(None)}
 def same(value: Any, again: Any) -> bool:
     """Whether two values are the same in every part: of one class at any depth, equal, in one order.
 
-    `1` is neither `True` nor `1.0`, not a number is not a number, and fields that JSON leaves out count as well.
+    `1` is neither `True` nor `1.0`, not a number is not a number, an equal moment in another time zone is another one,
+    and fields that JSON leaves out count as well.
     """
+    return _compared(value) == _compared(again)
+
+
+def _compared(value: Any) -> tuple[Any, ...]:
+    """What is equal for the same values only."""
     cls = cast("type[Any]", type(value))
-    if cls is not type(again):
-        return False
     if cls in _SIMPLE:
-        return bool(value == again)
-    if value is again:
-        return True
+        return cls, value
     if isinstance(value, (float, complex, Decimal)):
-        return repr(value) == repr(again)
+        return cls, repr(value)
     if isinstance(value, (datetime, time)):
-        return _same_time(value, again)
+        zone = value.utcoffset() if isinstance(value.tzinfo, (timezone, TzInfo)) else value.tzinfo
+        return cls, value.replace(tzinfo=None), value.fold, type(zone), zone
     if is_set(value):
-        known = {one: one for one in again}
-        return len(value) == len(again) and all(same(one, known.get(one, _ABSENT)) for one in value)
+        return cls, frozenset(map(_compared, value))
     if _goes_inside(value):
-        parts, others = _parts(value), _parts(again)
-        return len(parts) == len(others) and all(map(same, parts, others))
-    return bool(value == again) and same(getattr(value, "__dict__", None), getattr(again, "__dict__", None))
+        return cls, *map(_compared, _parts(value))
+    return cls, value, _compared(getattr(value, "__dict__", None))
 
 
 def lazy(value: Any) -> bool:
@@ -83,11 +84,3 @@ def _parts(value: Any) -> list[Any]:
         if name not in names and name != "__orig_class__" and not isinstance(getattr(cls, name, 0), cached_property):
             parts += [name, state[name]]
     return parts
-
-
-def _same_time(value: Any, again: Any) -> bool:
-    """Whether two moments are equal as they are written: an equal moment in another time zone is another one."""
-    zone, other = value.tzinfo, again.tzinfo
-    fixed = isinstance(zone, (timezone, TzInfo)) and isinstance(other, (timezone, TzInfo))
-    in_one = value.utcoffset() == again.utcoffset() if fixed else zone == other and type(zone) is type(other)
-    return in_one and value.replace(tzinfo=None) == again.replace(tzinfo=None) and value.fold == again.fold

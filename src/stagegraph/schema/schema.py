@@ -32,6 +32,7 @@ _BYTES = ConfigDict(
     arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64", cache_strings="keys"
 )
 _WHOLE = CoreConfig(ser_json_inf_nan="strings")
+_WHOLE_BYTES = CoreConfig(ser_json_inf_nan="strings", ser_json_bytes="base64")
 _MOST_DIGITS = sys.int_info.default_max_str_digits
 
 
@@ -91,17 +92,13 @@ class Schema:
     @cached_property
     def _configured(self) -> tuple[TypeAdapter[Any] | str, CoreConfig]:
         """The adapter, or why there is none, and the configuration of serializers."""
-        config: CoreConfig = {**_WHOLE, "ser_json_bytes": "base64"}
-        try:
-            return TypeAdapter(self.type, config=_BYTES), config
-        except PydanticUserError:  # perhaps a model has a configuration of its own
-            pass
-        except SchemaError as error:
-            return str(error), config
-        try:
-            return TypeAdapter(self.type), _WHOLE
-        except PydanticUserError as error:
-            return error.message, config
+        failure = ""
+        for given, config in ((_BYTES, _WHOLE_BYTES), (None, _WHOLE)):  # a model may have a configuration of its own
+            try:
+                return TypeAdapter(self.type, config=given), config
+            except (PydanticUserError, SchemaError) as error:
+                failure = error.message if isinstance(error, PydanticUserError) else str(error)
+        return failure, _WHOLE_BYTES
 
     @cached_property
     def _core(self) -> Any:
@@ -189,17 +186,12 @@ class Schema:
 
     def recorded(self, value: object) -> Record:
         """The record of any value; that of a closed type needs no proof that it comes back."""
-        exact = self._closed
         try:
-            if exact is not None and exact(value):
-                return Record(_readable(self._sorted_record(value).decode()), None)
-        except (ValueError, RecursionError):  # half a surrogate pair, or a value that contains itself
-            pass
-        if lazy(value):
-            return Record(_as_far_as_possible(value), "")
-        try:
+            exact = self._closed is not None and self._closed(value)
+            if not exact and lazy(value):
+                return Record(_as_far_as_possible(value), "")
             plain = _readable(self._sorted_record(value).decode())
-            if self._comes_back(value, plain, None):
+            if exact or self._comes_back(value, plain):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
             plain = _as_far_as_possible(value)
@@ -218,13 +210,13 @@ class Schema:
             shown = self.show_json(value).decode()
         except (ValueError, TypeError, RecursionError):
             return found
-        if not found.whole and self._comes_back(value, shown, None):
+        if not found.whole and self._comes_back(value, shown):
             return Record(shown, None)
         return Record(shown, f'{{"$":{found.plain}}}' if found.whole is None else found.whole)
 
-    def _comes_back(self, value: object, plain: str, whole: str | None) -> bool:
+    def _comes_back(self, value: object, plain: str, whole: str | None = None) -> bool:
         try:
-            return same(value, self._recalled(plain) if whole is None else self._whole.read(whole))
+            return same(value, self.recall(plain, whole))
         except Exception:  # noqa: BLE001 - a user's type may compare in any way
             return False
 
@@ -236,14 +228,14 @@ class Schema:
         """Validate the fields of an instance, by name, each a value already."""
         return self.adapter.validate_python(fields, by_alias=False, by_name=True)
 
-    def recall(self, data: object, whole: str | None = None) -> Any:
-        """Read a record: its plain data, and its second form where it has one.
+    def recall(self, text: str, whole: str | None = None) -> Any:
+        """Read a record: its plain JSON, or its second form where it has one.
 
         Raises:
             ValueError: it cannot be read back.
         """
         try:
-            return self._whole.read(whole) if whole else self._recalled(json.dumps(data))
+            return self._whole.read(whole) if whole else self._recalled(text)
         except ValueError:
             raise
         except Exception as error:
@@ -252,9 +244,8 @@ class Schema:
 
     def _recalled(self, text: str) -> Any:
         read = self.adapter.validate_json
-        if self.traits.clashes:
-            with suppress(ValidationError):
-                return read(text, by_alias=False, by_name=True)
+        with suppress(ValidationError):  # else the alias of one field could be taken for the name of another
+            return read(text, by_alias=False, by_name=True, extra="forbid")
         return read(text, by_alias=True, by_name=True)
 
     def show(self, value: object) -> Any:

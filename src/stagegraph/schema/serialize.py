@@ -67,8 +67,6 @@ class Traits:
 
     hides: bool = False
     """Whether a part of it may be left out or masked: a secret, an excluded field, all of a type without a schema."""
-    clashes: bool = False
-    """Whether the alias of one field is the name of another."""
     renames: bool = False
     """Whether the public form differs from the record: by an alias, or a computed field."""
     own_form: bool = False
@@ -80,10 +78,8 @@ def traits_of(core: Any, type_: Any) -> Traits:
     found = Traits()
     for node in _nodes(core):
         if node.get("type") in _FIELDS:
-            named = list(_fields(node))
-            names = {name for name, _ in named}
-            found.renames |= bool(node.get("computed_fields")) or any("serialization_alias" in one for _, one in named)
-            found.clashes |= any(names & _roots(name, one) for name, one in named)
+            aliases = ["serialization_alias" in one for one in _fields(node)]
+            found.renames |= bool(node.get("computed_fields")) or any(aliases)
             found.hides |= _leaves_out(node)
         found.hides |= _masks(node)
     found.own_form = any(_leaves_out(node) or _written_by_a_user(node) for node in _nodes(core, of=type_))
@@ -109,7 +105,7 @@ def _nodes(core: Any, *, of: Any = None) -> Iterator[dict[str, Any]]:
 
 def _leaves_out(node: Mapping[str, Any]) -> bool:
     return node.get("type") in _FIELDS and any(
-        one.get("serialization_exclude") or _by_a_user(one.get("serialization_exclude_if")) for _, one in _fields(node)
+        one.get("serialization_exclude") or _by_a_user(one.get("serialization_exclude_if")) for one in _fields(node)
     )
 
 
@@ -137,28 +133,18 @@ def _masks(node: Mapping[str, Any]) -> bool:
     return getattr(function, "__module__", "") == "pydantic.types" and "secret" in getattr(function, "__name__", "")
 
 
-def _fields(node: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    fields: object = node["fields"]
-    if is_dict(fields):
-        return fields.items()
-    return [(one["name"], one) for one in node["fields"]]
+def _fields(node: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    fields: Any = node["fields"]
+    return fields.values() if is_dict(fields) else fields
 
 
-def _aliases(one: Mapping[str, Any]) -> list[str]:
-    """The other names under which validation looks for a field; a path into deeper data is not a name."""
-    return [path[0] for path in _paths(one) if len(path) == 1]
-
-
-def _roots(name: str, one: Mapping[str, Any]) -> set[str]:
-    """Where validation looks for a field besides under its own name."""
-    return {path[0] for path in _paths(one) if path != [name]}
-
-
-def _paths(one: Mapping[str, Any]) -> list[list[Any]]:
-    alias: Any = one.get("validation_alias")
+def _alias(one: Mapping[str, Any]) -> str | None:
+    """The first other name under which validation looks for a field; a path into deeper data is not a name."""
+    alias: Any = one.get("validation_alias") or []
     if isinstance(alias, str):
-        return [[alias]]
-    return alias if alias and isinstance(alias[0], list) else [alias] if alias else []
+        return alias
+    paths = alias if alias and isinstance(alias[0], list) else [alias]
+    return next((path[0] for path in paths if len(path) == 1), None)
 
 
 def serializer_of(core: Any, config: CoreConfig, *, asked: bool = False) -> SchemaSerializer:
@@ -190,9 +176,8 @@ def _rewritten(core: Any, *, asked: bool) -> Any:
     if is_dict(config := copied.get("config")):
         copied["config"] = {"ser_json_inf_nan": "strings", **config}
     if asked and copied.get("type") in _FIELDS:
-        for _, one in _fields(copied):
-            aliases = _aliases(one)
+        for one in _fields(copied):
             one.pop("serialization_alias", None)
-            if aliases:
-                one["serialization_alias"] = aliases[0]
+            if alias := _alias(one):
+                one["serialization_alias"] = alias
     return copied

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import sys
 import types
 import typing
+from contextlib import suppress
+from enum import Enum
 from functools import cache
 from typing import Annotated, Any, ForwardRef, Literal, NewType, NotRequired, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +18,8 @@ from typing_extensions import TypeAliasType, TypeIs, get_type_hints, is_typeddic
 _ALIASES = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))  # the latter is what `type X = ...` makes
 _COLLECTIONS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Set)
 _MAPPINGS = (dict, collections.abc.Mapping)
+
+_NOT_OURS = sys.stdlib_module_names | {"pydantic"}
 
 Check = collections.abc.Callable[[Any], bool]
 
@@ -63,12 +68,18 @@ def check(type_: Any) -> Check:
     if origin is tuple:
         return _check_tuple(args)
     if origin in _COLLECTIONS and len(args) == 1:
-        item = check(args[0])
-        return lambda value: _is(value, origin) and all(map(item, value))
+        every = _check_every(args[0])
+        return lambda value: _is(value, origin) and every(value)
     if origin in _MAPPINGS and len(args) == 2:  # noqa: PLR2004 - a key and a value
-        key, item = map(check, args)
-        return lambda value: _is(value, origin) and all(key(k) and item(v) for k, v in value.items())
+        keys, items = map(_check_every, args)
+        return lambda value: _is(value, origin) and keys(value) and items(value.values())
     return lambda value: isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _check_every(type_: Any) -> Check:
+    """A check of several values, most of which are of one class."""
+    one, exact = check(type_), {type_} if isinstance(type_, type) else set[type]()
+    return lambda values: set(map(type, values)) == exact or all(map(one, values))
 
 
 def _check_plain(type_: Any) -> Check:
@@ -150,8 +161,8 @@ def _check_typeddict(type_: Any) -> Check:
 
 def _check_tuple(args: tuple[Any, ...]) -> Check:
     if len(args) == 2 and args[1] is Ellipsis:  # noqa: PLR2004 - tuple[X, ...]
-        every = check(args[0])
-        return lambda value: _is(value, tuple) and all(map(every, value))
+        every = _check_every(args[0])
+        return lambda value: _is(value, tuple) and every(value)
     items = [check(arg) for arg in args]
     return lambda value: (
         _is(value, tuple) and len(value) == len(items) and all(item(v) for item, v in zip(items, value, strict=True))
@@ -191,18 +202,41 @@ def bare(type_: Any) -> Any:
 
 def named_models(type_: Any) -> set[type]:
     """The models and dataclasses that a type is or contains, at any depth."""
-    found: set[type] = set()
+    return {one for one in classes_in(type_) if hasattr(one, "model_fields") or dataclasses.is_dataclass(one)}
+
+
+def classes_in(type_: Any, *, derived: bool = False) -> list[type]:
+    """Every class that a type mentions at any depth; *derived*: and what is derived from those."""
     pending: list[Any] = [type_]
+    seen: dict[int, Any] = {}
     while pending:
-        current = pending.pop()
-        pending.extend(get_args(current))
-        if not isinstance(current, type) or get_args(current) or current in found:
+        one = pending.pop()
+        if id(one) in seen:
             continue
-        fields = getattr(current, "model_fields", None)
-        if fields is not None:
-            found.add(current)
-            pending.extend(field.annotation for field in fields.values())
-        elif dataclasses.is_dataclass(current):
-            found.add(current)
-            pending.extend(field.type for field in dataclasses.fields(current))
-    return found
+        seen[id(one)] = one
+        pending += one if is_list(one) else [get_origin(one), *get_args(one), *_mentioned(one)]
+        if derived and isinstance(one, type) and not _is_foreign(one):
+            pending += type.__subclasses__(one)
+    return [one for one in seen.values() if isinstance(one, type) and not get_args(one)]
+
+
+def _mentioned(one: Any) -> list[Any]:
+    """What a type leads to besides its own arguments; an option of a `Literal` leads to its class."""
+    if isinstance(one, TypeVar):
+        return [one.__bound__, *one.__constraints__]
+    if not isinstance(one, type):
+        alias = [getattr(one, "__supertype__", None), getattr(one, "__value__", None)]
+        return [type(one)] if isinstance(one, Enum) else alias
+    if _is_foreign(one):
+        return []
+    if issubclass(one, BaseModel):
+        generic = getattr(one, "__pydantic_generic_metadata__", {"origin": None, "args": ()})  # `BaseModel` has none
+        return [generic["origin"], *generic["args"], *(field.annotation for field in one.model_fields.values())]
+    with suppress(NameError, TypeError):  # a type that is local to a function
+        return list(get_type_hints(one, include_extras=True).values())
+    return []
+
+
+def _is_foreign(cls: type) -> bool:
+    """Whether somebody who declares the class does not mean what is inside it, or derived from it."""
+    return cls is not BaseModel and cls.__module__.partition(".")[0] in _NOT_OURS

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,14 +19,13 @@ from decimal import Decimal
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, RootModel
-from typing_extensions import get_type_hints
 
-from .types import is_dict, is_list, is_set
+from .types import classes_in, is_dict, is_list, is_set
 
 _SERIES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 _MAPPINGS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
@@ -37,8 +35,6 @@ _PLAIN: dict[str, type] = {
 }
 """Classes whose values are determined by their plain JSON."""
 _NAMES = {one: name for name, one in {**_SERIES, **_MAPPINGS, **_PLAIN}.items()}
-_NOT_OURS = sys.stdlib_module_names | {"pydantic"}
-"""Of a class of these packages, the subclasses are not what somebody means who declares it."""
 
 
 class Whole:
@@ -48,6 +44,7 @@ class Whole:
         self._declared = declared
         self._of = cache(schema)
         self._classes: dict[str, type | None] = {}
+        """Those that the declared type mentions, by name; a name that two of them share leads to none."""
 
     def write(self, value: object) -> str:
         """The JSON text.
@@ -112,7 +109,7 @@ class Whole:
             return {key: self._read(one) for key, one in data.items()}
         name, inside = tag[1:], data[tag]
         if not name:  # the plain record of the declared type
-            return self._declared.recall(inside)
+            return self._declared.recall(json.dumps(inside))
         if name == "zoned":
             moment, key, fold = inside
             return datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(key), fold=fold)
@@ -120,14 +117,18 @@ class Whole:
             return _SERIES[name](map(self._read, inside))
         if name in _MAPPINGS:
             return _MAPPINGS[name]({self._read(key): self._read(one) for key, one in inside})
-        return self._of(_PLAIN[name]).recall(inside) if name in _PLAIN else self._read_object(self._class(name), inside)
+        return (
+            self._of(_PLAIN[name]).recall(json.dumps(inside))
+            if name in _PLAIN
+            else self._read_object(self._class(name), inside)
+        )
 
     def _read_object(self, cls: type, data: Any) -> Any:
         plain = self._of(cls)
         if issubclass(cls, Enum):
             return cls[data]
         if plain.traits.own_form:
-            return plain.recall(data)
+            return plain.recall(json.dumps(data))
         if is_dict(data):
             defaults = _defaults(cls)
             given = {name: self._read(one) for name, one in data.items() if not self._is_written(defaults, name, one)}
@@ -157,7 +158,9 @@ class Whole:
 
     def _class(self, name: str) -> type:
         if name not in self._classes:
-            self._classes = _reachable(self._declared.type)  # again, since a subclass may be new
+            self._classes = {}  # again, since a subclass may be new
+            for one in classes_in(self._declared.type, derived=True):
+                self._classes[_name_of(one)] = None if _name_of(one) in self._classes else one
         found = self._classes.get(name)
         if found is None:
             msg = f"{self._declared.type} does not mention {name}"
@@ -174,42 +177,3 @@ def _defaults(cls: Any) -> dict[str, Any]:
 
 def _name_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _reachable(type_: Any) -> dict[str, type | None]:
-    """Name -> class for every class that a declared type mentions at any depth, and what is derived from those.
-
-    A name that two classes share leads to none.
-    """
-    found: dict[str, type | None] = {}
-    pending: list[Any] = [type_]
-    seen: dict[int, Any] = {}
-    while pending:
-        one = pending.pop()
-        if id(one) in seen:
-            continue
-        seen[id(one)] = one
-        pending += one if is_list(one) else [get_origin(one), *get_args(one), *_mentioned(one)]
-        if isinstance(one, type) and not get_args(one):
-            found[_name_of(one)] = None if _name_of(one) in found else one
-    return found
-
-
-def _mentioned(one: Any) -> list[Any]:
-    """What a type leads to besides its own arguments; an option of a `Literal` leads to its class."""
-    if isinstance(one, TypeVar):
-        return [one.__bound__, *one.__constraints__]
-    if not isinstance(one, type):
-        alias = [getattr(one, "__supertype__", None), getattr(one, "__value__", None)]
-        return [type(one)] if isinstance(one, Enum) else alias
-    if one is not BaseModel and one.__module__.partition(".")[0] in _NOT_OURS:
-        return []
-    inside: list[Any] = []
-    if issubclass(one, BaseModel):
-        generic = getattr(one, "__pydantic_generic_metadata__", {"origin": None, "args": ()})  # `BaseModel` has none
-        inside = [generic["origin"], *generic["args"], *(field.annotation for field in one.model_fields.values())]
-    else:
-        with suppress(NameError, TypeError):  # a type that is local to a function
-            inside = list(get_type_hints(one, include_extras=True).values())
-    derived: list[Any] = type.__subclasses__(cast("type[Any]", one))
-    return [*inside, *derived]
