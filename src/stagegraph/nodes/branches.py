@@ -101,10 +101,13 @@ class Branches(Generic[In, Out]):
                 index, item = pulled
                 label = str(index) if self.key is None else self._named(index, self.key(item))
                 context = base.copy()
+                watch = watched(one(index, label, item), context)
                 if call is not None:
-                    context.run(current.set, call.branch(label, index, self.size))
+                    branch = call.branch(label, index, self.size)
+                    branch.watch = watch
+                    context.run(current.set, branch)
                 try:
-                    await watched(one(index, label, item), context)
+                    await watch
                 except Suspended as suspended:
                     group.failed(suspended)
                 pulled = follow()

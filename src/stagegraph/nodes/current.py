@@ -62,6 +62,9 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
         """Call a graph inside this call; returns its output."""
         ...
 
+    watch: Any
+    """What sees the cancellations of the task that it was opened in (`group.watched`)."""
+
     def branch(self, label: str, index: int, size: int | None) -> OpenCall[Stage_contra, Step_contra, Graph_contra]:
         """The branch for item *index* of a fan-out of *size*; its calls have `[label]` in their key."""
         ...

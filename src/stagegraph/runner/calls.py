@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stagegraph.data.call import CallInfo
-from stagegraph.data.events import FanOutStarted
 from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
@@ -18,6 +15,7 @@ from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
     from stagegraph.nodes.graph import BaseGraph
+    from stagegraph.nodes.group import Watch
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
@@ -29,13 +27,12 @@ Called = TypeVar("Called", bound="Node[Any, Any]")
 _MAX_VALUE = 200
 
 
-@contextmanager
-def outermost(executor: Executor) -> Generator[None]:
-    """Where the node that is run finds itself declared, under its own name."""
+async def run_root(executor: Executor, value: object) -> Any:
+    """Call the node that is run; it finds itself declared, under its own name."""
     root = executor.state.root
-    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}, ""))
+    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}))
     try:
-        yield
+        return await root.node(value)
     finally:
         current.reset(token)
 
@@ -50,8 +47,8 @@ async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: A
     above, key = (call.path, call.key) if call is not None else ("", "")
     inside = call is not None and call.node.__node__.kind != "graph"
     name, path = executor.state.place(above, key_part(name) + ("" if inside else GUEST), graph)
-    names = {id(graph): (name, path)}
-    opened = Open(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
+    opened = Open(executor, call, {id(graph): (name, path)}, f"{key}." if key else "", around.scope)
+    opened.caller = caller
     with executor.waits_inside(call):
         return await opened.run_graph(graph, value)
 
@@ -62,17 +59,21 @@ class Open:
     A graph calls its nodes. A step or a stage can call none, but the agents in it may call graphs.
     """
 
-    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "call", "executor", "scope")
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it is a branch of; set only for a trace."""
+    caller: Caller | None = None
+    watch: Watch[Any] | None = None
+    """What sees the cancellations of the task that it was opened in."""
+    _called: str | None = None
+    """The key of the last call that was made here."""
 
-    def __init__(  # noqa: PLR0917 - made for every call and branch
+    def __init__(
         self,
         executor: Executor,
         call: CallState | None,
-        names: Mapping[int, tuple[str, str]] | None,
-        prefix: str,
+        names: Mapping[int, tuple[str, str]] | None = None,
+        prefix: str = "",
         scope: str = "",
-        fan: tuple[int, int | None] | None = None,
-        caller: Caller | None = None,
     ) -> None:
         self.executor = executor
         self.call = call
@@ -80,10 +81,6 @@ class Open:
         """Those that can be called here; `None` in a step or a stage."""
         self._prefix = prefix
         self.scope = scope
-        self._fan = fan
-        self._caller = caller
-        self._called: str | None = None
-        """The key of the last call that was made here."""
 
     @property
     def info(self) -> CallInfo:
@@ -97,8 +94,11 @@ class Open:
         return self.executor.resources.fan_out_limit
 
     def branch(self, label: str, index: int, size: int | None) -> Open:
-        fan = None if self.executor.trace is None else (index, size)
-        return Open(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
+        branch = Open(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]")
+        branch.watch = self.watch
+        if self.executor.trace is not None:
+            branch.fan = (index, size)
+        return branch
 
     def branch_key(self, target: object, label: str) -> str:
         if self._names is None:
@@ -109,10 +109,8 @@ class Open:
         return self.executor.lost(self.call or self.executor.state.root)
 
     def fanned_out(self, target: object, size: int) -> None:
-        if (log := self.executor.log) is not None and self._names is not None:
-            key, recorder = self._target_key(target, self._names), self.executor.recorder
-            before = -1 if recorder is None else recorder.announced(f"{key}[").start_event
-            log.put(FanOutStarted, before=before, key=key, size=size)
+        if self._names is not None:
+            self.executor.fanned_out(self._target_key(target, self._names), size)
 
     def _target_key(self, target: object, names: Mapping[int, tuple[str, str]]) -> str:
         known = names.get(id(target))
@@ -153,27 +151,34 @@ class Open:
         executor, own = self.executor, node.__node__
         if place is None:
             raise self._undeclared(node)
-        call = executor.open(node, *place, self.call, value, self._fan)
-        if self._caller is not None:
-            call.caller = self._caller
-        inside, prefix = None, ""
+        call = executor.open(node, *place, self.call, value, self.fan)
+        if self.caller is not None:
+            call.caller = self.caller
         if own.kind == "graph":
-            inside, prefix = executor.state.tree.names[call.path], f"{call.key}." if call.key else ""
-        token = current.set(Open(executor, call, inside, prefix, "", call.fan))
+            opened = Open(executor, call, executor.state.tree.names[call.path], f"{call.key}." if call.key else "")
+        else:
+            opened = Open(executor, call)
+        token = current.set(opened)
         try:
             if not own.input_type.is_instance(value):
                 raise _bad_input(call)
-            output = await watched(work(node, call))
+            working, watch = work(node, call), self.watch
+            if watch is not None and watch.gi_running:  # what is thrown into this task reaches it first
+                opened.watch = watch
+                output = await working
+            else:  # a task of the user's own
+                opened.watch = watched(working)
+                output = await opened.watch
             if not own.output_type.is_instance(output):
                 raise _bad_output(call, output)
-            call.output, call.status, call.ended = output, "succeeded", perf_counter()
-            if inside is None:
-                executor.ended(call)
-                if executor.recorder is not None:
-                    await executor.recorder.finished(call)
+            executor.succeeded(call, output)
+            if executor.recorder is not None and own.kind != "graph":
+                await executor.recorder.finished(call)
             return output
         except BaseException as error:
-            executor.fail(call, error)
+            lost = executor.fail(call, error)
+            if lost is not None:
+                raise lost from error
             raise
         finally:
             current.reset(token)
@@ -190,8 +195,9 @@ class Open:
             nonlocal output
             output = await self.executor.stage_output(stage, call)
 
-        async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
-            group.start(answered())
+        with self.executor.counted():
+            async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
+                group.start(answered())
         return output
 
     def _graph(self, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:

@@ -23,7 +23,7 @@ from stagegraph.schema.tracebacks import UserFrames
 
 from .deps import DepsOf, deps_for
 from .event_log import EventLog
-from .executor import Executor, Resources
+from .executor import Resources
 from .lifetime import Lifetime
 from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
@@ -185,7 +185,7 @@ class Runner:
             return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
-        log = EventLog(spec.run_id, _BUFFERED_EVENTS, 0 if spec.resumed is None else spec.resumed.segment + 1)
+        log = EventLog(spec.run_id, _BUFFERED_EVENTS)
         live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
         self._lifetime.add(live)
         return live
@@ -312,7 +312,7 @@ class Runner:
         if row is None and journal is not None:
             row = new_row(spec, node, prompts, resumable=journal is self.journal)
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
-        return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
+        return ActiveRun(spec, state, resources, log, row, self._queue.admit(patient=patient))
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec, lent: Model | None) -> Model | None:
         default = next((one for one in (spec.model, self.model, lent) if one is not None), None)
