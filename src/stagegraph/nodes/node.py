@@ -128,7 +128,7 @@ class Declaration:
             _collect_offered(self._node, self.name, (), nodes, names)
         return Tree(self._node, nodes, names)
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[str, Any]:
         """Path -> stage, in the order of declaration; `stages_of` gives them typed."""
         return {path: node for path, node in self.tree.nodes.items() if node.__node__.kind == "stage"}

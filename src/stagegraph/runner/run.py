@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class ActiveRun:
         """From when the run is in its journal."""
         self._trace: Trace | None = None
         """From when the run has its seat."""
-        self._recorded = anyio.Event()
+        self._recorded = asyncio.Event()
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.

@@ -284,14 +284,15 @@ class Runner:
     def _open(self, spec: RunSpec, log: EventLog | None, *, patient: bool = False) -> ActiveRun:
         """Check what can be checked before anything runs; a *patient* run waits however long the queue is."""
         self._lifetime.check(spec.run_id)
-        node = _checked(spec.node)
+        node = spec.node
         tree = node.__node__.tree
         prompts = spec.prompts if spec.prompts is not None else self.prompts
         check_prompts(prompts, spec, tree)
         spec.check(tree)
-        spec = spec.with_value()
-        self._registry.by_name[node.__node__.name] = node
-        check_models(self.models, node, list(self._registry.by_name.values()))
+        known, name = self._registry.by_name, node.__node__.name
+        if known.get(name) is not node:
+            check_models(self.models, node, {**known, name: node}.values())
+            known[name] = node
         journal = self._journal_for("replay") if spec.replay else self.journal
         if journal is None and spec.override:
             journal = MemoryJournal()  # overriding an output needs a journal, which ends with the run
@@ -330,11 +331,3 @@ class Runner:
         await self._lifetime.wait()
         if self.tracing is not None:
             await self.tracing.flush()
-
-
-def _checked(node: object) -> Node[Any, Any]:
-    if isinstance(node, Node):
-        return cast("Node[Any, Any]", node)
-    instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
-    msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
-    raise DeclarationError(msg)
