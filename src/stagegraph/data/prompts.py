@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _Declared(Protocol):
     name: str
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[str, PromptedStage]: ...
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic_ai.agent import AbstractAgent
 from typing_extensions import Format, get_annotations, get_original_bases, get_type_hints, is_protocol, is_typeddict
@@ -18,8 +18,7 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 from stagegraph.schema.types import bare, type_name
 
-from .current import current
-from .node import MISSING, Declaration, Node, one_value, open_call, reject_reserved
+from .node import Declaration, Node, reject_reserved
 
 In_contra = TypeVarWithDefault("In_contra", contravariant=True)
 Out_co = TypeVarWithDefault("Out_co", covariant=True)
@@ -48,13 +47,6 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         cls = type(self)
         return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
-
-    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
-
-        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
-            if value is MISSING or more or named:
-                raise one_value(self)
-            return (current.get(None) or open_call(self)).run_graph(self, value)
 
     def __repr__(self) -> str:
         return f"<graph {self.__node__.name}>"

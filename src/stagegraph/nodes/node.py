@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
 
-MISSING: Any = object()
+_MISSING: Any = object()
 """The value of a call without one."""
 _RESERVED = frozenset({"run", "run_sync", "flow", "mermaid", "as_tool", "as_agent"})
 """The public methods of `Graph`."""
@@ -41,22 +41,31 @@ class Node(ABC, Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         """The framework's data about the node, in one dunder, so that users may use all other names."""
 
-    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        """Run the node in the graph that is running.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotRunningError: outside a run.
-            DeclarationError: in a graph that does not declare the node.
-            StageError: the value has the wrong type, or the call failed.
-        """
-        raise NotImplementedError  # each kind of node has its own, which also says what is wrong with other arguments
+        def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+            """Run the node in the graph that is running.
+
+            Raises:
+                NotRunningError: outside a run.
+                DeclarationError: in a graph that does not declare the node.
+                StageError: the value has the wrong type, or the call failed.
+            """
+            ...
+
+    else:
+
+        def __call__(self, value: Any = _MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
+            if value is _MISSING or more or named:
+                raise _one_value(self)
+            return (current.get(None) or _open_call(self)).run(self, value)
 
     def __getstate__(self) -> dict[str, object]:
         """The state without the declaration: a copy of a node declares its own nodes."""
         return {name: value for name, value in vars(self).items() if name != "__node__"}
 
 
-def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
+def _open_call(node: Node[Any, Any]) -> OpenCall:
     """The call in which *node* is called.
 
     Raises:
@@ -73,7 +82,7 @@ def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
         raise NotRunningError(msg) from None
 
 
-def one_value(node: Node[Any, Any]) -> DeclarationError:
+def _one_value(node: Node[Any, Any]) -> DeclarationError:
     """The error of a call with something else than one value."""
     kind, name = node.__node__.kind, node.__node__.name
     return DeclarationError(
@@ -144,9 +153,6 @@ class Undeclared(Node[Any, Any]):
     @cached_property
     def __node__(self) -> Declaration:
         return Declaration(self, self._kind, self._name, lambda: Schema(Any), lambda: Schema(Any))
-
-    def __call__(self, value: Any, /) -> Coroutine[Any, Any, Any]:
-        return open_call(self).run_step(self, value)
 
 
 @dataclass(frozen=True)

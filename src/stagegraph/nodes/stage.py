@@ -18,13 +18,12 @@ from typing_extensions import TypeForm, TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
-from .current import current
 from .describe import Offered, fields_of, tools_of
-from .node import MISSING, Declaration, Node, one_value, open_call
+from .node import Declaration, Node
 from .render import render_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from pydantic_ai.messages import UserContent
     from pydantic_ai.settings import ModelSettings
@@ -125,13 +124,6 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         own = [s.instruction for s in sourced if s.id == OWN_INSTRUCTIONS]
         texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
         return "\n\n".join(text for text in texts if text)
-
-    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
-
-        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
-            if value is MISSING or more or named:
-                raise one_value(self)
-            return (current.get(None) or open_call(self)).run_stage(self, value)
 
     def __repr__(self) -> str:
         node = self.__node__

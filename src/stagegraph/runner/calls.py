@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.data.call import CallInfo
+from stagegraph.data.call import CallInfo, Kind
 from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .state import Caller, CallState
 
-Called = TypeVar("Called", bound="Node[Any, Any]")
 _MAX_VALUE = 200
 
 
@@ -50,7 +49,7 @@ async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: A
     opened = Open(executor, call, {id(graph): (name, path)}, f"{key}." if key else "", around.scope)
     opened.caller = caller
     with executor.waits_inside(call):
-        return await opened.run_graph(graph, value)
+        return await opened.run(graph, value)
 
 
 class Open:
@@ -117,41 +116,23 @@ class Open:
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
         return f"{self._prefix}{name}{self.scope}"
 
-    # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
-
-    def run_step(self, step: Step[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(step, value, self._key(step), self._step)
-
-    def run_stage(self, stage: Stage[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(stage, value, self._key(stage), self._stage)
-
-    def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(graph, value, self._key(graph), self._graph)
-
-    def _key(self, node: Node[Any, Any]) -> tuple[str, str] | None:
-        """The path and key of a call that is made now; `None` if the node cannot be called here."""
+    def run(self, node: Node[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
         known = None if self._names is None else self._names.get(id(node))
         if known is None:
-            return None
-        key = f"{self._prefix}{known[0]}{self.scope}"
-        repeats = self.executor.state.repeats
+            return self._run(node, value, "", None)
+        # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
+        key, repeats = f"{self._prefix}{known[0]}{self.scope}", self.executor.state.repeats
         number = repeats[key] = repeats.get(key, -1) + 1
         if number:
             key = f"{key}#{number}"
         self._called = key
-        return known[1], key
+        return self._run(node, value, known[1], key)
 
-    async def _run(
-        self,
-        node: Called,
-        value: Any,
-        place: tuple[str, str] | None,
-        work: Callable[[Called, CallState], Coroutine[Any, Any, Any]],
-    ) -> Any:
+    async def _run(self, node: Node[Any, Any], value: Any, path: str, key: str | None) -> Any:
         executor, own = self.executor, node.__node__
-        if place is None:
+        if key is None:
             raise self._undeclared(node)
-        call = executor.open(node, *place, self.call, value, self.fan)
+        call = executor.open(node, path, key, self.call, value, self.fan)
         if self.caller is not None:
             call.caller = self.caller
         if own.kind == "graph":
@@ -162,7 +143,7 @@ class Open:
         try:
             if not own.input_type.is_instance(value):
                 raise _bad_input(call)
-            working, watch = work(node, call), self.watch
+            working, watch = _WORK[own.kind](executor, node, call), self.watch
             if watch is not None and watch.gi_running:  # what is thrown into this task reaches it first
                 opened.watch = watch
                 output = await working
@@ -184,25 +165,6 @@ class Open:
             current.reset(token)
             executor.close(call)
 
-    def _step(self, step: Step[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
-        recorder = self.executor.recorder
-        return step.fn(call.input) if recorder is None else self.executor.step_output(step, call, recorder)
-
-    async def _stage(self, stage: Stage[Any, Any], call: CallState) -> Any:
-        output: Any = None
-
-        async def answered() -> None:
-            nonlocal output
-            output = await self.executor.stage_output(stage, call)
-
-        with self.executor.counted():
-            async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
-                group.start(answered())
-        return output
-
-    def _graph(self, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
-        return graph.flow(call.input)
-
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         tree = self.executor.state.tree
         kind, name = node.__node__.kind, node.__node__.name
@@ -219,6 +181,34 @@ class Open:
             f"{place}the flow of {here} called {kind} `{name}`, which {here} does not declare{where}: "
             f"write `{name} = ...` in the class body of {here} and call `self.{name}(...)`"
         )
+
+
+def _step(executor: Executor, step: Step[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+    return step.fn(call.input) if executor.recorder is None else executor.step_output(step, call, executor.recorder)
+
+
+async def _stage(executor: Executor, stage: Stage[Any, Any], call: CallState) -> Any:
+    output: Any = None
+
+    async def answered() -> None:
+        nonlocal output
+        output = await executor.stage_output(stage, call)
+
+    with executor.counted():
+        async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
+            group.start(answered())
+    return output
+
+
+def _graph(_: Executor, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+    return graph.flow(call.input)
+
+
+_WORK: Mapping[Kind, Callable[[Executor, Any, CallState], Coroutine[Any, Any, Any]]] = {
+    "step": _step,
+    "stage": _stage,
+    "graph": _graph,
+}
 
 
 def _bad_input(call: CallState) -> StageError:

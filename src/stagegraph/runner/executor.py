@@ -24,6 +24,7 @@ from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
 from stagegraph.nodes.node import Undeclared
 from stagegraph.nodes.render import render_input
+from stagegraph.record.rows import Recorded
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
-    from stagegraph.record.rows import CallRow, Journal
+    from stagegraph.record.rows import Journal
 
     from .event_log import EventLog
     from .limits import Ledger, Limits
@@ -252,8 +253,7 @@ class Executor:
         if output is MISSING:
             recorder.step_begins(call)
             return await step.fn(call.input)
-        if found is not None:
-            self.restore(call, found.row)
+        self._restore(call, found)
         return output
 
     def counted(self) -> AbstractContextManager[None]:
@@ -266,11 +266,11 @@ class Executor:
             return nullcontext()
         return self.ledger.inside(call.key)
 
-    def restore(self, call: CallState, recalled: CallRow, label: str = "") -> None:
+    def _restore(self, call: CallState, found: Recorded | None, label: str = "") -> None:
         """Bring back the calls that a recalled call, or one tool call in it, has made: they are not made again."""
-        state, recorder = self.state, self.recorder
-        if recorder is None:
+        if self.recorder is None or found is None:
             return
+        state, recorder, recalled = self.state, self.recorder, found.row
         for row in recorder.inside(recalled, label):
             key = call.key + row.key[len(recalled.key) :]
             if key in state.calls:
@@ -286,7 +286,7 @@ class Executor:
             child.ended = self.now()
             if self.trace is not None:
                 self.trace.ended(child)
-            self.restore(child, row)
+            self._restore(child, Recorded(row))
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -307,10 +307,9 @@ class Executor:
                 agent_call.content = content_of(stage, agent_call)
             output, found = self.recorder.recalled(call, node_key, agent_call)
             if output is not MISSING:
-                if found is not None:
-                    self.restore(call, found.row)
+                self._restore(call, found)
                 return output
-            agent_call.restore = lambda label: found and self.restore(call, found.row, label)
+            agent_call.restore = lambda label: self._restore(call, found, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)
