@@ -102,23 +102,24 @@ class Group:
     def __init__(self) -> None:
         self.feeding = anyio.CancelScope()
         """Around the part of the block that waits for something else than its members."""
-        self._members: dict[asyncio.Task[None], anyio.CancelScope] = {}
+        self._members: set[asyncio.Task[None]] = set()
+        self._scopes: set[anyio.CancelScope] = set()
+        """Those of the members that have begun."""
         self._ending = False
         self._failure: BaseException | None = None
         self._pause: Suspended | None = None
 
     def start(self, work: Coroutine[Any, Any, object]) -> None:
         """Run *work* in a task of its own."""
-        scope = anyio.CancelScope()
-        task = asyncio.create_task(self._run(work, scope))
-        self._members[task] = scope
+        task = asyncio.create_task(self._run(work))
+        self._members.add(task)
         task.add_done_callback(partial(self._ended, work))
 
     def cancel(self) -> None:
         """End all members."""
         self._ending = True
         self.feeding.cancel()
-        for scope in self._members.values():
+        for scope in list(self._scopes):
             scope.cancel()
 
     def failed(self, error: BaseException) -> None:
@@ -129,17 +130,19 @@ class Group:
             self._failure = self._failure or error
             self.cancel()
 
-    async def _run(self, work: Coroutine[Any, Any, object], scope: anyio.CancelScope) -> None:
+    async def _run(self, work: Coroutine[Any, Any, object]) -> None:
         if self._ending:
             return
-        with scope:
+        with type(self.feeding)() as scope:  # `CancelScope()` itself asks for the event loop's library each time
+            self._scopes.add(scope)
             try:
                 await watched(work)
             except BaseException as error:  # noqa: BLE001 - raised by the owner when all have ended
                 self.failed(error)
+            self._scopes.discard(scope)
 
     def _ended(self, work: Coroutine[Any, Any, object], task: asyncio.Task[None]) -> None:
-        del self._members[task]
+        self._members.discard(task)
         work.close()  # one that never began would warn that it was never awaited
         if task.cancelled():  # before it began, by somebody else
             self.failed(asyncio.CancelledError())

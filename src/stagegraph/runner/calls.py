@@ -10,7 +10,7 @@ from stagegraph.data.call import CallInfo, Kind
 from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
-from stagegraph.schema.errors import DeclarationError, StageError
+from stagegraph.schema.errors import DeclarationError, StageError, shortened
 from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Open:
         token = current.set(opened)
         try:
             if not own.input_type.is_instance(value):
-                raise _bad_input(call)
+                raise _mismatch(call, value, returned=False)
             working, watch = _WORK[own.kind](executor, node, call), self.watch
             if watch is not None and watch.gi_running:  # what is thrown into this task reaches it first
                 opened.watch = watch
@@ -151,7 +151,7 @@ class Open:
                 opened.watch = watched(working)
                 output = await opened.watch
             if not own.output_type.is_instance(output):
-                raise _bad_output(call, output)
+                raise _mismatch(call, output, returned=True)
             executor.succeeded(call, output)
             if executor.recorder is not None and own.kind != "graph":
                 await executor.recorder.finished(call)
@@ -211,24 +211,16 @@ _WORK: Mapping[Kind, Callable[[Executor, Any, CallState], Coroutine[Any, Any, An
 }
 
 
-def _bad_input(call: CallState) -> StageError:
-    return _mismatch(call, "was given", call.input, "takes", call.node.__node__.input_type.name)
-
-
-def _bad_output(call: CallState, output: object) -> StageError:
-    return _mismatch(call, "returned", output, "gives", call.node.__node__.output_type.name)
-
-
-def _mismatch(call: CallState, verb: str, value: object, declared: str, type_text: str) -> StageError:
-    kind, name = call.node.__node__.kind, call.node.__node__.name
-    name = f"{kind} {name}" + (f" (`{call.key}`)" if call.key else "")
-    if kind == "stage":  # one stage may have other names in other graphs
-        name = f"stage `{call.key}`"
-    hint = "check its `flow`" if kind == "graph" and verb == "returned" else "check what is passed on"
+def _mismatch(call: CallState, value: object, *, returned: bool) -> StageError:
+    """The error of a call whose input or output has the wrong type."""
+    own, name = call.node.__node__, f"`{call.key}`"
+    if own.kind != "stage":  # one stage may have other names in other graphs
+        name = f"{own.name} ({name})" if call.key else own.name
+    said = f"{own.kind} {name} returned" if returned else f"{own.kind} {name} was given"
+    declared = f"gives {own.output_type.name}" if returned else f"takes {own.input_type.name}"
+    hint = "check its `flow`" if own.kind == "graph" and returned else "check what is passed on"
     if inspect.iscoroutine(value):
         value.close()  # Python would warn that it was never awaited; the message says the same
         hint = "write `await` before the call"
-    got = f"{type_name(cast('type[object]', type(value)))} {value!r}"
-    shown = got if len(got) <= _MAX_VALUE else got[:_MAX_VALUE] + " ..."
-    msg = f"{name} {verb} {shown}, but it {declared} {type_text}: {hint}"
-    return StageError(msg, key=call.key, path=call.path)
+    got = shortened(f"{type_name(cast('type[object]', type(value)))} {value!r}", _MAX_VALUE)
+    return StageError(f"{said} {got}, but it {declared}: {hint}", key=call.key, path=call.path)
