@@ -411,7 +411,9 @@ async def test_the_runner_sets_the_default_width():
 async def test_a_fan_out_that_cannot_work_is_refused():
     """A limit below one would run nothing; a number is no items; a `key=` that raises fails like a branch."""
     for function in (fan_out, settle):
-        with pytest.raises(DeclarationError, match="limit=0: at least one branch must be allowed to run"):
+        with pytest.raises(
+            DeclarationError, match="limit=0: the number of branches that run at once must be a whole number from 1"
+        ):
             await function(add_one, [1], limit=0)
     with pytest.raises(DeclarationError, match="a fan-out runs over items, but 5 cannot be iterated"):
         await fan_out(add_one, 5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Annotated, Literal
@@ -16,9 +16,8 @@ from .call import Kind, Status
 Text = Annotated[str, AfterValidator(escaped)]
 """A text that can be written as JSON: half a surrogate pair, which errors and models may contain, is escaped."""
 
-
-EVENTS_PER_SEGMENT = 2**32
-"""The number of an event over all segments of a run is its `seq`, and this much more for each time it was resumed."""
+MICROSECOND = timedelta(microseconds=1)
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class _Event(BaseModel):
@@ -28,6 +27,11 @@ class _Event(BaseModel):
     seq: int
     """Number within the run, from 0; a reader that lost its connection continues after its last one."""
     time: datetime
+
+    @property
+    def number(self) -> int:
+        """Its place among all events of the run, which is the same on every worker and after a restart."""
+        return (self.time - _EPOCH) // MICROSECOND
 
 
 class _CallEvent(_Event):
@@ -130,6 +134,11 @@ Event = Annotated[
     Discriminator("type"),
 ]
 """Any of the events above, by `type`."""
+
+
+def number_at(seconds: float) -> int:
+    """The number of an event of this time: no two events of a run have the same microsecond (`runner.state.Clock`)."""
+    return (datetime.fromtimestamp(seconds, UTC) - _EPOCH) // MICROSECOND
 
 
 @cache

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _Declared(Protocol):
     name: str
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[str, PromptedStage]: ...
 
 
@@ -180,7 +180,7 @@ class Prompts(Mapping[str, Prompt]):
             msg = f"the prompts do not fit {name}: " + "; ".join(problems + other_problems)
             raise PromptError(msg)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of the content as 16 hexadecimal digits."""
         text = json.dumps(self._data(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))

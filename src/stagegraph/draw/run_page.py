@@ -21,7 +21,7 @@ _NOT_SHOWN: dict[str, Any] = {
     "calls": {
         "__all__": {
             *("run_id", "position", "identity", "parts", "source"),
-            *("input_whole", "output_whole", "start_event", "end_event"),
+            *("input_whole", "output_whole"),
         }
     },
     "feedback": {"__all__": {"id", "run_id", "time"}},

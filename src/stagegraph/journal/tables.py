@@ -15,8 +15,8 @@ from .sound import check_row
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
 VERSION = 4
-"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, `start_event` and `end_event`, values whole,
-and owners that are locks; an older file gets what is missing when it is opened."""
+"""2 has `cancels`, 3 `origin` and `transient` of calls, 4 their `source`, values whole, and
+owners that are locks; an older file gets what is missing when it is opened."""
 
 TABLES: dict[type[Row], tuple[str, tuple[str, ...]]] = {
     RunRow: ("runs", ("run_id",)),

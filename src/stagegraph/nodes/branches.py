@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
+    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sized,
 )
 from contextvars import copy_context
 from dataclasses import dataclass
-from inspect import isawaitable
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,6 +25,7 @@ import anyio
 from pydantic import BaseModel
 
 from stagegraph.schema.errors import DeclarationError, StageError
+from stagegraph.schema.types import is_list
 
 from .current import OpenCall, Suspended, current
 from .group import NOT_CANCELLED, Group, is_cancelled, watched
@@ -70,55 +71,50 @@ class Branches(Generic[In, Out]):
         limit: int | None,
         key: Callable[[In], str] | None,
     ) -> None:
+        _check(node, items, limit, key)
         self.node = node
         self.key = key
-        self.call: OpenCall[Any, Any, Any] | None = current.get(None)
-        self.limit = limit if limit is not None else self.call.fan_out_limit if self.call else DEFAULT_LIMIT
-        if self.limit < 1:
-            msg = f"limit={self.limit}: at least one branch must be allowed to run"
-            raise DeclarationError(msg)
+        self.call: OpenCall | None = current.get(None)
+        self.limit = limit or (self.call.fan_out_limit if self.call else DEFAULT_LIMIT)
         self._names: dict[str, int] = {}
         """The label of each item that `key=` named -> its index."""
-        _reject_unlikely(items)
-        if isinstance(items, Iterable):
-            self._items: Iterator[tuple[int, In]] | None = enumerate(items)
-        elif isinstance(items, AsyncIterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-            self._items = None
-            self._async_items = aiter(items)
-        else:
-            msg = f"a fan-out runs over items, but {items!r} cannot be iterated"
-            raise DeclarationError(msg)
+        self._items = enumerate(items) if isinstance(items, Iterable) else aiter(items)
         self.size = len(items) if isinstance(items, Sized) else None
         if self.call is not None and self.size is not None:
             self.call.fanned_out(node, self.size)
 
     async def run(self, one: Callable[[int, str, In], Coroutine[Any, Any, None]]) -> None:
         """Await *one* for every item, each in the context variables of the flow, although items share workers."""
-        call, base, numbered = self.call, copy_context(), self._items
+        call, base, items = self.call, copy_context(), self._items
 
         async def work(pulled: tuple[int, In] | None, follow: Callable[[], tuple[int, In] | None]) -> None:
             while pulled is not None:
                 index, item = pulled
                 label = str(index) if self.key is None else self._named(index, self.key(item))
                 context = base.copy()
+                watch = watched(one(index, label, item), context)
                 if call is not None:
-                    context.run(current.set, call.branch(label, index, self.size))
+                    branch = call.branch(label, index, self.size)
+                    branch.watch = watch
+                    context.run(current.set, branch)
                 try:
-                    await watched(one(index, label, item), context)
+                    await watch
                 except Suspended as suspended:
                     group.failed(suspended)
                 pulled = follow()
 
         async with Group() as group:
-            if numbered is None:
-                await self._feed(group, work)
+            if isinstance(items, AsyncIterator):
+                await self._feed(items, group, work)
             else:
-                for pulled in islice(numbered, self.limit):
-                    group.start(work(pulled, lambda: next(numbered, None)))
+                for pulled in islice(items, self.limit):
+                    group.start(work(pulled, lambda: next(items, None)))
 
-    async def _feed(self, group: Group, work: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    async def _feed(
+        self, items: AsyncIterator[In], group: Group, work: Callable[..., Coroutine[Any, Any, None]]
+    ) -> None:
         """Take an async item when a worker is free, always in this task, since the iterator may hold cancel scopes."""
-        free, items, index = anyio.Semaphore(self.limit), self._async_items, 0
+        free, index = anyio.Semaphore(self.limit), 0
         try:
             with group.feeding:
                 await free.acquire()
@@ -150,7 +146,7 @@ class Branches(Generic[In, Out]):
             DeclarationError: it returned nothing that can be awaited.
         """
         work = self.node(item)
-        if not isawaitable(work):
+        if not inspect.isawaitable(work):
             name = getattr(self.node, "__name__", repr(self.node))
             msg = (
                 f"a fan-out runs a node or an async function, but `{name}` is neither: it returned {work!r}; "
@@ -187,17 +183,43 @@ class Branches(Generic[In, Out]):
         return label
 
 
-def _reject_unlikely(items: object) -> None:
-    """Refuse what can be iterated, but is one value."""
+def _check(node: object, items: object, limit: object, key: object) -> None:
+    """Refuse the most likely mistakes.
+
+    Raises:
+        DeclarationError: with what to write instead.
+    """
     kind = type(items).__name__
-    if isinstance(items, Mapping):
+    if not callable(node):
+        close_calls(node if is_list(node) else [node])
+        msg = (
+            "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
+            f"but {type(node).__name__} is not a node: do not call it"
+        )
+    elif inspect.iscoroutine(items):
+        items.close()
+        msg = "a fan-out runs over items, but got a coroutine: write `await` before the call that returns the items"
+    elif limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        msg = f"limit={limit!r}: the number of branches that run at once must be a whole number from 1, as in `limit=8`"
+    elif key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
+        msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
+    elif isinstance(items, Mapping):
         msg = f"a fan-out runs over items, and a {kind} would give its keys alone: write `.items()` or `.values()`"
     elif isinstance(items, (str, bytes, bytearray, BaseModel)):
         parts = "its fields" if isinstance(items, BaseModel) else "one character or byte after another"
         msg = f"a fan-out runs over items, and {kind} would give {parts}: write `[value]` if it is one item"
+    elif not isinstance(items, (Iterable, AsyncIterable)):
+        msg = f"a fan-out runs over items, but {items!r} cannot be iterated"
     else:
         return
     raise DeclarationError(msg)
+
+
+def close_calls(calls: Iterable[object]) -> None:
+    """Close the calls among some values that are not awaited: Python would warn, and an error says the same."""
+    for call in calls:
+        if inspect.iscoroutine(call):
+            call.close()
 
 
 def _label(name: object) -> str:

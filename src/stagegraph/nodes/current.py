@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stagegraph.schema.errors import NotRunningError
 
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
     from stagegraph.data.call import CallInfo
     from stagegraph.schema.errors import StageError
-
-Stage_contra = TypeVar("Stage_contra", contravariant=True)
-Step_contra = TypeVar("Step_contra", contravariant=True)
-Graph_contra = TypeVar("Graph_contra", contravariant=True)
-
 
 _NOT_IN_KEYS = re.compile(r"[^\w:-]")
 _LONGEST = 80
@@ -36,11 +31,8 @@ class Suspended(BaseException):
     """
 
 
-class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
-    """One open call of a run, or one branch of a fan-out in it.
-
-    Generic over the three node classes, which import this file; each class calls its own method.
-    """
+class OpenCall(Protocol):
+    """One open call of a run, or one branch of a fan-out in it."""
 
     @property
     def info(self) -> CallInfo: ...
@@ -50,19 +42,14 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
         """The default number of branches of one fan-out that run at once."""
         ...
 
-    def run_stage(self, stage: Stage_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a stage inside this call; returns its output."""
+    def run(self, node: Any, value: Any) -> Coroutine[Any, Any, Any]:
+        """Call a node inside this call; returns its output."""
         ...
 
-    def run_step(self, step: Step_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a step inside this call; returns its output."""
-        ...
+    watch: Any
+    """What sees the cancellations of the task that it was opened in (`group.watched`)."""
 
-    def run_graph(self, graph: Graph_contra, value: Any) -> Coroutine[Any, Any, Any]:
-        """Call a graph inside this call; returns its output."""
-        ...
-
-    def branch(self, label: str, index: int, size: int | None) -> OpenCall[Stage_contra, Step_contra, Graph_contra]:
+    def branch(self, label: str, index: int, size: int | None) -> OpenCall:
         """The branch for item *index* of a fan-out of *size*; its calls have `[label]` in their key."""
         ...
 
@@ -79,7 +66,7 @@ class OpenCall(Protocol[Stage_contra, Step_contra, Graph_contra]):
         ...
 
 
-current: ContextVar[OpenCall[Any, Any, Any]] = ContextVar("stagegraph_call")
+current: ContextVar[OpenCall] = ContextVar("stagegraph_call")
 
 
 def key_part(name: str) -> str:

@@ -63,12 +63,10 @@ def _all_of(toolsets: Sequence[AbstractToolset[Any]]) -> tuple[dict[str, Offered
 
 
 def _tools_in(toolset: AbstractToolset[Any]) -> tuple[dict[str, Offered], bool]:
-    if isinstance(toolset, FunctionToolset):
-        tools = {name: tool.tool_def for name, tool in toolset.tools.items()}
-        return {name: Offered(one.description or "", one.parameters_json_schema) for name, one in tools.items()}, True
-    if isinstance(toolset, ExternalToolset):
-        tools = {tool.name: tool for tool in toolset.tool_defs}
-        return {name: Offered(one.description or "", one.parameters_json_schema) for name, one in tools.items()}, True
+    if isinstance(toolset, (FunctionToolset, ExternalToolset)):
+        function = isinstance(toolset, FunctionToolset)
+        found = [tool.tool_def for tool in toolset.tools.values()] if function else toolset.tool_defs
+        return {tool.name: Offered(tool.description or "", tool.parameters_json_schema) for tool in found}, True
     if isinstance(toolset, CombinedToolset):
         return _all_of(toolset.toolsets)
     if not isinstance(toolset, WrapperToolset):

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from contextlib import AbstractAsyncContextManager
 from functools import wraps
 from types import GeneratorType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 import anyio
 
 from stagegraph.schema.errors import DeclarationError
+from stagegraph.schema.types import is_list
 
-from .branches import Branches, Outcome
+from .branches import Branches, Outcome, close_calls
 from .current import Suspended, current
 from .group import Group, is_cancelled
 
@@ -36,7 +37,7 @@ def _explained(function: Callable[P, T1]) -> Callable[P, T1]:
     def call(*args: P.args, **options: P.kwargs) -> T1:
         if args[1:] or "items" in options:
             return function(*args, **options)
-        _close(cast("list[object]", args[0]) if args and isinstance(args[0], list) else args)
+        close_calls(args[0] if args and is_list(args[0]) else args)
         name = function.__name__
         msg = f"{name} takes the node itself and then the items: write `{name}(self.node, items)`, without calls"
         raise DeclarationError(msg)
@@ -65,7 +66,7 @@ async def fan_out(
     Raises:
         Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
     """
-    branches = _branches(node, items, limit, key)
+    branches = Branches(node, items, limit, key)
     results: dict[int, Out] = {}
 
     async def one(index: int, _label: str, item: In) -> None:
@@ -84,7 +85,7 @@ async def settle(
     key: Callable[[In], str] | None = None,
 ) -> list[Outcome[Out]]:
     """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
-    branches = _branches(node, items, limit, key)
+    branches = Branches(node, items, limit, key)
     outcomes: dict[int, Outcome[Out]] = {}
 
     async def one(index: int, label: str, item: In) -> None:
@@ -107,7 +108,7 @@ def as_completed(
     Leaving the block cancels the branches that still run. Outcomes may come in another order when a run is resumed or
     replayed, so calls in the loop have the outcome's item in their key, as those of its branch do.
     """
-    return _AsCompleted(_branches(node, items, limit, key))
+    return _AsCompleted(Branches(node, items, limit, key))
 
 
 @overload
@@ -151,7 +152,7 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     """
     for awaitable in awaitables:
         if not inspect.isawaitable(awaitable):
-            _close(awaitables)
+            close_calls(awaitables)
             raise DeclarationError(_not_awaitable(awaitable))
     results: list[Any] = [None] * len(awaitables)
     call = current.get(None)
@@ -166,20 +167,14 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             for index, awaitable in enumerate(awaitables):
                 group.start(one(index, awaitable))
     finally:
-        _close(awaitables)  # a coroutine that never started would warn that it was never awaited
+        close_calls(awaitables)  # a coroutine that never started would warn that it was never awaited
     return tuple(results)
-
-
-def _close(awaitables: Iterable[object]) -> None:
-    for awaitable in awaitables:
-        if inspect.iscoroutine(awaitable):
-            awaitable.close()
 
 
 def _not_awaitable(value: object) -> str:
     if isinstance(value, (list, tuple, set, GeneratorType)):
         if not isinstance(value, GeneratorType):
-            _close(cast("Iterable[object]", value))
+            close_calls(cast("Iterable[object]", value))
         what = type(cast("object", value)).__name__
         return f"gather takes awaitables one by one, not a {what} of them: write `gather(a, b)`, or `gather(*calls)`"
     if callable(value):
@@ -187,63 +182,45 @@ def _not_awaitable(value: object) -> str:
     return f"gather takes calls, as in `gather(self.node(value), ...)`, but {value!r} cannot be awaited"
 
 
-def _branches(
-    node: Callable[[In], Awaitable[Out]],
-    items: Iterable[In] | AsyncIterable[In],
-    limit: object,
-    key: Callable[[In], str] | None,
-) -> Branches[In, Out]:
-    """The branches of a fan-out, after a check for the most likely mistakes.
-
-    Raises:
-        DeclarationError: an argument has the wrong type.
-    """
-    if not callable(node):
-        _close(cast("list[object]", node) if isinstance(node, list) else [node])
-        msg = (
-            "a fan-out takes the node itself and then the items, as in `fan_out(self.node, items)`, "
-            f"but {type(node).__name__} is not a node: do not call it"
-        )
-        raise DeclarationError(msg)
-    if inspect.iscoroutine(items):
-        items.close()
-        msg = "a fan-out runs over items, but got a coroutine: write `await` before the call that returns the items"
-        raise DeclarationError(msg)
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-        msg = f"limit={limit!r}: the number of branches that run at once must be a whole number, as in `limit=8`"
-        raise DeclarationError(msg)
-    if key is not None and (not callable(key) or inspect.iscoroutinefunction(key)):
-        msg = f"key={key!r}: write a function from an item to its name, as in `key=lambda item: item.id`"
-        raise DeclarationError(msg)
-    return Branches(node, items, limit, key)
-
-
-class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
-    """The block of `as_completed`."""
+class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]], AsyncIterator[Outcome[Out]]):
+    """The block of `as_completed` and its iterator; calls in the body of its loop belong to the item of the outcome."""
 
     def __init__(self, branches: Branches[Any, Out]) -> None:
         self._branches = branches
         self._group = Group()
-        self.problem: BaseException | None = None
+        self._entered = False
+        self._problem: BaseException | None = None
         """A suspended branch, or a failure of the items."""
 
     async def __aenter__(self) -> AsyncIterator[Outcome[Out]]:
-        if hasattr(self, "receive"):
+        if self._entered:
             msg = "this block of as_completed was entered before, and its items are used up: call as_completed again"
             raise DeclarationError(msg)
-        self._send, self.receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
+        self._entered = True
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[str, Outcome[Out]]](self._branches.limit)
         self._group.start(self._produce())
-        return _Outcomes(self)
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.enter(None)
+        self._enter(None)
         self._group.cancel()
-        with self._send, self.receive:
+        with self._send, self._receive:
             await self._group.__aexit__(kind, error, trace)
 
-    def enter(self, item: tuple[str, int] | None) -> None:
+    async def __anext__(self) -> Outcome[Out]:
+        self._enter(None)
+        try:
+            label, outcome = await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._problem is not None:
+                raise self._problem from None
+            raise StopAsyncIteration from None
+        self._enter((label, outcome.index))
+        return outcome
+
+    def _enter(self, item: tuple[str, int] | None) -> None:
         """Give the calls that are made next the label and index of an item, or none."""
         if (call := self._branches.call) is not None:
             current.set(call if item is None else call.branch(*item, self._branches.size))
@@ -255,34 +232,17 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]]):
             except (Exception, Suspended, asyncio.CancelledError) as error:
                 if is_cancelled(error):
                     raise
-                self.problem = error
+                self._problem = error
 
     async def _one(self, index: int, label: str, item: Any) -> None:
         await self._send.send((label, await self._branches.outcome(index, label, item)))
 
     if not TYPE_CHECKING:  # a type checker says it by itself
 
-        def __aiter__(self) -> NoReturn:
+        def __aiter__(self) -> Self:
+            if self._entered:
+                return self
             msg = "as_completed is a block: write `async with as_completed(...) as outcomes:` around the `async for`"
             raise DeclarationError(msg)
 
         __iter__ = __await__ = __enter__ = __exit__ = __aiter__
-
-
-class _Outcomes(AsyncIterator[Outcome[Out]]):
-    """The iterator of `as_completed`; calls in the body of its loop belong to the item of the outcome."""
-
-    def __init__(self, block: _AsCompleted[Out]) -> None:
-        self._block = block
-
-    async def __anext__(self) -> Outcome[Out]:
-        block = self._block
-        block.enter(None)
-        try:
-            label, outcome = await block.receive.receive()
-        except anyio.EndOfStream:
-            if block.problem is not None:
-                raise block.problem from None
-            raise StopAsyncIteration from None
-        block.enter((label, outcome.index))
-        return outcome

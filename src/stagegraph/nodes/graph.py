@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 from abc import abstractmethod
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from functools import cache, cached_property
 from types import SimpleNamespace, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from pydantic_ai.agent import AbstractAgent
 from typing_extensions import Format, get_annotations, get_original_bases, get_type_hints, is_protocol, is_typeddict
@@ -18,8 +18,7 @@ from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 from stagegraph.schema.types import bare, type_name
 
-from .current import current
-from .node import MISSING, Declaration, Node, one_value, open_call, reject_reserved
+from .node import Declaration, Node, reject_reserved
 
 In_contra = TypeVarWithDefault("In_contra", contravariant=True)
 Out_co = TypeVarWithDefault("Out_co", covariant=True)
@@ -33,9 +32,11 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         for name, value in vars(cls).items():
             if isinstance(value, Node):
                 reject_reserved(cls, name)
-            elif isinstance(value, type) and issubclass(value, Node):
-                _reject_class(cls, name, cast("type[Any]", value))
-        _reject_agents(cls)
+                continue
+            mistake = _mistake(cls, name, value)
+            if mistake is not None and name not in get_annotations(cls, format=Format.FORWARDREF):
+                msg = f"{cls.__name__}.{name} {mistake}"
+                raise DeclarationError(msg)
         if (flow := vars(cls).get("flow")) is not None:
             _check_flow(cls, flow)
 
@@ -49,13 +50,6 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         cls = type(self)
         return Declaration(self, "graph", cls.__name__, lambda: _schemas_of(cls)[0], lambda: _schemas_of(cls)[1])
 
-    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
-
-        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
-            if value is MISSING or more or named:
-                raise one_value(self)
-            return (current.get(None) or open_call(self)).run_graph(self, value)
-
     def __repr__(self) -> str:
         return f"<graph {self.__node__.name}>"
 
@@ -63,30 +57,19 @@ class BaseGraph(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
 _ARGUMENTS = {"Stage": "Input, Agent(...)", "Step": "function"}
 
 
-def _reject_class(cls: type[BaseGraph[Any, Any]], name: str, node: type[Any]) -> None:
-    """Reject a class in the place of a node, unless its name or an annotation shows that a class is meant."""
-    if name[0].isupper() or name in get_annotations(cls, format=Format.FORWARDREF):
-        return
-    inside = next(
-        (text for name, text in _ARGUMENTS.items() if any(base.__name__ == name for base in node.__mro__)), ""
-    )
-    made = f"{name} = {node.__name__}({inside})"
-    msg = f"{cls.__name__}.{name} is the class {node.__name__}, not a node: write `{made}`"
-    raise DeclarationError(msg)
-
-
-def _reject_agents(cls: type[BaseGraph[Any, Any]]) -> None:
-    """Reject agents in the place of stages, unless a stage has them, or a name or an annotation shows their use."""
-    used = [getattr(node, "agent", None) for node in vars(cls).values()]
-    for name, value in vars(cls).items():
-        if not isinstance(value, AbstractAgent) or name[0] == "_" or any(agent is value for agent in used):
-            continue
-        if name not in get_annotations(cls, format=Format.FORWARDREF):
-            msg = (
-                f"{cls.__name__}.{name} is a Pydantic AI agent, not a stage, so nothing of it is recorded, traced or "
-                f"tuned: write `{name} = Stage(Input, agent)`, or `_{name}` for an agent that is no part of the graph"
-            )
-            raise DeclarationError(msg)
+def _mistake(cls: type[BaseGraph[Any, Any]], name: str, value: object) -> str | None:
+    """What to write instead of an attribute that is no node, but may have been meant as one."""
+    if isinstance(value, type) and issubclass(value, Node) and not name[0].isupper():
+        names = {base.__name__ for base in value.__mro__}
+        inside = next((text for kind, text in _ARGUMENTS.items() if kind in names), "")
+        return f"is the class {value.__name__}, not a node: write `{name} = {value.__name__}({inside})`"
+    used = any(getattr(node, "agent", None) is value for node in vars(cls).values())
+    if isinstance(value, AbstractAgent) and name[0] != "_" and not used:
+        return (
+            "is a Pydantic AI agent, not a stage, so nothing of it is recorded, traced or tuned: "
+            f"write `{name} = Stage(Input, agent)`, or `_{name}` for an agent that is no part of the graph"
+        )
+    return None
 
 
 def _check_flow(cls: type[BaseGraph[Any, Any]], flow: Any) -> None:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
 from types import TracebackType, coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import anyio
 
 from .current import Suspended
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 NOT_CANCELLED = (
     "it awaited something that was cancelled, although the call itself was not; "
@@ -42,9 +43,24 @@ def is_cancelled(error: BaseException | None) -> bool:
     return _REACHED in vars(error) or is_cancelled(error.__context__)  # raised while a cancellation was handled
 
 
-@coroutine
-def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Generator[Any, Any, T]:
+class Watch(Protocol[T_co]):
+    """What awaits the work of a task, and marks the cancellations that reach it."""
+
+    @property
+    def gi_running(self) -> bool:
+        """Whether its task runs now: what is called then is a part of the work."""
+        ...
+
+    def __await__(self) -> Generator[Any, Any, T_co]: ...
+
+
+def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Watch[T]:
     """Await *work*, in a context of its own if one is given, and mark the cancellations that reach it."""
+    return cast("Watch[T]", _watching(work, context))
+
+
+@coroutine
+def _watching(work: Coroutine[Any, Any, T], context: Context | None) -> Generator[Any, Any, T]:
     resume: Callable[[Any], Any] = work.send
     given: list[Any] = [None]  # a list, so that no frame keeps an exception that has its traceback
     while True:
@@ -86,23 +102,24 @@ class Group:
     def __init__(self) -> None:
         self.feeding = anyio.CancelScope()
         """Around the part of the block that waits for something else than its members."""
-        self._members: dict[asyncio.Task[None], anyio.CancelScope] = {}
+        self._members: set[asyncio.Task[None]] = set()
+        self._scopes: set[anyio.CancelScope] = set()
+        """Those of the members that have begun."""
         self._ending = False
         self._failure: BaseException | None = None
         self._pause: Suspended | None = None
 
     def start(self, work: Coroutine[Any, Any, object]) -> None:
         """Run *work* in a task of its own."""
-        scope = anyio.CancelScope()
-        task = asyncio.create_task(self._run(work, scope))
-        self._members[task] = scope
+        task = asyncio.create_task(self._run(work))
+        self._members.add(task)
         task.add_done_callback(partial(self._ended, work))
 
     def cancel(self) -> None:
         """End all members."""
         self._ending = True
         self.feeding.cancel()
-        for scope in self._members.values():
+        for scope in list(self._scopes):
             scope.cancel()
 
     def failed(self, error: BaseException) -> None:
@@ -113,17 +130,19 @@ class Group:
             self._failure = self._failure or error
             self.cancel()
 
-    async def _run(self, work: Coroutine[Any, Any, object], scope: anyio.CancelScope) -> None:
+    async def _run(self, work: Coroutine[Any, Any, object]) -> None:
         if self._ending:
             return
-        with scope:
+        with type(self.feeding)() as scope:  # `CancelScope()` itself asks for the event loop's library each time
+            self._scopes.add(scope)
             try:
                 await watched(work)
             except BaseException as error:  # noqa: BLE001 - raised by the owner when all have ended
                 self.failed(error)
+            self._scopes.discard(scope)
 
     def _ended(self, work: Coroutine[Any, Any, object], task: asyncio.Task[None]) -> None:
-        del self._members[task]
+        self._members.discard(task)
         work.close()  # one that never began would warn that it was never awaited
         if task.cancelled():  # before it began, by somebody else
             self.failed(asyncio.CancelledError())

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 In_contra = TypeVar("In_contra", contravariant=True, default=Any)
 Out_co = TypeVar("Out_co", covariant=True, default=Any)
 
-MISSING: Any = object()
+_MISSING: Any = object()
 """The value of a call without one."""
 _RESERVED = frozenset({"run", "run_sync", "flow", "mermaid", "as_tool", "as_agent"})
 """The public methods of `Graph`."""
@@ -41,22 +41,31 @@ class Node(ABC, Generic[In_contra, Out_co]):
     def __node__(self) -> Declaration:
         """The framework's data about the node, in one dunder, so that users may use all other names."""
 
-    def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
-        """Run the node in the graph that is running.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotRunningError: outside a run.
-            DeclarationError: in a graph that does not declare the node.
-            StageError: the value has the wrong type, or the call failed.
-        """
-        raise NotImplementedError  # each kind of node has its own, which also says what is wrong with other arguments
+        def __call__(self, value: In_contra, /) -> Coroutine[Any, Any, Out_co]:
+            """Run the node in the graph that is running.
+
+            Raises:
+                NotRunningError: outside a run.
+                DeclarationError: in a graph that does not declare the node.
+                StageError: the value has the wrong type, or the call failed.
+            """
+            ...
+
+    else:
+
+        def __call__(self, value: Any = _MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
+            if value is _MISSING or more or named:
+                raise _one_value(self)
+            return (current.get(None) or _open_call(self)).run(self, value)
 
     def __getstate__(self) -> dict[str, object]:
         """The state without the declaration: a copy of a node declares its own nodes."""
         return {name: value for name, value in vars(self).items() if name != "__node__"}
 
 
-def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
+def _open_call(node: Node[Any, Any]) -> OpenCall:
     """The call in which *node* is called.
 
     Raises:
@@ -73,7 +82,7 @@ def open_call(node: Node[Any, Any]) -> OpenCall[Any, Any, Any]:
         raise NotRunningError(msg) from None
 
 
-def one_value(node: Node[Any, Any]) -> DeclarationError:
+def _one_value(node: Node[Any, Any]) -> DeclarationError:
     """The error of a call with something else than one value."""
     kind, name = node.__node__.kind, node.__node__.name
     return DeclarationError(
@@ -119,16 +128,11 @@ class Declaration:
         Raises:
             DeclarationError: a node is declared twice in one graph, a graph contains itself, a name cannot be a path.
         """
-        nodes: dict[str, Node[Any, Any]] = {}
-        names: dict[str, Mapping[int, tuple[str, str]]] = {}
-        if self.kind == "graph":
-            _collect(self._node, "", (), nodes, names)
-        else:
-            nodes[self.name] = self._node
-            _collect_offered(self._node, self.name, (), nodes, names)
-        return Tree(self._node, nodes, names)
+        tree = Tree(self._node)
+        tree.add(self._node, "" if self.kind == "graph" else self.name)
+        return tree
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[str, Any]:
         """Path -> stage, in the order of declaration; `stages_of` gives them typed."""
         return {path: node for path, node in self.tree.nodes.items() if node.__node__.kind == "stage"}
@@ -145,28 +149,62 @@ class Undeclared(Node[Any, Any]):
     def __node__(self) -> Declaration:
         return Declaration(self, self._kind, self._name, lambda: Schema(Any), lambda: Schema(Any))
 
-    def __call__(self, value: Any, /) -> Coroutine[Any, Any, Any]:
-        return open_call(self).run_step(self, value)
-
 
 @dataclass(frozen=True)
 class Tree:
     """Every node at or below a root, by path; a graph that was run has the empty path."""
 
     root: Node[Any, Any]
-    nodes: Mapping[str, Node[Any, Any]]
+    nodes: dict[str, Node[Any, Any]] = field(default_factory=dict[str, "Node[Any, Any]"])
     """Path -> node, parents before children, in the order of declaration."""
-    names: Mapping[str, Mapping[int, tuple[str, str]]] = field(repr=False)
+    names: dict[str, dict[int, tuple[str, str]]] = field(
+        default_factory=dict[str, dict[int, tuple[str, str]]], repr=False
+    )
     """Path of a graph -> `id` of each of its own nodes -> the node's name and path. The key is the `id`, since
     a node may be a dataclass that is equal to another or unhashable."""
 
     def with_graph(self, path: str, graph: Node[Any, Any]) -> Tree:
         """The tree with one more graph at *path*: one that an agent calls, and that no graph declares."""
-        nodes: dict[str, Node[Any, Any]] = {}
-        names: dict[str, Mapping[int, tuple[str, str]]] = {}
-        _collect(graph, path, (), nodes, names)
-        own = {below: {**self.names.get(below, {}), **found} for below, found in names.items()}
-        return Tree(self.root, {**nodes, **self.nodes}, {**self.names, **own})
+        more = Tree(graph)
+        more.add(graph, path)
+        own = {below: {**self.names.get(below, {}), **found} for below, found in more.names.items()}
+        return Tree(self.root, {**more.nodes, **self.nodes}, {**self.names, **own})
+
+    def add(self, node: Node[Any, Any], path: str, above: tuple[Node[Any, Any], ...] = ()) -> None:
+        """Read a node and what is below it: the nodes of a graph, or the graphs that are tools of a stage's agent.
+
+        Raises:
+            DeclarationError: see `Declaration.tree`.
+        """
+        declared = node.__node__
+        if declared.kind != "graph":
+            self.nodes[path] = node
+            for name, graph in declared.offered().items():
+                if not any(graph is one for one in above):  # an agent may offer the graph that it is a part of
+                    self.add(graph, _below(path, name), above)
+            return
+        if any(node is one for one in above):
+            msg = (
+                f"graph {declared.name} contains itself at `{path}`, so its paths would be infinite: "
+                "write the recursion as an async method and fan out over that"
+            )
+            raise DeclarationError(msg)
+        self.nodes[path] = node
+        own = self.names[path] = dict[int, tuple[str, str]]()
+        for name, child in _declared(node):
+            reject_reserved(type(node), name)
+            if id(child) in own:
+                msg = (
+                    f"{declared.name} declares the same {child.__node__.kind} twice, as `{own[id(child)][0]}` and "
+                    f"`{name}`, so a call of it would be ambiguous: make a second {type(child).__name__} for `{name}`"
+                )
+                raise DeclarationError(msg)
+            below = _below(path, name)
+            if below in self.nodes:
+                msg = f"{declared.name} declares two nodes at `{below}`: give them keys that differ as text"
+                raise DeclarationError(msg)
+            own[id(child)] = (name, below)
+            self.add(child, below, (*above, node))
 
     def paths(self, node: Node[Any, Any]) -> set[str]:
         """Where *node* is declared; a class attribute that a subclass redeclares is found under its new node.
@@ -201,56 +239,6 @@ def reject_reserved(cls: type[Node[Any, Any]], name: str) -> None:
 
 def _below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _collect(
-    graph: Node[Any, Any],
-    path: str,
-    above: tuple[Node[Any, Any], ...],
-    nodes: dict[str, Node[Any, Any]],
-    names: dict[str, Mapping[int, tuple[str, str]]],
-) -> None:
-    title = graph.__node__.name
-    if any(graph is one for one in above):
-        msg = (
-            f"graph {title} contains itself at `{path}`, so its paths would be infinite: "
-            "write the recursion as an async method and fan out over that"
-        )
-        raise DeclarationError(msg)
-    nodes[path] = graph
-    own: dict[int, tuple[str, str]] = {}
-    names[path] = own
-    for name, node in _declared(graph):
-        reject_reserved(type(graph), name)
-        if id(node) in own:
-            msg = (
-                f"{title} declares the same {node.__node__.kind} twice, as `{own[id(node)][0]}` and `{name}`, "
-                f"so a call of it would be ambiguous: make a second {type(node).__name__} for `{name}`"
-            )
-            raise DeclarationError(msg)
-        below = _below(path, name)
-        if below in nodes:
-            msg = f"{title} declares two nodes at `{below}`: give them keys that differ as text"
-            raise DeclarationError(msg)
-        own[id(node)] = (name, below)
-        if node.__node__.kind == "graph":
-            _collect(node, below, (*above, graph), nodes, names)
-        else:
-            nodes[below] = node
-            _collect_offered(node, below, (*above, graph), nodes, names)
-
-
-def _collect_offered(
-    stage: Node[Any, Any],
-    path: str,
-    above: tuple[Node[Any, Any], ...],
-    nodes: dict[str, Node[Any, Any]],
-    names: dict[str, Mapping[int, tuple[str, str]]],
-) -> None:
-    """The graphs that are tools of a stage's agent; an agent may offer the graph that it is a part of."""
-    for name, graph in stage.__node__.offered().items():
-        if not any(graph is one for one in above):
-            _collect(graph, _below(path, name), above, nodes, names)
 
 
 def _declared(graph: Node[Any, Any]) -> Iterator[tuple[str, Node[Any, Any]]]:

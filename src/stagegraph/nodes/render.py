@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_ai import format_as_xml
 from pydantic_ai.messages import UserContent, is_multi_modal_content
+
+from stagegraph.schema.types import is_dict, is_sequence
 
 
 def render_input(value: object) -> str | list[UserContent]:
@@ -32,18 +34,16 @@ def _without_media(value: Any, media: list[UserContent]) -> Any:
     before = len(media)
     if isinstance(value, BaseModel):
         fields = type(value).model_fields.items()
-        parts = {name: _without_media(getattr(value, name), media) for name, field in fields if not field.exclude}
-        return parts if len(media) > before else value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts: Any = {name: _without_media(getattr(value, name), media) for name, field in fields if not field.exclude}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: _without_media(getattr(value, field.name), media) for field in dataclasses.fields(value)}
-        return parts if len(media) > before else value
-    if isinstance(value, (list, tuple)):
-        items = [_without_media(item, media) for item in cast("Sequence[Any]", value)]
-        return items if len(media) > before else cast("Any", value)
-    if isinstance(value, dict):
-        entries = {key: _without_media(item, media) for key, item in cast("dict[Any, Any]", value).items()}
-        return entries if len(media) > before else cast("Any", value)
-    return value
+    elif is_sequence(value):
+        parts = [_without_media(item, media) for item in value]
+    elif is_dict(value):
+        parts = {key: _without_media(item, media) for key, item in value.items()}
+    else:
+        return value
+    return parts if len(media) > before else value
 
 
 def render_output(value: object, dump: Callable[[object], Any]) -> str:

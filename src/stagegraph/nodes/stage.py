@@ -18,13 +18,12 @@ from typing_extensions import TypeForm, TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
-from .current import current
 from .describe import Offered, fields_of, tools_of
-from .node import MISSING, Declaration, Node, one_value, open_call
+from .node import Declaration, Node
 from .render import render_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from pydantic_ai.messages import UserContent
     from pydantic_ai.settings import ModelSettings
@@ -80,8 +79,8 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         version: int | str = 1,
         demos: Literal["examples", "messages"] = "examples",
     ) -> None:
-        _reject_unfit(agent, timeout, retries)
-        _reject_values(model, render, deps)
+        _check_agent(agent)
+        _check_options(model, render, deps, timeout, retries)
         self.agent = agent
         self.render: Callable[[Any], str | Sequence[UserContent]] = render or render_input
         self.model = model
@@ -126,13 +125,6 @@ class Stage(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
         texts = [(part.content if isinstance(part, InstructionPart) else part).strip() for part in own]
         return "\n\n".join(text for text in texts if text)
 
-    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
-
-        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
-            if value is MISSING or more or named:
-                raise one_value(self)
-            return (current.get(None) or open_call(self)).run_stage(self, value)
-
     def __repr__(self) -> str:
         node = self.__node__
         return f"<stage {node.name}: {node.input_type.name} -> {node.output_type.name}>"
@@ -169,7 +161,12 @@ def _unwrapped(agent: AbstractAgent[Any, Any]) -> AbstractAgent[Any, Any]:
     return agent
 
 
-def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> None:
+def _check_agent(agent: object) -> None:
+    """Refuse what is no agent, or one that cannot be a stage.
+
+    Raises:
+        DeclarationError: with what to write instead.
+    """
     if not isinstance(agent, AbstractAgent):
         msg = (
             f"Stage(input, agent) needs a Pydantic AI agent, not {agent!r}: write Stage(Spec, Agent(output_type=Plan))"
@@ -188,22 +185,25 @@ def _reject_unfit(agent: object, timeout: float | None, retries: int | None) -> 
             "declare the graph itself as a node, as in `build = Build()`"
         )
         raise DeclarationError(msg)
-    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+
+
+def _check_options(model: object, render: object, deps: object, timeout: object, retries: object) -> None:
+    """Refuse values of a wrong type.
+
+    Raises:
+        DeclarationError: with what to write instead.
+    """
+    msg = ""
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
         msg = f"Stage(timeout={timeout!r}): the seconds must be a number above 0"
-        raise DeclarationError(msg)
-    if retries is not None and not (isinstance(retries, int) and retries >= 0):  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif retries is not None and not (isinstance(retries, int) and retries >= 0):
         msg = f"Stage(retries={retries!r}): it must be a whole number, 0 or more"
-        raise DeclarationError(msg)
-
-
-def _reject_values(model: object, render: object, deps: object) -> None:
-    if model is not None and not isinstance(model, (str, Model)):
+    elif model is not None and not isinstance(model, (str, Model)):
         msg = f"Stage(model={model!r}): write a Pydantic AI model or its name, such as 'openai:gpt-5-mini'"
-        raise DeclarationError(msg)
     for name, function, gives in (("render", render, "text or a list of content parts"), ("deps", deps, "the deps")):
         if inspect.iscoroutinefunction(function):
             msg = f"Stage({name}=...) takes an ordinary function that returns {gives}: remove its `async`"
-            raise DeclarationError(msg)
-        if function is not None and not callable(function):
+        elif function is not None and not callable(function):
             msg = f"Stage({name}={function!r}): write a function that returns {gives}, as in `{name}=lambda given: ...`"
-            raise DeclarationError(msg)
+    if msg:
+        raise DeclarationError(msg)

@@ -11,11 +11,10 @@ from typing_extensions import TypeVar
 from stagegraph.schema.errors import DeclarationError
 from stagegraph.schema.schema import Schema
 
-from .current import current
-from .node import MISSING, Declaration, Node, one_value, open_call
+from .node import Declaration, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
 In_contra = TypeVar("In_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
@@ -72,13 +71,6 @@ class Step(Node[In_contra, Out_co], Generic[In_contra, Out_co]):
                 msg = f"step `{self.fn.__name__}` has no type for `{what}`: a step declares its input and output types"
                 raise DeclarationError(msg)
         return hints
-
-    if not TYPE_CHECKING:  # a type checker has `Node.__call__`
-
-        def __call__(self, value: Any = MISSING, /, *more: object, **named: object) -> Coroutine[Any, Any, Any]:
-            if value is MISSING or more or named:
-                raise one_value(self)
-            return (current.get(None) or open_call(self)).run_step(self, value)
 
     def __repr__(self) -> str:
         return f"<step {self.fn.__name__}>"

@@ -63,11 +63,14 @@ def declared_chart(root: Node[Any, Any]) -> str:
     chart = _Chart()
     _declare(chart, tree, "", 0)
     leaves = [(path, node.__node__) for path, node in tree.nodes.items() if node.__node__.kind != "graph"]
-    for path, maker in leaves:
-        made = named_models(maker.output_type.type)
-        for other, taker in leaves:
-            if path != other and made & _taken(taker.input_type.type):
-                chart.add(0, f"{chart.id(path)} -.-> {chart.id(other)}")
+    takers: dict[type, set[int]] = {}
+    for place, (_, taker) in enumerate(leaves):
+        for model in _taken(taker.input_type.type):
+            takers.setdefault(model, set()).add(place)
+    for place, (path, maker) in enumerate(leaves):
+        found = {other for model in named_models(maker.output_type.type) for other in takers.get(model, ())}
+        for other in sorted(found - {place}):
+            chart.add(0, f"{chart.id(path)} -.-> {chart.id(leaves[other][0])}")
     return chart.text()
 
 

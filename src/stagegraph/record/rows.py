@@ -211,10 +211,6 @@ class CallRow:
     """Run id and key of the recorded call that gave its output, if it was replayed."""
     pending: Json | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
-    start_event: int = -1
-    """The number of the event that announced its start, over all segments of the run; -1 when there was none."""
-    end_event: int = -1
-    """The same of its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

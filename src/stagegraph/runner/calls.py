@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from contextlib import contextmanager
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
-from stagegraph.data.call import CallInfo
-from stagegraph.data.events import FanOutStarted
+from stagegraph.data.call import CallInfo, Kind
 from stagegraph.nodes.current import current, key_part
 from stagegraph.nodes.group import Group, watched
 from stagegraph.record.calls import GUEST
-from stagegraph.schema.errors import DeclarationError, StageError
+from stagegraph.schema.errors import DeclarationError, StageError, shortened
 from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
     from stagegraph.nodes.graph import BaseGraph
+    from stagegraph.nodes.group import Watch
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
@@ -25,17 +23,15 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .state import Caller, CallState
 
-Called = TypeVar("Called", bound="Node[Any, Any]")
 _MAX_VALUE = 200
 
 
-@contextmanager
-def outermost(executor: Executor) -> Generator[None]:
-    """Where the node that is run finds itself declared, under its own name."""
+async def run_root(executor: Executor, value: object) -> Any:
+    """Call the node that is run; it finds itself declared, under its own name."""
     root = executor.state.root
-    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}, ""))
+    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}))
     try:
-        yield
+        return await root.node(value)
     finally:
         current.reset(token)
 
@@ -50,10 +46,10 @@ async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: A
     above, key = (call.path, call.key) if call is not None else ("", "")
     inside = call is not None and call.node.__node__.kind != "graph"
     name, path = executor.state.place(above, key_part(name) + ("" if inside else GUEST), graph)
-    names = {id(graph): (name, path)}
-    opened = Open(executor, call, names, f"{key}." if key else "", around.scope, caller=caller)
+    opened = Open(executor, call, {id(graph): (name, path)}, f"{key}." if key else "", around.scope)
+    opened.caller = caller
     with executor.waits_inside(call):
-        return await opened.run_graph(graph, value)
+        return await opened.run(graph, value)
 
 
 class Open:
@@ -62,17 +58,21 @@ class Open:
     A graph calls its nodes. A step or a stage can call none, but the agents in it may call graphs.
     """
 
-    __slots__ = ("_called", "_caller", "_fan", "_names", "_prefix", "call", "executor", "scope")
+    fan: tuple[int, int | None] | None = None
+    """Index and size of the fan-out that it is a branch of; set only for a trace."""
+    caller: Caller | None = None
+    watch: Watch[Any] | None = None
+    """What sees the cancellations of the task that it was opened in."""
+    _called: str | None = None
+    """The key of the last call that was made here."""
 
-    def __init__(  # noqa: PLR0917 - made for every call and branch
+    def __init__(
         self,
         executor: Executor,
         call: CallState | None,
-        names: Mapping[int, tuple[str, str]] | None,
-        prefix: str,
+        names: Mapping[int, tuple[str, str]] | None = None,
+        prefix: str = "",
         scope: str = "",
-        fan: tuple[int, int | None] | None = None,
-        caller: Caller | None = None,
     ) -> None:
         self.executor = executor
         self.call = call
@@ -80,10 +80,6 @@ class Open:
         """Those that can be called here; `None` in a step or a stage."""
         self._prefix = prefix
         self.scope = scope
-        self._fan = fan
-        self._caller = caller
-        self._called: str | None = None
-        """The key of the last call that was made here."""
 
     @property
     def info(self) -> CallInfo:
@@ -97,8 +93,11 @@ class Open:
         return self.executor.resources.fan_out_limit
 
     def branch(self, label: str, index: int, size: int | None) -> Open:
-        fan = None if self.executor.trace is None else (index, size)
-        return Open(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]", fan)
+        branch = Open(self.executor, self.call, self._names, self._prefix, f"{self.scope}[{label}]")
+        branch.watch = self.watch
+        if self.executor.trace is not None:
+            branch.fan = (index, size)
+        return branch
 
     def branch_key(self, target: object, label: str) -> str:
         if self._names is None:
@@ -109,93 +108,62 @@ class Open:
         return self.executor.lost(self.call or self.executor.state.root)
 
     def fanned_out(self, target: object, size: int) -> None:
-        if (log := self.executor.log) is not None and self._names is not None:
-            key, recorder = self._target_key(target, self._names), self.executor.recorder
-            before = -1 if recorder is None else recorder.announced(f"{key}[").start_event
-            log.put(FanOutStarted, before=before, key=key, size=size)
+        if self._names is not None:
+            self.executor.fanned_out(self._target_key(target, self._names), size)
 
     def _target_key(self, target: object, names: Mapping[int, tuple[str, str]]) -> str:
         known = names.get(id(target))
         name = known[0] if known is not None else getattr(target, "__name__", "branch")
         return f"{self._prefix}{name}{self.scope}"
 
-    # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
-
-    def run_step(self, step: Step[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(step, value, self._key(step), self._step)
-
-    def run_stage(self, stage: Stage[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(stage, value, self._key(stage), self._stage)
-
-    def run_graph(self, graph: BaseGraph[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
-        return self._run(graph, value, self._key(graph), self._graph)
-
-    def _key(self, node: Node[Any, Any]) -> tuple[str, str] | None:
-        """The path and key of a call that is made now; `None` if the node cannot be called here."""
+    def run(self, node: Node[Any, Any], value: Any) -> Coroutine[Any, Any, Any]:
         known = None if self._names is None else self._names.get(id(node))
         if known is None:
-            return None
-        key = f"{self._prefix}{known[0]}{self.scope}"
-        repeats = self.executor.state.repeats
+            return self._run(node, value, "", None)
+        # A call has its number as soon as it is made, so that calls which run at once are numbered as they are written.
+        key, repeats = f"{self._prefix}{known[0]}{self.scope}", self.executor.state.repeats
         number = repeats[key] = repeats.get(key, -1) + 1
         if number:
             key = f"{key}#{number}"
         self._called = key
-        return known[1], key
+        return self._run(node, value, known[1], key)
 
-    async def _run(
-        self,
-        node: Called,
-        value: Any,
-        place: tuple[str, str] | None,
-        work: Callable[[Called, CallState], Coroutine[Any, Any, Any]],
-    ) -> Any:
+    async def _run(self, node: Node[Any, Any], value: Any, path: str, key: str | None) -> Any:
         executor, own = self.executor, node.__node__
-        if place is None:
+        if key is None:
             raise self._undeclared(node)
-        call = executor.open(node, *place, self.call, value, self._fan)
-        if self._caller is not None:
-            call.caller = self._caller
-        inside, prefix = None, ""
+        call = executor.open(node, path, key, self.call, value, self.fan)
+        if self.caller is not None:
+            call.caller = self.caller
         if own.kind == "graph":
-            inside, prefix = executor.state.tree.names[call.path], f"{call.key}." if call.key else ""
-        token = current.set(Open(executor, call, inside, prefix, "", call.fan))
+            opened = Open(executor, call, executor.state.tree.names[call.path], f"{call.key}." if call.key else "")
+        else:
+            opened = Open(executor, call)
+        token = current.set(opened)
         try:
             if not own.input_type.is_instance(value):
-                raise _bad_input(call)
-            output = await watched(work(node, call))
+                raise _mismatch(call, value, returned=False)
+            working, watch = _WORK[own.kind](executor, node, call), self.watch
+            if watch is not None and watch.gi_running:  # what is thrown into this task reaches it first
+                opened.watch = watch
+                output = await working
+            else:  # a task of the user's own
+                opened.watch = watched(working)
+                output = await opened.watch
             if not own.output_type.is_instance(output):
-                raise _bad_output(call, output)
-            call.output, call.status, call.ended = output, "succeeded", perf_counter()
-            if inside is None:
-                executor.ended(call)
-                if executor.recorder is not None and (written := executor.recorder.finished(call)) is not None:
-                    await written
+                raise _mismatch(call, output, returned=True)
+            written = executor.succeeded(call, output)
+            if written is not None:
+                await written
             return output
         except BaseException as error:
-            executor.fail(call, error)
+            lost = executor.fail(call, error)
+            if lost is not None:
+                raise lost from error
             raise
         finally:
             current.reset(token)
             executor.close(call)
-
-    def _step(self, step: Step[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
-        recorder = self.executor.recorder
-        return step.fn(call.input) if recorder is None else self.executor.step_output(step, call, recorder)
-
-    async def _stage(self, stage: Stage[Any, Any], call: CallState) -> Any:
-        output: Any = None
-
-        async def answered() -> None:
-            nonlocal output
-            output = await self.executor.stage_output(stage, call)
-
-        async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
-            group.start(answered())
-        return output
-
-    def _graph(self, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
-        return graph.flow(call.input)
 
     def _undeclared(self, node: Node[Any, Any]) -> DeclarationError:
         tree = self.executor.state.tree
@@ -215,24 +183,44 @@ class Open:
         )
 
 
-def _bad_input(call: CallState) -> StageError:
-    return _mismatch(call, "was given", call.input, "takes", call.node.__node__.input_type.name)
+def _step(executor: Executor, step: Step[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+    return step.fn(call.input) if executor.recorder is None else executor.step_output(step, call, executor.recorder)
 
 
-def _bad_output(call: CallState, output: object) -> StageError:
-    return _mismatch(call, "returned", output, "gives", call.node.__node__.output_type.name)
+async def _stage(executor: Executor, stage: Stage[Any, Any], call: CallState) -> Any:
+    output: Any = None
+
+    async def answered() -> None:
+        nonlocal output
+        output = await executor.stage_output(stage, call)
+
+    with executor.counted():
+        async with Group() as group:  # it cancels by a scope: a native cancellation may leave tasks of an agent
+            group.start(answered())
+    return output
 
 
-def _mismatch(call: CallState, verb: str, value: object, declared: str, type_text: str) -> StageError:
-    kind, name = call.node.__node__.kind, call.node.__node__.name
-    name = f"{kind} {name}" + (f" (`{call.key}`)" if call.key else "")
-    if kind == "stage":  # one stage may have other names in other graphs
-        name = f"stage `{call.key}`"
-    hint = "check its `flow`" if kind == "graph" and verb == "returned" else "check what is passed on"
+def _graph(_: Executor, graph: BaseGraph[Any, Any], call: CallState) -> Coroutine[Any, Any, Any]:
+    return graph.flow(call.input)
+
+
+_WORK: Mapping[Kind, Callable[[Executor, Any, CallState], Coroutine[Any, Any, Any]]] = {
+    "step": _step,
+    "stage": _stage,
+    "graph": _graph,
+}
+
+
+def _mismatch(call: CallState, value: object, *, returned: bool) -> StageError:
+    """The error of a call whose input or output has the wrong type."""
+    own, name = call.node.__node__, f"`{call.key}`"
+    if own.kind != "stage":  # one stage may have other names in other graphs
+        name = f"{own.name} ({name})" if call.key else own.name
+    said = f"{own.kind} {name} returned" if returned else f"{own.kind} {name} was given"
+    declared = f"gives {own.output_type.name}" if returned else f"takes {own.input_type.name}"
+    hint = "check its `flow`" if own.kind == "graph" and returned else "check what is passed on"
     if inspect.iscoroutine(value):
         value.close()  # Python would warn that it was never awaited; the message says the same
         hint = "write `await` before the call"
-    got = f"{type_name(cast('type[object]', type(value)))} {value!r}"
-    shown = got if len(got) <= _MAX_VALUE else got[:_MAX_VALUE] + " ..."
-    msg = f"{name} {verb} {shown}, but it {declared} {type_text}: {hint}"
-    return StageError(msg, key=call.key, path=call.path)
+    got = shortened(f"{type_name(cast('type[object]', type(value)))} {value!r}", _MAX_VALUE)
+    return StageError(f"{said} {got}, but it {declared}: {hint}", key=call.key, path=call.path)

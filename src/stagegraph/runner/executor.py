@@ -18,17 +18,17 @@ from stagegraph.agent.answer import answer, content_of
 from stagegraph.agent.call import LimitReached
 from stagegraph.agent.failures import is_transient
 from stagegraph.data.call import CallError
-from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallStarted
+from stagegraph.data.events import CallFinished, CallStarted, FanOutStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
 from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
 from stagegraph.nodes.node import Undeclared
 from stagegraph.nodes.render import render_input
+from stagegraph.record.rows import Recorded
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningError, StageError, leaves
 
 from .identity import NodeKey, stage_parts, step_parts
-from .limits import Ledger, Limits
 from .recorder import MISSING
 from .state import CallState
 
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
-    from stagegraph.record.rows import CallRow, Journal
+    from stagegraph.record.rows import Journal
 
     from .event_log import EventLog
+    from .limits import Ledger, Limits
     from .observer import Trace, Tracing
     from .options import RunSpec
     from .recorder import Recorder
@@ -80,20 +81,29 @@ class Resources:
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
 
-    def __init__(self, spec: RunSpec, state: RunState, resources: Resources, log: EventLog | None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        state: RunState,
+        resources: Resources,
+        *,
+        log: EventLog | None,
+        ledger: Ledger | None,
+        recorder: Recorder | None,
+        trace: Trace | None,
+    ) -> None:
         self.spec = spec
         self.state = state
         self.resources = resources
         self.log = log
-        self.recorder: Recorder | None = None
-        """Set before the flow begins, if the run is recorded."""
-        self.trace: Trace | None = None
-        """Set before the flow begins, if the run is traced."""
-        self.ledger = Ledger.of(resources.limits)
+        self.ledger = ledger
+        self.recorder = recorder
+        self.trace = trace
         self.scope = anyio.CancelScope()
         """Around the whole flow."""
+        self.now = perf_counter if log is None and recorder is None else state.clock.tick
+        self._observed = not (log is None and recorder is None and trace is None)
         self._node_keys: dict[str, NodeKey] = {}
-        self._unheard = 0
 
     def open(  # noqa: PLR0917 - made for every call
         self,
@@ -109,51 +119,56 @@ class Executor:
         Raises:
             NotRunningError: the run has ended.
         """
-        state, kind = self.state, node.__node__.kind
+        state = self.state
         if state.over:
             msg = (
-                f"{kind} `{node.__node__.name}` was called after its run had ended: await it in the flow, "
-                "by itself or with `gather`, `fan_out` or a task group"
+                f"{node.__node__.kind} `{node.__node__.name}` was called after its run had ended: await it in the "
+                "flow, by itself or with `gather`, `fan_out` or a task group"
             )
             raise NotRunningError(msg)
         calls = state.calls
-        call = calls[key] = CallState(node, path, key, parent, value, len(calls), fan)
+        call = calls[key] = CallState(node, path, key, parent, value, len(calls), self.now())
         if parent is None:
             state.root = call
-        else:
-            call.caller = parent.caller
-        if self.log is not None or self.recorder is not None:
-            self._began(call)
-        if self.recorder is not None and kind == "graph":
-            self.recorder.begin(call)
-        if self.ledger is not None and kind == "stage":
-            self.ledger.call_began()
+        if self._observed:
+            call.fan = fan or (parent and parent.fan)
+            if self.recorder is not None:
+                self.recorder.begin(call)
+            self._announce(CallStarted, call)
         return call
 
-    def _began(self, call: CallState) -> None:
-        """Announce a call, with the number of the event that announced it before its run was resumed."""
-        before, ended = (-1, -1) if self.recorder is None else self.recorder.announced(call.key)
-        again = before if ended >= 0 else -1  # what had not ended before the run was resumed begins anew
-        kind = call.node.__node__.kind
-        if self.log is None:
-            number = self._unheard_event(again)
-        else:
-            number = self.log.put(CallStarted, before=again, key=call.key, path=call.path, kind=kind)
-        call.start_event = before if before >= 0 else number
-        if kind == "graph":
-            call.end_event = ended  # its flow runs again, and ends as it has ended already
+    def succeeded(self, call: CallState, output: object) -> Awaitable[None] | None:
+        """Keep and announce the output of a call; what it returns is to be awaited: that of a leaf is written first."""
+        call.output, call.status, call.ended = output, "succeeded", self.now()
+        if self.log is not None:
+            self._announce(CallFinished, call)
+        if self.recorder is None or call.node.__node__.kind == "graph":
+            return None
+        return self.recorder.finished(call)
 
     def close(self, call: CallState) -> None:
-        """End a call, which has succeeded or failed."""
-        call.ended = call.ended or perf_counter()
-        if self.ledger is not None and call.node.__node__.kind == "stage":
-            self.ledger.call_ended()
-        if call.end_event < 0 or call.status != "succeeded" or call.node.__node__.kind == "graph":
-            self.ended(call)
+        """Leave a call, which has succeeded or failed."""
         if self.recorder is not None:
             self.recorder.ended(call)
         if self.trace is not None and call.parent is not None:
             self.trace.ended(call)
+
+    def _announce(self, event_type: type[CallStarted | CallFinished], call: CallState) -> None:
+        if self.log is not None:
+            began, duration = call.times(self.state.clock)
+            self.log.put(event_type, began if event_type is CallStarted else began + duration, call)
+
+    def announce(self, event_type: type[Any], **fields: object) -> None:
+        """Append an event of this moment, if anything follows the run."""
+        if self.log is not None:
+            self.log.put(event_type, self.state.clock.stamp(), fields)
+
+    def fanned_out(self, key: str, size: int) -> None:
+        """Announce a fan-out; it has the time of its first announcement, where the run was resumed since."""
+        before = None if self.recorder is None else self.recorder.fanned_out(f"{key}[")
+        if self.log is not None:
+            clock = self.state.clock
+            self.log.put(FanOutStarted, clock.stamp() if before is None else before, {"key": key, "size": size})
 
     def reject(self, value: object, error: Exception) -> None:
         """Record that the input of the run is invalid."""
@@ -162,12 +177,13 @@ class Executor:
         self.fail(call, error)
         self.close(call)
 
-    def fail(self, call: CallState, error: BaseException) -> None:
-        """Keep how a call failed.
-
-        Raises:
-            StageError: the exception is a cancellation, but not of this call.
-        """
+    def fail(self, call: CallState, error: BaseException) -> StageError | None:
+        """Keep and announce how a call failed; returns the error that stands for a cancellation of something else."""
+        if call.status == "succeeded" and not isinstance(error, Exception):
+            return None  # it has ended, and only the wait for its record was cancelled
+        call.ended = self.now()
+        call.ran = None if call.ran is None else (call.ran[0], None)
+        lost = None
         if isinstance(error, Suspended):
             call.status = "suspended"
         elif isinstance(error, Exception):
@@ -181,7 +197,7 @@ class Executor:
             if leaf and isinstance(error, (JournalError, ReplayError)):
                 self.state.broken = self.state.broken or error
                 self.scope.cancel()
-        elif call.status != "succeeded":  # else it has ended, and only the wait for its record was cancelled
+        else:
             call.status = "cancelled"
             members = leaves(error)
             if all(isinstance(one, (Exception, asyncio.CancelledError)) for one in members) and not any(
@@ -189,7 +205,8 @@ class Executor:
             ):
                 lost = self.lost(call)
                 call.status, call.error = "failed", CallError("CancelledError", NOT_CANCELLED, origin=call.key)
-                raise lost from error
+        self._announce(CallFinished, call)
+        return lost
 
     def lost(self, call: CallState) -> StageError:
         """The error of a call that awaited something cancelled: a cancellation would end whatever awaits the run."""
@@ -230,37 +247,6 @@ class Executor:
             cause = cause.__cause__
         return None
 
-    def ended(self, call: CallState) -> None:
-        """Announce how a call ended, before its row is written, which has the number of the event."""
-        if self.log is None and self.recorder is None:
-            return
-        before, again = -1, call.replayed or call.node.__node__.kind == "graph"
-        if self.recorder is not None and again and call.status == "succeeded":
-            before = self.recorder.announced(call.key).end_event
-        if self.log is None:
-            call.end_event = self._unheard_event(before)
-            return
-        usage = call.use.usage
-        call.end_event = self.log.put(
-            CallFinished,
-            before=before,
-            key=call.key,
-            path=call.path,
-            kind=call.node.__node__.kind,
-            status=call.status,
-            error=call.error.message if call.error else None,
-            duration=call.duration,
-            requests=usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cost=call.use.cost,
-        )
-
-    def _unheard_event(self, before: int) -> int:
-        """The number of an event of a run without a log, for those who read its rows."""
-        self._unheard += 1
-        return before if before >= 0 else self.state.segment * EVENTS_PER_SEGMENT + self._unheard
-
     async def step_output(self, step: Step[Any, Any], call: CallState, recorder: Recorder) -> Any:
         """The recorded output of a step, or that of running it."""
         node_key = self._node_keys.get(call.path)
@@ -270,9 +256,12 @@ class Executor:
         if output is MISSING:
             recorder.step_begins(call)
             return await step.fn(call.input)
-        if found is not None:
-            self.restore(call, found.row)
+        self._restore(call, found)
         return output
+
+    def counted(self) -> AbstractContextManager[None]:
+        """Around a stage call, for the limits."""
+        return nullcontext() if self.ledger is None else self.ledger.call()
 
     def waits_inside(self, call: CallState | None) -> AbstractContextManager[None]:
         """Around a graph that an agent inside a call runs; for the limits, the call itself waits meanwhile."""
@@ -280,27 +269,27 @@ class Executor:
             return nullcontext()
         return self.ledger.inside(call.key)
 
-    def restore(self, call: CallState, recalled: CallRow, label: str = "") -> None:
+    def _restore(self, call: CallState, found: Recorded | None, label: str = "") -> None:
         """Bring back the calls that a recalled call, or one tool call in it, has made: they are not made again."""
-        state, recorder = self.state, self.recorder
-        if recorder is None:
+        if self.recorder is None or found is None:
             return
+        state, recorder, recalled = self.state, self.recorder, found.row
         for row in recorder.inside(recalled, label):
             key = call.key + row.key[len(recalled.key) :]
             if key in state.calls:
                 continue
             node = state.tree.nodes.get(row.path) or Undeclared(row.kind, row.path.rpartition(".")[2])
-            child = CallState(node, row.path, key, call, None, len(state.calls))
+            child = CallState(node, row.path, key, call, None, len(state.calls), self.now())
             if not recorder.restored(child, row):
                 continue
             state.calls[key] = child
             base, _, number = key.rpartition("#")
             base, number = (base, int(number)) if base and number.isdecimal() else (key, 0)
             state.repeats[base] = max(state.repeats.get(base, -1), number)
-            child.ended = perf_counter()
+            child.ended = self.now()
             if self.trace is not None:
                 self.trace.ended(child)
-            self.restore(child, row)
+            self._restore(child, Recorded(row))
 
     async def stage_output(self, stage: Stage[Any, Any], call: CallState) -> Any:
         """The recorded output of a stage, or that of running its agent.
@@ -321,10 +310,9 @@ class Executor:
                 agent_call.content = content_of(stage, agent_call)
             output, found = self.recorder.recalled(call, node_key, agent_call.content)
             if output is not MISSING:
-                if found is not None:
-                    self.restore(call, found.row)
+                self._restore(call, found)
                 return output
-            agent_call.restore = lambda label: found and self.restore(call, found.row, label)
+            agent_call.restore = lambda label: self._restore(call, found, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)
@@ -349,7 +337,7 @@ class StageCall:
         self.input = call.input
         self.use = call.use
         self.deps = call.deps(executor.spec.deps)
-        lent = None if call.caller is None else call.caller.model
+        lent = None if (lender := call.lender) is None else lender.model
         self.model: Model[Any] | None = executor.resources.model_for(call.path, stage, lent)
         self.prompt: Prompt | None = executor.state.prompts.get(call.path)
         self.content: str | list[UserContent] | None = None
@@ -359,7 +347,7 @@ class StageCall:
         self.streams = executor.spec.deltas and executor.log is not None
         self.restore: Callable[[str], object] = lambda _: None
         """Brings back the calls that a tool call had made, by its label, when the tool's result is recalled."""
-        self._log = executor.log
+        self._announce = executor.announce
         self._ledger = executor.ledger
         self._recorder = executor.recorder
         self._slots = executor.resources.slots
@@ -369,8 +357,7 @@ class StageCall:
         """The part of it that the ledger has counted, or that was recalled."""
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
-        if (log := self._log) is not None:
-            log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
+        self._announce(event_type, key=self.key, path=self.path, **fields)
 
     def tool_recalled(self, label: str) -> None:
         self.restore(label)

@@ -138,16 +138,17 @@ class ReplayCache:
         self._used = used
         self.at: dict[str, CallRow] = {}
         """Key -> the leaf call that was recorded with it."""
-        self.begun: dict[str, float] = {}
-        """Key of a graph -> when it was called first."""
+        self.ran: dict[str, tuple[float, float | None]] = {}
+        """Key of a graph, or of a call that succeeded -> when it was called, and how long it took if it succeeded."""
         self.records: dict[tuple[str, str], Recorded] = {}
         """Key and identity -> what may still be handed out."""
         self._free: dict[str, list[tuple[int, list[tuple[int, int, str]], str]]] = {}
         """Identity -> a heap of the places whose record others may use, first those called with something else."""
         self._rows = list(calls)
         for row in self._rows:
+            if row.kind == "graph" or row.status == "succeeded":
+                self.ran[row.key] = (row.started, row.duration if row.status == "succeeded" else None)
             if row.kind == "graph":
-                self.begun[row.key] = row.started
                 continue
             self.at[row.key] = row
             # A failed step has no output; a failed stage has the recorded requests of its agent.
@@ -185,6 +186,17 @@ class ReplayCache:
         for row in self._rows:
             if row.parent is not None:
                 found.setdefault(row.parent, []).append(row)
+        return found
+
+    @cached_property
+    def fan_outs(self) -> Mapping[str, float]:
+        """The keys of branches up to their index (`build[`) -> when the first of them began."""
+        found: dict[str, float] = {}
+        for row in self._rows:
+            for place, letter in enumerate(row.key):
+                if letter == "[":
+                    prefix = row.key[: place + 1]
+                    found[prefix] = min(row.started, found.get(prefix, row.started))
         return found
 
     def holds(self, key: str, identity: str) -> bool:

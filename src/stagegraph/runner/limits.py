@@ -115,13 +115,15 @@ class Ledger:
         self._inside: Counter[str] = Counter()
         self._changed = anyio.Event()
 
-    def call_began(self) -> None:
-        """A stage call has begun."""
+    @contextmanager
+    def call(self) -> Generator[None]:
+        """Around a stage call."""
         self._calls += 1
-
-    def call_ended(self) -> None:
-        self._calls -= 1
-        self._wake()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._wake()
 
     @contextmanager
     def idle(self) -> Generator[None]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from stagegraph.data.call import CallError
+from stagegraph.data.events import number_at
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.tracebacks import UserFrames
 
@@ -68,13 +69,16 @@ class LiveRun(Generic[In, Out]):
         """Events in batches; an empty list after *every* so many seconds without an event."""
         return self._log.batches(after, every=every)
 
-    def number_of(self, event: Event) -> int:
-        """The number over all segments of the run of an event that was just read: that of its first announcement."""
-        return self._log.number_of(event)
+    async def first_event(self) -> int:
+        """The least number of an event since the run was started or resumed here; earlier ones are in the journal."""
+        if not self.segment:
+            return 0
+        await self._active.written()
+        return number_at(self._active.state.resumed_at)
 
-    def has_event(self, number: int) -> bool:
-        """Whether there has been an event with this number since the run was started or resumed here."""
-        return self._log.has(number)
+    def event_seq(self, number: int) -> int | None:
+        """The `seq` after which a reader continues that has the events up to this number; `None` if none has it yet."""
+        return self._log.seq_of(number) if number <= self._log.newest else None
 
     async def recorded(self) -> None:
         """Wait until the run is in the runner's journal, so that a crash cannot lose it; without one, until it began.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -13,6 +13,7 @@ from pydantic_ai.models import Model
 from stagegraph.data.call import path_of
 from stagegraph.data.prompt import unknown_stages
 from stagegraph.data.prompts import Checkable, Prompts, PromptSource
+from stagegraph.nodes.node import Node
 from stagegraph.nodes.stage import stages_of
 from stagegraph.record.run import ReplayError, Run
 from stagegraph.schema.errors import DeclarationError, closest
@@ -20,7 +21,7 @@ from stagegraph.schema.errors import DeclarationError, closest
 from .limits import Limits
 
 if TYPE_CHECKING:
-    from stagegraph.nodes.node import Node, Tree
+    from stagegraph.nodes.node import Tree
     from stagegraph.record.rows import RunRow
     from stagegraph.schema.schema import Schema
 
@@ -105,29 +106,24 @@ class RunSpec:
 
         Raises:
             TypeError: an option is unknown, or one has a wrong type.
+            DeclarationError: *node* is none.
         """
         check_options(options, RunOptions, call, **named)
+        node = _checked(node)
+        fitting, fits = fitted(node, value)
         asked: dict[str, Any] = {name: one for name, one in {**named, **options}.items() if one is not None}
         run_id, replay = asked.pop("run_id", None), asked.pop("replay", None)
         return cls(
             run_id=run_id or uuid.uuid4().hex,
             own_id=run_id is not None,
             node=node,
-            input=value,
+            input=fitting,
+            fits=fits,
             replay=replay.id if isinstance(replay, Run) else replay,
             tags=tuple(asked.pop("tags", ())),
             metadata=MappingProxyType(dict(asked.pop("metadata", {}))),
             **asked,
         )
-
-    def with_value(self) -> RunSpec:
-        """The same with a value of the input type in place of data; data that does not fit stays, and fails the run."""
-        if self.fits:
-            return self
-        try:
-            return replace(self, input=self.node.__node__.input_type.validate(self.input), fits=True)
-        except Exception:  # noqa: BLE001 - what is wrong with it is an event of the run
-            return self
 
     def output_type(self, key: str) -> Schema:
         """The output type of the call with this key."""
@@ -150,6 +146,22 @@ class RunSpec:
         if self.models and (unknown := unknown_stages(self.models, stages_of(tree.root))):
             msg = f"the models do not fit {tree.root.__node__.name}: {'; '.join(unknown)}"
             raise DeclarationError(msg)
+
+
+def fitted(node: Node[Any, Any], value: object) -> tuple[object, bool]:
+    """The input of a run as a value of its type, and whether it is one: what does not fit stays, and fails the run."""
+    try:
+        return node.__node__.input_type.validate(value), True
+    except Exception:  # noqa: BLE001 - what is wrong with it is an event of the run
+        return value, False
+
+
+def _checked(node: object) -> Node[Any, Any]:
+    if isinstance(node, Node):
+        return cast("Node[Any, Any]", node)
+    instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
+    msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
+    raise DeclarationError(msg)
 
 
 _MAPPING = (dict, Mapping)  # quicker than `Mapping` alone
@@ -207,7 +219,7 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
     check_values(named, call)
 
 
-def check_models(models: Mapping[str, Model | str], node: Node[Any, Any], known: Sequence[Node[Any, Any]]) -> None:
+def check_models(models: Mapping[str, Model | str], node: Node[Any, Any], known: Collection[Node[Any, Any]]) -> None:
     """Check the models of a runner that begins to run *node*; a stage that runs by itself has no path.
 
     Raises:
@@ -229,5 +241,7 @@ def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) ->
         PromptError: they do not.
     """
     declared = tree.root.__node__
-    if isinstance(prompts, Checkable) and (spec.prompts is not None or declared.kind == "graph"):
+    if spec.prompts is None and declared.kind != "graph":
+        return
+    if isinstance(prompts, (Prompts, Checkable)):  # quicker than `Checkable` alone
         prompts.check_known(declared.stages, declared.name)

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
@@ -46,29 +46,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stagegraph")
 
 MISSING: Any = object()
-
-
-class Announced(NamedTuple):
-    """The events of a call before its run was resumed; -1 where there was none."""
-
-    start_event: int = -1
-    end_event: int = -1
-    """Only where it succeeded."""
-
-
-_NOTHING = Announced()
-
-
-def _announced(calls: Iterable[CallRow]) -> dict[str, Announced]:
-    """What was said of each call by its key, and of each fan-out by its branches' keys up to the index."""
-    found: dict[str, Announced] = {}
-    for row in sorted(calls, key=lambda row: row.start_event, reverse=True):
-        done = row.status in {"succeeded", "running"}  # a graph that runs again has the event of its first end
-        found[row.key] = Announced(row.start_event, row.end_event if done else -1)
-        for place, letter in enumerate(row.key):
-            if letter == "[":
-                found[row.key[: place + 1]] = Announced(row.start_event)
-    return found
 
 
 _LARGEST = 2**63 - 1
@@ -139,7 +116,6 @@ class Recorder:
         self._ledger = ledger
         self._own = ReplayCache()
         """What the run has recorded before it was resumed."""
-        self._said: Mapping[str, Announced] = {}
         self._other = ReplayCache()
         """What the run that it replays has recorded."""
         self._begun: list[CallState] = []
@@ -173,7 +149,6 @@ class Recorder:
         if spec.resumed is not None:
             calls, ops = await journal.calls(spec.run_id), await journal.ops(spec.run_id)
             recorder._own = ReplayCache(calls, ops, resumes=True, used=used_of(spec.run_id, calls))
-            recorder._said = _announced(calls)
             recorder._go_on(calls, ops)
         if spec.replay is not None:
             if spec.resumed is None and await journal.run(spec.replay) is None:
@@ -190,7 +165,7 @@ class Recorder:
             moments = [row.started + row.duration for row in calls if begin <= row.started < end]
             ended.append(min(end, max(moments, default=begin)))
         # Where the clock was set back meanwhile, what comes now is still later than what was before.
-        latest = max(labels.resumed[-1], *ended)
+        self._state.resumed_at = latest = max(labels.resumed[-1], *ended)
         self._state.clock = Clock(max(self._state.clock.offset, latest - perf_counter()))
         labels = replace(labels, resumed=(*labels.resumed[:-1], latest), ended=tuple(ended))
         self._row = replace(self._row, labels=labels.to_json())
@@ -211,7 +186,7 @@ class Recorder:
         """Record how the run ended and release it; a run that is *left* continues as soon as a process resumes it."""
         usage, cost = total(self._state.calls.values())
         output = self._result if run.status == "succeeded" else None
-        labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
+        labels, now = self._row.read_labels(), self._state.clock.seconds(self._state.ended)
         await self._journal.put(
             *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
@@ -231,16 +206,16 @@ class Recorder:
             ),
         )
 
-    def announced(self, key: str) -> Announced:
-        """What was said of a call, or of a fan-out (`build[`), before the run was resumed."""
-        return self._said.get(key, _NOTHING)
+    def fanned_out(self, prefix: str) -> float | None:
+        """When a fan-out began before the run was resumed, by the keys of its branches up to their index."""
+        return self._own.fan_outs.get(prefix)
 
     def begin(self, call: CallState) -> None:
         """Record that a graph was called, so that others see a run that is still running."""
-        if (began := self._own.begun.get(call.key)) is not None:
-            call.ran = (began, None)
-        call.cache_key = CacheKey(self._given(call))
-        self._journal.put_soon(self._call_row(call))
+        call.ran = self._own.ran.get(call.key)
+        if call.node.__node__.kind == "graph" and (call.ran is None or call.ran[1] is None):
+            call.cache_key = CacheKey(self._given(call))
+            self._journal.put_soon(self._call_row(call))
 
     def _given(self, call: CallState) -> Record:
         """The record of an input; that of the run's own is in its row."""
@@ -274,7 +249,7 @@ class Recorder:
         Raises:
             ReplayError: in strict mode, when the call differs from the one that was recorded with its key.
         """
-        key = call.key
+        key, call.ran = call.key, None
         if key in self._spec.override:
             call.replayed = True
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
@@ -384,7 +359,10 @@ class Recorder:
         return None
 
     def ended(self, call: CallState) -> None:
-        """A graph has ended, or a leaf call without an output."""
+        """A graph has ended, or a leaf call; a graph took as long as before only if all in it was recalled."""
+        parent = call.parent
+        if parent is not None and parent.ran is not None and (call.ran is None or call.ran[1] is None):
+            parent.ran = (parent.ran[0], None)
         if call.node.__node__.kind == "graph" or (call.status != "succeeded" and self._may_write(call)):
             self._journal.put_soon(self._call_row(call))
         call.cache_key = None
@@ -424,8 +402,6 @@ class Recorder:
             replayed=call.replayed,
             source=call.source,
             cost="0",
-            start_event=call.start_event,
-            end_event=call.end_event,
         )
         if error is not None:
             row.error_type, row.error = error.type, error.message

@@ -26,7 +26,7 @@ from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphE
 
 from .deps import DepsOf, check_deps_of
 from .limits import Limits
-from .options import ResumeOptions, RunSpec
+from .options import ResumeOptions, RunSpec, fitted
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Node
@@ -250,7 +250,7 @@ async def resumed_spec(
     prompts, answers = options.get("prompts"), options.get("answers") or {}
     _check_whole(row, prompts, anew="input" in options)
     if "input" in options:
-        given, fits = options["input"], False
+        given, fits = fitted(node, options["input"])
     else:  # a run may have failed because its input does not fit
         what, data = f"the input of run {run_id!r}", json.loads(row.input)
         given, fits = _read(what, node.__node__.input_type, data, row.input_whole)

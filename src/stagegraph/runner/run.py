@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ from stagegraph.nodes.group import whole
 from stagegraph.record.run import InputError, LimitError, ReplayError, Run, RunError
 from stagegraph.schema.errors import JournalError, StagegraphError, leaves, problems_of, shortened
 
-from .calls import outermost
+from .calls import run_root
+from .executor import Executor
+from .limits import Ledger
 from .observer import TraceStart
 from .options import check_prompts
 from .recorder import Recorder, with_deployed
@@ -28,8 +31,12 @@ if TYPE_CHECKING:
 
     from stagegraph.record.rows import RunRow
 
-    from .executor import Executor
+    from .event_log import EventLog
+    from .executor import Resources
     from .limits import Seat
+    from .observer import Trace
+    from .options import RunSpec
+    from .state import RunState
 
 _LAST_SECONDS = 5.0
 """Seconds that a cancelled run may take to record how it ended."""
@@ -41,16 +48,22 @@ _ONE_ERROR = 1_000
 class ActiveRun:
     """One run: awaited once, readable at any time."""
 
-    def __init__(self, executor: Executor, row: RunRow | None, seat: Seat) -> None:
-        self.spec = executor.spec
-        self.state = executor.state
-        self._executor = executor
-        self._resources = executor.resources
-        self._log = executor.log
+    def __init__(  # noqa: PLR0917 - what a runner gives to a run
+        self, spec: RunSpec, state: RunState, resources: Resources, log: EventLog | None, row: RunRow | None, seat: Seat
+    ) -> None:
+        self.spec = spec
+        self.state = state
+        self._resources = resources
+        self._log = log
         self._row = row
         """The run's row in the journal, if it is recorded."""
         self._seat = seat
-        self._recorded = anyio.Event()
+        self._ledger = Ledger.of(resources.limits)
+        self._recorder: Recorder | None = None
+        """From when the run is in its journal."""
+        self._trace: Trace | None = None
+        """From when the run has its seat."""
+        self._recorded = asyncio.Event()
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.
@@ -65,8 +78,8 @@ class ActiveRun:
             await self._deploy()
             journal = self._resources.journal
             if self._row is not None and journal is not None:
-                opening = Recorder.open(journal, self._row, self.spec, self.state, self._executor.ledger)
-                self._executor.recorder, cancelled = await whole(opening)
+                opening = Recorder.open(journal, self._row, self.spec, self.state, self._ledger)
+                self._recorder, cancelled = await whole(opening)
             self._recorded.set()
             return await self._seated(cancelled)
         finally:
@@ -81,6 +94,7 @@ class ActiveRun:
     def never_began(self, error: CallError | None) -> None:
         """End a run that was cancelled, or failed with *error*, before it began."""
         self.state.end = ("failed" if error is not None else "cancelled", error)
+        self.state.ended = self.state.clock.tick()
         self._announce(self.record())
         self._leave()
 
@@ -110,10 +124,20 @@ class ActiveRun:
                 raise cancelled
             await self._seat.taken()
             if self._resources.tracing is not None:
-                self._executor.trace = self._resources.tracing.open(self._trace_start())
+                self._trace = self._resources.tracing.open(self._trace_start())
             if self._log is not None:
-                self._log.put(RunStarted, graph=self.state.name)
-            cause = await self._flow()
+                began = self.state.clock.stamp() if self._row is None else self._row.started
+                self._log.put(RunStarted, began, {"graph": self.state.name})
+            executor = Executor(
+                self.spec,
+                self.state,
+                self._resources,
+                log=self._log,
+                ledger=self._ledger,
+                recorder=self._recorder,
+                trace=self._trace,
+            )
+            cause = await self._flow(executor)
         except Suspended:
             return await self._ended("suspended")
         except BaseException as error:
@@ -121,7 +145,7 @@ class ActiveRun:
             raise
         if cause is None:
             return await self._ended("succeeded")
-        error = _run_error(cause, self._executor.origin_of, self.record(), never_awaited=self.state.never_awaited())
+        error = _run_error(cause, executor.origin_of, self.record(), never_awaited=self.state.never_awaited())
         error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
         raise error from (cause if cause is not error else cause.__cause__)
 
@@ -144,9 +168,9 @@ class ActiveRun:
             metadata=spec.metadata,
         )
 
-    async def _flow(self) -> Exception | None:
+    async def _flow(self, executor: Executor) -> Exception | None:
         """Call what is run; returns the failure, if there was one."""
-        executor, state, root = self._executor, self.state, self.state.tree.root
+        recorder, state, root = self._recorder, self.state, self.state.tree.root
         failure: Exception | None = None
         try:
             value = self.spec.input if self.spec.fits else root.__node__.input_type.validate(self.spec.input)
@@ -159,22 +183,21 @@ class ActiveRun:
         seconds = self._resources.limits.seconds
         with executor.scope as scope:
             if seconds is not None:
-                before = 0.0 if executor.recorder is None else executor.recorder.seconds_before()
+                before = 0.0 if recorder is None else recorder.seconds_before()
                 scope.deadline = anyio.current_time() + seconds - before
             try:
-                with outermost(executor):
-                    await root(value)
+                await run_root(executor, value)
             except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - how the run ends is decided below
                 failure = _failure(error)
-        if failure is None and executor.recorder is not None:
-            failure = executor.recorder.unused_override()
+        if failure is None and recorder is not None:
+            failure = recorder.unused_override()
         if state.broken is not None:
             return state.broken
         timed_out = state.limit is None and scope.cancel_called  # whatever the flow did when it was cancelled
         if timed_out:
             state.limit = f"it took longer than {seconds} s"
-        elif state.limit is None and executor.ledger is not None:
-            state.limit = executor.ledger.overspent()
+        elif state.limit is None and self._ledger is not None:
+            state.limit = self._ledger.overspent()
         if state.limit is None:
             return failure
         reached = LimitError(f"the run of {state.name} reached a limit: {state.limit}; raise `Limits`, or ask for less")
@@ -184,16 +207,16 @@ class ActiveRun:
 
     async def _ended(self, status: Status, error: CallError | None = None) -> Run[Any, Any]:
         """Settle how the run ended, in the record, the events, the trace and the journal."""
-        state, trace, recorder = self.state, self._executor.trace, self._executor.recorder
+        state = self.state
         state.over = True
-        state.end = (status, error)
-        if trace is not None:
-            trace.finished(state.root, status, error)
+        state.end, state.ended = (status, error), state.clock.tick()
+        if self._trace is not None:
+            self._trace.finished(state.root, status, error)
         run = self.record()
         try:
-            if recorder is not None:
+            if self._recorder is not None:
                 left = status == "cancelled" and self._resources.draining() and not state.cancel_requested
-                await recorder.close(run, left=left)
+                await self._recorder.close(run, left=left)
         except JournalError as failure:
             if status == "succeeded":
                 msg = f"{run.graph} finished (see `error.run`), but its end could not be recorded: {failure}"
@@ -212,7 +235,8 @@ class ActiveRun:
             except (ValueError, TypeError):
                 output = None  # the event only announces the end; the output itself is in the run
         error = run.error.message if run.error else None
-        self._log.put(RunFinished, status=run.status, error=error, output=output, duration=run.duration)
+        fields = {"status": run.status, "error": error, "output": output, "duration": run.duration}
+        self._log.put(RunFinished, self.state.clock.seconds(self.state.ended), fields)
         self._log.close()
 
     def record(self, *, frozen: bool = True) -> Run[Any, Any]:

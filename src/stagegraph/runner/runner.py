@@ -23,7 +23,7 @@ from stagegraph.schema.tracebacks import UserFrames
 
 from .deps import DepsOf, deps_for
 from .event_log import EventLog
-from .executor import Executor, Resources
+from .executor import Resources
 from .lifetime import Lifetime
 from .limits import Limits, Queue, RequestSlots
 from .live import LiveRun
@@ -185,7 +185,7 @@ class Runner:
             return cast("LiveRun[In, Out]", self._start(spec))
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
-        log = EventLog(spec.run_id, _BUFFERED_EVENTS, 0 if spec.resumed is None else spec.resumed.segment + 1)
+        log = EventLog(spec.run_id, _BUFFERED_EVENTS)
         live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
         self._lifetime.add(live)
         return live
@@ -284,14 +284,15 @@ class Runner:
     def _open(self, spec: RunSpec, log: EventLog | None, *, patient: bool = False) -> ActiveRun:
         """Check what can be checked before anything runs; a *patient* run waits however long the queue is."""
         self._lifetime.check(spec.run_id)
-        node = _checked(spec.node)
+        node = spec.node
         tree = node.__node__.tree
         prompts = spec.prompts if spec.prompts is not None else self.prompts
         check_prompts(prompts, spec, tree)
         spec.check(tree)
-        spec = spec.with_value()
-        self._registry.by_name[node.__node__.name] = node
-        check_models(self.models, node, list(self._registry.by_name.values()))
+        known, name = self._registry.by_name, node.__node__.name
+        if known.get(name) is not node:
+            check_models(self.models, node, {**known, name: node}.values())
+            known[name] = node
         journal = self._journal_for("replay") if spec.replay else self.journal
         if journal is None and spec.override:
             journal = MemoryJournal()  # overriding an output needs a journal, which ends with the run
@@ -312,7 +313,7 @@ class Runner:
         if row is None and journal is not None:
             row = new_row(spec, node, prompts, resumable=journal is self.journal)
         state = RunState.of(tree, spec.input, prompts if isinstance(prompts, Prompts) else Prompts(), segment)
-        return ActiveRun(Executor(spec, state, resources, log), row, self._queue.admit(patient=patient))
+        return ActiveRun(spec, state, resources, log, row, self._queue.admit(patient=patient))
 
     def _model_for(self, path: str, stage: Stage[Any, Any], spec: RunSpec, lent: Model | None) -> Model | None:
         default = next((one for one in (spec.model, self.model, lent) if one is not None), None)
@@ -330,11 +331,3 @@ class Runner:
         await self._lifetime.wait()
         if self.tracing is not None:
             await self.tracing.flush()
-
-
-def _checked(node: object) -> Node[Any, Any]:
-    if isinstance(node, Node):
-        return cast("Node[Any, Any]", node)
-    instance = f"; write {node.__name__}()" if isinstance(node, type) and issubclass(node, Node) else ""
-    msg = f"a runner runs graphs, stages and steps, not {node!r}{instance}"
-    raise DeclarationError(msg)

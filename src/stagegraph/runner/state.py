@@ -25,15 +25,30 @@ if TYPE_CHECKING:
     from stagegraph.schema.errors import StageError
 
 
-@dataclass(frozen=True, slots=True)
+_APART = 1.5e-6
+"""Seconds between two events of a run: enough for another microsecond, whatever a sum of floats is rounded to."""
+
+
+@dataclass(slots=True)
 class Clock:
-    """The offset of the monotonic clock from the calendar, read once a run."""
+    """The monotonic clock, and its offset from the calendar, read once a run."""
 
     offset: float
+    _next: float = 0.0
 
     @classmethod
     def now(cls) -> Clock:
         return cls(time() - perf_counter())
+
+    def tick(self) -> float:
+        """This moment; no other has the same microsecond, so that the time of an event is its number."""
+        moment = max(perf_counter(), self._next)
+        self._next = moment + _APART
+        return moment
+
+    def stamp(self) -> float:
+        """The same in seconds since 1970."""
+        return self.offset + self.tick()
 
     def seconds(self, moment: float) -> float:
         """Seconds since 1970."""
@@ -73,6 +88,7 @@ class CallState:
     parent: CallState | None
     input: object
     position: int
+    began: float
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it was made for; set only for a trace."""
     output: Any = None
@@ -84,14 +100,10 @@ class CallState:
     source: str | None = None
     """`CallRow.source`."""
     ran: tuple[float, float | None] | None = None
-    """When the call began before its run was resumed, and how long it took; a graph takes until it ends now."""
+    """When the call began before its run was resumed, and how long it took; `None` for until it ends now."""
     caller: Caller | None = None
-    """The agent that called the graph around it, if an agent did."""
-    start_event: int = -1
-    """The number of the event that announced it (`CallRow`)."""
-    end_event: int = -1
+    """The agent that called the graph, if an agent did."""
     ended: float = 0.0
-    began: float = field(default_factory=perf_counter)
 
     @property
     def identity(self) -> str:
@@ -108,9 +120,17 @@ class CallState:
         began, seconds = self.ran
         return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
 
+    @property
+    def lender(self) -> Caller | None:
+        """The agent that called the graph around the call, if an agent did."""
+        call: CallState | None = self
+        while call is not None and call.caller is None:
+            call = call.parent
+        return None if call is None else call.caller
+
     def deps(self, of_run: object) -> object:
         """The deps of the call: those of the run, or of the agent that called the graph around it."""
-        return of_run if self.caller is None else self.caller.deps
+        return of_run if (lender := self.lender) is None else lender.deps
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +144,9 @@ class RunState:
     """0 for a run from its beginning, 1 when it was resumed, 2 the second time."""
     prompts: Prompts
     """What is deployed for this run; empty until the run begins, when they come from a server."""
-    clock: Clock = field(default_factory=Clock.now)
+    clock: Clock
+    resumed_at: float = 0.0
+    """When it was resumed, in seconds since 1970; what ended before keeps its time."""
     calls: dict[str, CallState] = field(default_factory=dict[str, CallState])
     """Key -> call, in the order in which they began."""
     repeats: dict[str, int] = field(default_factory=dict[str, int])
@@ -143,6 +165,7 @@ class RunState:
     """Whether the caller cancelled the run; otherwise a cancellation during a shutdown leaves it to be resumed."""
     end: tuple[Status, CallError | None] | None = None
     """How the run ended."""
+    ended: float = 0.0
     guests: list[Node[Any, Any]] = field(default_factory=list["Node[Any, Any]"])
     """Graphs that agents called and no graph declares; kept, since the tree knows them by their `id`."""
 
@@ -151,7 +174,8 @@ class RunState:
         """The state of a run before its first call."""
         declared = tree.root.__node__
         name = "" if declared.kind == "graph" else declared.name
-        return cls(tree, CallState(tree.root, name, name, None, value, 0), segment, prompts)
+        clock = Clock.now()
+        return cls(tree, CallState(tree.root, name, name, None, value, 0, clock.tick()), segment, prompts, clock)
 
     def place(self, above: str, name: str, graph: Node[Any, Any]) -> tuple[str, str]:
         """The name and path of a graph that an agent calls in the call at *above*; its nodes join the run's tree."""

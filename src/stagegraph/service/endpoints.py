@@ -13,7 +13,6 @@ from pydantic_ai import ToolDenied
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
 from stagegraph.record.rows import FeedbackRow, RunRow
@@ -25,7 +24,7 @@ from stagegraph.runner.recovery import GIVEN_UP, give_up
 from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Denied, run_json
-from .event_stream import EventFormat, EventStream, disconnected, event_number
+from .event_stream import EventFormat, EventStream, disconnected, last_seen
 from .problems import Problem, problem_of_record, problem_of_run
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class Endpoints:
             if self._cancels and asked.repeatable is None and not live.done:
                 live.task.cancel()
 
-        return EventStream(self._format.live(live, _last_seen(live, last_id)), live.run_id, on_leave=leave)
+        return EventStream(self._format.live(live, last_seen(last_id)), live.run_id, on_leave=leave)
 
     async def events(self, run_id: str, user: str | None, *last_ids: str | None) -> Response:
         """The events of a run that was started before, after the first of *last_ids* that is the id of an event.
@@ -143,7 +142,7 @@ class Endpoints:
         Those of a run of another process come from the journal.
         """
         found, live = await self.access.find(run_id, user), self.access.here(run_id)
-        seen = _last_seen(found, *last_ids)
+        seen = last_seen(*last_ids)
         if live is not None and live.segment == found.segment:
             return EventStream(self._format.live(live, seen), run_id)
         return EventStream(self._format.recorded(self.access.events(found), seen, self._runner.live), run_id)
@@ -273,12 +272,6 @@ class Endpoints:
         if isinstance(found, LiveRun) or status != "suspended":
             raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
         return found
-
-
-def _last_seen(found: LiveRun[Any, Any] | RunRow, *last_ids: str | None) -> int:
-    """The number of the first of these ids that an event of the run can have."""
-    numbers = (number for one in last_ids if (number := event_number(one)) is not None)
-    return next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
 
 
 async def _cancel_if_left(request: Request, scope: anyio.CancelScope) -> None:

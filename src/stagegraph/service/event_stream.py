@@ -16,7 +16,7 @@ import anyio
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from stagegraph.data.events import EVENTS_PER_SEGMENT, CallFinished, CallRetried, Event, RunFinished
+from stagegraph.data.events import CallFinished, CallRetried, Event, RunFinished
 
 from .journal_events import JournalEvents
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 _HEARTBEAT = b": still here\n\n"
 
-_ID = re.compile(r"(?:([0-9]{1,9})-)?([0-9]{1,10})")
-"""`12`, or `1-12` once the run was resumed: the segment, and the number in it."""
+_ID = re.compile("[0-9]{1,18}")
 _HIDDEN = "the details are in the service's own records"
 
 
@@ -74,8 +73,8 @@ async def disconnected(receive: Receive) -> None:
 class EventFormat:
     """How events are sent.
 
-    An event's id is its number over all segments of the run, which the rows of calls have as well: every process, and
-    a later one, continues after it. A stream is in the order of these numbers.
+    An event's id is its number, which is its time to the microsecond. The rows of calls have the same times, so every
+    process, and a later one, continues after it. A stream is in the order of these numbers.
 
     Args:
         journal: Of the runs, if there is one.
@@ -89,15 +88,14 @@ class EventFormat:
 
     async def live(self, live: LiveRun[Any, Any], seen: int) -> AsyncIterator[bytes]:
         """The events of a run of this process after the number *seen*; before a resume they are in the journal."""
-        first = live.segment * EVENTS_PER_SEGMENT
-        here = live.has_event(seen)
-        if not here:
-            seen = seen if seen < first else -1
-            async for chunk in self._before(live, seen, first):
+        first = await live.first_event()
+        after = live.event_seq(seen) if seen >= first else None
+        if after is None:
+            after = -1
+            async for chunk in self._before(live, seen if seen < first else -1, first):
                 yield chunk
-        async for batch in live.event_batches(after=seen - first if here else -1, every=self.heartbeat):
-            numbered = [(live.number_of(event), event) for event in batch]
-            yield b"".join(self._chunk(*one) for one in numbered if one[0] >= first) or _HEARTBEAT
+        async for batch in live.event_batches(after=after, every=self.heartbeat):
+            yield b"".join(self._chunk(event) for event in batch if event.number >= first) or _HEARTBEAT
 
     async def _before(self, live: LiveRun[Any, Any], seen: int, first: int) -> AsyncIterator[bytes]:
         """What was recorded of a run before it was resumed here."""
@@ -105,8 +103,8 @@ class EventFormat:
             return
         past = JournalEvents(self.journal, live.run_id, None)
         async for batch in past.batches():
-            yield b"".join(self._chunk(*one) for one in batch if seen < one[0] < first)
-            if not batch or batch[-1][0] >= past.log.newest:
+            yield b"".join(self._chunk(event) for event in batch if seen < event.number < first)
+            if not batch or batch[-1].number >= past.log.newest:
                 return
 
     async def recorded(
@@ -119,10 +117,10 @@ class EventFormat:
             if events.log.closed and newest == seen > events.log.newest:
                 seen = -1  # the run has no such event
             chunks: list[bytes] = []
-            for number, event in batch:
-                if number > seen or (number != seen and isinstance(event, RunFinished)):
-                    newest = max(newest, number)
-                    chunks.append(self._chunk(newest, event))
+            for event in batch:
+                if event.number > seen or (event.number != seen and isinstance(event, RunFinished)):
+                    newest = max(newest, event.number)
+                    chunks.append(self._chunk(event, newest))
             if chunks:
                 yield b"".join(chunks)
             elif batch:
@@ -137,20 +135,12 @@ class EventFormat:
                 continue
             last = monotonic()
 
-    def _chunk(self, number: int, event: Event) -> bytes:
+    def _chunk(self, event: Event, number: int | None = None) -> bytes:
         if not self.errors and isinstance(event, (CallFinished, CallRetried, RunFinished)) and event.error is not None:
             event = event.model_copy(update={"error": _HIDDEN})
-        return f"id: {_id(number)}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+        return f"id: {number or event.number}\nevent: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
-def _id(number: int) -> str:
-    segment, seq = divmod(number, EVENTS_PER_SEGMENT)
-    return f"{segment}-{seq}" if segment else str(seq)
-
-
-def event_number(event_id: str | None) -> int | None:
-    """The number of an event from its id; `None` for what is no id."""
-    found = _ID.fullmatch((event_id or "").strip())
-    if found is None or int(found[2]) >= EVENTS_PER_SEGMENT:
-        return None
-    return int(found[1] or 0) * EVENTS_PER_SEGMENT + int(found[2])
+def last_seen(*last_ids: str | None) -> int:
+    """The number of the event that the first of these ids names; -1 where none names an event."""
+    return next((int(one) for one in last_ids if one is not None and _ID.fullmatch(one.strip())), -1)
