@@ -1,9 +1,8 @@
 """Build products out of several LLM agents: typed, traced, replayed and tuned as one graph."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .schema.docs import document as _document
+from .schema.docs import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from .data.call import Call, CallError, CallInfo, Pending
@@ -91,70 +90,41 @@ __all__ = [
     "step",
 ]
 
-_HOMES = {
-    "BusyError": "schema.errors",
-    "Call": "data.call",
-    "CallError": "data.call",
-    "CallInfo": "data.call",
-    "DeclarationError": "schema.errors",
-    "Demo": "data.prompt",
-    "DepsOf": "runner.deps",
-    "Event": "data.events",
-    "Example": "data.examples",
-    "Feedback": "data.score",
-    "Graph": "graph",
-    "InputError": "record.run",
-    "JournalError": "schema.errors",
-    "LimitError": "record.run",
-    "Limits": "runner.limits",
-    "LiveRun": "runner.live",
-    "Node": "nodes.node",
-    "NotRunningError": "schema.errors",
-    "Note": "data.score",
-    "Outcome": "nodes.branches",
-    "Pending": "data.call",
-    "Prompt": "data.prompt",
-    "PromptError": "schema.errors",
-    "Prompts": "data.prompts",
-    "ReplayError": "record.run",
-    "ResumeOptions": "runner.options",
-    "Run": "record.run",
-    "RunError": "record.run",
-    "RunOptions": "runner.options",
-    "Runner": "runner.runner",
-    "Score": "data.score",
-    "Stage": "nodes.stage",
-    "StageError": "schema.errors",
-    "StagegraphError": "schema.errors",
-    "Step": "nodes.step",
-    "TracingError": "schema.errors",
-    "TuningError": "schema.errors",
-    "as_completed": "nodes.flow",
-    "current_call": "nodes.current",
-    "fan_out": "nodes.flow",
-    "feedback": "runner.feedback",
-    "gather": "nodes.flow",
-    "load_examples": "record.example_files",
-    "note": "data.score",
-    "parse_event": "data.events",
-    "save_examples": "record.example_files",
-    "settle": "nodes.flow",
-    "split_examples": "data.examples",
-    "step": "nodes.step",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Load a name when it is asked for: a program that only reads a journal does not wait for Pydantic AI."""
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(import_module(f".{home}", __name__), name)
-    _document([value])
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = _lazy_names(
+    __name__,
+    {
+        "data.call": ("Call", "CallError", "CallInfo", "Pending"),
+        "data.events": ("Event", "parse_event"),
+        "data.examples": ("Example", "split_examples"),
+        "data.prompt": ("Demo", "Prompt"),
+        "data.prompts": ("Prompts",),
+        "data.score": ("Feedback", "Note", "Score", "note"),
+        "graph": ("Graph",),
+        "nodes.branches": ("Outcome",),
+        "nodes.current": ("current_call",),
+        "nodes.flow": ("as_completed", "fan_out", "gather", "settle"),
+        "nodes.node": ("Node",),
+        "nodes.stage": ("Stage",),
+        "nodes.step": ("Step", "step"),
+        "record.example_files": ("load_examples", "save_examples"),
+        "record.run": ("InputError", "LimitError", "ReplayError", "Run", "RunError"),
+        "runner.deps": ("DepsOf",),
+        "runner.feedback": ("feedback",),
+        "runner.limits": ("Limits",),
+        "runner.live": ("LiveRun",),
+        "runner.options": ("ResumeOptions", "RunOptions"),
+        "runner.runner": ("Runner",),
+        "schema.errors": (
+            "BusyError",
+            "DeclarationError",
+            "JournalError",
+            "NotRunningError",
+            "PromptError",
+            "StageError",
+            "StagegraphError",
+            "TracingError",
+            "TuningError",
+        ),
+    },
+)
+"""A program that only reads a journal does not wait for Pydantic AI."""

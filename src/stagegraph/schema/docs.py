@@ -1,14 +1,41 @@
-"""Field docs for `help()`: what stands below a field in the source becomes a part of the docstring of its class."""
+"""Public names: each is loaded when it is asked for, and `help()` shows what stands below a field in the source."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 
 _HEAD = "\n\nAttributes:\n"
 _FIELD = re.compile(r'^ +(?:self\.)?([a-z]\w*)(?:: | = )[^\n]+\n +"""(\S.*?)"""', re.MULTILINE | re.DOTALL)
 """A field of a class, or an attribute that its `__init__` sets, and the text below it."""
+
+
+def lazy_names(
+    package: str,
+    files: Mapping[str, Iterable[str]],
+    loading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package whose names are defined in *files* (file -> names).
+
+    A file is read when one of its names is asked for, inside of what *loading* returns for the name.
+    """
+    homes = {name: file for file, names in files.items() for name in names}
+
+    def get(name: str) -> object:
+        if name not in homes:
+            msg = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        with loading(name):
+            value = getattr(import_module(f".{homes[name]}", package), name)
+        document([value])
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes})
 
 
 def document(things: Iterable[object]) -> None:
