@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -26,7 +27,7 @@ from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 from .bodies import Answers, Denied, FeedbackBody, GraphInfo, graph_info, run_json
 from .event_stream import EventFormat, EventStream, cancel_if_left, event_number
 from .listing import RunList, Wanted, list_runs
-from .problems import Problem, problem_of_record, problem_of_run
+from .problems import Problem, problem_of_run
 from .repeats import Repeatable
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .access import Access
 
+_log = logging.getLogger("stagegraph.service")
 T = TypeVar("T")
 
 RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:~-]{1,128}$", description="The run's id.")]
@@ -142,7 +144,7 @@ class Endpoints:
         if isinstance(found, RunRow):  # another process, or an earlier one, has started it
             found = await _until_left(self._access.end_of(found), request) or found
             if found.status in {"failed", "cancelled"}:
-                raise problem_of_record(await stored_run(self._access.journal, found, self._graph))
+                raise problem_of_run(await stored_run(self._access.journal, found, self._graph))
             return await self._state(found, 200 if found.status == "succeeded" else 202, request)
         if self._cancels and not keyed:
             await _until_left(asyncio.wait([found.task]), request)
@@ -151,7 +153,8 @@ class Endpoints:
         try:
             run = await found.result()
         except RunError as error:
-            raise problem_of_run(error, found.run_id, ready=self._runner.ready) from None
+            _log.info("run %s failed: %s", found.run_id, type(error).__name__)
+            raise problem_of_run(error.run, ready=self._runner.ready) from None
         return await self._state(found, 202 if run.status == "suspended" else 200, request)
 
     async def listed(self, request: Request, wanted: Annotated[Wanted, Depends()]) -> RunList:
