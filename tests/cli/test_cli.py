@@ -187,6 +187,32 @@ def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
     assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr
 
 
+@pytest.mark.parametrize("given", ["../out.py:Up", "elsewhere:Up"])
+def test_a_journal_does_not_choose_the_code_that_is_loaded(tmp_path: Path, given: str) -> None:
+    """A run of a file that is not below the current directory is resumed only when somebody names that file."""
+    (tmp_path / "out.py").write_text("print('loaded')\n" + UP, encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "elsewhere.py").symlink_to(tmp_path / "out.py")
+    assert cli(tmp_path / "here", "run", given, "x").returncode == 1
+    refused = cli(tmp_path / "here", "resume", "last")
+    assert refused.returncode == 1
+    assert "GRAPH" in refused.stderr
+    assert "loaded" not in refused.stdout
+    assert "loaded" in cli(tmp_path / "here", "resume", "last", given).stdout
+
+
+UP = """
+from stagegraph import Graph, step
+
+@step
+async def up(text: str) -> str:
+    raise OSError("closed")
+
+class Up(Graph[str, str]):
+    up = up
+    async def flow(self, text: str) -> str:
+        return await self.up(text)
+"""
 ASKS = """
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import aclosing
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,7 +192,7 @@ def show(
 def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, everything: bool) -> None:
     from stagegraph.data.call import load_pending
 
-    from .tree import recorded_trees
+    from .tree import CallTree
 
     out = console()
     out.print(
@@ -206,8 +207,10 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
         comment = f" ({score.comment})" if score.comment else ""
         place = f" for {score.key}" if score.key else ""
         say(f"feedback {score.name}={json.loads(score.value)}{place}{comment}", "cyan")
-    for tree in recorded_trees(calls, everything=everything):
-        out.print(tree)
+    tree = CallTree()
+    for one in calls:
+        tree.add(one)
+    out.print(tree.drawn(inf) if everything else tree.drawn())
     for one in calls if row.status == "suspended" else ():
         for pending in load_pending(one.pending or "[]"):
             out.print(deferred(row.run_id, pending))
