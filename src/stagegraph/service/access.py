@@ -6,11 +6,11 @@ import asyncio
 import gc
 import inspect
 import logging
-import math
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stagegraph.service")
 
 _BYTES_PER_CALL = 2_500
+_LITTLE = 50_000
+"""Bytes that the event loop counts, or writes, without a thread, which takes longer."""
 _FOLLOWED = 8
 """How many runs of other processes keep their events, for readers that reconnect."""
 _POLL_EVERY = 0.25
@@ -84,18 +86,31 @@ class Access:
         """Keep a run after its end, until *remember* other runs have ended, or its memory is needed for them."""
 
         def ended(_: object) -> None:
-            self._add(self._ended, live.run_id, (live, 0), self._remember)
-            weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
-            weighing.add_done_callback(weighed)
+            size = _bytes_of(live, _LITTLE)
+            self._add(self._ended, live.run_id, (live, size), self._remember)
+            if size <= _LITTLE:
+                self._forget()
+            else:
+                weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
+                weighing.add_done_callback(weighed)
 
         def weighed(done: asyncio.Future[int]) -> None:
             if live.run_id in self._ended and not done.cancelled():
                 self._ended[live.run_id] = live, done.result()
-            alone = 0 if self.runner.journal is not None else 1  # without a journal, the newest is nowhere else
-            while sum(size for _, size in self._ended.values()) > self._remember_bytes and len(self._ended) > alone:
-                self._ended.popitem(last=False)
+            self._forget()
 
         live.task.add_done_callback(ended)
+
+    def _forget(self) -> None:
+        """Forget ended runs until the others have their memory; without a journal, the newest is nowhere else."""
+        alone = 0 if self.runner.journal is not None else 1
+        while sum(size for _, size in self._ended.values()) > self._remember_bytes and len(self._ended) > alone:
+            self._ended.popitem(last=False)
+
+    def is_little(self, found: LiveRun[Any, Any] | RunRow) -> bool:
+        """Whether a run has ended here and takes little memory, so that the event loop may write it."""
+        kept, size = self._ended.get(found.run_id, (None, inf))
+        return kept is found and size <= _LITTLE
 
     @property
     def by_user(self) -> bool:
@@ -168,7 +183,7 @@ class Access:
         await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
         return await self.end_of(row, seconds)
 
-    async def end_of(self, row: RunRow, seconds: float = math.inf) -> RunRow:
+    async def end_of(self, row: RunRow, seconds: float = inf) -> RunRow:
         """The row of a run once no process runs it any more, or as it is after *seconds*."""
         with anyio.move_on_after(seconds):
             while row.shown_status == "running":

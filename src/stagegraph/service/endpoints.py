@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import anyio.to_thread
@@ -16,7 +17,7 @@ from pydantic_ai import ToolDenied
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import FeedbackRow, RunRow
+from stagegraph.record.rows import RunRow
 from stagegraph.record.run import ReplayError, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
@@ -31,7 +32,9 @@ from .problems import Problem, problem_of_run
 from .repeats import Repeatable
 
 if TYPE_CHECKING:
-    from stagegraph.data.call import Pending, ShownStatus
+    from stagegraph.data.call import Pending
+    from stagegraph.nodes.node import Node
+    from stagegraph.record.rows import CallRow
     from stagegraph.runner.options import RunOptions
 
     from .access import Access
@@ -253,25 +256,17 @@ class Endpoints:
         return graph_info(self._graph)
 
     async def _state(self, found: LiveRun[Any, Any] | RunRow, status: int, request: Request | None = None) -> Response:
-        """A run's state, written beside the event loop: an output may be large."""
-        detail = None
+        """A run's state, which a thread writes unless it is little."""
         if isinstance(found, LiveRun):
             run = found.progress
-            shown: ShownStatus = run.status
             _ = run.usage  # counted here: the calls of a run that goes on belong to the event loop
+            write = partial(run_json, self._graph, run, run.status)
         else:
-            row, calls = await rows_so_far(self._access.journal, found)
-            scores: list[FeedbackRow] = []
-            run = await anyio.to_thread.run_sync(run_of, row, calls, scores, self._graph)
-            shown = row.shown_status
-            if shown == "interrupted":
-                detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
-            elif row.error_type == GIVEN_UP:
-                detail = row.error
-        content = await anyio.to_thread.run_sync(run_json, self._graph, run, shown, detail)
+            write = partial(_stored_json, self._graph, *await rows_so_far(self._access.journal, found))
+        content = write() if self._access.is_little(found) else await anyio.to_thread.run_sync(write)
         headers: dict[str, str] = {}
         if status == 202 and request is not None:  # noqa: PLR2004
-            headers["Location"] = f"{request.url.path.rpartition('/runs')[0]}/runs/{run.id}"
+            headers["Location"] = f"{request.url.path.rpartition('/runs')[0]}/runs/{found.run_id}"
         return Response(content, status, headers, "application/json")
 
     async def _suspended(self, run_id: str, user: str | None) -> RunRow:
@@ -304,6 +299,13 @@ def _last_seen(found: LiveRun[Any, Any] | RunRow, *last_ids: str | None) -> int:
     """The number of the first of these ids that an event of the run can have."""
     numbers = (number for one in last_ids if (number := event_number(one)) is not None)
     return next((number for number in numbers if number < (found.segment + 1) * EVENTS_PER_SEGMENT), -1)
+
+
+def _stored_json(graph: Node[Any, Any], row: RunRow, calls: list[CallRow]) -> bytes:
+    detail = row.error if row.error_type == GIVEN_UP else None
+    if row.interrupted:
+        detail = "the process that ran it has ended; a service that resumes interrupted runs finishes it"
+    return run_json(graph, run_of(row, calls, [], graph), row.shown_status, detail)
 
 
 def _answers(pending: tuple[Pending, ...], given: Mapping[str, JsonValue]) -> dict[str, object]:
