@@ -312,6 +312,16 @@ def test_help_is_quick_and_complete() -> None:
     assert done.stdout.strip() == "0.1.0"
 
 
+def test_looking_at_runs_does_not_wait_for_pydantic_ai(folder: Path) -> None:
+    """It takes most of a second to load, and a record that is read as it is needs nothing of it."""
+    assert cli(folder, "run", "graph", "a b").returncode == 0
+    for command in ("runs", "show last", "show last --call inner[0].say", "diff last last"):
+        words = ["stagegraph", *command.split(), "--journal", str(folder / "runs.db")]
+        code = f"import sys; sys.argv = {words}\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'pydantic_ai' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 SECRET_GRAPH = """
 from pathlib import Path
 from pydantic import BaseModel, SecretStr

@@ -95,14 +95,14 @@ class CallTree:
     def __init__(self, root: str = "the graph") -> None:
         self.root = root
         self.calls: dict[str, _Call] = {}
-        self._inside: dict[str | None, list[_Call]] = {}
+        self._inside: dict[str | None, list[_Call | CallRow]] = {}
         """Key of a call -> those inside it."""
         self._sizes: dict[str, int] = {}
         """Key of a fan-out -> how many branches it has."""
 
     def add(self, row: CallRow) -> None:
         """Add a recorded call."""
-        self._inside.setdefault(row.parent, []).append(_of_row(row))
+        self._inside.setdefault(row.parent, []).append(row)
 
     def take(self, event: Event) -> None:
         """Add what an event of a live run says."""
@@ -133,13 +133,16 @@ class CallTree:
         """The tree, with so many calls of one path below one call, and so many lines."""
         trees: list[Tree] = []
         for root in self._inside.get(None, []):
-            trees.append(Tree(root.line(self.root), guide_style="dim"))
+            trees.append(Tree(self._line(root), guide_style="dim"))
             lines = self._grow(trees[-1], root.key, shown, lines)
         return Group(*trees)
 
+    def _line(self, call: _Call | CallRow) -> RenderableType:
+        return (call if isinstance(call, _Call) else _of_row(call)).line(self.root)
+
     def _grow(self, tree: Tree, key: str, shown: float, room: float) -> float:
         """Add the calls below a call while there is room, and return the room that is left."""
-        by_path: dict[str, list[_Call]] = {}
+        by_path: dict[str, list[_Call | CallRow]] = {}
         for call in self._inside.get(key, []):
             by_path.setdefault(call.path, []).append(call)
         for path, calls in by_path.items():
@@ -153,7 +156,7 @@ class CallTree:
             for call in several:
                 if room <= 0:
                     break
-                room = self._grow(place.add(call.line(self.root)), call.key, shown, room - 1)
+                room = self._grow(place.add(self._line(call)), call.key, shown, room - 1)
             if (hidden := len(calls) - len(several)) and room == inf:
                 place.add(Text(plain(f"... {hidden} more calls of {path} (--all shows them)"), "dim"))
         return room

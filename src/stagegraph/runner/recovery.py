@@ -20,7 +20,7 @@ from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import DamagedError, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import GIVEN_UP, DamagedError, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stagegraph")
 
-GIVEN_UP = "GivenUp"
-"""The error type of a run that is not resumed any more."""
 _LOOK_EVERY = 2.0
 """Seconds between two looks for interrupted runs."""
 _LONGEST_DELAY = 300.0

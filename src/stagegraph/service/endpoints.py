@@ -17,12 +17,12 @@ from pydantic_ai import ToolDenied
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import RunRow
+from stagegraph.record.rows import GIVEN_UP, RunRow
 from stagegraph.record.run import ReplayError, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
-from stagegraph.runner.recovery import GIVEN_UP, give_up
+from stagegraph.runner.recovery import give_up
 from stagegraph.schema.errors import DeclarationError, JournalError, problems_of
 
 from .bodies import Answers, Denied, FeedbackBody, GraphInfo, graph_info, run_json
