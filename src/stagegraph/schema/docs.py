@@ -1,11 +1,11 @@
-"""Public names: each is loaded when it is asked for, and `help()` shows what stands below a field in the source."""
+"""The public names of a package: loaded when they are asked for, with the docs of their fields for `help()`."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 
@@ -16,30 +16,39 @@ _FIELD = re.compile(r'^ +(?:self\.)?([a-z]\w*)(?:: | = )[^\n]+\n +"""(\S.*?)"""'
 
 def lazy_names(
     package: str,
-    files: Mapping[str, Iterable[str]],
-    loading: Callable[[str], AbstractContextManager[object]] = nullcontext,
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package whose names are defined in *files* (file -> names).
+    files: Mapping[str, Sequence[str]],
+    around: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package that loads a file when one of its names is asked for.
 
-    A file is read when one of its names is asked for, inside of what *loading* returns for the name.
+    Args:
+        package: Its name.
+        files: File -> its public names.
+        around: Makes the context in which a name is imported.
     """
     homes = {name: file for file, names in files.items() for name in names}
 
-    def get(name: str) -> object:
+    def load(name: str) -> object:
         if name not in homes:
             msg = f"module {package!r} has no attribute {name!r}"
             raise AttributeError(msg)
-        with loading(name):
+        with around(name):
             value = getattr(import_module(f".{homes[name]}", package), name)
         document([value])
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *homes})
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return load, names, sorted(homes)
 
 
 def document(things: Iterable[object]) -> None:
-    """Let the docstring of each class end with the docs of its fields, which are read when somebody asks for it."""
+    """Let the docstring of each class end with the docs of its fields: what stands below a field in the source.
+
+    The source is read when the docstring is asked for.
+    """
     for thing in things:
         if inspect.isclass(thing) and thing.__module__.startswith("stagegraph") and "__doc__" in vars(thing):
             text = vars(thing)["__doc__"]
