@@ -187,6 +187,32 @@ def test_a_killed_run_is_resumed_from_the_command_line(folder: Path) -> None:
     assert json.loads(done.stdout)["output"] == ["A", "WAIT"], done.stderr
 
 
+@pytest.mark.parametrize("given", ["../out.py:Up", "elsewhere:Up"])
+def test_a_journal_does_not_choose_the_code_that_is_loaded(tmp_path: Path, given: str) -> None:
+    """A run of a file that is not below the current directory is resumed only when somebody names that file."""
+    (tmp_path / "out.py").write_text("print('loaded')\n" + UP, encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "elsewhere.py").symlink_to(tmp_path / "out.py")
+    assert cli(tmp_path / "here", "run", given, "x").returncode == 1
+    refused = cli(tmp_path / "here", "resume", "last")
+    assert refused.returncode == 1
+    assert "GRAPH" in refused.stderr
+    assert "loaded" not in refused.stdout
+    assert "loaded" in cli(tmp_path / "here", "resume", "last", given).stdout
+
+
+UP = """
+from stagegraph import Graph, step
+
+@step
+async def up(text: str) -> str:
+    raise OSError("closed")
+
+class Up(Graph[str, str]):
+    up = up
+    async def flow(self, text: str) -> str:
+        return await self.up(text)
+"""
 ASKS = """
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
@@ -284,6 +310,16 @@ def test_help_is_quick_and_complete() -> None:
     code = "import sys; sys.argv = ['stagegraph', '--version']\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'pydantic' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "0.1.0"
+
+
+def test_looking_at_runs_does_not_wait_for_pydantic_ai(folder: Path) -> None:
+    """It takes most of a second to load, and a record that is read as it is needs nothing of it."""
+    assert cli(folder, "run", "graph", "a b").returncode == 0
+    for command in ("runs", "show last", "show last --call inner[0].say", "diff last last"):
+        words = ["stagegraph", *command.split(), "--journal", str(folder / "runs.db")]
+        code = f"import sys; sys.argv = {words}\nfrom stagegraph.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'pydantic_ai' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 SECRET_GRAPH = """

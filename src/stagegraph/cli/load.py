@@ -85,6 +85,15 @@ async def made_deps(function: Any) -> AsyncGenerator[object]:
         yield made
 
 
+def is_below_here(text: str) -> bool:
+    """Whether the code that a name stands for is a file below the current directory.
+
+    Somebody else may have written the journal that has the name: it may not choose any code of this machine.
+    """
+    place = Path(_split(text)[0]).resolve()
+    return place.exists() and place.is_relative_to(Path.cwd())
+
+
 def _split(text: str) -> tuple[str, str]:
     """The file or module, and the name in it; a path may contain a colon."""
     if ":" not in text or Path(text).exists():

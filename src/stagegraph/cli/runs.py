@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import aclosing
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from . import options as opt
 from .text import console, deferred, dollars, duration, new_table, plain, print_json, say, styled_status
 
 if TYPE_CHECKING:
-    from stagegraph.journal import CallRow, FeedbackRow, RunRow
+    from stagegraph.journal import CallRow, FeedbackRow, Journal, RunRow
     from stagegraph.record.source import RunQuery, RunRows
 
 _MANY = 1_000_000
@@ -41,28 +42,28 @@ def runs(
 ) -> None:
     """List recorded runs, the newest first."""
     from stagegraph.journal import RunFilter
-    from stagegraph.record.calls import listed
-    from stagegraph.record.source import RunQuery
-    from stagegraph.runner.recovery import GIVEN_UP
+    from stagegraph.record.rows import GIVEN_UP
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:
         msg = f"{status!r} is no status; there are {', '.join(states)}"
         raise typer.BadParameter(msg)
     stored_as = "running" if status == "interrupted" else status  # a process that dies writes no other status
-    query = RunQuery(
-        since=since,
-        until=until,
-        status=stored_as,
-        score=score,
-        min_score=min_score,
-        max_score=max_score,
-        experiments=True,
-        limit=limit,
-    )
 
     async def read() -> list[tuple[RunRow, list[FeedbackRow]]]:
         if langfuse:
+            from stagegraph.record.source import RunQuery
+
+            query = RunQuery(
+                since=since,
+                until=until,
+                status=stored_as,
+                score=score,
+                min_score=min_score,
+                max_score=max_score,
+                experiments=True,
+                limit=limit,
+            )
             return [(row, scores) for row, _, scores in await _from_langfuse(graph, query)]
         wanted = RunFilter(
             graph=graph,
@@ -76,7 +77,7 @@ def runs(
         )
         async with aclosing(opt.open_journal(journal)) as store:
             rows = [row for row in await store.runs(wanted) if status in (None, row.shown_status)]
-            return [(await listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
+            return [(await _listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
 
     found = anyio.run(read)
     if as_json:
@@ -101,6 +102,24 @@ def runs(
     for row, _ in found:
         if row.error_type == GIVEN_UP:
             say(f"{row.run_id}: {row.error}", "yellow")
+
+
+async def _listed(store: Journal, row: RunRow) -> RunRow:
+    """A run for the list: what it has spent is counted while it goes on, for which Pydantic AI is loaded."""
+    if row.status != "running":
+        return row
+    from stagegraph.record.calls import listed
+
+    return await listed(store, row)
+
+
+async def _rows(store: Journal, row: RunRow) -> tuple[RunRow, list[CallRow]]:
+    """The rows of a run and its calls, in the same way."""
+    if row.status != "running":
+        return row, await store.calls(row.run_id)
+    from stagegraph.record.calls import rows_so_far
+
+    return await rows_so_far(store, row)
 
 
 async def _from_langfuse(graph: str | None, query: RunQuery) -> list[RunRows]:
@@ -162,14 +181,13 @@ def show(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """Look into a recorded run."""
-    from stagegraph.record.calls import rows_so_far
 
     async def read() -> RunRows:
         if langfuse:
             return await _one_of_langfuse(run)
         async with aclosing(opt.open_journal(journal)) as store:
             row = await opt.find_run(store, run)
-            return *await rows_so_far(store, row), await store.feedback(row.run_id)
+            return *await _rows(store, row), await store.feedback(row.run_id)
 
     row, calls, scores = anyio.run(read)
     if html is not None:
@@ -191,7 +209,7 @@ def show(
 def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, everything: bool) -> None:
     from stagegraph.data.call import load_pending
 
-    from .tree import recorded_trees
+    from .tree import CallTree
 
     out = console()
     out.print(
@@ -206,8 +224,10 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
         comment = f" ({score.comment})" if score.comment else ""
         place = f" for {score.key}" if score.key else ""
         say(f"feedback {score.name}={json.loads(score.value)}{place}{comment}", "cyan")
-    for tree in recorded_trees(calls, everything=everything):
-        out.print(tree)
+    tree = CallTree()
+    for one in calls:
+        tree.add(one)
+    out.print(tree.drawn(inf) if everything else tree.drawn())
     for one in calls if row.status == "suspended" else ():
         for pending in load_pending(one.pending or "[]"):
             out.print(deferred(row.run_id, pending))

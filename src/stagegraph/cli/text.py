@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +88,12 @@ def print_json(out: Console, value: Any) -> None:
         out.print(Text(plain(value)))
         return
     text = plain(json.dumps(value, ensure_ascii=False, indent=2))
-    out.print(Syntax(text, "json", background_color="default", word_wrap=True) if out.is_terminal else Text(text))
+    if not out.is_terminal:
+        out.print(Text(text))
+        return
+    from rich.syntax import Syntax
+
+    out.print(Syntax(text, "json", background_color="default", word_wrap=True))
 
 
 @contextmanager

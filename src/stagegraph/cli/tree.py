@@ -1,4 +1,4 @@
-"""The calls of a run on the terminal: of a recorded one as a tree, of a live one as a tree that grows.
+"""The calls of a run on the terminal as a tree: that of a live run grows.
 
 Without a terminal, the calls of a live run are plain lines.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -21,17 +22,14 @@ from rich.tree import Tree
 from .text import console, dollars, duration, plain, say, styled_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import RenderableType
 
     from stagegraph import Event, LiveRun
     from stagegraph.journal import CallRow
 
 _SHOWN = 20
-"""Recorded calls of one path below one call that are shown; failed ones are always shown."""
-_WIDE = 6
-"""Live calls of one path below one call that are shown; with more of them, only running and failed ones are."""
+"""Calls of one path below one call that are shown; running and failed ones are always shown."""
+_SHOWN_LIVE = 6
 _LONGEST_ERROR = 160
 _BRANCH = re.compile(r"\[[^\]]*\](#\d+)?$")
 """The end of a key that names one branch of a fan-out."""
@@ -49,7 +47,8 @@ class _Call:
     """Its duration and what it used."""
     problem: str = ""
     """Why it failed, or is tried again."""
-    began: float = field(default_factory=monotonic)
+    began: float | None = None
+    """When a live call began."""
 
     def end(self, status: str, seconds: float, tokens: int, error: str | None) -> None:
         self.status = status
@@ -61,6 +60,15 @@ class _Call:
         notes = ", ".join(self.notes)
         line = Text.assemble(styled_status(self.status, mark=True), " ", plain(self.key or root), (f"  {notes}", "dim"))
         return line.append(f"  {self.problem}", "red") if self.problem else line
+
+    def line(self, root: str) -> RenderableType:
+        """The same, for a live call with a sign that turns."""
+        if self.status != "running" or self.began is None:
+            return self.text(root)
+        grid = Table.grid(padding=(0, 1))
+        notes = f"  {monotonic() - self.began:.1f} s  {self.problem}"
+        grid.add_row(Spinner("dots", style="cyan"), Text.assemble(plain(self.key or root), (notes, "dim")))
+        return grid
 
 
 def _of_row(row: CallRow) -> _Call:
@@ -81,104 +89,88 @@ def call_line(row: CallRow) -> Text:
     return _of_row(row).text("the graph")
 
 
-def recorded_trees(rows: Sequence[CallRow], *, everything: bool) -> list[Tree]:
-    """Recorded calls as a tree, or as one tree for each call whose parent is not recorded."""
-    children: dict[str | None, list[CallRow]] = {}
-    for row in rows:
-        children.setdefault(row.parent, []).append(row)
+class CallTree:
+    """The calls of a run, from its rows or from its events; *root* is the name of the call without a key."""
 
-    def branch(row: CallRow) -> Tree:
-        tree = Tree(call_line(row), guide_style="dim")
-        counts, hidden = Counter[str](), Counter[str]()
-        for child in children.get(row.key, []):
-            counts[child.path] += 1
-            if everything or counts[child.path] <= _SHOWN or child.status != "succeeded":
-                tree.add(branch(child))
-            else:
-                hidden[child.path] += 1
-        for path, count in hidden.items():
-            tree.add(Text(plain(f"... {count} more calls of {path} (--all shows them)"), "dim"))
-        return tree
-
-    return [branch(row) for row in children.get(None, [])]
-
-
-class _LiveTree:
-    """The calls of a live run, from its events."""
-
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str = "the graph") -> None:
         self.root = root
         self.calls: dict[str, _Call] = {}
-        self.children: dict[str, list[_Call]] = {}
-        self.sizes: dict[str, int] = {}
+        self._inside: dict[str | None, list[_Call | CallRow]] = {}
+        """Key of a call -> those inside it."""
+        self._sizes: dict[str, int] = {}
+        """Key of a fan-out -> how many branches it has."""
+
+    def add(self, row: CallRow) -> None:
+        """Add a recorded call."""
+        self._inside.setdefault(row.parent, []).append(row)
 
     def take(self, event: Event) -> None:
+        """Add what an event of a live run says."""
         match event.type:
             case "call_started":
-                call = self.calls[event.key] = _Call(event.key, event.path, event.kind)
-                if event.key:
-                    self.children.setdefault(self._parent(event.key), []).append(call)
+                call = _Call(event.key, event.path, event.kind, began=monotonic())
+                self._inside.setdefault(self._parent(event.key), []).append(call)
+                self.calls[event.key] = call
             case "call_finished":
                 tokens = event.input_tokens + event.output_tokens
                 self.calls[event.key].end(event.status, event.duration, tokens, event.error)
             case "fan_out_started":
-                self.sizes[event.key] = event.size
+                self._sizes[event.key] = event.size
             case "call_retried":
                 self.calls[event.key].problem = f"attempt {event.attempt} failed, again in {event.wait:.1f} s"
             case _:
                 pass
 
-    def _parent(self, key: str) -> str:
+    def _parent(self, key: str) -> str | None:
         at = key
         while "." in at:
             at = at.rpartition(".")[0]
             if at in self.calls:
                 return at
-        return ""
+        return "" if "" in self.calls else None
 
-    def tree(self, height: int) -> Tree:
-        root = self.calls.get("") or next(iter(self.calls.values()), _Call("", "", "graph"))
-        tree = Tree(self._line(root), guide_style="dim")
-        self._grow(tree, root.key, max(4, height - 4))
-        return tree
+    def drawn(self, shown: float = _SHOWN, lines: float = inf) -> Group:
+        """The tree, with so many calls of one path below one call, and so many lines."""
+        trees: list[Tree] = []
+        for root in self._inside.get(None, []):
+            trees.append(Tree(self._line(root), guide_style="dim"))
+            lines = self._grow(trees[-1], root.key, shown, lines)
+        return Group(*trees)
 
-    def _grow(self, tree: Tree, key: str, room: int) -> int:
-        """Add the calls below a call while there is room, and return the room that is left.
+    def _line(self, call: _Call | CallRow) -> RenderableType:
+        return (call if isinstance(call, _Call) else _of_row(call)).line(self.root)
 
-        Of many calls with one path, running and failed ones are shown, and the others are counted.
-        """
-        by_path: dict[str, list[_Call]] = {}
-        for call in self.children.get(key, []):
+    def _grow(self, tree: Tree, key: str, shown: float, room: float) -> float:
+        """Add the calls below a call while there is room, and return the room that is left."""
+        by_path: dict[str, list[_Call | CallRow]] = {}
+        for call in self._inside.get(key, []):
             by_path.setdefault(call.path, []).append(call)
         for path, calls in by_path.items():
             place = tree
             if len(calls) > 1:
                 done = sum(call.status != "running" for call in calls)
-                size = max(len(calls), self.sizes.get(_BRANCH.sub("", calls[0].key), 0))
+                size = max(len(calls), self._sizes.get(_BRANCH.sub("", calls[0].key), 0))
                 place = tree.add(Text.assemble((plain(path), "bold"), (f"  {done}/{size}", "dim")))
                 room -= 1
-            for call in calls if len(calls) <= _WIDE else [call for call in calls if call.status != "succeeded"]:
+            several = [call for number, call in enumerate(calls) if number < shown or call.status != "succeeded"]
+            for call in several:
                 if room <= 0:
                     break
-                room = self._grow(place.add(self._line(call)), call.key, room - 1)
+                room = self._grow(place.add(self._line(call)), call.key, shown, room - 1)
+            if (hidden := len(calls) - len(several)) and room == inf:
+                place.add(Text(plain(f"... {hidden} more calls of {path} (--all shows them)"), "dim"))
         return room
-
-    def _line(self, call: _Call) -> RenderableType:
-        if call.status != "running":
-            return call.text(self.root)
-        grid = Table.grid(padding=(0, 1))
-        notes = f"  {monotonic() - call.began:.1f} s  {call.problem}"
-        grid.add_row(Spinner("dots", style="cyan"), Text.assemble(plain(call.key or self.root), (notes, "dim")))
-        return grid
 
 
 async def watch(live: LiveRun[Any, Any], root: str) -> None:
     """Show the calls of a run until it ends, then what it used."""
-    calls, err = _LiveTree(root), console(stderr=True)
+    calls, err = CallTree(root), console(stderr=True)
+
+    def drawn() -> Group:
+        return calls.drawn(_SHOWN_LIVE, max(4, err.height - 4))
+
     if err.is_terminal:
-        with Live(
-            console=err, refresh_per_second=8, transient=False, get_renderable=lambda: calls.tree(err.height)
-        ) as screen:
+        with Live(console=err, refresh_per_second=8, transient=False, get_renderable=drawn) as screen:
             async for event in live.events():
                 calls.take(event)
             screen.refresh()

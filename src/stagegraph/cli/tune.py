@@ -9,7 +9,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from stagegraph.schema.errors import TuningError
 
@@ -19,6 +18,8 @@ from .run import make_runner
 from .text import console, say
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from stagegraph import Example, Node
     from stagegraph.optimize import Preview, Report, ReportRow
 
@@ -266,6 +267,8 @@ def _check_common(before: Report, name: str, ids: set[str]) -> None:
 @contextmanager
 def _progress(description: str, total: int) -> Generator[Progress]:
     """A progress bar on a terminal, shown from its `start` on; elsewhere nothing is printed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     out = console(stderr=True)
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", markup=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import JsonValue
@@ -12,13 +13,13 @@ from pydantic_core import to_json
 from typing_extensions import TypeVar
 
 from stagegraph.schema.errors import shortened
+from stagegraph.schema.types import is_dict
 
 from .score import Note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
-    from decimal import Decimal
 
     from pydantic_ai.messages import ModelMessage
     from pydantic_ai.usage import RunUsage
@@ -30,6 +31,9 @@ Kind = Literal["stage", "step", "graph"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
 ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
 """The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
+Cause = Literal["input", "limit", "seconds", "timeout", "model"]
+"""Why a run failed, where that is known: its input does not fit; it reached a limit of what it may spend, or of its
+seconds; a call took too long; a model gave no usable answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class CallError:
     origin: str | None = field(default=None, compare=False)
     """The key of the call that first raised the exception: the failed call itself, or one below it. `None` if the
     record does not have it."""
+    cause: Cause | None = field(default=None, compare=False)
+    """What kind of failure it was; for the error of a run only."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -88,6 +94,19 @@ def dump_pending(pending: Iterable[Pending]) -> str:
 def load_pending(text: str) -> tuple[Pending, ...]:
     """Read what `dump_pending` wrote."""
     return tuple(Pending(**one) for one in json.loads(text))
+
+
+def is_usage(text: str) -> bool:
+    """Whether a text is the usage of a call as JSON; it does not load Pydantic AI, which takes most of a second."""
+    data = json.loads(text)
+    if not is_dict(data) or not is_dict(details := data.get("details") or {}):
+        return False
+    counts = [value for name, value in data.items() if str(name).endswith(("_tokens", "requests", "calls"))]
+    return all(isinstance(count, int) for count in (*counts, *details.values())) and _is_cost(data.get("cost"))
+
+
+def _is_cost(value: object) -> bool:
+    return value is None or Decimal(str(value)).is_finite()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

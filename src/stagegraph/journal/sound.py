@@ -9,8 +9,7 @@ from typing import Any, get_args
 
 from pydantic_core import from_json
 
-from stagegraph.data.call import Kind, Status, load_pending
-from stagegraph.data.usage import USAGE
+from stagegraph.data.call import Kind, Status, is_usage, load_pending
 from stagegraph.record.rows import CallRow, CancelRow, DamagedError, FeedbackRow, Labels, OpRow, Row, RunRow
 from stagegraph.schema.types import is_dict
 
@@ -33,7 +32,7 @@ def _is_source(value: str) -> bool:
 
 _CHECKS: dict[str, Callable[[Any], object]] = {
     "labels": Labels.from_json,
-    "usage": USAGE.validate_json,
+    "usage": is_usage,
     "parts": lambda value: is_dict(from_json(value)),
     "messages": lambda value: value[0] == "[" and _is_json(value),
     "pending": load_pending,

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
 
@@ -24,9 +24,14 @@ from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
-from .redact import Redact, redacted
 from .tables import TABLES, R, reader
 from .writer import Writer, encodable, running_loop, write_one
+
+if TYPE_CHECKING:
+    from .redact import Redact
+
+if TYPE_CHECKING:
+    from .redact import Redact
 
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
@@ -122,6 +127,8 @@ class SqliteJournal:
             self._check_writable()
         if self._redact is None:
             return list(rows)
+        from .redact import redacted  # noqa: PLC0415 - it loads Pydantic AI, for which a list of runs need not wait
+
         return [row for row in (redacted(row, self._redact) for row in rows) if row is not None]
 
     def _check_writable(self) -> None:

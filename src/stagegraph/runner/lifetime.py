@@ -15,7 +15,7 @@ import anyio
 
 from stagegraph.schema.errors import BusyError, JournalError
 
-from .recovery import TakesUp, finish_interrupted
+from .recovery import TakeUp, finish_interrupted
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import Journal
@@ -45,13 +45,14 @@ class Lifetime:
         self._drain_seconds = drain_seconds
         self._attempts = attempts
         self._at_once = at_once
-        self._by_id: dict[str, LiveRun[Any, Any]] = {}
+        self._live: dict[str, LiveRun[Any, Any]] = {}
         """Runs in tasks of their own."""
-        self._awaited: dict[ActiveRun, anyio.CancelScope] = {}
-        """Runs in the task of their caller: `await runner.run(...)` in a request of a service."""
+        self._running: dict[ActiveRun, Callable[[], object]] = {}
+        """These, and those in the task of their caller (`await runner.run(...)` in a request); what ends each."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the service."""
         self._left: anyio.Event | None = None
+        """Somebody waits until no run is left."""
 
     def check(self, run_id: str | None) -> None:
         """Refuse a run that may not begin.
@@ -63,18 +64,19 @@ class Lifetime:
         if not self.taking:
             msg = "this runner is shutting down and takes no more runs: ask another one, or again when it is back"
             raise BusyError(msg, retry_after=self._drain_seconds)
-        if run_id in self._by_id:
+        if run_id in self._live:
             msg = f"run {run_id!r} is already running in this process: wait for it, or cancel it"
             raise JournalError(msg)
 
-    def add(self, live: LiveRun[Any, Any]) -> None:
+    def add(self, active: ActiveRun, live: LiveRun[Any, Any]) -> None:
         """Keep a run until it has ended."""
 
         def ended(_: asyncio.Task[None]) -> None:
-            del self._by_id[live.run_id]
-            self._note()
+            del self._live[live.run_id]
+            self._leave(active)
 
-        self._by_id[live.run_id] = live
+        self._live[live.run_id] = live
+        self._running[active] = live.task.cancel
         live.task.add_done_callback(ended)
 
     async def within(self, active: ActiveRun) -> Run[Any, Any]:
@@ -86,32 +88,33 @@ class Lifetime:
         if self._loop is not asyncio.get_running_loop():
             return await active.complete()
         with anyio.CancelScope() as scope:
-            self._awaited[active] = scope
+            self._running[active] = scope.cancel
             try:
                 return await active.complete()
             finally:
-                del self._awaited[active]
-                self._note()
+                self._leave(active)
         raise active.cancelled("" if self.taking else ": this runner is shutting down")
 
-    def _note(self) -> None:
-        """Wake the shutdown, which waits until no run is left."""
-        if self._left is not None:
+    def _leave(self, active: ActiveRun) -> None:
+        del self._running[active]
+        if self._left is not None and not self._running:
             self._left.set()
+            self._left = None
 
     def get(self, run_id: str) -> LiveRun[Any, Any] | None:
-        return self._by_id.get(run_id)
+        return self._live.get(run_id)
 
     def cancel(self) -> None:
         """End every run now."""
-        for live in self._by_id.values():
-            live.task.cancel()
+        for end in list(self._running.values()):
+            end()
 
     async def wait(self) -> None:
         """Wait until no run is left, also of those that begin meanwhile; cancelling the wait cancels the runs."""
         try:
-            while self._by_id:
-                await asyncio.wait([live.task for live in self._by_id.values()])
+            while self._running:
+                self._left = self._left or anyio.Event()
+                await self._left.wait()
         except asyncio.CancelledError:
             self.cancel()
             with anyio.CancelScope(shield=True):
@@ -119,21 +122,20 @@ class Lifetime:
             raise
 
     @asynccontextmanager
-    async def span(self, runner: TakesUp) -> AsyncGenerator[None]:
-        """Around the whole life of a service."""
+    async def span(self, journal: Journal | None, take_up: TakeUp) -> AsyncGenerator[None]:
+        """Around the whole life of a service, which may *take_up* interrupted runs."""
         self.taking = True
+        self._loop = asyncio.get_running_loop()
+        finishing = self._loop.create_task(finish_interrupted(journal, take_up, self._attempts, self._at_once))
+        obeying = self._loop.create_task(self._obey(journal))
         draining: list[asyncio.Task[None]] = []
 
         def drain() -> None:
             self.taking = False
             finishing.cancel()
             if not draining:
-                draining.append(asyncio.create_task(self._drain(), name="stagegraph drain"))
+                draining.append(asyncio.create_task(self._drain()))
 
-        taking_up = finish_interrupted(runner, self._attempts, self._at_once)
-        finishing = asyncio.create_task(taking_up, name="stagegraph resume")
-        obeying = asyncio.create_task(self._obey(runner.journal), name="stagegraph cancels")
-        self._loop = asyncio.get_running_loop()
         try:
             with _on_signal(drain):
                 yield
@@ -143,41 +145,29 @@ class Lifetime:
             obeying.cancel()
             await asyncio.wait([obeying])
             self._loop = None
-            if runner.journal is not None:
-                await runner.journal.put()
+            if journal is not None:
+                await journal.put()
 
     async def _drain(self) -> None:
         """Wait for the running runs, then cancel them; recorded ones can be resumed."""
         with anyio.move_on_after(self._drain_seconds):
-            await self._ended()
-        self.cancel()
-        for scope in self._awaited.values():
-            scope.cancel()
-        await self._ended()
-
-    async def _ended(self) -> None:
-        while self._by_id or self._awaited:
-            self._left = anyio.Event()
-            await self._left.wait()
+            await self.wait()
 
     async def _obey(self, journal: Journal | None) -> None:
         """Cancel the runs here that another process wants to cancel."""
         while journal is not None:
             await anyio.sleep(_LOOK_EVERY)
-            if not (self._by_id or self._awaited):
+            if not self._running:
                 continue
             try:
                 wishes = {(row.run_id, row.segment) for row in await journal.cancels()}
             except JournalError as error:
                 _log.warning("runs cannot be cancelled from other processes just now: %s", error)
                 continue
-            for live in list(self._by_id.values()):
-                if (live.run_id, live.segment) in wishes:
-                    live.stop()
-            for active, scope in self._awaited.items():
+            for active, end in list(self._running.items()):
                 if (active.spec.run_id, active.state.segment) in wishes:
                     active.state.cancel_requested = True
-                    scope.cancel()
+                    end()
 
 
 @contextmanager

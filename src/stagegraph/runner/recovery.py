@@ -9,18 +9,18 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from stagegraph.agent.durable import unanswered_in
 from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import DamagedError, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.rows import GIVEN_UP, DamagedError, Journal, Labels, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stagegraph")
 
-GIVEN_UP = "GivenUp"
-"""The error type of a run that is not resumed any more."""
 _LOOK_EVERY = 2.0
 """Seconds between two looks for interrupted runs."""
 _LONGEST_DELAY = 300.0
@@ -93,14 +91,8 @@ def _state(node: Node[Any, Any]) -> dict[str, object]:
     }
 
 
-class TakesUp(Protocol):
-    """The part of a runner that resumes interrupted runs."""
-
-    journal: Journal | None
-
-    def take_up(self, row: RunRow) -> Coroutine[None, None, object] | None:
-        """Finish an interrupted run, if its graph is known here."""
-        ...
+TakeUp = Callable[[RunRow], Coroutine[None, None, object] | None]
+"""Finishes an interrupted run, if its graph is known; else it returns `None`."""
 
 
 def counted(row: RunRow) -> RunRow:
@@ -131,34 +123,33 @@ async def give_up(journal: Journal, row: RunRow, status: Status, why: str | None
     return ended
 
 
-async def finish_interrupted(runner: TakesUp, attempts: int, at_once: int | None) -> None:
+async def finish_interrupted(journal: Journal | None, take_up: TakeUp, attempts: int, at_once: int | None) -> None:
     """Finish the runs that a crash or a shutdown interrupts, here or in another process, until this is cancelled.
 
     Other processes may do the same. A run whose process has crashed more than *attempts* times is given up, since the
     run may be the reason. *at_once* is how many are finished at the same time.
     """
-    if runner.journal is None or attempts == 0:
+    if journal is None or attempts == 0:
         return
-    finisher = _Finisher(runner, runner.journal, attempts)
+    finisher = _Finisher(journal, take_up, attempts)
     seats = asyncio.Semaphore(at_once or _MANY)
     async with asyncio.TaskGroup() as group:
         while True:
             for row in await finisher.interrupted():
                 await seats.acquire()
-                group.create_task(finisher.take_up(row)).add_done_callback(lambda _: seats.release())
+                group.create_task(finisher.finish(row)).add_done_callback(lambda _: seats.release())
             await asyncio.sleep(_LOOK_EVERY)
 
 
 class _Finisher:
     """Takes up interrupted runs, each once at a time."""
 
-    def __init__(self, runner: TakesUp, journal: Journal, attempts: int) -> None:
-        self._runner = runner
+    def __init__(self, journal: Journal, take_up: TakeUp, attempts: int) -> None:
         self._journal = journal
+        self._take_up = take_up
         self._attempts = attempts
-        self._going: set[str] = set()
-        self._failures: dict[str, tuple[float, float]] = {}
-        """Run id -> when it may be tried again, and how long that was put off."""
+        self._later: dict[str, tuple[float, float]] = {}
+        """Run id -> when it may be tried again, not before its end if it is tried now, and how long it was put off."""
         self._unknown: set[str] = set()
         """The runs of graphs that are not known here."""
 
@@ -170,26 +161,31 @@ class _Finisher:
             _log.warning("interrupted runs cannot be looked for just now: %s", error)
             return []
         now = time.monotonic()
-        free = [row for row in reversed(rows) if row.run_id not in self._going]
-        return [row for row in free if self._failures.get(row.run_id, (now, 0))[0] <= now]
+        return [row for row in reversed(rows) if self._later.get(row.run_id, (now, 0))[0] <= now]
 
-    async def take_up(self, row: RunRow) -> None:
-        self._going.add(row.run_id)
+    async def finish(self, row: RunRow) -> None:
+        """Take up a run and wait for its end; if that fails, it is tried again after a longer delay each time."""
+        self._later[row.run_id] = inf, self._later.get(row.run_id, (0.0, _LOOK_EVERY / 2))[1]
         try:
             await self._finish(row)
         except DamagedError as error:
             self._put_off(row, "could not be taken up", error)
         except JournalError as error:
             _log.info("run %s was not taken up: %s", row.run_id, error)  # another process was first
-        except ReplayError as error:
-            self._failures[row.run_id] = (inf, inf)  # it would be the same error every time
+            del self._later[row.run_id]
+        except ReplayError as error:  # it would be the same error every time
             _log.warning("run %s was not taken up: %s", row.run_id, error)
         except StagegraphError as error:
             self._put_off(row, "was taken up and ended without an output", error)
         except Exception as error:  # noqa: BLE001 - the next one may do better
             self._put_off(row, "could not be taken up", error)
-        finally:
-            self._going.discard(row.run_id)
+        else:
+            del self._later[row.run_id]
+
+    def _put_off(self, row: RunRow, what: str, error: Exception) -> None:
+        delay = min(2 * self._later[row.run_id][1], _LONGEST_DELAY)
+        self._later[row.run_id] = time.monotonic() + delay, delay
+        _log.error("run %s of %s %s: %s", row.run_id, row.graph, what, error, exc_info=error)
 
     async def _finish(self, row: RunRow) -> None:
         crashes = counted(row).read_labels().crashes
@@ -200,7 +196,7 @@ class _Finisher:
             )
             await give_up(self._journal, row, "failed", why)
             _log.error("run %s of %s is given up: %s", row.run_id, row.graph, why)
-        elif (finishing := self._runner.take_up(row)) is not None:
+        elif (finishing := self._take_up(row)) is not None:
             await finishing
         elif row.run_id not in self._unknown:
             self._unknown.add(row.run_id)
@@ -210,13 +206,6 @@ class _Finisher:
                 row.run_id,
                 row.graph,
             )
-
-    def _put_off(self, row: RunRow, what: str, error: Exception) -> None:
-        """Try a run again later, if it is still interrupted then, each time after a longer delay."""
-        _, delay = self._failures.get(row.run_id, (0.0, _LOOK_EVERY / 2))
-        delay = min(2 * delay, _LONGEST_DELAY)
-        self._failures[row.run_id] = (time.monotonic() + delay, delay)
-        _log.error("run %s of %s %s: %s", row.run_id, row.graph, what, error, exc_info=error)
 
 
 async def resumed_spec(
@@ -296,26 +285,26 @@ def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) 
 
 def _check_whole(row: RunRow, prompts: Prompts | PromptSource | None, *, anew: bool) -> None:
     """Refuse to resume a run whose input or prompts the record does not hold, unless they are given *anew*."""
-    gone = row.read_labels().redacted
-    if row.input_whole == "" and not anew:
+    run_id, gone = row.run_id, row.read_labels().redacted
+    if not anew and row.input_whole == "":
         msg = (
-            f"the record of run {row.run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
-            f"has no JSON: give it again, as in `resume({row.run_id!r}, input=...)` or `stagegraph resume --input`"
+            f"the record of run {run_id!r} does not hold its whole input, since a part is a secret, is excluded or "
+            f"has no JSON: give it again, as in `resume({run_id!r}, input=...)` or `stagegraph resume --input`"
         )
-        raise ReplayError(msg)
-    if "input" in gone and not anew:
+    elif not anew and "input" in gone:
         msg = (
-            f"`redact=` changed the input of run {row.run_id!r} when it was recorded, so the run cannot go on with it: "
-            f"give it again, as in `resume({row.run_id!r}, input=...)`, or run it anew with the whole input; "
-            f"`replay={row.run_id!r}` gives it the answers that were recorded"
+            f"`redact=` changed the input of run {run_id!r} when it was recorded, so the run cannot go on with it: "
+            f"give it again, as in `resume({run_id!r}, input=...)`, or run it anew with the whole input; "
+            f"`replay={run_id!r}` gives it the answers that were recorded"
         )
-        raise ReplayError(msg)
-    if "prompts" in gone and prompts is None:
+    elif "prompts" in gone and prompts is None:
         msg = (
-            f"`redact=` changed the prompts of run {row.run_id!r} when they were recorded: "
+            f"`redact=` changed the prompts of run {run_id!r} when they were recorded: "
             "say with which it is to go on, as in `resume(..., prompts=...)`"
         )
-        raise ReplayError(msg)
+    else:
+        return
+    raise ReplayError(msg)
 
 
 def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object]:

@@ -186,8 +186,9 @@ class Runner:
 
     def _start(self, spec: RunSpec, *, patient: bool = False) -> LiveRun[Any, Any]:
         log = EventLog(spec.run_id, _BUFFERED_EVENTS)
-        live: LiveRun[Any, Any] = LiveRun(self._open(spec, log, patient=patient), log)
-        self._lifetime.add(live)
+        active = self._open(spec, log, patient=patient)
+        live: LiveRun[Any, Any] = LiveRun(active, log)
+        self._lifetime.add(active, live)
         return live
 
     def live(self, run_id: str) -> LiveRun[Any, Any] | None:
@@ -222,7 +223,7 @@ class Runner:
     @asynccontextmanager
     async def _service(self) -> AsyncGenerator[None]:
         try:
-            async with self._lifetime.span(self):
+            async with self._lifetime.span(self.journal, self.take_up):
                 yield
         finally:
             if self.tracing is not None:

@@ -6,11 +6,11 @@ import asyncio
 import gc
 import inspect
 import logging
-import math
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stagegraph.service")
 
 _BYTES_PER_CALL = 2_500
+_LITTLE = 50_000
+"""Bytes that the event loop counts, or writes, without a thread, which takes longer."""
 _FOLLOWED = 8
 """How many runs of other processes keep their events, for readers that reconnect."""
 _POLL_EVERY = 0.25
@@ -84,54 +86,70 @@ class Access:
         """Keep a run after its end, until *remember* other runs have ended, or its memory is needed for them."""
 
         def ended(_: object) -> None:
-            self._add(self._ended, live.run_id, (live, 0), self._remember)
-            weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
-            weighing.add_done_callback(weighed)
+            size = _bytes_of(live, _LITTLE)
+            self._add(self._ended, live.run_id, (live, size), self._remember)
+            if size <= _LITTLE:
+                self._forget()
+            else:
+                weighing = asyncio.get_running_loop().run_in_executor(None, _bytes_of, live, self._remember_bytes)
+                weighing.add_done_callback(weighed)
 
         def weighed(done: asyncio.Future[int]) -> None:
             if live.run_id in self._ended and not done.cancelled():
                 self._ended[live.run_id] = live, done.result()
-            alone = 0 if self.runner.journal is not None else 1  # without a journal, the newest is nowhere else
-            while sum(size for _, size in self._ended.values()) > self._remember_bytes and len(self._ended) > alone:
-                self._ended.popitem(last=False)
+            self._forget()
 
         live.task.add_done_callback(ended)
+
+    def _forget(self) -> None:
+        """Forget ended runs until the others have their memory; without a journal, the newest is nowhere else."""
+        alone = 0 if self.runner.journal is not None else 1
+        while sum(size for _, size in self._ended.values()) > self._remember_bytes and len(self._ended) > alone:
+            self._ended.popitem(last=False)
+
+    def is_little(self, found: LiveRun[Any, Any] | RunRow) -> bool:
+        """Whether a run has ended here and takes little memory, so that the event loop may write it."""
+        kept, size = self._ended.get(found.run_id, (None, inf))
+        return kept is found and size <= _LITTLE
 
     @property
     def by_user(self) -> bool:
         """Whether each user sees own runs alone."""
         return self._policy is only_its_user
 
-    async def may_see(self, row: RunRow, user: str | None) -> bool:
-        """Whether a user may see a run of the journal."""
-        labels = row.read_labels()
-        run = RunRef(run_id=row.run_id, graph=row.graph, user_id=labels.user_id, session_id=labels.session_id)
-        return await self._allows(user, run)
+    async def may_see(self, found: LiveRun[Any, Any] | RunRow, user: str | None) -> bool:
+        """Whether the policy lets a user see a run."""
+        about = found if isinstance(found, LiveRun) else found.read_labels()
+        run = RunRef(run_id=found.run_id, graph=found.graph, user_id=about.user_id, session_id=about.session_id)
+        policy: Callable[..., Any] = self._policy  # its code may be untyped, so that what it returns is checked
+        allowed = run.graph == self.graph.__node__.name and policy(user, run)
+        if inspect.isawaitable(allowed):
+            allowed = await allowed
+        if not isinstance(allowed, bool):
+            _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
+        return allowed is True
 
     def here(self, run_id: str) -> LiveRun[Any, Any] | None:
         """A run of this process that is running, or that ended recently; whether a user may see it is not checked."""
         return self.runner.live(run_id) or self._ended.get(run_id, (None, 0))[0]
 
-    async def find(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | RunRow:
+    async def _begun(self, run_id: str) -> LiveRun[Any, Any] | RunRow | None:
         """A run of this process, or the row of any other one.
 
         It is also the row of a run that was suspended in this process, which another one may have resumed since.
+        """
+        here, journal = self.here(run_id), self.runner.journal
+        if journal is None or (here is not None and not (here.done and here.run.status == "suspended")):
+            return here
+        return await journal.run(run_id) or self.here(run_id)  # it may have begun while the journal was read
+
+    async def find(self, run_id: str, user: str | None) -> LiveRun[Any, Any] | RunRow:
+        """A run that a user may see.
 
         Raises:
-            Problem: there is no such run, or this user may not see it.
+            Problem: there is no such run, or this user may not see it: the same, so that ids cannot be probed.
         """
-        found, journal = self.here(run_id), self.runner.journal
-        if found is None or (found.done and journal is not None and found.run.status == "suspended"):
-            row = None if journal is None else await journal.run(run_id)
-            if row is None:
-                raise _unknown(run_id)
-            if not await self.may_see(row, user):
-                raise _unknown(run_id)
-            return row
-        run = RunRef(run_id=run_id, graph=found.graph, user_id=found.user_id, session_id=found.session_id)
-        if not await self._allows(user, run):
-            raise _unknown(run_id)
-        return found
+        return await self._seen(run_id, await self._begun(run_id), user)
 
     async def repeated(self, asked: Repeatable, user: str | None) -> LiveRun[Any, Any] | RunRow | None:
         """The run that an earlier request with the same key has begun.
@@ -139,12 +157,18 @@ class Access:
         Raises:
             Problem: it had another body.
         """
-        journal = self.runner.journal
-        recorded = self.here(asked.run_id) or (None if journal is None else await journal.run(asked.run_id))
-        if recorded is None and self.here(asked.run_id) is None:  # nor was it begun while the journal was read
+        begun = await self._begun(asked.run_id)
+        if begun is None:
             return None
-        found = await self.find(asked.run_id, user)
+        found = await self._seen(asked.run_id, begun, user)
         asked.check(found.metadata if isinstance(found, LiveRun) else found.read_labels().metadata)
+        return found
+
+    async def _seen(
+        self, run_id: str, found: LiveRun[Any, Any] | RunRow | None, user: str | None
+    ) -> LiveRun[Any, Any] | RunRow:
+        if found is None or not await self.may_see(found, user):
+            raise Problem(404, "unknown-run", f"there is no run {run_id} that you may see")
         return found
 
     def events(self, found: LiveRun[Any, Any] | RunRow) -> JournalEvents:
@@ -159,7 +183,7 @@ class Access:
         await self.journal.put(CancelRow(run_id=row.run_id, segment=row.segment))
         return await self.end_of(row, seconds)
 
-    async def end_of(self, row: RunRow, seconds: float = math.inf) -> RunRow:
+    async def end_of(self, row: RunRow, seconds: float = inf) -> RunRow:
         """The row of a run once no process runs it any more, or as it is after *seconds*."""
         with anyio.move_on_after(seconds):
             while row.shown_status == "running":
@@ -185,16 +209,6 @@ class Access:
         while len(kept) > most:
             kept.popitem(last=False)
 
-    async def _allows(self, user: str | None, run: RunRef) -> bool:
-        """Whether the policy lets a user see a run; else the answer is 404, so that ids cannot be probed."""
-        policy: Callable[..., Any] = self._policy  # its code may be untyped, so that what it returns is checked
-        allowed = run.graph == self.graph.__node__.name and policy(user, run)
-        if inspect.isawaitable(allowed):
-            allowed = await allowed
-        if not isinstance(allowed, bool):
-            _log.warning("policy= returned %s, which allows nothing: it has to be a bool", type(allowed).__name__)
-        return allowed is True
-
 
 def _bytes_of(live: LiveRun[Any, Any], enough: int) -> int:
     """About how much memory a run that has ended takes: its values, and the rest of each call with its events."""
@@ -207,7 +221,3 @@ def _bytes_of(live: LiveRun[Any, Any], enough: int) -> int:
             size += sys.getsizeof(value)
             values += gc.get_referents(value)
     return size
-
-
-def _unknown(run_id: str) -> Problem:
-    return Problem(404, "unknown-run", f"there is no run {run_id} that you may see")

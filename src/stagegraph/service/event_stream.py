@@ -47,7 +47,7 @@ class EventStream(StreamingResponse):
         complete = False
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._cancel_if_left, receive, group.cancel_scope)
+                group.start_soon(cancel_if_left, receive, group.cancel_scope)
                 await self.stream_response(send)
                 complete = True
                 group.cancel_scope.cancel()
@@ -57,16 +57,12 @@ class EventStream(StreamingResponse):
             if not complete and self._on_leave is not None:
                 self._on_leave()
 
-    @staticmethod
-    async def _cancel_if_left(receive: Receive, scope: anyio.CancelScope) -> None:
-        await disconnected(receive)
-        scope.cancel()
 
-
-async def disconnected(receive: Receive) -> None:
-    """Wait until the client of a request leaves."""
+async def cancel_if_left(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Wait until the client of a request leaves, and end what *scope* is around."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from stagegraph.data.call import ShownStatus
 from stagegraph.record.calls import listed
-from stagegraph.record.rows import RunFilter
-from stagegraph.runner.recovery import GIVEN_UP
+from stagegraph.record.rows import GIVEN_UP, RunFilter
 
 from .bodies import Spent
 

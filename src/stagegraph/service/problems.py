@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Response
 from fastapi.exceptions import RequestValidationError
-from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from stagegraph.data.call import Cause
 from stagegraph.record.rows import DamagedError
-from stagegraph.record.run import InputError, LimitError, Run, RunError
-from stagegraph.schema.errors import BusyError, JournalError, StageError
+from stagegraph.record.run import Run
+from stagegraph.schema.errors import BusyError, JournalError
 
 _log = logging.getLogger("stagegraph.service")
 
@@ -49,6 +49,17 @@ _TITLES = {
     503: "The service cannot run this now",
     504: "The run took too long",
 }
+
+
+_FAILURES: dict[Cause | None, tuple[int, str, str]] = {
+    "input": (422, "invalid", "the input does not fit the input type of the graph"),
+    "limit": (500, "limit", "the run reached a limit of what it may spend"),
+    "seconds": (504, "timeout", "the run exceeded its time limit"),
+    "timeout": (504, "timeout", "a call exceeded its time limit"),
+    "model": (502, "model", "a model gave no usable answer"),
+    None: (500, "failed", "the run failed"),
+}
+"""Why a run failed -> the status, the kind and the detail of the response."""
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -131,55 +142,18 @@ def _pointer(place: tuple[int | str, ...]) -> str:
     return "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in place)
 
 
-def problem_of_run(error: RunError, run_id: str, *, ready: bool) -> Problem:
-    """The response to a run without an output, by what its caller can do about it."""
-    if error.attached and error.run.status == "cancelled":
-        if ready:
-            return Problem(409, "cancelled", "the run was cancelled", run_id=run_id)
+def problem_of_run(run: Run[Any, Any], *, ready: bool = True) -> Problem:
+    """The response to a run without an output, by what its caller can do about it.
+
+    *ready* is whether the runner that ran it accepts runs; one that shuts down has cancelled it.
+    """
+    if run.status == "cancelled" and not ready:
         text = "the service is shutting down; it resumes the run after its restart, if it has a journal"
-        return Problem(503, "interrupted", text, headers={"Retry-After": "5"}, run_id=run_id)
-    _log.info("run %s failed: %s", run_id, type(error).__name__)
-    if isinstance(error, InputError):
-        return Problem(422, "invalid", "the input does not fit the input type of the graph", run_id=run_id)
-    if isinstance(error, LimitError):
-        if error.timed_out:
-            return Problem(504, "timeout", "the run exceeded its time limit", run_id=run_id)
-        return Problem(500, "limit", "the run reached a limit of what it may spend", run_id=run_id)
-    failures = error.failures
-    place = f" at `{failures[0].key}`" if failures and failures[0].key else ""
-    causes = list(_causes(error))
-    if any(isinstance(cause, TimeoutError) for cause in causes):
-        return Problem(504, "timeout", f"a call exceeded its time limit{place}", run_id=run_id)
-    if any(isinstance(cause, (ModelAPIError, AgentRunError)) for cause in causes):
-        return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run_id)
-    who = "stage" if any(isinstance(cause, StageError) for cause in causes) else "run"
-    return Problem(500, "failed", f"the {who} failed{place}", run_id=run_id)
-
-
-def problem_of_record(run: Run[Any, Any]) -> Problem:
-    """The same from the record of a run, which has the names of errors."""
-    failures = run.failures()
-    error = failures[0].error if failures else run.error
-    place = f" at `{failures[0].key}`" if failures and failures[0].key else ""
-    kind = "" if run.error is None else run.error.type
+        return Problem(503, "interrupted", text, headers={"Retry-After": "5"}, run_id=run.id)
     if run.status == "cancelled":
         return Problem(409, "cancelled", "the run was cancelled", run_id=run.id)
-    if kind == InputError.__name__:
-        return Problem(422, "invalid", "the input does not fit the input type of the graph", run_id=run.id)
-    if kind == LimitError.__name__:
-        return Problem(500, "limit", "the run reached a limit of what it may spend", run_id=run.id)
-    if error is not None and error.type.endswith(("TimeoutError", "CallTimeout")):
-        return Problem(504, "timeout", f"a call exceeded its time limit{place}", run_id=run.id)
-    if error is not None and error.transient:
-        return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run.id)
-    return Problem(500, "failed", f"the run failed{place}", run_id=run.id)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that, and so on."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__
+    cause = None if run.error is None else run.error.cause
+    status, kind, text = _FAILURES[cause]
+    failed = run.failures() if cause in {"timeout", "model", None} else []
+    place = f" at `{failed[0].key}`" if failed and failed[0].key else ""
+    return Problem(status, kind, text + place, run_id=run.id)

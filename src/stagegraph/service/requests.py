@@ -51,13 +51,7 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
 
             async def handler(request: Request) -> Response:
                 try:
-                    limited = _limited(request, max_body)
-                    _check_origin(request)
-                    content = await _body(limited, body_seconds)
-                    if content and "content-type" not in request.headers:  # any web page may send such a request
-                        raise _not_json()
-                    _check_text(content)
-                    return await handle(limited)
+                    return await handle(await _checked(request, max_body, body_seconds))
                 except Exception as error:
                     if _has_handler(error, request):
                         raise
@@ -94,30 +88,51 @@ def _has_handler(error: Exception, request: Request) -> bool:
     return bool(packages - {"fastapi", "starlette"})
 
 
-def _not_json() -> Problem:
-    return Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
+async def _checked(request: Request, limit: int, seconds: float) -> Request:
+    """The request with its body, which was read.
 
+    Raises:
+        Problem: the body is too large, no JSON or late, or the page of another site sent the request.
+    """
+    too_large = Problem(413, "too-large", f"the limit of a body is {limit} bytes")
+    not_json = Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
+    declared, media_type = request.headers.get("content-length", ""), request.headers.get("content-type")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    if request.method == "POST":
+        if media_type is None:
+            _check_origin(request)
+        elif _JSON.fullmatch(media_type.partition(";")[0].strip().lower()) is None:
+            raise not_json
+    size = 0
 
-async def _body(request: Request, seconds: float) -> bytes:
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise too_large
+        return message
+
+    limited, content = Request(request.scope, receive), None
     with anyio.move_on_after(seconds):
-        return await request.body()
-    raise Problem(408, "timeout", f"the body has not come in {seconds} s", headers={"Connection": "close"})
-
-
-def _is_json(content_type: str) -> bool:
-    return _JSON.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+        content = await limited.body()
+    if content is None:
+        raise Problem(408, "timeout", f"the body has not come in {seconds} s", headers={"Connection": "close"})
+    if content and media_type is None:  # any web page may send such a request
+        raise not_json
+    _check_text(content)
+    return limited
 
 
 def _check_origin(request: Request) -> None:
-    """Refuse what the page of another site can send without asking: a POST whose content is not declared to be JSON.
+    """Refuse what the page of another site can send without asking: a POST whose content has no declared type.
 
     Before a browser sends JSON to another site, it asks, and the app's CORS decides.
 
     Raises:
         Problem: the request is of that kind.
     """
-    if request.method != "POST" or _is_json(request.headers.get("content-type", "")):
-        return
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     elsewhere = site not in {None, "same-origin", "none"} or (
         site is None and origin is not None and urlsplit(origin).netloc != request.headers.get("host")
@@ -125,32 +140,6 @@ def _check_origin(request: Request) -> None:
     if elsewhere:
         text = "a page of another site may not do this: it sends JSON, with `Content-Type: application/json`"
         raise Problem(403, "cross-origin", text)
-
-
-def _limited(request: Request, limit: int) -> Request:
-    """The same request, which reads at most *limit* bytes.
-
-    Raises:
-        Problem: its headers declare a longer body, or another media type than JSON.
-    """
-    too_large = Problem(413, "too-large", f"the limit of a body is {limit} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    if request.method == "POST" and not _is_json(request.headers.get("content-type", "application/json")):
-        raise _not_json()
-    read = 0
-
-    async def receive() -> Message:
-        nonlocal read
-        message = await request.receive()
-        if message["type"] == "http.request":
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise too_large
-        return message
-
-    return Request(request.scope, receive)
 
 
 def _check_text(body: bytes) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.dependencies.utils import get_dependant
 from fastapi.params import Depends as Dependency
 from fastapi.routing import APIRoute
@@ -19,12 +19,11 @@ from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import DeclarationError
 
 from .access import Access, Policy, only_its_user
-from .bodies import Answers, FeedbackBody, GraphInfo, Health, graph_info, view_type
-from .endpoints import Asked, Endpoints
+from .bodies import Health, view_type
+from .endpoints import Asked, Endpoints, LastEventId, Wait
 from .event_stream import EventFormat
-from .listing import RunList, Wanted, list_runs
 from .problems import documented
-from .repeats import Key, Repeatable
+from .repeats import Key
 from .requests import route_class
 
 _log = logging.getLogger("stagegraph.service")
@@ -32,13 +31,6 @@ _log = logging.getLogger("stagegraph.service")
 Hook = Callable[..., Any]
 """A FastAPI dependency: a function whose parameters FastAPI fills in."""
 Responses = dict[int | str, dict[str, Any]]
-RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:~-]{1,128}$", description="The run's id.")]
-Wait = Annotated[bool, Query(description="Whether to respond when the run has ended; otherwise 202 at once.")]
-After = Annotated[
-    str, Query(pattern=r"^(-1|([0-9]{1,9}-)?[0-9]{1,16})$", description="The id of the last event that the client has.")
-]
-LastEventId = Annotated[str | None, Header(description="The id of the last event that the client has.")]
-
 _EVENT = {
     "type": "object",
     "required": ["id", "event", "data"],
@@ -55,10 +47,6 @@ _STREAM: Responses = {
     200: {"description": "The events of the run.", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
 _REFUSED = documented(403, 408, 413, 415, 422, 429, 500, 502, 503, 504)
-
-
-async def _none() -> None:
-    """The value of a hook that is not given."""
 
 
 def router(
@@ -129,8 +117,8 @@ def router(
     outer.include_router(_health(runner, route))
     try:
         outer.include_router(
-            _runs(graph, endpoints, route, user=user or _none, session=session or _none, deps=deps or _none),
-            dependencies=[*dependencies, *([Depends(user)] if user is not None else [])],
+            _runs(graph, endpoints, route, [*_noted("session", session), *_noted("deps", deps)]),
+            dependencies=[*dependencies, *_noted("user", user)],
         )
     except Exception as error:
         types = f"{graph.__node__.input_type.name} or {graph.__node__.output_type.name}"
@@ -139,14 +127,20 @@ def router(
     return outer
 
 
-def _id_of(hook: Hook) -> Hook:
-    """The id that a hook returns as text, as it is in the journal: a `UUID` would match no run after a restart."""
+def _noted(name: str, hook: Hook | None) -> list[Dependency]:
+    """A dependency that notes what a hook returns, if there is one.
+
+    An id is noted as the text that it is in the journal: a `UUID` would match no run after a restart.
+    """
+    if hook is None:
+        return []
     given = Depends(hook)
 
-    async def text(found: Any = given) -> str | None:
-        return found if found is None or isinstance(found, str) else str(found)
+    async def note(request: Request, found: Any = given) -> None:
+        as_it_is = name == "deps" or found is None or isinstance(found, str)
+        setattr(Asked.by(request), name, found if as_it_is else str(found))
 
-    return text
+    return [Depends(note)]
 
 
 def _yields(hook: Hook) -> str | None:
@@ -177,95 +171,43 @@ def _health(runner: Runner, route: type[APIRoute]) -> APIRouter:
     return api
 
 
-def _asked(graph: str, who: Any, in_session: Any, with_deps: Any) -> Hook:
-    """A dependency: who asks for a run, and with what."""
-
-    async def asked(
-        request: Request, key: Key = None, user_id: Any = who, session_id: Any = in_session, run_deps: Any = with_deps
-    ) -> Asked:
-        repeatable = None if key is None else await Repeatable.of(request, key, graph, user_id)
-        return Asked(user_id, session_id, run_deps, repeatable)
-
-    return asked
-
-
-def _runs(
-    graph: Node[Any, Any], endpoints: Endpoints, route: type[APIRoute], *, user: Hook, session: Hook, deps: Hook
-) -> APIRouter:
+def _runs(graph: Node[Any, Any], endpoints: Endpoints, route: type[APIRoute], begins: list[Dependency]) -> APIRouter:
+    """The endpoints of runs; *begins* is for those that begin or resume one."""
     api = APIRouter(tags=[graph.__node__.name], route_class=route)
     view = view_type(graph)
-    begins: Responses = {202: {"model": view, "description": "The run is running, or waits for answers."}}
-    who, with_deps = Depends(_id_of(user)), Depends(deps)
-    by = Depends(_asked(graph.__node__.name, who, Depends(_id_of(session)), with_deps))
+    begun: Responses = {202: {"model": view, "description": "The run is running, or waits for answers."}}
+    ending: Responses = {202: {"model": view, "description": "The run is still ending."}}
 
-    async def create(request: Request, value: Any, wait: Wait = True, asked: Any = by) -> Response:
+    async def create(request: Request, value: Any, wait: Wait = True, key: Key = None) -> Response:
         """Run the graph on the body, and wait for its output unless `wait=false`."""
-        live = await endpoints.start(value, asked)
-        return await endpoints.answer(live, request, wait=wait, keyed=asked.repeatable is not None)
+        return await endpoints.create(request, value, key, wait=wait)
 
     async def create_stream(
+        request: Request,
         value: Any,
         deltas: Annotated[bool, Query(description="Whether to send text as the models write it.")] = False,
         last_event_id: LastEventId = None,
-        asked: Any = by,
+        key: Key = None,
     ) -> Response:
         """Run the graph on the body, and send its events as they happen."""
-        live = await endpoints.start(value, asked, deltas=deltas)
-        return await endpoints.streamed(live, asked, None if asked.repeatable is None else last_event_id)
+        return await endpoints.create_stream(request, value, key, last_event_id, deltas=deltas)
 
     as_json = WrapValidator(lambda data, _: graph.__node__.input_type.load(data))  # FastAPI validates as Python data
     body = Annotated[graph.__node__.input_type.type, as_json, Body(description=f"The input of {graph.__node__.name}.")]
     create.__annotations__["value"] = create_stream.__annotations__["value"] = body
-    api.post("/runs", response_model=view, responses={**begins, **documented(409), **_REFUSED})(create)
-    api.post("/runs/stream", response_class=Response, responses={**_STREAM, **documented(409), **_REFUSED})(
-        create_stream
-    )
-
-    @api.get("/runs", responses=documented(409, 422, 503))
-    async def listed(wanted: Annotated[Wanted, Depends()], user_id: Any = who) -> RunList:
-        """The runs that the user may see, the newest first, a page at a time."""
-        return await list_runs(endpoints.access, user_id, wanted)
-
-    @api.get("/runs/{run_id}", response_model=view, responses=documented(404, 422, 500, 503))
-    async def read(run_id: RunId, user_id: Any = who) -> Response:
-        """The state of a run, with its output if it has one."""
-        return await endpoints.state(run_id, user_id)
-
-    @api.get("/runs/{run_id}/events", response_class=Response, responses={**_STREAM, **documented(404, 422, 503)})
-    async def events(
-        run_id: RunId, after: After = "-1", last_event_id: LastEventId = None, user_id: Any = who
-    ) -> Response:
-        """The events of a run from its beginning, or after the last one that the client has."""
-        return await endpoints.events(run_id, user_id, last_event_id, after)
-
-    ending: Responses = {202: {"model": view, "description": "The run is still ending."}}
-    failed = documented(403, 404, 408, 409, 413, 415, 422, 500, 503)
-
-    @api.post("/runs/{run_id}/cancel", response_model=view, responses={**ending, **failed})
-    async def cancel(run_id: RunId, user_id: Any = who) -> Response:
-        """Cancel a run, in whichever process it is; a run that has ended stays as it is."""
-        return await endpoints.cancel(run_id, user_id)
-
-    @api.post("/runs/{run_id}/answers", response_model=view, responses={**begins, **documented(404, 409), **_REFUSED})
-    async def answers(  # noqa: PLR0917
-        request: Request,
-        run_id: RunId,
-        given: Answers,
-        wait: Wait = True,
-        user_id: Any = who,
-        run_deps: Any = with_deps,
-    ) -> Response:
-        """Answer what a suspended run waits for, and resume it."""
-        return await endpoints.resume(request, run_id, user_id, given.answers, run_deps, wait=wait)
-
-    @api.post("/runs/{run_id}/feedback", status_code=204, responses=documented(403, 404, 408, 409, 413, 415, 422, 503))
-    async def score(run_id: RunId, given: FeedbackBody, user_id: Any = who) -> None:
-        """Score a run, or one call of it."""
-        await endpoints.score(run_id, user_id, given)
-
-    @api.get("/graph")
-    async def declared() -> GraphInfo:
-        """What the graph declares: its nodes, its types, and a drawing in Mermaid."""
-        return graph_info(graph)
-
+    starts = {**documented(409), **_REFUSED}
+    api.post("/runs", response_model=view, responses={**begun, **starts}, dependencies=begins)(create)
+    stream: Responses = {**_STREAM, **starts}
+    api.post("/runs/stream", response_class=Response, responses=stream, dependencies=begins)(create_stream)
+    api.get("/runs", responses=documented(409, 422, 503))(endpoints.listed)
+    api.get("/runs/{run_id}", response_model=view, responses=documented(404, 422, 500, 503))(endpoints.read)
+    followed: Responses = {**_STREAM, **documented(404, 422, 503)}
+    api.get("/runs/{run_id}/events", response_class=Response, responses=followed)(endpoints.events)
+    failed = documented(403, 404, 408, 409, 413, 415, 422, 503)
+    cancelled: Responses = {**ending, **failed, **documented(500)}
+    api.post("/runs/{run_id}/cancel", response_model=view, responses=cancelled)(endpoints.cancel)
+    resumed: Responses = {**begun, **starts, **documented(404)}
+    api.post("/runs/{run_id}/answers", response_model=view, responses=resumed, dependencies=begins)(endpoints.answers)
+    api.post("/runs/{run_id}/feedback", status_code=204, responses=failed)(endpoints.score)
+    api.get("/graph")(endpoints.declared)
     return api
