@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent, ImageUrl
+from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ThinkingPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from typing_extensions import TypedDict
@@ -26,6 +27,7 @@ from stagegraph import (
     Graph,
     InputError,
     Limits,
+    Node,
     ReplayError,
     Run,
     RunError,
@@ -38,6 +40,7 @@ from stagegraph import (
 )
 from stagegraph.journal import MemoryJournal
 from stagegraph.record.rows import RunRecord
+from stagegraph.record.run import stored_run
 
 
 class Mood(Enum):
@@ -469,3 +472,43 @@ async def test_an_error_text_of_any_kind_is_written() -> None:
     again = Run.from_json(run.to_json().encode(), half_fails)
     assert again.root.error is not None
     assert again.root.error.message == "x\\udcff"
+
+
+@step
+async def waits(seconds: float) -> float:
+    if seconds < 0:
+        raise TimeoutError(seconds)
+    await asyncio.sleep(seconds)
+    return 1 / seconds
+
+
+def no_model(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    del messages, info
+    raise ModelHTTPError(503, "m")
+
+
+@pytest.mark.parametrize(
+    ("node", "given", "limits", "cause"),
+    [
+        (waits, "soon", None, "input"),
+        (waits, 3600.0, Limits(seconds=0.01), "seconds"),
+        (Stage(str, Agent(FunctionModel(no_model), name="asks")), "x", Limits(requests=0), "limit"),
+        (Stage(str, Agent(FunctionModel(no_model), name="asks")), "x", None, "model"),
+        (waits, -1.0, None, "timeout"),
+        (waits, 0.0, None, None),
+    ],
+    ids=["input", "seconds", "limit", "model", "timeout", "own fault"],
+)
+async def test_what_kind_of_failure_ended_a_run_is_recorded(
+    node: Node[Any, Any], given: object, limits: Limits | None, cause: str | None
+) -> None:
+    """Who reads the run knows it as well as who waited for it."""
+    journal = MemoryJournal()
+    with pytest.raises(RunError) as caught:
+        await Runner(journal=journal, limits=limits).run(node, given)
+    run = caught.value.run
+    row = await journal.run(run.id)
+    assert row is not None
+    stored = await stored_run(journal, row, node)
+    again = Run.from_json(run.to_json(), node)
+    assert [one.error.cause for one in (run, stored, again) if one.error] == [cause] * 3

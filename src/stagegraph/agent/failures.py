@@ -31,6 +31,7 @@ from stagegraph.schema.types import type_name
 from .call import MODEL, AnswerTooLongError, AttemptTimeoutError
 
 if TYPE_CHECKING:
+    from stagegraph.data.call import Cause
     from stagegraph.nodes.stage import Stage
     from stagegraph.record.run import Run
 
@@ -108,6 +109,14 @@ def is_transient(error: BaseException) -> bool:
     """Whether a provider or the network caused *error* and waiting may help."""
     cause = provider_error_in(error)
     return cause is not None and not is_lasting(cause)
+
+
+def cause_of(error: BaseException) -> Cause | None:
+    """What kind of failure ended a run, if it was a limit of time or a model."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, TimeoutError) for cause in causes):
+        return "timeout"
+    return "model" if any(isinstance(cause, AgentRunError) for cause in causes) else None
 
 
 def is_retryable(error: Exception) -> bool:

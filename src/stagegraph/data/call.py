@@ -30,6 +30,9 @@ Kind = Literal["stage", "step", "graph"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
 ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
 """The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
+Cause = Literal["input", "limit", "seconds", "timeout", "model"]
+"""Why a run failed, where that is known: its input does not fit; it reached a limit of what it may spend, or of its
+seconds; a call took too long; a model gave no usable answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class CallError:
     origin: str | None = field(default=None, compare=False)
     """The key of the call that first raised the exception: the failed call itself, or one below it. `None` if the
     record does not have it."""
+    cause: Cause | None = field(default=None, compare=False)
+    """What kind of failure it was; for the error of a run only."""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

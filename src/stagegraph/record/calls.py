@@ -269,8 +269,9 @@ def error_of(row: RunRow | CallRow) -> CallError | None:
     """The error of a run or a call that failed."""
     if row.error_type is None:
         return None
-    transient, origin = (row.transient, row.origin) if isinstance(row, CallRow) else (False, None)
-    return CallError(row.error_type, row.error or "", transient, origin)
+    if isinstance(row, RunRow):
+        return CallError(row.error_type, row.error or "", cause=row.read_labels().cause)
+    return CallError(row.error_type, row.error or "", row.transient, row.origin)
 
 
 def feedback_of(row: FeedbackRow) -> Feedback:

@@ -16,7 +16,7 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SkipValidation, TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from stagegraph.data.call import Kind, ShownStatus, Status
+from stagegraph.data.call import Cause, Kind, ShownStatus, Status
 from stagegraph.schema.errors import DeclarationError, JournalError
 from stagegraph.schema.schema import plain
 from stagegraph.schema.types import is_mapping
@@ -62,6 +62,8 @@ class Labels:
     """What this run alone may spend: the fields of `Limits` that are set."""
     replay: str | None = None
     """The id of the run whose outputs it may use."""
+    cause: Cause | None = None
+    """`CallError.cause` of the run's error."""
     redacted: tuple[str, ...] = ()
     """The columns that `redact=` changed, and without which the run cannot be resumed."""
 

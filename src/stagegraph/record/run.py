@@ -149,7 +149,8 @@ class Run(Generic[In, Out]):
             calls = call_rows(self.root, self.tree, self.id, self.pending)
         except ValueError as error:
             raise RunError(str(error)) from error
-        labels = Labels(**{name: getattr(self, name) for name in OF_CALLER})
+        of_caller: dict[str, Any] = {name: getattr(self, name) for name in OF_CALLER}
+        labels = Labels(**of_caller, cause=None if self.error is None else self.error.cause)
         root = next(row for row in calls if row.parent is None)
         run = RunRow(
             run_id=self.id,

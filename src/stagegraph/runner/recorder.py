@@ -208,13 +208,14 @@ class Recorder:
         usage, cost = total(self._state.calls.values())
         output = run.tree.root.__node__.output_type.recorded(run.output) if run.status == "succeeded" else None
         labels, now = self._row.read_labels(), self._state.clock.seconds(perf_counter())
+        cause = None if run.error is None else run.error.cause
         await self._journal.put(
             *([] if self._ledger is None else [self._ledger.as_row(self._row.run_id)]),
             replace(
                 self._row,
                 status="running" if left else run.status,
                 duration=max(0.0, now - self._row.started),
-                labels=replace(labels, ended=(*labels.ended, now)).to_json(),
+                labels=replace(labels, ended=(*labels.ended, now), cause=cause).to_json(),
                 output=None if output is None else output.plain,
                 output_whole=None if output is None else output.whole,
                 error_type=run.error.type if run.error is not None else None,

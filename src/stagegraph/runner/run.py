@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import ValidationError
 
-from stagegraph.data.call import Call, CallError, Status
+from stagegraph.agent.failures import cause_of
+from stagegraph.data.call import Call, CallError, Cause, Status
 from stagegraph.data.events import RunFinished, RunStarted
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.current import Suspended
@@ -122,7 +123,8 @@ class ActiveRun:
         if cause is None:
             return await self._ended("succeeded")
         error = _run_error(cause, self._executor.origin_of, self.record(), never_awaited=self.state.never_awaited())
-        error.attach(await self._ended("failed", CallError(type(error).__name__, str(error))))
+        ended = CallError(type(error).__name__, str(error), cause=_cause_of(error, cause))
+        error.attach(await self._ended("failed", ended))
         raise error from (cause if cause is not error else cause.__cause__)
 
     async def _broken_off(self, error: BaseException) -> None:
@@ -287,6 +289,16 @@ def _run_error(
     calls = "call" if others == 1 else "calls"
     more = f" (and {others} more failed {calls}, see `error.failures`)" if others else ""
     return RunError(f"{run.graph} failed{text if text.startswith(' at') else ':' + text}{more}")
+
+
+def _cause_of(error: RunError, cause: Exception) -> Cause | None:
+    match error:
+        case InputError():
+            return "input"
+        case LimitError():
+            return "seconds" if error.timed_out else "limit"
+        case _:
+            return cause_of(cause)
 
 
 def _placed(text: str, place: str | None) -> str:
