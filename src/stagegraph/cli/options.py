@@ -112,7 +112,7 @@ async def find_run(journal: Journal, name: str, *, graph: str | None = None) -> 
     elif exact := await journal.run(name):
         return exact
     else:
-        found = [row for row in await journal.runs(RunFilter(limit=100_000)) if row.run_id.startswith(name)]
+        found = [row for row in await journal.runs(RunFilter(limit=None)) if row.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
     msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"

@@ -13,19 +13,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from math import inf
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, R, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
-from .tables import TABLES, R, row_of
+from .search import search
+from .tables import TABLES, row_of
 from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
@@ -178,25 +179,11 @@ class SqliteJournal:
         return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        status = "running" if wanted.interrupted else wanted.status
-        running = "AND status = 'running'" if status == "running" else ""  # written out for the index of those
-        until = wanted.until if wanted.before is None else min(wanted.before[0], wanted.until or inf)
-        asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, until, until)
-        query = f"""
-            SELECT * FROM runs WHERE (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
-            AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC, run_id DESC
-        """  # noqa: S608 - no word of it is given
+        query, values = search(wanted)
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
-            found: list[RunRow] = []
-            for row in self._sound(RunRow, connection.execute(query, encodable(asked))):
-                scores = connection.execute("SELECT * FROM feedback WHERE run_id = ?", (row.run_id,))
-                seen = self._seen(row)
-                if wanted.matches(seen, self._sound(FeedbackRow, scores)):
-                    found.append(seen)
-                if len(found) >= wanted.limit:
-                    break
-            return found
+            sound = self._sound(RunRow, connection.execute(query, encodable(values)))
+            return list(islice((row for row in map(self._seen, sound) if wanted.describes(row)), wanted.limit))
 
         return await self._in_thread(read)
 

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
-from stagegraph.data.usage import USAGE, ModelUse, summed
+from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import Record, plain
 from stagegraph.schema.serialize import escaped, json_of, without_json
@@ -73,6 +73,7 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
             input_whole=given.whole,
             output_whole=None if output is None else output.whole,
             started=call.started.timestamp(),
+            duration=call.duration,
             cost="0",
             pending=dump_pending(asked[call.key]) if call.key in asked else None,
             **same,
@@ -143,7 +144,8 @@ class _Reader:
         children = tuple(self.call(child, inside) for child in inside.pop(row.key, ()))
         node = self._node(row)
         input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
-        usage, cost = USAGE.validate_json(row.usage), self._cost(row)
+        usage = NO_MODEL.usage if row.usage == "{}" else USAGE.validate_json(row.usage)
+        cost = self._cost(row)
         if children:
             own = [ModelUse(usage, unpriced=cost is None)] if row.kind == "stage" else []
             usage, cost = summed((*own, *children))
@@ -163,6 +165,7 @@ class _Reader:
             usage=usage,
             cost=cost,
             started=datetime.fromtimestamp(row.started, UTC),
+            duration=row.duration,
             messages=messages,
             children=children,
             **same,
@@ -191,16 +194,16 @@ class _Reader:
         return any(one is not None and one.__node__.kind != "graph" for one in above) or GUEST in path
 
     def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None, whole: str | None) -> Any:
-        data = json.loads(text or "null")
+        text = text or "null"
         if schema is None:
-            return data
+            return json.loads(text)
         try:
-            return schema.recall(data, whole)
+            return schema.recall_json(text, whole)
         except ValueError as error:
             # A failed call may have failed because of its input; a hidden part may be what the type requires.
             if self._strict and row.status == "succeeded" and whole != "" and not schema.traits.hides:
                 raise self._misfit(row, what, f"is no {schema.name}", error) from error
-            return data
+            return json.loads(text)
 
     @property
     def _name(self) -> str:

@@ -21,8 +21,9 @@ from stagegraph.schema.serialize import escaped
 
 from .calls import call_rows, error_of, feedback_of, root_call, rows_so_far
 from .edges import follow_contents, follow_values
+from .labels import OF_CALLER, Labels
 from .mermaid import run_chart
-from .rows import FORMAT, OF_CALLER, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
+from .rows import FORMAT, CallRow, FeedbackRow, Journal, RunRecord, RunRow
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage

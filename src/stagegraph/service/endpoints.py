@@ -16,9 +16,9 @@ from starlette.responses import Response
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import FeedbackRow, RunRow
+from stagegraph.record.rows import CORRECTION, FeedbackRow, RunRow
 from stagegraph.record.run import ReplayError, Run, RunError, run_of, stored_run
-from stagegraph.record.source import CORRECTION, corrected
+from stagegraph.record.source import corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import GIVEN_UP, give_up

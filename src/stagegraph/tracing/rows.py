@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from stagegraph.data.call import Kind, Status, key_order
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
-from stagegraph.record.source import CORRECTION, RunRows
+from stagegraph.record.rows import CORRECTION
+from stagegraph.record.source import RunRows
 from stagegraph.schema.types import is_list
 
 from .attributes import USAGE_PARTS, is_reserved, without_prefix

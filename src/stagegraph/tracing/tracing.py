@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
-from stagegraph.record.source import CORRECTION
+from stagegraph.record.rows import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
 from .attributes import Names, observation_id, score_id, trace_id
