@@ -27,11 +27,13 @@ _SAY_AFTER = 1.0
 """Seconds of waiting for another writer after which it is said."""
 _MILLISECONDS_WITHOUT_WRITERS = 200
 """How long the end of a checkpoint may wait for readers while writers wait for it."""
-_PAGES_PER_STEP = 200
-"""Pages that are given back to the file system in one transaction."""
+_FEWEST_PAGES = 200
+"""Pages that are given back to the file system in one transaction; fewer take as long."""
 _FEW_PAGES = 5_000
 """How large an older file may be that is written anew on an event loop: that takes a part of a second."""
 _ALL = 2**32
+TURN = 0.05
+"""Seconds that a transaction of a long work keeps others from writing, unless one step of it takes longer."""
 PAUSE = 0.02
 """Seconds between short transactions of a long work, in which others may write."""
 _INCREMENTAL = 2
@@ -291,13 +293,18 @@ def free_pages(connection: sqlite3.Connection) -> int:
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:
-    """Give back the space of deleted rows, in short transactions; a few pages at a time, or it would take for ever.
+    """Give back the space of deleted rows, in short transactions.
 
-    Where the file was made by an older version, and could not be written anew, it is kept for new rows.
+    It is fast as long as few pages are free: SQLite goes through all of them for each one. A file that was made by an
+    older version, and could not be written anew, keeps them for new rows.
     """
     if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL:
-        for _ in range(0, pages, _PAGES_PER_STEP):
-            connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")  # `execute` stops after one
+        step = _FEWEST_PAGES
+        while pages > 0:
+            began = time.monotonic()
+            connection.executescript(f"PRAGMA incremental_vacuum({step})")  # `execute` stops after one
+            pages -= step
+            step = max(_FEWEST_PAGES, int(step * TURN / (time.monotonic() - began)))
             time.sleep(PAUSE)
 
 

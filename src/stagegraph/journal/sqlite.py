@@ -22,7 +22,7 @@ import anyio.to_thread
 from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, R, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
+from .file import PAUSE, TURN, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .search import search
@@ -31,10 +31,6 @@ from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
-
-_SECONDS_OF_A_TRANSACTION = 0.05
-"""How long `prune` keeps others from writing each time, unless a single run takes longer."""
-
 
 DEFAULT_PATH = ".stagegraph/runs.db"
 
@@ -233,7 +229,7 @@ class SqliteJournal:
             while doomed and not stopped.is_set():
                 free = free_pages(connection)
                 with self._file.transaction(connection):
-                    until = time.monotonic() + _SECONDS_OF_A_TRANSACTION
+                    until = time.monotonic() + TURN
                     while doomed and time.monotonic() < until:
                         run_id = doomed.popleft()
                         if read(connection, run_id) == {run_id: found[run_id]}:  # else it has gone on meanwhile
