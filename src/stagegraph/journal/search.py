@@ -13,7 +13,7 @@ _NUMBER = "CASE value WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE CAST(value AS 
 
 
 def search(wanted: RunFilter) -> tuple[str, tuple[object, ...]]:
-    """The query for the rows of runs, the newest first, with its values.
+    """The condition for the rows of runs and their order, the newest first, with its values.
 
     It may find more: of what is in a run's labels, and of who holds it, the row itself tells.
     """
@@ -33,9 +33,9 @@ def search(wanted: RunFilter) -> tuple[str, tuple[object, ...]]:
     if limited or wanted.feedback is not None:
         named = ("name != ?", CORRECTION) if wanted.feedback is None else ("name = ?", wanted.feedback)
         scores, values = _where([named, ("value NOT LIKE '\"%'", () if limited else None), *limits])
-        asked.append((f"run_id IN (SELECT run_id FROM feedback{scores})", values))  # noqa: S608 - our own words
+        asked.append((f"run_id IN (SELECT run_id FROM feedback WHERE {scores})", values))  # noqa: S608 - our own words
     conditions, values = _where(asked)
-    return f"SELECT * FROM runs{conditions} ORDER BY started DESC, run_id DESC", values  # noqa: S608
+    return f"{conditions} ORDER BY started DESC, run_id DESC", values
 
 
 def _where(asked: Iterable[tuple[str, object]]) -> tuple[str, tuple[object, ...]]:
@@ -46,4 +46,4 @@ def _where(asked: Iterable[tuple[str, object]]) -> tuple[str, tuple[object, ...]
         if value is not None:
             conditions.append(condition)
             values += value if is_sequence(value) else (value,)
-    return " WHERE " * bool(conditions) + " AND ".join(conditions), tuple(values)
+    return " AND ".join(conditions) or "TRUE", tuple(values)

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
-from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, R, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
 from .file import PAUSE, TURN, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .redact import Redact, redacted
 from .search import search
-from .tables import TABLES, row_of
+from .tables import TABLES, R, row_of
 from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
@@ -175,10 +175,11 @@ class SqliteJournal:
         return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        query, values = search(wanted)
+        where, values = search(wanted)
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
-            sound = self._sound(RunRow, connection.execute(query, encodable(values)))
+            found = connection.execute(f"SELECT * FROM runs WHERE {where}", encodable(values))  # noqa: S608 - our own words
+            sound = self._sound(RunRow, found)
             return list(islice((row for row in map(self._seen, sound) if wanted.describes(row)), wanted.limit))
 
         return await self._in_thread(read)

@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Callable, Container
 from dataclasses import MISSING, fields
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, R, Row, RunRow, row_from
+from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow, check_row
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
@@ -31,14 +31,18 @@ _INDEXES = {
 }
 _SQL_TYPES = {"int": "INTEGER", "Seconds": "REAL", "bool": "INTEGER"}
 _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
-_MAY_BE_EMPTY = {
-    row_type: {field.name for field in fields(row_type) if field.default is not MISSING} for row_type in TABLES
+_DEFAULTS = {
+    row_type: {field.name: field.default for field in fields(row_type) if field.default is not MISSING}
+    for row_type in TABLES
 }
-"""The columns that have a default."""
+"""The value of an empty column."""
+_FLAGS = {row_type: [field.name for field in fields(row_type) if field.type == "bool"] for row_type in TABLES}
 _OF_STAGES_AND_FAILURES = {
     *("error_type", "error", "origin", "transient", "source", "input_whole", "output_whole"),
     *("usage", "attempts", "messages", "prompt", "pending"),
 }
+
+R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 
 
 class Statement(NamedTuple):
@@ -74,9 +78,15 @@ def row_of(row_type: type[R], found: sqlite3.Row) -> R:
     Raises:
         DamagedError: a journal writes no such row.
     """
-    empty = _MAY_BE_EMPTY[row_type]
-    columns = zip(found.keys(), found, strict=True)
-    return row_from(row_type, {name: value for name, value in columns if value is not None or name not in empty})
+    there: dict[str, Any] = dict(zip(found.keys(), found, strict=True))
+    values: dict[str, Any] = {name: there.get(name) for name in _NAMES[row_type]}  # others may add columns
+    for name, default in _DEFAULTS[row_type].items():
+        if values[name] is None:  # also a column that a file of an older version lacks, which is only read
+            values[name] = default
+    check_row(row_type, values)
+    for flag in _FLAGS[row_type]:
+        values[flag] = bool(values[flag])
+    return row_type(**values)
 
 
 def missing_in(connection: sqlite3.Connection) -> list[str]:

@@ -194,16 +194,16 @@ class _Reader:
         return any(one is not None and one.__node__.kind != "graph" for one in above) or GUEST in path
 
     def _value(self, row: CallRow, what: str, schema: Schema | None, text: str | None, whole: str | None) -> Any:
-        text = text or "null"
+        data = json.loads(text or "null")
         if schema is None:
-            return json.loads(text)
+            return data
         try:
-            return schema.recall_json(text, whole)
+            return schema.recall(data, whole)
         except ValueError as error:
             # A failed call may have failed because of its input; a hidden part may be what the type requires.
             if self._strict and row.status == "succeeded" and whole != "" and not schema.traits.hides:
                 raise self._misfit(row, what, f"is no {schema.name}", error) from error
-            return json.loads(text)
+            return data
 
     @property
     def _name(self) -> str:

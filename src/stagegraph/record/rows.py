@@ -267,7 +267,7 @@ Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
 R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 
 
-def row_from(row_type: type[R], values: Mapping[str, Any]) -> R:
+def check_row(row_type: type[R], values: Mapping[str, Any]) -> R:
     """A row from the columns of a table: disks fail, and other programs write into files.
 
     Raises:

@@ -237,17 +237,13 @@ class Schema:
         return self.adapter.validate_python(fields, by_alias=False, by_name=True)
 
     def recall(self, data: object, whole: str | None = None) -> Any:
-        """The same as `recall_json`, from plain data."""
-        return self.recall_json("" if whole else json.dumps(data), whole)
-
-    def recall_json(self, text: str, whole: str | None = None) -> Any:
-        """Read a record: its plain JSON, and its second form where it has one.
+        """Read a record: its plain data, and its second form where it has one.
 
         Raises:
             ValueError: it cannot be read back.
         """
         try:
-            return self._whole.read(whole) if whole else self._recalled(text)
+            return self._whole.read(whole) if whole else self._recalled(json.dumps(data))
         except ValueError:
             raise
         except Exception as error:
