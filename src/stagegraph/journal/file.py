@@ -252,23 +252,11 @@ def recognise(path: Path, *, may_be_empty: bool = False) -> int:
         sqlite3.Error, OSError: it cannot be read.
     """
     with closing(connect(path, timeout=0, read_only=True)) as connection:
-        version = _version(path, connection)
-    if version == 0 and not may_be_empty:
-        msg = f"{path}: an empty file, no journal yet; choose another file"
-        raise JournalError(msg)
-    return version
-
-
-def _version(path: Path, connection: sqlite3.Connection) -> int:
-    """The version of a journal's tables; 0 for an empty database.
-
-    Raises:
-        JournalError: the file is not a journal, or of a newer version.
-    """
-    found = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
-    if found != APPLICATION_ID and not (found == 0 and empty):
+        found, version, tables = (
+            connection.execute(question).fetchone()[0]
+            for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+        )
+    if found != APPLICATION_ID and (found or tables):
         msg = f"{path}: a database of another program, not a journal; choose another file"
         raise JournalError(msg)
     if version > VERSION:
@@ -276,6 +264,9 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
             f"{path}: written by a newer stagegraph (schema {version}, this one reads {VERSION}); "
             "upgrade stagegraph, or choose another file"
         )
+        raise JournalError(msg)
+    if found != APPLICATION_ID and not may_be_empty:
+        msg = f"{path}: an empty file, no journal yet; choose another file"
         raise JournalError(msg)
     return version if found == APPLICATION_ID else 0
 

@@ -108,14 +108,11 @@ def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool
     Raises:
         ValueError: a row cannot be read, or (*strict*) does not fit *tree*; the message names the call.
     """
-    found = call_tree(calls, tree, strict=strict)
-    if found is not None:
-        return found
     node = tree.root.__node__
     name = "" if node.kind == "graph" else node.name
     same: dict[str, Any] = {name: getattr(row, name) for name in _OF_RUN}
     begun = CallRow(key=name, path=name, kind=node.kind, parent=None, position=0, cost="0", **same)
-    return _Reader(tree, strict=strict).call(begun, {})
+    return call_tree(calls, tree, strict=strict) or _Reader(tree, strict=strict).call(begun, {})
 
 
 def call_tree(rows: Iterable[CallRow], tree: Tree | None, *, strict: bool = False) -> Call | None:
