@@ -153,6 +153,6 @@ def prunable(runs: Iterable[Prunable], *, older_than: float | None, keep: int | 
     """
     free = sorted((run for run in runs if not run.held), key=lambda run: run.ended)
     ended = [run for run in free if run.status not in _RESUMABLE]
-    surplus = set() if keep is None else {run.run_id for run in ended[: max(0, len(ended) - max(keep, 0))]}
+    surplus = {run.run_id for run in ended[: max(0, len(ended) - max(keep, 0))]} if keep is not None else set[str]()
     before = -inf if older_than is None else time.time() - older_than
     return [run.run_id for run in free if run.ended < before or run.run_id in surplus]

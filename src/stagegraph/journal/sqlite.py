@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
+from stagegraph.data.files import DEFAULT_JOURNAL
 from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
@@ -31,8 +32,6 @@ from .writer import Writer, encodable, write_one
 
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
-
-DEFAULT_PATH = ".stagegraph/runs.db"
 
 
 class SqliteJournal:
@@ -63,7 +62,7 @@ class SqliteJournal:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] = DEFAULT_PATH,
+        path: str | os.PathLike[str] = DEFAULT_JOURNAL,
         *,
         redact: Redact | None = None,
         timeout: float = 60.0,
@@ -73,7 +72,7 @@ class SqliteJournal:
             msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
             raise DeclarationError(msg)
         self.path = Path(path)
-        if path == DEFAULT_PATH and not read_only:
+        if path == DEFAULT_JOURNAL and not read_only:
             self.path.parent.mkdir(exist_ok=True)
         self._redact = redact
         self._damaged: set[str] = set()

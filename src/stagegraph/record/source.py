@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -88,8 +88,8 @@ def _moment(value: datetime | timedelta | None) -> float | None:
     return None if value is None else value.timestamp()
 
 
-_Given = tuple[str, str | None]
-"""What tells one input from another: its content, and its class where the declared type leaves that open."""
+class _UnusableError(Exception):
+    """Why a call gives no example."""
 
 
 class RunSource(ABC):
@@ -122,8 +122,8 @@ class RunSource(ABC):
 
     async def _read(
         self, graph: Node[In, Out], wanted: RunFilter
-    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float], Mapping[str, set[str]]]]:
-        """The runs, each with the moments when it was resumed, and the keys of calls whose values it does not hold."""
+    ) -> AsyncGenerator[tuple[Run[In, Out], RunRow, list[CallRow]]]:
+        """The runs, each with its rows."""
         count = 0
         if wanted.limit is not None and wanted.limit <= 0:
             return
@@ -138,11 +138,7 @@ class RunSource(ABC):
                 if not (graph.__node__.input_type.is_instance(run.input) and accepted):
                     self.skipped["a run does not fit the graph's types any more"] += 1
                     continue
-                lost = {
-                    name: {call.key for call in calls if getattr(call, f"{name}_whole") == ""}
-                    for name in ("input", "output")
-                }
-                yield run, row.read_labels().resumed, lost
+                yield run, row, calls
                 count += 1
                 if count == wanted.limit:
                     return
@@ -179,71 +175,65 @@ class RunSource(ABC):
         of_runs = replace(wanted, limit=None)
         if stage is not None:
             of_runs = replace(of_runs, feedback=None, min_score=None, max_score=None)
-        found: dict[_Given, Example[Any]] = {}
+        found: dict[tuple[str, str | None], Example[Any]] = {}
         input_type = (graph if stage is None else stage).__node__.input_type
         async with aclosing(self._read(graph, of_runs)) as runs:
-            async for run, resumed, lost in runs:
-                calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
-                for call in calls:
+            async for run, row, recorded in runs:
+                rows = {one.key: one for one in recorded}
+                for call in [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]:
                     about = [
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
-                    if stage is None or wanted.has_score(about):
-                        self._add(self._example(run, call, about, resumed, lost), input_type, found)
+                    if stage is not None and not wanted.has_score(about):
+                        continue
+                    try:
+                        example = _example(run, row, call, rows.get(call.key), about)
+                    except _UnusableError as why:
+                        self.skipped[str(why)] += 1
+                        continue
+                    # Its content tells one input from another, and its class where the declared type leaves that open.
+                    given = digest_of(example.input), input_type.recorded(example.input).whole
+                    before = found.get(given)
+                    if before is not None:
+                        self.skipped["the same input again"] += 1
+                    if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
+                        found[given] = example
                 if wanted.limit is not None and len(found) >= wanted.limit:
                     break
         return list(found.values())[: max(0, wanted.limit) if wanted.limit is not None else None]
 
-    def _add(self, example: Example[Any] | None, type_: Schema, found: dict[_Given, Example[Any]]) -> None:
-        """Keep one example of each input: one with a correction, or else the newest."""
-        if example is None:
-            return
-        given = digest_of(example.input), type_.recorded(example.input).whole
-        before = found.get(given)
-        if before is not None:
-            self.skipped["the same input again"] += 1
-        if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
-            found[given] = example
 
-    def _example(
-        self,
-        run: Run[Any, Any],
-        call: Call,
-        about: Sequence[Feedback],
-        resumed: Sequence[float],
-        lost: Mapping[str, set[str]],
-    ) -> Example[Any] | None:
-        node = run.tree.nodes[call.path].__node__
-        if call.key in lost["input"]:
-            self.skipped["the record does not hold the whole input"] += 1
-            return None
-        if not node.input_type.is_instance(call.input):
-            self.skipped["an input does not fit its type any more"] += 1
-            return None
-        corrections = [one for one in about if one.name == CORRECTION]
-        if corrections:
-            try:
-                expected = corrected(corrections[-1].value, node.output_type)
-            except ValueError:
-                self.skipped["a correction does not fit the output type"] += 1
-                return None
-        elif not call.ok:
-            self.skipped["it failed, and nobody corrected it"] += 1
-            return None
-        elif call.key in lost["output"]:
-            self.skipped["the record does not hold the whole output"] += 1
-            return None
-        elif not node.output_type.is_instance(call.output):
-            self.skipped["an output does not fit its type any more"] += 1
-            return None
-        else:
-            expected = call.output
-        scores = {one.name: one.value for one in about if one.name != CORRECTION}
-        metadata: dict[str, Any] = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
-        if segment := sum(moment <= call.started.timestamp() for moment in resumed):
-            metadata["segment"] = segment
-        name = digest_of([run.id, call.key])
-        return Example(call.input, expected, name, metadata)
+def _example(
+    run: Run[Any, Any], row: RunRow, call: Call, recorded: CallRow | None, about: Sequence[Feedback]
+) -> Example[Any]:
+    """The example of a call, whose row is *recorded*, with the scores that are *about* it."""
+    node = run.tree.nodes[call.path].__node__
+    corrections = [one for one in about if one.name == CORRECTION]
+    problem = ""
+    if recorded is not None and recorded.input_whole == "":
+        problem = "the record does not hold the whole input"
+    elif not node.input_type.is_instance(call.input):
+        problem = "an input does not fit its type any more"
+    elif not (corrections or call.ok):
+        problem = "it failed, and nobody corrected it"
+    elif not corrections and recorded is not None and recorded.output_whole == "":
+        problem = "the record does not hold the whole output"
+    elif not (corrections or node.output_type.is_instance(call.output)):
+        problem = "an output does not fit its type any more"
+    if problem:
+        raise _UnusableError(problem)
+    expected = call.output
+    if corrections:
+        try:
+            expected = corrected(corrections[-1].value, node.output_type)
+        except ValueError:
+            msg = "a correction does not fit the output type"
+            raise _UnusableError(msg) from None
+    scores = {one.name: one.value for one in about if one.name != CORRECTION}
+    metadata: dict[str, Any] = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
+    if segment := sum(moment <= call.started.timestamp() for moment in row.read_labels().resumed):
+        metadata["segment"] = segment
+    return Example(call.input, expected, digest_of([run.id, call.key]), metadata)
 
 
 class JournalRuns(RunSource):
