@@ -15,7 +15,7 @@ from browser import chromium
 from stagegraph import Graph, Runner, fan_out, feedback, settle, step
 from stagegraph.draw import page_of, run_page
 from stagegraph.journal import CallRow, MemoryJournal, RunRow
-from stagegraph.record.rows import Labels
+from stagegraph.record.labels import Labels
 
 pytestmark = [pytest.mark.browser, pytest.mark.anyio]
 

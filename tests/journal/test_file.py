@@ -225,7 +225,7 @@ async def test_runs_of_an_older_version_go_on(tmp_path: Path, version: int) -> N
         ("asks", "suspended"),
         ("crashed", "running"),
     }
-    assert [row.run_id for row in await looking.runs(RunFilter(interrupted=True))] == ["crashed"]
+    assert [row.run_id for row in await looking.runs(RunFilter(status="interrupted"))] == ["crashed"]
     assert len(await looking.calls("done")) == 3
     await looking.aclose()
     assert path.read_bytes() == before

@@ -36,7 +36,9 @@ from stagegraph import (
     settle,
     step,
 )
-from stagegraph.journal import Journal, RunFilter, SqliteJournal
+from stagegraph.journal import FeedbackRow, Journal, RunFilter, RunRow, SqliteJournal
+from stagegraph.record.labels import Labels
+from stagegraph.record.rows import EXPERIMENT
 
 
 class Text(BaseModel):
@@ -250,6 +252,61 @@ async def test_scores_are_stored_with_the_run(journal: Journal, model: Model) ->
             await feedback(name, "x", 1, key=key, runner=runner)
     with pytest.raises(DeclarationError, match="finite"):
         await feedback("r", "x", float("nan"), runner=runner)
+
+
+LISTED = [
+    ("one", "Flow", "succeeded", {"user_id": "ann", "tags": ("a", "b"), "metadata": {"odd": float("nan")}}),
+    ("two", "Flow", "failed", {"user_id": 'q"\\', "session_id": "s", "tags": ("b",)}),
+    ("three", "Other", "running", {"metadata": {EXPERIMENT: {"name": "e"}}}),
+    ("four", "Flow", "running", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({}, "four three two one"),
+        ({"limit": 2}, "four three"),
+        ({"limit": None, "graph": "Flow"}, "four two one"),
+        ({"status": "failed"}, "two"),
+        ({"status": "running"}, "four"),
+        ({"status": "interrupted"}, "three"),
+        ({"since": 2.0, "until": 3.0}, "three two"),
+        ({"before": (3.0, "three")}, "two one"),
+        ({"before": (3.0, "zz")}, "three two one"),
+        ({"user": "ann"}, "one"),
+        ({"user": 'q"\\'}, "two"),
+        ({"session": "s"}, "two"),
+        ({"tags": ("b",)}, "two one"),
+        ({"tags": ("a", "b")}, "one"),
+        ({"experiments": False}, "four two one"),
+        ({"feedback": "good"}, "two one"),
+        ({"feedback": "good", "min_score": 1}, "one"),
+        ({"feedback": "correction", "max_score": 9.0}, "two"),
+        ({"min_score": 0.5}, "one"),
+        ({"max_score": 0.5}, "three two"),
+        ({"feedback": "word", "min_score": 0}, ""),
+    ],
+    ids=str,
+)
+async def test_runs_are_found(journal: Journal, wanted: dict[str, Any], found: str) -> None:
+    """By what a run is, by its labels and by its scores: the newest first, and the same in every journal."""
+    for place, (name, graph, status, labels) in enumerate(LISTED, 1):
+        own, text = journal.owner if name == "four" else None, Labels(**labels).to_json()
+        row = RunRow(run_id=name, graph=graph, status=status, started=place, input="1", labels=text, owner=own)
+        await journal.put(row)
+    for place, (run, name, value) in enumerate(
+        [
+            ("one", "good", "true"),
+            ("two", "good", "0.25"),
+            ("two", "correction", "7"),
+            ("three", "bad", "false"),
+            ("four", "word", '"5"'),
+        ]
+    ):
+        score = FeedbackRow(id=str(place), run_id=run, key=None, name=name, value=value, comment=None, time=1.0)
+        await journal.put(score)
+    assert [row.run_id for row in await journal.runs(RunFilter(**wanted))] == found.split()
 
 
 async def test_a_run_id_is_taken_once(journal: Journal, model: Model) -> None:

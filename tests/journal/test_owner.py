@@ -43,9 +43,9 @@ async def test_an_owner_without_a_lock_holds_nothing(journal: Journal, owner: st
     """Such a run is interrupted: it is listed, resumed and forgotten like any other."""
     for run_id in ("one", "two"):
         await interrupted(journal, run_id, owner)
-    assert {row.run_id for row in await journal.runs(RunFilter(interrupted=True))} == {"one", "two"}
+    assert {row.run_id for row in await journal.runs(RunFilter(status="interrupted"))} == {"one", "two"}
     assert (await Runner(journal=journal).resume("one", graph=Echo())).output == "x"
-    assert [row.run_id for row in await journal.runs(RunFilter(interrupted=True))] == ["two"]
+    assert [row.run_id for row in await journal.runs(RunFilter(status="interrupted"))] == ["two"]
     assert await journal.prune(keep=0) == 1
     assert await journal.prune(older_than=-1) == 1
 
@@ -55,7 +55,7 @@ async def test_a_run_of_a_living_owner_stays_with_it(journal: Journal) -> None:
     await interrupted(journal, "r", journal.owner)
     with pytest.raises(JournalError, match="already running"):
         await Runner(journal=journal).resume("r", graph=Echo())
-    assert await journal.runs(RunFilter(interrupted=True)) == []
+    assert await journal.runs(RunFilter(status="interrupted")) == []
     assert await journal.prune(older_than=-1) == 0
     assert await owner_of(journal, "r") == journal.owner
 
@@ -137,9 +137,9 @@ async def test_a_living_process_takes_up_what_a_killed_one_held(tmp_path: Path, 
         with holder(path, elsewhere=elsewhere) as process:
             with pytest.raises(JournalError, match="already running"):
                 await runner.resume("r", graph=Echo())
-            assert await journal.runs(RunFilter(interrupted=True)) == []
+            assert await journal.runs(RunFilter(status="interrupted")) == []
             process.kill()
-        while await journal.runs(RunFilter(status="running")):  # noqa: ASYNC110 - it changes in another process
+        while not await journal.runs(RunFilter(status="succeeded")):  # noqa: ASYNC110 - it changes in another process
             await asyncio.sleep(0.05)
     row = await journal.run("r")
     assert row is not None
@@ -229,7 +229,7 @@ def test_a_forked_process_owns_nothing_of_its_parent(tmp_path: Path, parent_ends
         if parent_ends:
             await journal.aclose()
         other = SqliteJournal(path)
-        free = {row.run_id for row in await other.runs(RunFilter(interrupted=True))}
+        free = {row.run_id for row in await other.runs(RunFilter(status="interrupted"))}
         assert (await other.run("of child")) is not None
         await other.aclose()
         return free
@@ -263,7 +263,7 @@ async def test_a_cancelled_claim_takes_nothing(tmp_path: Path, fresh: bool) -> N
             assert found is not None
             assert found.owner == journal.owner
             continue
-        assert await journal.runs(RunFilter(interrupted=True, graph="Echo")) == ([] if fresh else [found])
+        assert await journal.runs(RunFilter(status="interrupted", graph="Echo")) == ([] if fresh else [found])
         assert found is None or found.owner in {None, "gone"}
         assert found is None or found.segment == 0
         if found is not None:

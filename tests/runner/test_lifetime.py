@@ -369,7 +369,7 @@ async def test_what_is_interrupted_while_a_service_lives_is_taken_up():
         run = await runner.run(Waits(), "a", deps=gate)
         await died(journal, run.id)
         with anyio.fail_after(60):
-            while await journal.runs(RunFilter(status="running")):  # noqa: ASYNC110 - others change it
+            while not await journal.runs(RunFilter(status="succeeded")):  # noqa: ASYNC110 - others change it
                 await anyio.sleep(0.01)
     row = await journal.run(run.id)
     assert row is not None

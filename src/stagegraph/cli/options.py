@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from stagegraph.data import files
 from stagegraph.schema.errors import JournalError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", Path, str, None)
 
-DEFAULT_JOURNAL = ".stagegraph/runs.db"
+DEFAULT_JOURNAL = files.DEFAULT_JOURNAL
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -112,7 +113,7 @@ async def find_run(journal: Journal, name: str, *, graph: str | None = None) -> 
     elif exact := await journal.run(name):
         return exact
     else:
-        found = [row for row in await journal.runs(RunFilter(limit=100_000)) if row.run_id.startswith(name)]
+        found = [row for row in await journal.runs(RunFilter(limit=None)) if row.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
     msg = f"there is no run {name!r} in the journal; `stagegraph runs` lists them"

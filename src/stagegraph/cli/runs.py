@@ -19,10 +19,12 @@ from . import options as opt
 from .text import console, deferred, dollars, duration, new_table, plain, print_json, say, styled_status
 
 if TYPE_CHECKING:
-    from stagegraph.journal import CallRow, FeedbackRow, Journal, RunRow
-    from stagegraph.record.source import RunQuery, RunRows
+    from stagegraph.data.call import ShownStatus
+    from stagegraph.journal import CallRow, FeedbackRow, Journal, RunFilter, RunRow
+    from stagegraph.record.source import RunRows
 
-_MANY = 1_000_000
+
+_STATES: tuple[ShownStatus, ...] = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
 
 
 def runs(
@@ -44,40 +46,27 @@ def runs(
     from stagegraph.journal import RunFilter
     from stagegraph.record.rows import GIVEN_UP
 
-    states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
-    if status is not None and status not in states:
-        msg = f"{status!r} is no status; there are {', '.join(states)}"
+    states: dict[str | None, ShownStatus | None] = {None: None, **{one: one for one in _STATES}}
+    if status not in states:
+        msg = f"{status!r} is no status; there are {', '.join(_STATES)}"
         raise typer.BadParameter(msg)
-    stored_as = "running" if status == "interrupted" else status  # a process that dies writes no other status
+    wanted = RunFilter(
+        graph=graph,
+        status=states[status],
+        since=None if since is None else since.timestamp(),
+        until=None if until is None else until.timestamp(),
+        feedback=score,
+        min_score=min_score,
+        max_score=max_score,
+        limit=limit,
+    )
 
     async def read() -> list[tuple[RunRow, list[FeedbackRow]]]:
         if langfuse:
-            from stagegraph.record.source import RunQuery
-
-            query = RunQuery(
-                since=since,
-                until=until,
-                status=stored_as,
-                score=score,
-                min_score=min_score,
-                max_score=max_score,
-                experiments=True,
-                limit=limit,
-            )
-            return [(row, scores) for row, _, scores in await _from_langfuse(graph, query)]
-        wanted = RunFilter(
-            graph=graph,
-            status=stored_as,
-            since=None if since is None else since.timestamp(),
-            until=None if until is None else until.timestamp(),
-            feedback=score,
-            min_score=min_score,
-            max_score=max_score,
-            limit=_MANY if stored_as == "running" else limit,
-        )
+            return [(row, scores) for row, _, scores in await _from_langfuse(graph, wanted)]
         async with aclosing(opt.open_journal(journal)) as store:
-            rows = [row for row in await store.runs(wanted) if status in (None, row.shown_status)]
-            return [(await _listed(store, row), await store.feedback(row.run_id)) for row in rows[:limit]]
+            rows = await store.runs(wanted)
+            return [(await _listed(store, row), await store.feedback(row.run_id)) for row in rows]
 
     found = anyio.run(read)
     if as_json:
@@ -122,29 +111,27 @@ async def _rows(store: Journal, row: RunRow) -> tuple[RunRow, list[CallRow]]:
     return await rows_so_far(store, row)
 
 
-async def _from_langfuse(graph: str | None, query: RunQuery) -> list[RunRows]:
+async def _from_langfuse(graph: str | None, wanted: RunFilter) -> list[RunRows]:
     """The newest runs that match, as a journal would have them."""
-    from stagegraph.record.calls import feedback_of
     from stagegraph.tracing import LangfuseRuns
 
     found: list[RunRows] = []
-    async with aclosing(LangfuseRuns().listed(graph, query)) as pages:
+    async with aclosing(LangfuseRuns().listed(graph, wanted)) as pages:
         async for page in pages:
-            if query.scored([feedback_of(score) for score in page[2]]):
-                found.append(page)
-            if len(found) == query.limit:
+            found.append(page)
+            if len(found) == wanted.limit:
                 break
     return found
 
 
 async def _one_of_langfuse(run: str) -> RunRows:
     """One run by its id, or the `last` one."""
-    from stagegraph.record.source import RunQuery
+    from stagegraph.journal import RunFilter
     from stagegraph.tracing import LangfuseRuns
 
     if run != "last":
         return await LangfuseRuns().page(run)
-    for page in await _from_langfuse(None, RunQuery(experiments=True, limit=1)):
+    for page in await _from_langfuse(None, RunFilter(limit=1)):
         return page
     msg = "there are no runs in this Langfuse project"
     raise TracingError(msg)

@@ -1,10 +1,13 @@
-"""How a file that somebody named is read: a regular file, of a bounded size where there is a bound."""
+"""Files that somebody named: how one is read, and where the journal is that nobody named."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+
+DEFAULT_JOURNAL = ".stagegraph/runs.db"
+"""The file of runs where none is named, by a program or on the command line."""
 
 
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from stagegraph.schema.errors import PromptError, closest, first_problem
@@ -17,6 +17,7 @@ from stagegraph.schema.errors import PromptError, closest, first_problem
 if TYPE_CHECKING:
     from stagegraph.schema.schema import Schema
 
+_STRICT = ConfigDict(extra="forbid")
 _LISTED = 20
 """Maximum number of names in an error."""
 
@@ -24,6 +25,8 @@ _LISTED = 20
 @dataclass(frozen=True, slots=True)
 class Demo:
     """One worked example of a stage: JSON data, which the stage's own renderer turns into text."""
+
+    __pydantic_config__ = _STRICT
 
     input: Any
     """A value of the stage's input type, or its JSON data; kept as JSON data."""
@@ -37,6 +40,8 @@ class Demo:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The texts that one stage sends to its model."""
+
+    __pydantic_config__ = _STRICT
 
     instructions: str | None = None
     """Replaces the agent's own literal instructions; `None` keeps those of the code."""
@@ -73,22 +78,9 @@ class Origin:
     version: int
 
 
-class _DemoEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    input: Any
-    output: Any
-
-
-class _Entry(BaseModel):
-    """The entry of one stage in a prompts file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    instructions: str | None = None
-    demos: list[_DemoEntry] = []
-    tools: dict[str, str] = {}
-    fields: dict[str, str] = {}
+@cache
+def _adapter() -> TypeAdapter[Prompt]:
+    return TypeAdapter(Prompt)
 
 
 def parsed(path: str, data: object, file: str) -> Prompt:
@@ -98,9 +90,7 @@ def parsed(path: str, data: object, file: str) -> Prompt:
         PromptError: the data is not a prompt; the message names *file* and *path*.
     """
     try:
-        entry = _Entry.model_validate({} if data is None else data)
-        demos = tuple(Demo(demo.input, demo.output) for demo in entry.demos)
-        prompt = Prompt(entry.instructions, demos, entry.tools, entry.fields)
+        prompt = _adapter().validate_python({} if data is None else data)
         json.dumps(prompt.data(), ensure_ascii=False).encode()  # a text that is not valid Unicode cannot be sent
     except (ValueError, RecursionError) as error:
         reason = first_problem(error) if isinstance(error, ValidationError) else error

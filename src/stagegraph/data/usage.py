@@ -37,6 +37,7 @@ class ModelUse:
 
 
 NO_MODEL = ModelUse()
+"""That of all calls without a model."""
 
 
 def summed(uses: Iterable[Call | ModelUse]) -> tuple[RunUsage, Decimal | None]:
@@ -44,7 +45,8 @@ def summed(uses: Iterable[Call | ModelUse]) -> tuple[RunUsage, Decimal | None]:
     usage, cost = RunUsage(), Decimal(0)
     known = True
     for use in uses:
-        usage.incr(use.usage)
+        if use.usage is not NO_MODEL.usage:
+            usage.incr(use.usage)
         known = known and use.cost is not None
         cost += use.cost or 0
     usage.cost = cost if known else None

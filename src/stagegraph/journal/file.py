@@ -27,11 +27,13 @@ _SAY_AFTER = 1.0
 """Seconds of waiting for another writer after which it is said."""
 _MILLISECONDS_WITHOUT_WRITERS = 200
 """How long the end of a checkpoint may wait for readers while writers wait for it."""
-_PAGES_PER_STEP = 200
-"""Pages that are given back to the file system in one transaction."""
+_FEWEST_PAGES = 200
+"""Pages that are given back to the file system in one transaction; fewer take as long."""
 _FEW_PAGES = 5_000
 """How large an older file may be that is written anew on an event loop: that takes a part of a second."""
 _ALL = 2**32
+TURN = 0.05
+"""Seconds that a transaction of a long work keeps others from writing, unless one step of it takes longer."""
 PAUSE = 0.02
 """Seconds between short transactions of a long work, in which others may write."""
 _INCREMENTAL = 2
@@ -239,23 +241,11 @@ def recognise(path: Path, *, may_be_empty: bool = False) -> int:
         sqlite3.Error, OSError: it cannot be read.
     """
     with closing(connect(path, timeout=0, read_only=True)) as connection:
-        version = _version(path, connection)
-    if version == 0 and not may_be_empty:
-        msg = f"{path}: an empty file, no journal yet; choose another file"
-        raise JournalError(msg)
-    return version
-
-
-def _version(path: Path, connection: sqlite3.Connection) -> int:
-    """The version of a journal's tables; 0 for an empty database.
-
-    Raises:
-        JournalError: the file is not a journal, or of a newer version.
-    """
-    found = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
-    if found != APPLICATION_ID and not (found == 0 and empty):
+        found, version, tables = (
+            connection.execute(question).fetchone()[0]
+            for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+        )
+    if found != APPLICATION_ID and (found or tables):
         msg = f"{path}: a database of another program, not a journal; choose another file"
         raise JournalError(msg)
     if version > VERSION:
@@ -263,6 +253,9 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
             f"{path}: written by a newer stagegraph (schema {version}, this one reads {VERSION}); "
             "upgrade stagegraph, or choose another file"
         )
+        raise JournalError(msg)
+    if found != APPLICATION_ID and not may_be_empty:
+        msg = f"{path}: an empty file, no journal yet; choose another file"
         raise JournalError(msg)
     return version if found == APPLICATION_ID else 0
 
@@ -280,13 +273,18 @@ def free_pages(connection: sqlite3.Connection) -> int:
 
 
 def shrink(connection: sqlite3.Connection, pages: int) -> None:
-    """Give back the space of deleted rows, in short transactions; a few pages at a time, or it would take for ever.
+    """Give back the space of deleted rows, in short transactions.
 
-    Where the file was made by an older version, and could not be written anew, it is kept for new rows.
+    It is fast as long as few pages are free: SQLite goes through all of them for each one. A file that was made by an
+    older version, and could not be written anew, keeps them for new rows.
     """
     if connection.execute("PRAGMA auto_vacuum").fetchone()[0] == _INCREMENTAL:
-        for _ in range(0, pages, _PAGES_PER_STEP):
-            connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})")  # `execute` stops after one
+        step = _FEWEST_PAGES
+        while pages > 0:
+            began = time.monotonic()
+            connection.executescript(f"PRAGMA incremental_vacuum({step})")  # `execute` stops after one
+            pages -= step
+            step = max(_FEWEST_PAGES, int(step * TURN / (time.monotonic() - began)))
             time.sleep(PAUSE)
 
 

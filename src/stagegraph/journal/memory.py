@@ -6,6 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
+from stagegraph.record.calls import feedback_of
 from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import JournalError
 
@@ -58,7 +59,11 @@ class MemoryJournal:
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
         seen = map(self._seen, self._runs.values())
         newest = sorted(seen, key=lambda row: (row.started, row.run_id), reverse=True)
-        found = [row for row in newest if wanted.matches(row, self._feedback.get(row.run_id, {}).values())]
+        found = [
+            row
+            for row in newest
+            if wanted.describes(row) and wanted.has_score(map(feedback_of, self._feedback.get(row.run_id, {}).values()))
+        ]
         return found[: wanted.limit]
 
     async def calls(self, run_id: str) -> list[CallRow]:

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,12 +148,11 @@ class Prunable(NamedTuple):
 def prunable(runs: Iterable[Prunable], *, older_than: float | None, keep: int | None) -> list[str]:
     """The ids of the runs that ended *older_than* seconds ago, and of all ended runs but the newest *keep*.
 
-    A run of a living owner stays. *keep* does not count runs that can be resumed; they are deleted by age alone.
+    The oldest come first. A run of a living owner stays. *keep* does not count runs that can be resumed; they are
+    deleted by age alone.
     """
-    free = [run for run in runs if not run.held]
-    ended = sorted((run for run in free if run.status not in _RESUMABLE), key=lambda run: run.ended, reverse=True)
-    doomed = [] if keep is None else ended[max(keep, 0) :]
-    if older_than is not None:
-        before = time.time() - older_than
-        doomed += [run for run in free if run.ended < before]
-    return list(dict.fromkeys(run.run_id for run in doomed))
+    free = sorted((run for run in runs if not run.held), key=lambda run: run.ended)
+    ended = [run for run in free if run.status not in _RESUMABLE]
+    surplus = {run.run_id for run in ended[: max(0, len(ended) - max(keep, 0))]} if keep is not None else set[str]()
+    before = -inf if older_than is None else time.time() - older_than
+    return [run.run_id for run in free if run.ended < before or run.run_id in surplus]

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_ai import DeferredToolResults
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
-from stagegraph.record.rows import CallRow, FeedbackRow, Labels, OpRow, Row, RunRow
+from stagegraph.record.labels import Labels
+from stagegraph.record.rows import CallRow, FeedbackRow, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.types import is_dict, is_list
 

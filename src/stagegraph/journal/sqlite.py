@@ -13,34 +13,27 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from math import inf
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
 
+from stagegraph.data.files import DEFAULT_JOURNAL
 from stagegraph.record.rows import GONE, CallRow, CancelRow, DamagedError, FeedbackRow, OpRow, Row, RunFilter, RunRow
 from stagegraph.schema.errors import DeclarationError, JournalError
 
-from .file import PAUSE, JournalFile, checkpoint, free_pages, journal_error, shrink
+from .file import PAUSE, TURN, JournalFile, checkpoint, free_pages, journal_error, shrink
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
+from .search import search
 from .tables import TABLES, R, reader
 from .writer import Writer, encodable, running_loop, write_one
 
 if TYPE_CHECKING:
     from .redact import Redact
 
-if TYPE_CHECKING:
-    from .redact import Redact
-
 T = TypeVar("T")
 _log = logging.getLogger("stagegraph")
-
-_SECONDS_OF_A_TRANSACTION = 0.05
-"""How long `prune` keeps others from writing each time, unless a single run takes longer."""
-
-
-DEFAULT_PATH = ".stagegraph/runs.db"
 
 
 class SqliteJournal:
@@ -71,7 +64,7 @@ class SqliteJournal:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] = DEFAULT_PATH,
+        path: str | os.PathLike[str] = DEFAULT_JOURNAL,
         *,
         redact: Redact | None = None,
         timeout: float = 60.0,
@@ -81,7 +74,7 @@ class SqliteJournal:
             msg = "SqliteJournal keeps runs in a file; for a journal in memory write MemoryJournal()"
             raise DeclarationError(msg)
         self.path = Path(path)
-        if path == DEFAULT_PATH and not read_only:
+        if path == DEFAULT_JOURNAL and not read_only:
             self.path.parent.mkdir(exist_ok=True)
         self._redact = redact
         self._damaged: set[str] = set()
@@ -181,25 +174,11 @@ class SqliteJournal:
         return self._seen(found[0]) if found else None
 
     async def runs(self, wanted: RunFilter) -> list[RunRow]:
-        status = "running" if wanted.interrupted else wanted.status
-        running = "AND status = 'running'" if status == "running" else ""  # written out for the index of those
-        until = wanted.until if wanted.before is None else min(wanted.before[0], wanted.until or inf)
-        asked = (wanted.graph, wanted.graph, status, status, wanted.since, wanted.since, until, until)
-        where = f"""
-            (? IS NULL OR graph = ?) AND (? IS NULL OR status = ?) {running}
-            AND (? IS NULL OR started >= ?) AND (? IS NULL OR started <= ?) ORDER BY started DESC, run_id DESC
-        """
+        where, values = search(wanted)
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
-            found: list[RunRow] = []
-            for row in self._found(RunRow, connection, where, asked, damaged=False):
-                scores = self._found(FeedbackRow, connection, "run_id = ?", (row.run_id,), damaged=False)
-                seen = self._seen(row)
-                if wanted.matches(seen, scores):
-                    found.append(seen)
-                if len(found) >= wanted.limit:
-                    break
-            return found
+            found = map(self._seen, self._found(RunRow, connection, where, values, damaged=False))
+            return list(islice((row for row in found if wanted.describes(row)), wanted.limit))
 
         return await self._in_thread(read)
 
@@ -264,7 +243,7 @@ class SqliteJournal:
             while doomed and not stopped.is_set():
                 free = free_pages(connection)
                 with self._file.begin(connection):
-                    until = time.monotonic() + _SECONDS_OF_A_TRANSACTION
+                    until = time.monotonic() + TURN
                     while doomed and time.monotonic() < until:
                         run_id = doomed.popleft()
                         if read(connection, run_id) == {run_id: found[run_id]}:  # else it has gone on meanwhile

@@ -8,9 +8,7 @@ from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow
-
-from .sound import check_row
+from stagegraph.record.rows import CallRow, CancelRow, FeedbackRow, OpRow, Row, RunRow, check_row
 
 APPLICATION_ID = 0x53474A31
 """Marks the file as a journal (`SGJ1`)."""
@@ -31,14 +29,13 @@ _INDEXES = {
     "runs_running": "runs (owner) WHERE status = 'running'",
     "feedback_run": "feedback (run_id)",
 }
-_SQL_TYPES = {"int": "INTEGER", "float": "REAL", "bool": "INTEGER"}
+_SQL_TYPES = {"int": "INTEGER", "Seconds": "REAL", "bool": "INTEGER"}
 _NAMES = {row_type: tuple(field.name for field in fields(row_type)) for row_type in TABLES}
 _EMPTY: dict[type[Row], dict[str, Any]] = {
     row_type: {one.name: None if one.default is MISSING else one.default for one in fields(row_type)}
     for row_type in TABLES
 }
 """The values of empty columns."""
-_FLAGS = {row_type: [one.name for one in fields(row_type) if one.type == "bool"] for row_type in TABLES}
 _OF_STAGES_AND_FAILURES = {
     *("error_type", "error", "origin", "transient", "input_whole", "output_whole"),
     *("usage", "attempts", "messages", "prompt", "pending"),
@@ -88,10 +85,7 @@ def reader(row_type: type[R], cursor: sqlite3.Cursor) -> Callable[[Sequence[Any]
         for place, name in places:
             if (value := found[place]) is not None:
                 values[name] = value
-        check_row(row_type, values)
-        for flag in _FLAGS[row_type]:
-            values[flag] = bool(values[flag])
-        return row_type(**values)
+        return check_row(row_type, values)
 
     return read
 

@@ -16,7 +16,7 @@ from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
 from stagegraph.data.score import Feedback
-from stagegraph.data.usage import USAGE, ModelUse, summed
+from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import Record, plain
 from stagegraph.schema.serialize import escaped, json_of, without_json
@@ -73,6 +73,7 @@ def call_rows(root: Call, tree: Tree, run_id: str, pending: Iterable[Pending] = 
             input_whole=given.whole,
             output_whole=None if output is None else output.whole,
             started=call.started.timestamp(),
+            duration=call.duration,
             cost="0",
             pending=dump_pending(asked[call.key]) if call.key in asked else None,
             **same,
@@ -107,14 +108,11 @@ def root_call(row: RunRow, calls: Iterable[CallRow], tree: Tree, *, strict: bool
     Raises:
         ValueError: a row cannot be read, or (*strict*) does not fit *tree*; the message names the call.
     """
-    found = call_tree(calls, tree, strict=strict)
-    if found is not None:
-        return found
     node = tree.root.__node__
     name = "" if node.kind == "graph" else node.name
     same: dict[str, Any] = {name: getattr(row, name) for name in _OF_RUN}
     begun = CallRow(key=name, path=name, kind=node.kind, parent=None, position=0, cost="0", **same)
-    return _Reader(tree, strict=strict).call(begun, {})
+    return call_tree(calls, tree, strict=strict) or _Reader(tree, strict=strict).call(begun, {})
 
 
 def call_tree(rows: Iterable[CallRow], tree: Tree | None, *, strict: bool = False) -> Call | None:
@@ -143,7 +141,8 @@ class _Reader:
         children = tuple(self.call(child, inside) for child in inside.pop(row.key, ()))
         node = self._node(row)
         input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
-        usage, cost = USAGE.validate_json(row.usage), self._cost(row)
+        usage = NO_MODEL.usage if row.usage == "{}" else USAGE.validate_json(row.usage)
+        cost = self._cost(row)
         if children:
             own = [ModelUse(usage, unpriced=cost is None)] if row.kind == "stage" else []
             usage, cost = summed((*own, *children))
@@ -163,6 +162,7 @@ class _Reader:
             usage=usage,
             cost=cost,
             started=datetime.fromtimestamp(row.started, UTC),
+            duration=row.duration,
             messages=messages,
             children=children,
             **same,

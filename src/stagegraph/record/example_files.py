@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -17,7 +18,7 @@ from stagegraph.data.examples import Example
 from stagegraph.data.files import read_regular
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import field_keys
-from stagegraph.schema.types import is_dict, is_mapping
+from stagegraph.schema.types import is_dict
 
 from .run import InputError
 
@@ -110,7 +111,9 @@ def read_examples(path: _Path, input_type: Schema | None) -> Iterator[tuple[int,
         if not is_dict(row):
             raise _problem(path, line, f"this is no example: a row is a mapping, not {type(row).__name__}")
         try:
-            yield line, _example(_from_case(row), input_type, flat=suffix == ".csv")
+            given = _from_case(row)
+            opened = {name: _cell(cell) for name, cell in given.items()} if suffix == ".csv" else given
+            yield line, _example(given, opened, input_type)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _problem(path, line, f"this is no example: {_reason(error)}") from error
 
@@ -134,11 +137,11 @@ def _from_case(row: dict[str, Any]) -> dict[str, Any]:
     return {**found, "metadata": metadata if isinstance(metadata, dict) else {"metadata": metadata}}
 
 
-def _example(row: dict[str, Any], input_type: Schema | None, *, flat: bool) -> Example[Any]:
-    given, own = _input(row, input_type, flat=flat)
-    rest = {name: _cell(value, flat=flat) for name, value in row.items() if name not in own | _ABOUT}
-    expected = _cell(row["expected"], flat=flat) if "expected" in row else (rest or None)
-    metadata: object = _cell(row.get("metadata"), flat=flat) or {}
+def _example(row: dict[str, Any], opened: dict[str, Any], input_type: Schema | None) -> Example[Any]:
+    """The example in a row; its cells are *opened* where they look like JSON."""
+    given, own = _input(row, opened, input_type)
+    rest = {name: value for name, value in opened.items() if name not in own | _ABOUT}
+    metadata: object = opened.get("metadata") or {}
     if not is_dict(metadata):
         msg = "its metadata is no mapping"
         raise TypeError(msg)
@@ -146,28 +149,27 @@ def _example(row: dict[str, Any], input_type: Schema | None, *, flat: bool) -> E
     if "split" in row:
         metadata["split"] = row["split"]
     name = row.get("id")
-    return Example(given, expected, "" if name is None else str(name), metadata)
+    return Example(given, opened.get("expected", rest or None), "" if name is None else str(name), metadata)
 
 
-def _input(row: dict[str, Any], input_type: Schema | None, *, flat: bool) -> tuple[Any, set[str]]:
+def _input(row: dict[str, Any], opened: dict[str, Any], input_type: Schema | None) -> tuple[Any, set[str]]:
     """A row's input, and the names of its fields in the row."""
     model = None if input_type is None else input_type.type
     keys = field_keys(model) if isinstance(model, type) and issubclass(model, BaseModel) else {}
     if not keys or "input" in row:
         try:
-            return _loaded(input_type, row["input"], flat=flat), {"input"}
+            return _loaded(input_type, row["input"], opened["input"]), {"input"}
         except ValidationError:
             if "input" not in keys:  # else it may be a field of that name
                 raise
-    named = {key: row[name] if name in row else row[key] for name, key in keys.items() if {name, key} & row.keys()}
-    return _loaded(input_type, named, flat=flat), {*keys, *keys.values()}
+    named = {key: name if name in row else key for name, key in keys.items() if {name, key} & row.keys()}
+    values = ({key: cells[name] for key, name in named.items()} for cells in (row, opened))
+    return _loaded(input_type, *values), {*keys, *keys.values()}
 
 
-def _loaded(input_type: Schema | None, value: Any, *, flat: bool) -> Any:
+def _loaded(input_type: Schema | None, value: Any, opened: Any) -> Any:
     if input_type is None:
         return value
-    cells = {name: _cell(cell, flat=flat) for name, cell in value.items()} if flat and is_mapping(value) else None
-    opened = _cell(value, flat=flat) if cells is None else cells
     try:
         return input_type.load(opened)
     except ValidationError:
@@ -176,13 +178,10 @@ def _loaded(input_type: Schema | None, value: Any, *, flat: bool) -> Any:
         return input_type.load(value)  # a text that only looks like JSON
 
 
-def _cell(value: Any, *, flat: bool) -> Any:
+def _cell(value: Any) -> Any:
     """A cell of a table may hold a list or a mapping as JSON."""
-    if flat and isinstance(value, str) and value[:1] in {"{", "["}:
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+    with suppress(ValueError):
+        return json.loads(value) if value[:1] in {"{", "["} else value
     return value
 
 

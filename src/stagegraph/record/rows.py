@@ -7,19 +7,29 @@ pages are made from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from types import MappingProxyType
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SkipValidation, TypeAdapter
-from pydantic_core import to_jsonable_python
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import from_json, to_json
 
-from stagegraph.data.call import Cause, Kind, ShownStatus, Status
-from stagegraph.schema.errors import DeclarationError, JournalError
+from stagegraph.data.call import Kind, ShownStatus, Status, is_usage, load_pending
+from stagegraph.data.score import Feedback, Scored
+from stagegraph.schema.errors import JournalError
 from stagegraph.schema.schema import plain
-from stagegraph.schema.types import is_mapping
+from stagegraph.schema.types import is_dict
+
+from .labels import Labels, Seconds
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
@@ -32,83 +42,67 @@ class DamagedError(JournalError):
     """A record of a run is not one that a journal writes; other runs can still be read."""
 
 
-Moment = Annotated[float, Field(gt=-6e10, lt=6e10)]
-"""Seconds since 1970, in the years that a calendar has."""
-Json = Annotated[str, BeforeValidator(lambda data: json.dumps(data, ensure_ascii=False)), PlainSerializer(json.loads)]
-"""A column with JSON text. The JSON form of a row (`RunRecord`) has the data itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """What is known of a run besides its values: what the caller said about it, and what resuming it needs."""
-
-    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    tags: tuple[SkipValidation[str], ...] = ()
-    session_id: SkipValidation[str | None] = None
-    user_id: SkipValidation[str | None] = None
-    resumed: tuple[Moment, ...] = ()
-    """When the run was resumed, each time in seconds since 1970."""
-    ended: tuple[Moment, ...] = ()
-    """When each of its segments ended: at an interruption, a suspension, or the end of the run. Where a process died,
-    the end of the last call that was recorded."""
-    crashes: int = 0
-    """How often the run's process died during the run."""
-    models: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Stage path -> the model that this run alone was given."""
-    override: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """Call key -> the output that the call gets in this run, as JSON data."""
-    override_whole: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """The same as `CallRow.output_whole`, where an output needs it."""
-    origins: Mapping[str, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
-    """Stage path -> name and version of its deployed prompt."""
-    limits: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-    """What this run alone may spend: the fields of `Limits` that are set."""
-    replay: str | None = None
-    """The id of the run whose outputs it may use."""
-    cause: Cause | None = None
-    """`CallError.cause` of the run's error."""
-    redacted: tuple[str, ...] = ()
-    """The columns that `redact=` changed, and without which the run cannot be resumed."""
-
-    @classmethod
-    def from_json(cls, text: str) -> Labels:
-        """The labels of a row.
-
-        Raises:
-            ValueError: the text does not hold labels.
-        """
-        return _labels().validate_python(json.loads(text))
-
-    def to_json(self) -> str:
-        """The text of a row's column; an object without JSON in the metadata is written as `str` shows it.
-
-        Raises:
-            DeclarationError: the metadata cannot be written as JSON.
-        """
-        data = {
-            name: dict(value) if is_mapping(value) else value
-            for name in _LABELS
-            if (value := getattr(self, name)) or name in OF_CALLER
-        }
+def _is_json(text: str) -> bool:
+    try:
+        from_json(text, cache_strings="none")
+    except ValueError:  # it takes no half surrogate pairs, and less depth
         try:
-            return json.dumps(data, ensure_ascii=False, default=str)
-        except (TypeError, ValueError):  # a key that is not a text, or an object that contains itself
-            pass
+            json.loads(text)
+        except ValueError as error:
+            return not isinstance(error, json.JSONDecodeError)  # else a number of more digits than Python reads
+    return True
+
+
+def _is_source(text: str) -> bool:
+    run_id, key = json.loads(text)
+    return isinstance(run_id, str) and isinstance(key, str)
+
+
+def _column(check: Callable[[str], object], default: str | None = None) -> BeforeValidator:
+    """A column with JSON text that passes a *check*, which returns `False` or fails for any other.
+
+    In the JSON form of a run, the column is the data itself.
+    """
+
+    def read(value: Any, info: ValidationInfo) -> str:
+        text = value if info.context is _TABLE else _written(value)
         try:
-            return json.dumps(to_jsonable_python(data, fallback=str), ensure_ascii=False)
-        except (TypeError, ValueError) as error:
-            msg = f"the metadata of a run cannot be recorded: {error}; give a mapping of names to JSON values"
-            raise DeclarationError(msg) from error
+            sound = text == default or check(text)
+        except (TypeError, LookupError, ArithmeticError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+        if sound is False:
+            msg = "it is not what a journal writes"
+            raise ValueError(msg)
+        return text
+
+    return BeforeValidator(read)
 
 
-@cache
-def _labels() -> TypeAdapter[Labels]:
-    return TypeAdapter(Labels)
+def _written(data: object) -> str:
+    try:
+        return to_json(data, inf_nan_mode="constants").decode()
+    except ValueError:  # half a surrogate pair, or deeper than it goes
+        return json.dumps(data, ensure_ascii=False)
 
 
-_LABELS = Labels.__slots__
-OF_CALLER = ("metadata", "tags", "session_id", "user_id")
-"""The labels that a caller gives, which `Run` has as well; they are always written."""
+def _read(text: str) -> object:
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
+_TABLE = object()
+"""The context in which rows of a table are read."""
+_AS_DATA = PlainSerializer(_read)
+Json = Annotated[str, _column(_is_json), _AS_DATA]
+_LabelsJson = Annotated[str, _column(Labels.from_json), _AS_DATA]
+_UsageJson = Annotated[str, _column(is_usage, "{}"), _AS_DATA]
+_PartsJson = Annotated[str, _column(lambda text: is_dict(from_json(text)), "{}"), _AS_DATA]
+_MessagesJson = Annotated[str, _column(lambda text: text[0] == "[" and _is_json(text), "[]"), _AS_DATA]
+_PendingJson = Annotated[str, _column(load_pending), _AS_DATA]
+_SourceJson = Annotated[str, _column(_is_source), _AS_DATA]
+_ScoreJson = Annotated[str, _column(lambda text: isinstance(json.loads(text), (bool, int, float, str))), _AS_DATA]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +112,9 @@ class RunRow:
     run_id: str
     graph: str
     status: Status
-    started: float
+    started: Seconds
     """Seconds since 1970, UTC."""
-    duration: float = 0.0
+    duration: Seconds = 0.0
     input: Json
     output: Json | None = None
     input_whole: str | None = None
@@ -133,7 +127,7 @@ class RunRow:
     """The prompts that this run alone was given, for resuming it with the same ones."""
     model: str | None = None
     """The name of the model that this run alone was given."""
-    labels: Json = "{}"
+    labels: _LabelsJson = "{}"
     """`Labels`."""
     requests: int = 0
     input_tokens: int = 0
@@ -188,7 +182,7 @@ class CallRow:
     status: Status
     identity: str = ""
     """A hash of what determines its output; empty when that has no JSON."""
-    parts: Json = "{}"
+    parts: _PartsJson = "{}"
     """The hash of each part of the identity, to say what changed."""
     input: Json
     output: Json | None = None
@@ -202,19 +196,19 @@ class CallRow:
     """The key of the call in which the exception was first seen."""
     transient: bool = False
     """Whether a provider or the network caused the failure, so that trying again may help."""
-    usage: Json = "{}"
+    usage: _UsageJson = "{}"
     cost: str | None = None
     """US dollars; `None` when the price of a request is not known."""
-    started: float
-    duration: float = 0.0
+    started: Seconds
+    duration: Seconds = 0.0
     attempts: int = 1
-    messages: Json = "[]"
+    messages: _MessagesJson = "[]"
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
-    source: Json | None = None
+    source: _SourceJson | None = None
     """Run id and key of the recorded call that gave its output, if it was replayed."""
-    pending: Json | None = None
+    pending: _PendingJson | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 
 
@@ -240,10 +234,10 @@ class FeedbackRow:
     run_id: str
     key: str | None
     name: str
-    value: Json
+    value: _ScoreJson
     """A number, a boolean or a text."""
     comment: str | None
-    time: float
+    time: Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,20 +262,34 @@ class Recorded:
 
 
 Row = RunRow | CallRow | OpRow | FeedbackRow | CancelRow
+R = TypeVar("R", RunRow, CallRow, OpRow, FeedbackRow, CancelRow)
 
 
-def has_score(scores: Iterable[tuple[str, object]], name: str | None, least: float | None, most: float | None) -> bool:
-    """Whether one of a run's scores (name and value) has a name and a number within limits, as far as they are given.
+def check_row(row_type: type[R], values: Mapping[str, Any]) -> R:
+    """A row from the columns of a table: disks fail, and other programs write into files.
 
-    The scores are read only where they decide.
+    Raises:
+        DamagedError: no journal writes such a row; it names the record and its column.
     """
-    if name is None and least is None and most is None:
-        return True
-    values = [value for found, value in scores if name in {None, found}]
-    if least is None and most is None:
-        return bool(values)
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    return any((least is None or number >= least) and (most is None or number <= most) for number in numbers)
+    try:
+        return _reader(row_type).validate_python(values, context=_TABLE)
+    except ValidationError as error:
+        name = error.errors(include_url=False)[0]["loc"][0]
+        call = f"call {values['key']!r} of " if values.get("key") else ""
+        value = values.get(str(name))
+        msg = f"the record of {call}run {values.get('run_id')!r} is damaged: its `{name}` is {value!r:.60}"
+        raise DamagedError(msg) from error
+
+
+@cache
+def _reader(row_type: type[R]) -> TypeAdapter[R]:
+    return TypeAdapter(row_type)
+
+
+CORRECTION = "correction"
+"""The name of a score whose value is the expected output."""
+EXPERIMENT = "experiment"
+"""The key in a run's metadata with the name of the evaluation that it was made for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,44 +297,64 @@ class RunFilter:
     """Which runs to list; every field that is set must match."""
 
     graph: str | None = None
-    status: Status | None = None
+    status: ShownStatus | None = None
+    """`interrupted` are those whose process has ended, `running` the others that have not ended."""
     since: float | None = None
     """Seconds since 1970."""
     until: float | None = None
     feedback: str | None = None
     """The name of a score that the run must have."""
     min_score: float | None = None
+    """The least number of a score, of that name if one is given; a correction counts only by its name."""
     max_score: float | None = None
-    interrupted: bool = False
-    """Only runs that are recorded as running, and that nobody runs any more."""
     user: str | None = None
     session: str | None = None
     tags: tuple[str, ...] = ()
     """A run must have all of these."""
+    environment: str | None = None
+    """Where the run was made; only a server knows it."""
+    experiments: bool = True
+    """Whether runs that were made for an evaluation are listed too."""
     before: tuple[float, str] | None = None
     """Only runs that come after the one that began then, with that id: the newest come first, the highest id first."""
-    limit: int = 50
+    limit: int | None = 50
 
-    def matches(self, row: RunRow, feedback: Iterable[FeedbackRow]) -> bool:
-        """Whether a run is to be listed; *feedback* are its scores, which are read only where they decide."""
-        scores = ((one.name, json.loads(one.value)) for one in feedback)
+    def describes(self, row: RunRow) -> bool:
+        """Whether a run matches, as far as its row tells."""
+        labels = self.user or self.session or self.tags or not self.experiments
         return (
             self.graph in {None, row.graph}
-            and self.status in {None, row.status}
-            and (not self.interrupted or row.interrupted)
+            and self.status in {None, row.shown_status}
             and (self.since is None or row.started >= self.since)
             and (self.until is None or row.started <= self.until)
             and (self.before is None or (row.started, row.run_id) < self.before)
-            and (not (self.user or self.session or self.tags) or self._matches_labels(row.read_labels()))
-            and has_score(scores, self.feedback, self.min_score, self.max_score)
+            and (not labels or self._labelled(row.read_labels()))
         )
 
-    def _matches_labels(self, labels: Labels) -> bool:
+    def _labelled(self, labels: Labels) -> bool:
         return (
             self.user in {None, labels.user_id}
             and self.session in {None, labels.session_id}
             and set(self.tags) <= set(labels.tags)
+            and (self.experiments or not labels.metadata.get(EXPERIMENT))
         )
+
+    def has_score(self, feedback: Iterable[Feedback]) -> bool:
+        """Whether one of a run's scores has the name and a number within the limits."""
+        least, most = self.min_score, self.max_score
+        if self.feedback is None and least is None and most is None:
+            return True
+        return any(
+            (one.name != CORRECTION if self.feedback is None else one.name == self.feedback)
+            and ((least is None and most is None) or _is_between(one.value, least, most))
+            for one in feedback
+        )
+
+
+def _is_between(value: Scored, least: float | None, most: float | None) -> bool:
+    if isinstance(value, str):
+        return False
+    return (least is None or value >= least) and (most is None or value <= most)
 
 
 FORMAT = 2

@@ -21,8 +21,9 @@ from stagegraph.schema.serialize import escaped
 
 from .calls import call_rows, error_of, feedback_of, root_call, rows_so_far
 from .edges import follow_contents, follow_values
+from .labels import OF_CALLER, Labels
 from .mermaid import run_chart
-from .rows import FORMAT, OF_CALLER, CallRow, FeedbackRow, Journal, Labels, RunRecord, RunRow
+from .rows import FORMAT, CallRow, FeedbackRow, Journal, RunRecord, RunRow
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage
@@ -150,7 +151,7 @@ class Run(Generic[In, Out]):
         except ValueError as error:
             raise RunError(str(error)) from error
         of_caller: dict[str, Any] = {name: getattr(self, name) for name in OF_CALLER}
-        labels = Labels(**of_caller, cause=None if self.error is None else self.error.cause)
+        error = CallError("", "") if self.error is None else self.error
         root = next(row for row in calls if row.parent is None)
         run = RunRow(
             run_id=self.id,
@@ -162,10 +163,10 @@ class Run(Generic[In, Out]):
             output=root.output,
             input_whole=root.input_whole,
             output_whole=root.output_whole,
-            error_type=None if self.error is None else self.error.type,
-            error=None if self.error is None else escaped(self.error.message),
+            error_type=error.type or None,
+            error=escaped(error.message) if error.type else None,
             prompts_digest=self.prompts_digest,
-            labels=labels.to_json(),
+            labels=Labels(**of_caller, cause=error.cause).to_json(),
             requests=self.usage.requests,
             input_tokens=self.usage.input_tokens,
             output_tokens=self.usage.output_tokens,
@@ -338,34 +339,31 @@ def _run(record: RunRecord, graph: Node[I, O], *, strict: bool = False) -> Run[I
     Raises:
         ReplayError: the record is damaged, or (*strict*) does not fit the graph.
     """
+    row, tree, edges = record.run, graph.__node__.tree, record.edges
+    asked = (call.pending for call in record.calls if call.pending is not None)
     try:
-        return _made(record, graph, strict=strict)
+        labels = row.read_labels()
+        of_caller: dict[str, Any] = {name: getattr(labels, name) for name in OF_CALLER}
+        root = root_call(row, record.calls, tree, strict=strict)
+        return Run(
+            id=row.run_id,
+            graph=row.graph,
+            status=row.status,
+            input=root.input,
+            output=root.output,
+            error=error_of(row),
+            started=datetime.fromtimestamp(row.started, UTC),
+            duration=row.duration,
+            **of_caller,
+            pending=tuple(one for text in asked for one in load_pending(text)),
+            feedback=tuple(map(feedback_of, record.feedback)),
+            rerun=record.rerun,
+            prompts_digest=row.prompts_digest,
+            tree=tree,
+            read_root=lambda: root,
+            read_edges=lambda: follow_contents(root) if edges is None else edges,
+        )
     except (ValueError, TypeError, ArithmeticError, OSError, RecursionError) as error:
-        problem = f"does not fit {graph.__node__.name}" if strict else f"of run {record.run.run_id!r} cannot be read"
+        problem = f"does not fit {graph.__node__.name}" if strict else f"of run {row.run_id!r} cannot be read"
         msg = f"the record {problem}: {error}"
         raise ReplayError(msg) from error
-
-
-def _made(record: RunRecord, graph: Node[I, O], *, strict: bool) -> Run[I, O]:
-    row, tree, edges = record.run, graph.__node__.tree, record.edges
-    labels = row.read_labels()
-    of_caller: dict[str, Any] = {name: getattr(labels, name) for name in OF_CALLER}
-    root = root_call(row, record.calls, tree, strict=strict)
-    return Run(
-        id=row.run_id,
-        graph=row.graph,
-        status=row.status,
-        input=root.input,
-        output=root.output,
-        error=error_of(row),
-        started=datetime.fromtimestamp(row.started, UTC),
-        duration=row.duration,
-        pending=tuple(one for call in record.calls if call.pending is not None for one in load_pending(call.pending)),
-        feedback=tuple(map(feedback_of, record.feedback)),
-        rerun=record.rerun,
-        prompts_digest=row.prompts_digest,
-        tree=tree,
-        read_root=lambda: root,
-        read_edges=lambda: follow_contents(root) if edges is None else edges,
-        **of_caller,
-    )

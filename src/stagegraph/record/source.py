@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
@@ -17,7 +17,7 @@ from stagegraph.data.examples import Example, digest_of
 from stagegraph.schema.errors import DeclarationError
 
 from .calls import rows_so_far
-from .rows import DamagedError, RunFilter, has_score
+from .rows import CORRECTION, DamagedError, RunFilter
 from .run import ReplayError, run_of
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 StageIn = TypeVar("StageIn")
 
-CORRECTION = "correction"
-"""The name of a score whose value is the expected output."""
-EXPERIMENT = "experiment"
-"""The key in a run's metadata with the name of the evaluation that it was made for."""
-
-_ALL = 10_000_000
+_PAGE = 100
 
 RunRows = tuple["RunRow", "list[CallRow]", "list[FeedbackRow]"]
 """The rows of one run."""
@@ -71,51 +66,30 @@ class Which(TypedDict, total=False):
     """The most runs, or examples."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunQuery:
-    """The same, checked."""
+def _filter_of(which: Which) -> RunFilter:
+    """The filter of a caller's keywords.
 
-    since: datetime | None = None
-    until: datetime | None = None
-    tags: tuple[str, ...] = ()
-    user: str | None = None
-    session: str | None = None
-    environment: str | None = None
-    status: str | None = None
-    score: str | None = None
-    min_score: float | None = None
-    max_score: float | None = None
-    experiments: bool = False
-    limit: int | None = None
-
-    @classmethod
-    def of(cls, which: Which) -> RunQuery:
-        """The query from a caller's keywords.
-
-        Raises:
-            DeclarationError: a moment has no time zone.
-        """
-        fields: dict[str, Any] = {**which, "tags": tuple(which.get("tags", ()))}
-        fields |= {name: _moment(which.get(name)) for name in ("since", "until")}
-        return cls(**fields)
-
-    def scored(self, scores: Sequence[Feedback]) -> bool:
-        """Whether one of a run's scores matches; a correction counts only where it is asked for by its name."""
-        values = ((one.name, one.value) for one in scores if one.name != CORRECTION or self.score == CORRECTION)
-        return has_score(values, self.score, self.min_score, self.max_score)
+    Raises:
+        DeclarationError: a moment has no time zone.
+    """
+    fields: dict[str, Any] = {"experiments": False, "limit": None, **which, "tags": tuple(which.get("tags", ()))}
+    fields["feedback"] = fields.pop("score", None)
+    for name in ("since", "until"):
+        fields[name] = _moment(which.get(name))
+    return RunFilter(**fields)
 
 
-def _moment(value: datetime | timedelta | None) -> datetime | None:
+def _moment(value: datetime | timedelta | None) -> float | None:
     if isinstance(value, timedelta):
-        return datetime.now(UTC) - value
+        value = datetime.now(UTC) - value
     if value is not None and value.tzinfo is None:
         msg = f"{value!r} has no time zone; write datetime(..., tzinfo=UTC), or how long ago as a timedelta"
         raise DeclarationError(msg)
-    return value
+    return None if value is None else value.timestamp()
 
 
-_Given = tuple[str, str | None]
-"""What tells one input from another: its content, and its class where the declared type leaves that open."""
+class _UnusableError(Exception):
+    """Why a call gives no example."""
 
 
 class RunSource(ABC):
@@ -128,8 +102,8 @@ class RunSource(ABC):
         self.skipped: Counter[str] = Counter()
 
     @abstractmethod
-    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
-        """The recorded runs of a graph, the newest first."""
+    def pages(self, graph: Node[Any, Any], wanted: RunFilter) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph that are wanted, the newest first."""
 
     async def runs(self, graph: Node[In, Out], **which: Unpack[Which]) -> AsyncGenerator[Run[In, Out]]:
         """Typed runs with their calls and scores, the newest first.
@@ -142,18 +116,18 @@ class RunSource(ABC):
             TracingError: the server does not answer.
             DeclarationError: a moment has no time zone.
         """
-        async with aclosing(self._read(graph, RunQuery.of(which))) as found:
+        async with aclosing(self._read(graph, _filter_of(which))) as found:
             async for run, *_ in found:
                 yield run
 
     async def _read(
-        self, graph: Node[In, Out], query: RunQuery
-    ) -> AsyncGenerator[tuple[Run[In, Out], Sequence[float], Mapping[str, set[str]]]]:
-        """The runs, each with the moments when it was resumed, and the keys of calls whose values it does not hold."""
+        self, graph: Node[In, Out], wanted: RunFilter
+    ) -> AsyncGenerator[tuple[Run[In, Out], RunRow, list[CallRow]]]:
+        """The runs, each with its rows."""
         count = 0
-        if query.limit is not None and query.limit <= 0:
+        if wanted.limit is not None and wanted.limit <= 0:
             return
-        async with aclosing(self.pages(graph, query)) as pages:
+        async with aclosing(self.pages(graph, wanted)) as pages:
             async for row, calls, scores in pages:
                 try:
                     run = run_of(row, calls, scores, graph)
@@ -164,15 +138,9 @@ class RunSource(ABC):
                 if not (graph.__node__.input_type.is_instance(run.input) and accepted):
                     self.skipped["a run does not fit the graph's types any more"] += 1
                     continue
-                if not query.scored(run.feedback):
-                    continue
-                lost = {
-                    name: {call.key for call in calls if getattr(call, f"{name}_whole") == ""}
-                    for name in ("input", "output")
-                }
-                yield run, row.read_labels().resumed, lost
+                yield run, row, calls
                 count += 1
-                if count == query.limit:
+                if count == wanted.limit:
                     return
 
     @overload
@@ -203,75 +171,69 @@ class RunSource(ABC):
             DeclarationError: the graph has no such stage.
         """
         paths = {""} if stage is None else graph.__node__.tree.paths(stage)
-        of_runs = RunQuery.of(which)
-        limit, of_calls, of_runs = of_runs.limit, of_runs, replace(of_runs, limit=None)
+        wanted = _filter_of(which)
+        of_runs = replace(wanted, limit=None)
         if stage is not None:
-            of_runs = replace(of_runs, score=None, min_score=None, max_score=None)
-        found: dict[_Given, Example[Any]] = {}
+            of_runs = replace(of_runs, feedback=None, min_score=None, max_score=None)
+        found: dict[tuple[str, str | None], Example[Any]] = {}
         input_type = (graph if stage is None else stage).__node__.input_type
         async with aclosing(self._read(graph, of_runs)) as runs:
-            async for run, resumed, lost in runs:
-                calls = [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]
-                for call in calls:
+            async for run, row, recorded in runs:
+                rows = {one.key: one for one in recorded}
+                for call in [run.root] if stage is None else [call for call in run.root.walk() if call.path in paths]:
                     about = [
                         one for one in run.feedback if (one.key or "") == call.key or (stage is None and not one.key)
                     ]
-                    if stage is None or of_calls.scored(about):
-                        self._add(self._example(run, call, about, resumed, lost), input_type, found)
-                if limit is not None and len(found) >= limit:
+                    if stage is not None and not wanted.has_score(about):
+                        continue
+                    try:
+                        example = _example(run, row, call, rows.get(call.key), about)
+                    except _UnusableError as why:
+                        self.skipped[str(why)] += 1
+                        continue
+                    # Its content tells one input from another, and its class where the declared type leaves that open.
+                    given = digest_of(example.input), input_type.recorded(example.input).whole
+                    before = found.get(given)
+                    if before is not None:
+                        self.skipped["the same input again"] += 1
+                    if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
+                        found[given] = example
+                if wanted.limit is not None and len(found) >= wanted.limit:
                     break
-        return list(found.values())[: max(0, limit) if limit is not None else None]
+        return list(found.values())[: max(0, wanted.limit) if wanted.limit is not None else None]
 
-    def _add(self, example: Example[Any] | None, type_: Schema, found: dict[_Given, Example[Any]]) -> None:
-        """Keep one example of each input: one with a correction, or else the newest."""
-        if example is None:
-            return
-        given = digest_of(example.input), type_.recorded(example.input).whole
-        before = found.get(given)
-        if before is not None:
-            self.skipped["the same input again"] += 1
-        if before is None or (example.metadata["corrected"] and not before.metadata["corrected"]):
-            found[given] = example
 
-    def _example(
-        self,
-        run: Run[Any, Any],
-        call: Call,
-        about: Sequence[Feedback],
-        resumed: Sequence[float],
-        lost: Mapping[str, set[str]],
-    ) -> Example[Any] | None:
-        node = run.tree.nodes[call.path].__node__
-        if call.key in lost["input"]:
-            self.skipped["the record does not hold the whole input"] += 1
-            return None
-        if not node.input_type.is_instance(call.input):
-            self.skipped["an input does not fit its type any more"] += 1
-            return None
-        corrections = [one for one in about if one.name == CORRECTION]
-        if corrections:
-            try:
-                expected = corrected(corrections[-1].value, node.output_type)
-            except ValueError:
-                self.skipped["a correction does not fit the output type"] += 1
-                return None
-        elif not call.ok:
-            self.skipped["it failed, and nobody corrected it"] += 1
-            return None
-        elif call.key in lost["output"]:
-            self.skipped["the record does not hold the whole output"] += 1
-            return None
-        elif not node.output_type.is_instance(call.output):
-            self.skipped["an output does not fit its type any more"] += 1
-            return None
-        else:
-            expected = call.output
-        scores = {one.name: one.value for one in about if one.name != CORRECTION}
-        metadata: dict[str, Any] = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
-        if segment := sum(moment <= call.started.timestamp() for moment in resumed):
-            metadata["segment"] = segment
-        name = digest_of([run.id, call.key])
-        return Example(call.input, expected, name, metadata)
+def _example(
+    run: Run[Any, Any], row: RunRow, call: Call, recorded: CallRow | None, about: Sequence[Feedback]
+) -> Example[Any]:
+    """The example of a call, whose row is *recorded*, with the scores that are *about* it."""
+    node = run.tree.nodes[call.path].__node__
+    corrections = [one for one in about if one.name == CORRECTION]
+    problem = ""
+    if recorded is not None and recorded.input_whole == "":
+        problem = "the record does not hold the whole input"
+    elif not node.input_type.is_instance(call.input):
+        problem = "an input does not fit its type any more"
+    elif not (corrections or call.ok):
+        problem = "it failed, and nobody corrected it"
+    elif not corrections and recorded is not None and recorded.output_whole == "":
+        problem = "the record does not hold the whole output"
+    elif not (corrections or node.output_type.is_instance(call.output)):
+        problem = "an output does not fit its type any more"
+    if problem:
+        raise _UnusableError(problem)
+    expected = call.output
+    if corrections:
+        try:
+            expected = corrected(corrections[-1].value, node.output_type)
+        except ValueError:
+            msg = "a correction does not fit the output type"
+            raise _UnusableError(msg) from None
+    scores = {one.name: one.value for one in about if one.name != CORRECTION}
+    metadata: dict[str, Any] = {"run_id": run.id, "key": call.key, "corrected": bool(corrections), "scores": scores}
+    if segment := sum(moment <= call.started.timestamp() for moment in row.read_labels().resumed):
+        metadata["segment"] = segment
+    return Example(call.input, expected, digest_of([run.id, call.key]), metadata)
 
 
 class JournalRuns(RunSource):
@@ -281,32 +243,19 @@ class JournalRuns(RunSource):
         super().__init__()
         self._journal = journal
 
-    async def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
-        """The recorded runs of a graph, the newest first.
+    async def pages(self, graph: Node[Any, Any], wanted: RunFilter) -> AsyncGenerator[RunRows]:
+        """The recorded runs of a graph that are wanted, the newest first.
 
         Raises:
-            DeclarationError: the query has an environment.
+            DeclarationError: an environment is wanted.
         """
-        if query.environment is not None:
-            msg = f"environment={query.environment!r}: a journal does not know in which one a run was made"
+        if wanted.environment is not None:
+            msg = f"environment={wanted.environment!r}: a journal does not know in which one a run was made"
             raise DeclarationError(msg)
-        rows = await self._journal.runs(
-            RunFilter(
-                graph=graph.__node__.name,
-                since=None if query.since is None else query.since.timestamp(),
-                until=None if query.until is None else query.until.timestamp(),
-                limit=_ALL,
-            )
-        )
-        for row in rows:
-            labels = row.read_labels()
-            if (
-                query.status in {None, row.status}
-                and query.user in {None, labels.user_id}
-                and query.session in {None, labels.session_id}
-                and set(query.tags) <= set(labels.tags)
-                and (query.experiments or not labels.metadata.get(EXPERIMENT))
-            ):
+        search = replace(wanted, graph=graph.__node__.name, limit=_PAGE)
+        while rows := await self._journal.runs(search):
+            search = replace(search, before=(rows[-1].started, rows[-1].run_id))
+            for row in rows:
                 try:
                     so_far, calls = await rows_so_far(self._journal, row)
                 except DamagedError:

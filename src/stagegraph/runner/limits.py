@@ -17,7 +17,8 @@ import anyio
 from stagegraph.agent.call import LimitReached
 from stagegraph.data.usage import USAGE
 from stagegraph.record.calls import paid
-from stagegraph.record.rows import CallRow, Labels, OpRow
+from stagegraph.record.labels import Labels
+from stagegraph.record.rows import CallRow, OpRow
 from stagegraph.schema.errors import BusyError, DeclarationError
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from stagegraph.data.call import dump_pending
 from stagegraph.data.prompts import Prompts
 from stagegraph.data.usage import USAGE, ModelUse
 from stagegraph.record.calls import error_of
-from stagegraph.record.rows import CallRow, Journal, Labels, OpRow, Recorded, RunRow
+from stagegraph.record.labels import Labels
+from stagegraph.record.rows import CallRow, Journal, OpRow, Recorded, RunRow
 from stagegraph.record.run import ReplayError
 from stagegraph.schema.errors import JournalError, closest
 from stagegraph.schema.schema import Record

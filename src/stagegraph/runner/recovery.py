@@ -20,7 +20,8 @@ from stagegraph.data.call import Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
-from stagegraph.record.rows import GIVEN_UP, DamagedError, Journal, Labels, RunFilter, RunRow
+from stagegraph.record.labels import Labels
+from stagegraph.record.rows import GIVEN_UP, DamagedError, Journal, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 
@@ -156,7 +157,7 @@ class _Finisher:
     async def interrupted(self) -> list[RunRow]:
         """The runs that can be taken up now, the oldest first."""
         try:
-            rows = await self._journal.runs(RunFilter(interrupted=True, limit=_MANY))
+            rows = await self._journal.runs(RunFilter(status="interrupted", limit=None))
         except JournalError as error:
             _log.warning("interrupted runs cannot be looked for just now: %s", error)
             return []

@@ -125,7 +125,7 @@ def first_problem(error: ValidationError) -> str:
 
 def _described(problem: ErrorDetails, whole: str) -> str:
     place = ".".join(map(str, problem["loc"])) or whole
-    reason = "Input should be a mapping" if problem["type"] == "model_type" else problem["msg"]
+    reason = "Input should be a mapping" if problem["type"] in {"model_type", "dataclass_type"} else problem["msg"]
     return f"{place}: {reason}" if place else reason
 
 

@@ -16,9 +16,9 @@ from pydantic_ai import ToolDenied
 
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import GIVEN_UP, RunRow
+from stagegraph.record.rows import CORRECTION, GIVEN_UP, RunRow
 from stagegraph.record.run import ReplayError, RunError, run_of, stored_run
-from stagegraph.record.source import CORRECTION, corrected
+from stagegraph.record.source import corrected
 from stagegraph.runner.feedback import feedback
 from stagegraph.runner.live import LiveRun
 from stagegraph.runner.recovery import give_up

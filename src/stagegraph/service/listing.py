@@ -78,7 +78,7 @@ class Wanted:
         """The same for a journal."""
         started, _, run_id = (self.cursor or "").partition("~")
         return RunFilter(
-            status="running" if self.status == "interrupted" else self.status,
+            status=self.status,
             since=None if self.since is None else self.since.timestamp(),
             until=None if self.until is None else self.until.timestamp(),
             tags=tuple(self.tag or ()),
@@ -101,7 +101,7 @@ async def list_runs(access: Access, user: str | None, wanted: Wanted) -> RunList
         seen, more = seen + len(rows), len(rows) == _CHUNK
         for place, row in enumerate(rows, 1):
             search = replace(search, before=(row.started, row.run_id))
-            if wanted.status in {None, row.shown_status} and await access.may_see(row, user):
+            if await access.may_see(row, user):
                 found.append(row)
             if len(found) == wanted.limit:
                 more = more or place < len(rows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from stagegraph.record.source import EXPERIMENT
+from stagegraph.record.rows import EXPERIMENT
 from stagegraph.schema.types import is_mapping
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing_extensions import TypeVar
 
 from stagegraph.data.examples import Example, in_parallel
 from stagegraph.data.score import Feedback
+from stagegraph.record.rows import EXPERIMENT
 from stagegraph.record.run import RunError
-from stagegraph.record.source import EXPERIMENT
 from stagegraph.schema.errors import TracingError, first_problem
 from stagegraph.schema.types import is_mapping
 

@@ -16,7 +16,8 @@ from pydantic_ai.usage import RunUsage
 from stagegraph.data.call import Kind, Status, key_order
 from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse
 from stagegraph.journal import CallRow, FeedbackRow, RunRow
-from stagegraph.record.source import CORRECTION, RunRows
+from stagegraph.record.rows import CORRECTION
+from stagegraph.record.source import RunRows
 from stagegraph.schema.types import is_list
 
 from .attributes import USAGE_PARTS, is_reserved, without_prefix

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 from stagegraph.journal import CallRow, RunRow
+from stagegraph.record.calls import feedback_of
+from stagegraph.record.rows import EXPERIMENT, RunFilter
 from stagegraph.record.run import run_of
-from stagegraph.record.source import EXPERIMENT, RunQuery, RunRows, RunSource
+from stagegraph.record.source import RunRows, RunSource
 from stagegraph.schema.errors import TracingError
 
 from .api import Api
@@ -24,8 +27,6 @@ from .media import put_back, references
 from .rows import NO_RUN, cut_metadata, is_root, meta, name_of, rows_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from langfuse.api import ObservationV2, ScoreV3
 
     from stagegraph.nodes.node import Node
@@ -72,12 +73,12 @@ class LangfuseRuns(RunSource):
         self.connection = Connection.of(public_key, secret_key, base_url)
         self._patience = patience
 
-    def pages(self, graph: Node[Any, Any], query: RunQuery) -> AsyncGenerator[RunRows]:
+    def pages(self, graph: Node[Any, Any], wanted: RunFilter) -> AsyncGenerator[RunRows]:
         """The recorded runs of a graph, the newest first."""
         label, kind = graph.__node__.name, graph.__node__.kind
-        return self.listed(label, query, label if kind == "graph" else f"{kind}:{label}")
+        return self.listed(label, wanted, label if kind == "graph" else f"{kind}:{label}")
 
-    async def listed(self, label: str | None, query: RunQuery, name: str | None = None) -> AsyncGenerator[RunRows]:
+    async def listed(self, label: str | None, wanted: RunFilter, name: str | None = None) -> AsyncGenerator[RunRows]:
         """The runs of the node named *label* (`None`: of all nodes), the newest first.
 
         The *name* of their root observations lets the server search less.
@@ -91,11 +92,11 @@ class LangfuseRuns(RunSource):
                 fields="core,basic,metadata,trace_context",
                 expand_metadata=_WHOLE,
                 is_root_observation=True,
-                user_id=query.user,
-                session_id=query.session,
-                environment=query.environment,
-                from_start_time=_milliseconds(query.since),
-                to_start_time=_milliseconds(query.until),
+                user_id=wanted.user,
+                session_id=wanted.session,
+                environment=wanted.environment,
+                from_start_time=_milliseconds(wanted.since),
+                to_start_time=_milliseconds(wanted.until),
             )
             async with aclosing(roots) as rows:
                 async for row in rows:
@@ -103,11 +104,13 @@ class LangfuseRuns(RunSource):
                         self.skipped["an observation has no run id"] += 1
                         continue
                     run_id = str(meta(row, "run_id"))
-                    if run_id in seen or not _wanted(row, query) or label not in {None, name_of(row)}:
+                    if run_id in seen or not _is_wanted(row, wanted) or label not in {None, name_of(row)}:
                         continue
                     seen.add(run_id)
                     found = await self._trace(api, row.trace_id or trace_id(run_id), run_id, "", self.skipped)
-                    if found is not None and query.status in {None, found[0].status}:
+                    if found is None or wanted.status not in {None, found[0].status}:
+                        continue
+                    if wanted.has_score(map(feedback_of, found[2])):
                         yield found
 
     async def run(self, run_id: str, graph: Node[Any, Any], *, wait: float = 0.0) -> Run[Any, Any]:
@@ -216,13 +219,16 @@ def _put_back(row: Row, files: Mapping[str, bytes]) -> Row:
     return replace(row, **{name: put_back(getattr(row, name), files) for name in _VALUES})
 
 
-def _wanted(row: ObservationV2, query: RunQuery) -> bool:
-    asked = query.experiments or query.environment == EXPERIMENTS
+def _is_wanted(row: ObservationV2, wanted: RunFilter) -> bool:
+    asked = wanted.experiments or wanted.environment == EXPERIMENTS
     if not asked and (row.environment == EXPERIMENTS or meta(row, EXPERIMENT)):
         return False
-    return set(query.tags) <= set(row.tags or ())
+    return set(wanted.tags) <= set(row.tags or ())
 
 
-def _milliseconds(moment: datetime | None) -> datetime | None:
+def _milliseconds(seconds: float | None) -> datetime | None:
     """A time in the precision in which a server keeps the start of a run."""
-    return None if moment is None else moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

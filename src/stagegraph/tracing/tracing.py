@@ -25,7 +25,7 @@ from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.durable_exec import replay_scope
 from pydantic_ai.models.instrumented import InstrumentationSettings
 
-from stagegraph.record.source import CORRECTION
+from stagegraph.record.rows import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
 from .agent_spans import CallTracer
