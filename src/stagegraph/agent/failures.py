@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -224,22 +224,13 @@ def bad_deps(error: Exception, call: AgentCall, deps: object) -> StageError:
 
 
 def bad_renderer(error: Exception, call: AgentCall) -> StageError:
-    what, remedy = _explained(error, [], lambda _: "the renderer of the stage (`render=`) raised this")
+    what, remedy = _explained(error, (), lambda _: "the renderer of the stage (`render=`) raised this")
     return _error(call, f" failed: {what}; {remedy}")
 
 
-def stage_error(
-    error: Exception, call: AgentCall, messages: list[ModelMessage], source_of: Callable[[Exception], str]
-) -> StageError:
-    """The error of a stage whose agent failed.
-
-    Args:
-        error: What the agent raised.
-        call: The call of the stage.
-        messages: Those of the last attempt.
-        source_of: Says which part of the agent raised an error.
-    """
-    what, remedy = _explained(error, messages, source_of)
+def stage_error(error: Exception, call: AgentCall, source_of: Callable[[Exception], str]) -> StageError:
+    """The error of a stage whose agent raised *error*; *source_of* says which part of the agent raised an error."""
+    what, remedy = _explained(error, call.use.messages, source_of)
     attempts = call.use.attempts
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return _error(call, f" failed{tried}: {what}" + (f"; {remedy}" if remedy else ""))
@@ -278,7 +269,7 @@ def _error(call: AgentCall, text: str) -> StageError:
 
 
 def _explained(
-    error: Exception, messages: list[ModelMessage], source_of: Callable[[Exception], str]
+    error: Exception, messages: Sequence[ModelMessage], source_of: Callable[[Exception], str]
 ) -> tuple[str, str]:
     """What happened, and what the user can do about it."""
     text, name, members = str(error), type(error).__name__, leaves(error)
@@ -331,7 +322,7 @@ def _provider_remedy(error: ModelAPIError) -> str:
     return "the provider refused the request"
 
 
-def _last_answer(messages: list[ModelMessage]) -> str:
+def _last_answer(messages: Sequence[ModelMessage]) -> str:
     for message in reversed(messages):
         if isinstance(message, ModelResponse):
             calls = [

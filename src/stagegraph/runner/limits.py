@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -79,16 +79,19 @@ class Limits:
                 raise ValueError(msg)
 
 
-@dataclass(slots=True)
-class Reservation:
-    """What one request may spend until its real usage is known."""
-
-    path: str
-    tokens: int
-    usd: Decimal
-
-
 _ZERO = Decimal(0)
+
+
+@dataclass(slots=True)
+class _Requests:
+    """The requests of one stage."""
+
+    in_flight: int = 0
+    answered: int = 0
+    tokens: int = 0
+    """Of the most expensive one."""
+    usd: Decimal = _ZERO
+    """Of the most expensive one."""
 
 
 class Ledger:
@@ -106,13 +109,12 @@ class Ledger:
         self._requests = 0
         self._tokens = 0
         self._usd = _ZERO
-        self._held: list[Reservation] = []
-        self._dearest: dict[str, tuple[int, Decimal]] = {}
-        self._answered: Counter[str] = Counter()
+        self._stages: defaultdict[str, _Requests] = defaultdict(_Requests)
+        """By path."""
         self._unpriced: str | None = None
         self._calls = 0
-        self._idle = 0
-        self._inside: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        """Key -> for how many things a stage call waits, with no request in flight."""
         self._changed = anyio.Event()
 
     def call_began(self) -> None:
@@ -124,69 +126,56 @@ class Ledger:
         self._wake()
 
     @contextmanager
-    def idle(self) -> Generator[None]:
-        """Around the time that a stage call waits and has no request in flight."""
-        self._idle += 1
+    def waits(self, key: str) -> Generator[None]:
+        """Around the time that the stage call at *key* waits: for other calls, to try again, or for a graph that one of
+        its tools runs.
+        """
+        self._waiting[key] += 1
         self._wake()
         try:
             yield
         finally:
-            self._idle -= 1
+            self._waiting[key] -= 1
+            self._waiting += Counter()  # drops what is 0
 
-    @contextmanager
-    def inside(self, key: str) -> Generator[None]:
-        """Around a graph that a tool of the stage call at *key* runs: the call waits, once for all of its tools."""
-        self._inside[key] += 1
-        self._idle += self._inside[key] == 1
-        self._wake()
-        try:
-            yield
-        finally:
-            self._inside[key] -= 1
-            self._idle -= self._inside[key] == 0
+    async def reserve(self, path: str, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Reserve what the next request of a stage may spend, as much as the most expensive one so far.
 
-    async def reserve(self, path: str) -> Reservation:
-        """Reserve what the next request of a stage may spend.
-
-        A request that does not fit waits for other calls: their usage may turn out lower than reserved. When all of
-        them have ended or wait as well, the limit is reached.
+        A request that does not fit waits for other calls, inside *waiting*: their usage may turn out lower than
+        reserved. When all of them have ended or wait as well, the limit is reached.
 
         Raises:
             LimitReached: the request does not fit.
         """
-        refusal = self._refusal(path)
-        if refusal is not None:
-            with self.idle():
+        if self._refusal(path) is not None:
+            with waiting():
                 while (refusal := self._refusal(path)) is not None:
-                    if self._idle >= self._calls:
+                    if len(self._waiting) >= self._calls:
                         raise LimitReached(refusal)
                     await self._changed.wait()
-        tokens, usd = self._estimate(path)
-        reservation = Reservation(path, tokens, usd)
         self._requests += 1
-        self._held.append(reservation)
-        return reservation
+        self._stages[path].in_flight += 1
 
-    def settle(self, reservation: Reservation, usage: RequestUsage | None) -> None:
-        """Replace a reservation by what was spent; `None` when the request was not answered.
+    def settle(self, path: str, usage: RequestUsage | None) -> None:
+        """Replace what was reserved for a request by what was spent; `None` when it was not answered.
 
         Raises:
             LimitReached: a dollar limit is set and this request has no known price.
         """
-        self._held.remove(reservation)
+        stage = self._stages[path]
+        stage.in_flight -= 1
         self._wake()
         if usage is None:
             return
         tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or _ZERO
         self._tokens += tokens
         self._usd += usd
-        before = self._dearest.get(reservation.path, (0, _ZERO))
-        self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
-        self._answered[reservation.path] += 1
+        stage.answered += 1
+        stage.tokens, stage.usd = max(stage.tokens, tokens), max(stage.usd, usd)
         if self._usd_limit is not None and usage.cost is None:
             self._unpriced = (
                 f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
-                f"`{reservation.path}`; limit requests or tokens instead, or use a model with a known price"
+                f"`{path}`; limit requests or tokens instead, or use a model with a known price"
             )
             raise LimitReached(self._unpriced)
 
@@ -229,53 +218,59 @@ class Ledger:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _estimate(self, path: str) -> tuple[int, Decimal]:
-        return self._dearest.get(path, (0, _ZERO))
-
     def _refusal(self, path: str) -> str | None:
         """Why a request must not be made now; `None` when it may."""
-        limit = self.limits.requests
+        limit, stage = self.limits.requests, self._stages[path]
         if limit is not None and self._requests >= limit:
             return f"{self._requests} model requests were made, and the limit is {limit}"
-        return self._unpriced or self._refusal_of_amounts(path)
-
-    def _refusal_of_amounts(self, path: str) -> str | None:
-        tokens, usd = self._estimate(path)
+        if self._unpriced is not None:
+            return self._unpriced
+        busy = [one for one in self._stages.values() if one.in_flight]
+        held, held_usd = sum(one.in_flight * one.tokens for one in busy), sum(one.in_flight * one.usd for one in busy)
         amounts = (
-            ("tokens", self.limits.tokens, self._tokens, sum(r.tokens for r in self._held), tokens),
-            ("US dollars", self._usd_limit, self._usd, sum((r.usd for r in self._held), _ZERO), usd),
+            ("tokens", self.limits.tokens, self._tokens, held, stage.tokens),
+            ("US dollars", self._usd_limit, self._usd, held_usd, stage.usd),
         )
-        for unit, limit, spent, held, wanted in amounts:
+        for unit, limit, spent, reserved, wanted in amounts:
             if limit is None:
                 continue
             if spent >= limit or spent + wanted > limit:
                 return (
                     f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
                 )
-            first = path not in self._dearest
-            if self._held and (first or any(r.path not in self._dearest for r in self._held)):
+            if busy and not all(one.answered for one in (stage, *busy)):
                 return "the first request of a stage goes alone"
-            if sum(r.path == path for r in self._held) >= max(1, self._answered[path]):
+            if stage.in_flight >= max(1, stage.answered):
                 return "as many are on their way as were answered before"
-            if spent + held + wanted > limit:
+            if spent + reserved + wanted > limit:
                 return "requests in flight may need the rest"
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The model requests of all runs of a runner that may be in flight at once on one event loop."""
+
+    in_flight: anyio.Semaphore
+    starting: anyio.Semaphore
+    """As many agents again may have started and not made their first request yet. More would not be answered sooner,
+    and each takes some 40 kB and the time of the garbage collector."""
+
+
 class RequestSlots:
-    """The model requests of all runs of a runner that may be in flight at once."""
+    """The slots of a runner, for each event loop, since a semaphore belongs to one."""
 
     def __init__(self, count: int | None) -> None:
         self._count = count
-        self._made: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+        self._made: tuple[asyncio.AbstractEventLoop, Slots] | None = None
 
-    def here(self) -> anyio.Semaphore | None:
-        """The slots of the running event loop, since a semaphore belongs to one loop."""
+    def here(self) -> Slots | None:
+        """The slots of the running event loop; `None` where the number of requests is not limited."""
         if self._count is None:
             return None
         loop = asyncio.get_running_loop()
         if self._made is None or self._made[0] is not loop:
-            self._made = (loop, anyio.Semaphore(self._count))
+            self._made = (loop, Slots(anyio.Semaphore(self._count), anyio.Semaphore(self._count)))
         return self._made[1]
 
 
