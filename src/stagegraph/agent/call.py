@@ -1,10 +1,12 @@
-"""One call of a stage, as its agent is given it: the runner implements `AgentCall`."""
+"""One call of a stage, as its agent is given it; the runner implements what it asks of the run."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.exceptions import UnexpectedModelBehavior
 
@@ -33,7 +35,8 @@ class LimitReached(Exception):  # noqa: N818 - never leaves the runner, which tu
     """A limit of the run does not allow another model request."""
 
 
-class AgentCall(Protocol):
+@dataclass(kw_only=True, eq=False)
+class AgentCall(ABC):
     """One call of a stage: what its agent is given, what it reports to the run, and how the run limits its requests."""
 
     key: str
@@ -41,35 +44,34 @@ class AgentCall(Protocol):
     input: Any
     deps: object
     """The run's deps."""
+    use: ModelUse
+    """Usage and messages so far; the agent adds to them."""
     model: Model[Any] | None
     """The model for this call; `None` leaves the agent's own."""
     prompt: Prompt | None
-    content: str | list[UserContent] | None
-    """The user prompt, where it was rendered already."""
     answers: Mapping[str, object]
     """Tool call id -> answer, for a call that was suspended."""
     observing: Sequence[AbstractCapability[Any]]
     """Capabilities that observe the agent and change nothing."""
-    use: ModelUse
-    """Usage and messages so far; the agent adds to them."""
     streams: bool
     """Whether the model streams, so that each piece of text is an event."""
+    content: str | list[UserContent] | None = None
+    """The user prompt, where it was rendered already."""
+    tool_recalled: Callable[[str], object] = lambda _: None
+    """Is told when the recorded result of a tool is used: what was called with its label in the key is not repeated."""
 
+    @abstractmethod
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
         """Log an event of this call: a piece of text, a tool call, a retry."""
-        ...
 
-    def tool_recalled(self, label: str) -> None:
-        """The recorded result of a tool was used; what had been called with its *label* in the key is not repeated."""
-        ...
-
+    @abstractmethod
     def attempt(self, usage: RunUsage, *, asks: bool) -> AbstractAsyncContextManager[None]:
         """Around an attempt, whose usage Pydantic AI counts in *usage*; one that *asks* begins with a model request.
 
-        That begins when such a request may be in flight: agents that wait before they have begun cost little.
+        That begins when such a request may soon be in flight: agents that wait before they have begun cost little.
         """
-        ...
 
+    @abstractmethod
     async def request(
         self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
     ) -> ModelResponse:
@@ -78,12 +80,11 @@ class AgentCall(Protocol):
         Raises:
             LimitReached: a limit of the run does not allow it.
         """
-        ...
 
+    @abstractmethod
     def request_recalled(self, usage: RequestUsage) -> None:
         """A recorded answer was used; the attempt counts its usage as if the request had been made."""
-        ...
 
+    @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Wait before the next attempt."""
-        ...

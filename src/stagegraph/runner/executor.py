@@ -305,11 +305,16 @@ class Executor:
         try:
             lent = None if call.caller is None else call.caller.model
             agent_call = StageCall(
-                call,
-                self.spec,
+                key=call.key,
+                path=call.path,
+                input=call.input,
+                deps=call.deps(self.spec.deps),
+                use=call.use,
                 model=self.resources.model_for(call.path, stage, lent),
                 prompt=self.state.prompts.get(call.path),
+                answers=self.spec.answers.get(call.key, {}),
                 observing=() if self.trace is None else self.trace.agent(call, stage),
+                streams=self.spec.deltas and self.log is not None,
                 log=self.log,
                 recorder=self.recorder,
                 ledger=self.ledger,
@@ -328,7 +333,7 @@ class Executor:
                 if found is not None:
                     self.restore(call, found.row)
                 return output
-            agent_call.restore = lambda label: found and self.restore(call, found.row, label)
+            agent_call.tool_recalled = lambda label: found and self.restore(call, found.row, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)

@@ -3,105 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from copy import copy
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from pydantic_ai.usage import RunUsage
 
+from stagegraph.agent.call import AgentCall
+
 if TYPE_CHECKING:
-    from pydantic_ai.capabilities import AbstractCapability
-    from pydantic_ai.messages import ModelResponse, UserContent
-    from pydantic_ai.models import Model
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.usage import RequestUsage
 
     from stagegraph.data.events import CallRetried, TextDelta, ToolCalled
-    from stagegraph.data.prompt import Prompt
 
     from .event_log import EventLog
     from .limits import Ledger, Slots
-    from .options import RunSpec
     from .recorder import Recorder
-    from .state import CallState
 
 _PATIENCE = 0.25
 """Seconds after which an agent that wants no slot no longer counts as starting: its functions may wait for another run,
 whose agents must be able to start."""
 
 
-class StageCall:
-    """One call of a stage (`agent.call.AgentCall`); it limits and counts the model requests of its agent."""
+@dataclass(kw_only=True, eq=False)
+class StageCall(AgentCall):
+    """One call of a stage; it limits and counts the model requests of its agent."""
 
-    def __init__(
-        self,
-        call: CallState,
-        spec: RunSpec,
-        *,
-        model: Model[Any] | None,
-        prompt: Prompt | None,
-        observing: Sequence[AbstractCapability[Any]],
-        log: EventLog | None,
-        recorder: Recorder | None,
-        ledger: Ledger | None,
-        slots: Slots | None,
-    ) -> None:
-        self.key = call.key
-        self.path = call.path
-        self.input = call.input
-        self.use = call.use
-        self.deps = call.deps(spec.deps)
-        self.model = model
-        self.prompt = prompt
-        self.content: str | list[UserContent] | None = None
-        self.answers: Mapping[str, object] = spec.answers.get(call.key, {})
-        self.observing = observing
-        self.streams = spec.deltas and log is not None
-        self.restore: Callable[[str], object] = lambda _: None
-        """Brings back the calls that a tool call had made, by its label, when the tool's result is recalled."""
-        self._log = log
-        self._recorder = recorder
-        self._ledger = ledger
-        self._slots = slots
-        self._starting: asyncio.TimerHandle | None = None
-        """Set while the agent counts as starting."""
-        self._usage = RunUsage()
-        """Of the current attempt, with the usage of agents inside its tools."""
-        self._counted = RunUsage()
-        """The part of it that the ledger has counted, or that was recalled."""
+    log: EventLog | None
+    recorder: Recorder | None
+    ledger: Ledger | None
+    slots: Slots | None
+    _starting: asyncio.TimerHandle | None = None
+    """Set while the agent counts as starting."""
+    _usage: RunUsage = field(default_factory=RunUsage)
+    """Of the current attempt, with the usage of agents inside its tools."""
+    _counted: RunUsage = field(default_factory=RunUsage)
+    """The part of it that the ledger has counted, or that was recalled."""
 
     def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
-        if (log := self._log) is not None:
+        if (log := self.log) is not None:
             log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
-
-    def tool_recalled(self, label: str) -> None:
-        self.restore(label)
 
     @asynccontextmanager
     async def attempt(self, usage: RunUsage, *, asks: bool) -> AsyncGenerator[None]:
         self._usage, self._counted = usage, RunUsage()
-        if self._slots is not None and asks:
-            await self._slots.starting.acquire()
+        if self.slots is not None and asks:
+            await self.slots.starting.acquire()
             self._starting = asyncio.get_running_loop().call_later(_PATIENCE, self._started)
         try:
             yield
         finally:
             self._started()
-            if self._ledger is not None:
-                self._charge(self._ledger)
+            if self.ledger is not None:
+                self._charge(self.ledger)
 
     def _started(self) -> None:
         starting, self._starting = self._starting, None
-        if starting is not None and self._slots is not None:
+        if starting is not None and self.slots is not None:
             starting.cancel()
-            self._slots.starting.release()
+            self.slots.starting.release()
 
     async def request(
         self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
     ) -> ModelResponse:
-        ledger = self._ledger
+        ledger = self.ledger
         if ledger is None:
             return await self._in_slot(ask, waiting)
         self._charge(ledger)
@@ -115,9 +85,9 @@ class StageCall:
         await ledger.reserve(self.path, held_back)
         spent: RequestUsage | None = None
         try:
-            if self._recorder is not None:
+            if self.recorder is not None:
                 with waiting():
-                    await self._recorder.note_spent()
+                    await self.recorder.note_spent()
             response = await self._in_slot(ask, waiting)
             spent = _priced(response)
             self._count(spent)
@@ -128,7 +98,7 @@ class StageCall:
     async def _in_slot(
         self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
     ) -> ModelResponse:
-        slots = self._slots
+        slots = self.slots
         if slots is None:
             return await ask()
         if self._starting is not None:
@@ -145,10 +115,10 @@ class StageCall:
         self._count(usage)
 
     async def sleep(self, seconds: float) -> None:
-        if self._ledger is None:
+        if self.ledger is None:
             await anyio.sleep(seconds)
             return
-        with self._ledger.waits(self.key):
+        with self.ledger.waits(self.key):
             await anyio.sleep(seconds)
 
     def _count(self, usage: RequestUsage) -> None:
