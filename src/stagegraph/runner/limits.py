@@ -79,7 +79,13 @@ class Limits:
                 raise ValueError(msg)
 
 
-_ZERO = Decimal(0)
+@dataclass(slots=True)
+class _Amount:
+    """What a run has spent of one kind."""
+
+    unit: str
+    limit: int | Decimal | None
+    spent: int | Decimal = 0
 
 
 @dataclass(slots=True)
@@ -88,10 +94,8 @@ class _Requests:
 
     in_flight: int = 0
     answered: int = 0
-    tokens: int = 0
-    """Of the most expensive one."""
-    usd: Decimal = _ZERO
-    """Of the most expensive one."""
+    dearest: tuple[int, Decimal] = (0, Decimal(0))
+    """The most tokens of one, and the most dollars."""
 
 
 class Ledger:
@@ -104,11 +108,10 @@ class Ledger:
         return cls(limits) if counted else None
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._usd_limit = None if limits.usd is None else Decimal(str(limits.usd))
-        self._requests = 0
-        self._tokens = 0
-        self._usd = _ZERO
+        self._requests = _Amount("model requests", limits.requests)
+        self._tokens = _Amount("tokens", limits.tokens)
+        self._usd = _Amount("US dollars", None if limits.usd is None else Decimal(str(limits.usd)))
+        self._amounts = (self._requests, self._tokens, self._usd)
         self._stages: defaultdict[str, _Requests] = defaultdict(_Requests)
         """By path."""
         self._unpriced: str | None = None
@@ -127,9 +130,7 @@ class Ledger:
 
     @contextmanager
     def waits(self, key: str) -> Generator[None]:
-        """Around the time that the stage call at *key* waits: for other calls, to try again, or for a graph that one of
-        its tools runs.
-        """
+        """Around the time that the stage call at *key* waits: for others, to try again, or for a graph in its tools."""
         self._waiting[key] += 1
         self._wake()
         try:
@@ -153,7 +154,7 @@ class Ledger:
                     if len(self._waiting) >= self._calls:
                         raise LimitReached(refusal)
                     await self._changed.wait()
-        self._requests += 1
+        self._requests.spent += 1
         self._stages[path].in_flight += 1
 
     def settle(self, path: str, usage: RequestUsage | None) -> None:
@@ -167,27 +168,25 @@ class Ledger:
         self._wake()
         if usage is None:
             return
-        tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or _ZERO
-        self._tokens += tokens
-        self._usd += usd
+        tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or Decimal(0)
+        self.charge(0, tokens, usd)
         stage.answered += 1
-        stage.tokens, stage.usd = max(stage.tokens, tokens), max(stage.usd, usd)
-        if self._usd_limit is not None and usage.cost is None:
+        stage.dearest = max(stage.dearest[0], tokens), max(stage.dearest[1], usd)
+        if self._usd.limit is not None and usage.cost is None:
             self._unpriced = (
-                f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
+                f"the limit of ${self._usd.limit} cannot be kept: no price is known for the model of "
                 f"`{path}`; limit requests or tokens instead, or use a model with a known price"
             )
             raise LimitReached(self._unpriced)
 
-    def charge(self, requests: int, tokens: int, usd: Decimal) -> None:
-        """Count usage that nothing was reserved for: that of agents inside tools."""
-        self._requests += requests
-        self._tokens += tokens
-        self._usd += usd
+    def charge(self, *more: int | Decimal) -> None:
+        """Count requests, tokens and dollars that nothing was reserved for: those of agents inside tools."""
+        for amount, one in zip(self._amounts, more, strict=True):
+            amount.spent += one
 
     def as_row(self, run_id: str) -> OpRow:
         """What was spent so far, for the journal."""
-        payload = json.dumps([self._requests, self._tokens, str(self._usd)])
+        payload = json.dumps([self._requests.spent, self._tokens.spent, str(self._usd.spent)])
         return OpRow(run_id=run_id, key="", identity="", op=_SPENT, digest="", payload=payload)
 
     def go_on(self, calls: Iterable[CallRow], ops: Sequence[OpRow]) -> None:
@@ -198,20 +197,15 @@ class Ledger:
                 usage = USAGE.validate_json(row.usage)  # with that of agents inside its tools
                 spent[row.key] = max(usage, spent.get(row.key, usage), key=lambda one: (one.requests, one.total_tokens))
         counted: list[Any] = next((json.loads(op.payload) for op in ops if op.op == _SPENT), [0, 0, "0"])
-        self._requests = max(counted[0], sum(one.requests for one in spent.values()))
-        self._tokens = max(counted[1], sum(one.total_tokens for one in spent.values()))
-        self._usd = max(Decimal(counted[2]), sum((one.cost or _ZERO for one in spent.values()), _ZERO))
+        self._requests.spent = max(counted[0], sum(one.requests for one in spent.values()))
+        self._tokens.spent = max(counted[1], sum(one.total_tokens for one in spent.values()))
+        self._usd.spent = max(Decimal(counted[2]), sum((one.cost or 0 for one in spent.values()), Decimal(0)))
 
     def overspent(self) -> str | None:
         """Which limit was exceeded, if any: the usage of the last answers was not known before."""
-        counts = (
-            ("model requests", self.limits.requests, self._requests),
-            ("tokens", self.limits.tokens, self._tokens),
-            ("US dollars", self._usd_limit, self._usd),
-        )
-        for unit, limit, spent in counts:
-            if limit is not None and spent > limit:
-                return f"{spent} {unit} were spent, and the limit is {limit}"
+        for one in self._amounts:
+            if one.limit is not None and one.spent > one.limit:
+                return f"{one.spent} {one.unit} were spent, and the limit is {one.limit}"
         return None
 
     def _wake(self) -> None:
@@ -220,29 +214,24 @@ class Ledger:
 
     def _refusal(self, path: str) -> str | None:
         """Why a request must not be made now; `None` when it may."""
-        limit, stage = self.limits.requests, self._stages[path]
-        if limit is not None and self._requests >= limit:
-            return f"{self._requests} model requests were made, and the limit is {limit}"
+        requests, stage = self._requests, self._stages[path]
+        if requests.limit is not None and requests.spent >= requests.limit:
+            return f"{requests.spent} model requests were made, and the limit is {requests.limit}"
         if self._unpriced is not None:
             return self._unpriced
         busy = [one for one in self._stages.values() if one.in_flight]
-        held, held_usd = sum(one.in_flight * one.tokens for one in busy), sum(one.in_flight * one.usd for one in busy)
-        amounts = (
-            ("tokens", self.limits.tokens, self._tokens, held, stage.tokens),
-            ("US dollars", self._usd_limit, self._usd, held_usd, stage.usd),
-        )
-        for unit, limit, spent, reserved, wanted in amounts:
+        for index, amount in enumerate((self._tokens, self._usd)):
+            limit, spent, wanted = amount.limit, amount.spent, stage.dearest[index]
             if limit is None:
                 continue
             if spent >= limit or spent + wanted > limit:
-                return (
-                    f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
-                )
+                needs = f"the next request is expected to need {wanted or 'some'}"
+                return f"{spent} of {limit} {amount.unit} are spent, and {needs}"
             if busy and not all(one.answered for one in (stage, *busy)):
                 return "the first request of a stage goes alone"
             if stage.in_flight >= max(1, stage.answered):
                 return "as many are on their way as were answered before"
-            if spent + reserved + wanted > limit:
+            if spent + wanted + sum(one.in_flight * one.dearest[index] for one in busy) > limit:
                 return "requests in flight may need the rest"
         return None
 
@@ -305,12 +294,12 @@ class Queue:
         """
         if self._max_runs is None or self.running < self._max_runs:
             self.running += 1
-            return Seat(self, free=True)
+            return Seat(self, None)
         if not patient and len(self._waiting) >= self._max_queued:
             waiting = f" and {len(self._waiting)} wait" if self._waiting else ""
             msg = f"{self.running} runs are going on{waiting}, and no more may: try again later, or raise `max_runs`"
             raise BusyError(msg, retry_after=self._wait())
-        seat = Seat(self, free=False)
+        seat = Seat(self, anyio.Event())
         self._waiting.append(seat)
         return seat
 
@@ -321,39 +310,37 @@ class Queue:
 
     def left(self, seat: Seat) -> None:
         """Give a seat to the next run in the queue."""
-        if seat.since is None:
+        if seat in self._waiting:
             self._waiting.remove(seat)
             return
         self._mean_seconds += _WEIGHT * (time.monotonic() - seat.since - self._mean_seconds)
         if self._waiting:
-            self._waiting.popleft().free()
+            self._waiting.popleft().take()
         else:
             self.running -= 1
 
 
 class Seat:
-    """One run's place among the running runs, or in the queue."""
+    """One run's place among the running runs, or in the queue until it is taken."""
 
-    __slots__ = ("_free", "_left", "_queue", "since")
+    __slots__ = ("_left", "_queue", "_turn", "since")
 
-    def __init__(self, queue: Queue, *, free: bool) -> None:
+    def __init__(self, queue: Queue, turn: anyio.Event | None) -> None:
         self._queue = queue
-        self._free: anyio.Event | None = None
+        self._turn = turn
         self._left = False
-        self.since: float | None = time.monotonic() if free else None
-        """When it was taken; `None` while it is waited for."""
+        self.since = time.monotonic()
 
-    def free(self) -> None:
+    def take(self) -> None:
         """The seat is this run's now."""
         self.since = time.monotonic()
-        if self._free is not None:
-            self._free.set()
+        if self._turn is not None:
+            self._turn.set()
 
     async def taken(self) -> None:
         """Wait until the seat is this run's."""
-        if self.since is None:
-            self._free = anyio.Event()
-            await self._free.wait()
+        if self._turn is not None:
+            await self._turn.wait()
 
     def leave(self) -> None:
         """Give the seat to the next run; once."""
