@@ -441,6 +441,8 @@ def test_waiting_its_turn_does_not_count_against_the_timeout(reason: str):
 
         live = Runner(model=gate.model, **options).start(Two(), "x")
         await gate.crowd(1)
+        for _ in range(100):  # the other agent starts once the first has the slot, and then waits for it
+            await anyio.wait_all_tasks_blocked()
         JumpingLoop.jump(3600)
         await anyio.wait_all_tasks_blocked()
         assert (gate.inside, live.done) == (["slow"], False)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from functools import partial
+from contextvars import copy_context
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from pydantic_ai import DeferredToolRequests, DeferredToolResults, RunContext, capture_run_messages
+from pydantic_ai import (
+    Agent,
+    DeferredToolRequests,
+    DeferredToolResults,
+    FunctionToolset,
+    RunContext,
+)
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     AgentStreamEvent,
@@ -17,14 +26,15 @@ from pydantic_ai.messages import (
     TextPartDelta,
     UserContent,
 )
-from pydantic_ai.usage import RunUsage
+from pydantic_ai.models.instrumented import InstrumentedModel
 
 from stagegraph.data.events import CallRetried, TextDelta
 from stagegraph.nodes.current import Suspended
 from stagegraph.record.deferred import pending_of
 from stagegraph.schema.errors import JournalError
 
-from .call import Deadline, Injection, LimitReached
+from .attempt import Attempt, StageModel
+from .call import LimitReached
 from .durable import Deferral
 from .failures import (
     bad_deps,
@@ -36,8 +46,11 @@ from .failures import (
     unanswered,
     wait_before,
 )
+from .injection import Injection
 
 if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
     from stagegraph.nodes.stage import Stage
 
     from .call import AgentCall
@@ -60,51 +73,67 @@ async def answer(stage: Stage[Any, Any], call: AgentCall, durable: DurableOperat
     content, history, answers = await _opening(stage, call, durable)
     may_wait = stage.timeout
     while True:
-        usage = RunUsage()
-        deadline = Deadline(stage.timeout)
-        injection = Injection(stage, call, deadline, durable)
-        call.attempt_began(usage)
-        if durable is not None:
-            durable.attempt_began()
-        with capture_run_messages() as messages:
-            try:
-                with deadline.running():
-                    result = await stage.agent.run(
-                        content,
-                        message_history=history,
-                        deferred_tool_results=answers,
-                        model=call.model,
-                        deps=deps,
-                        model_settings=stage.model_settings,
-                        usage=usage,
-                        capabilities=[*call.observing, injection],
-                        event_stream_handler=_listener(call) if call.streams else None,
-                        infer_name=False,
-                    )
-            except (LimitReached, JournalError):
-                raise
-            except Exception as error:
-                if durable is not None and _starts_afresh(durable, error):
-                    continue
-                if use.attempts > stage.retries or not is_retryable(error):
-                    part = partial(source_of, raised=injection.raised, stage=stage, deps=deps)
-                    raise stage_error(error, call, messages, part) from error
-                wait = wait_before(error, use.attempts, may_wait)
-                call.emit(CallRetried, attempt=use.attempts, error=str(error), wait=wait)
-            else:
-                if not isinstance(result.output, DeferredToolRequests):
-                    return result.output
-                if durable is None:
-                    raise unanswered(call)
-                use.pending = pending_of(call.key, call.path, result.output)
-                raise Suspended
-            finally:
-                use.usage.incr(usage if durable is None else usage - durable.overcounted)
-                call.attempt_ended()
-                use.messages = tuple(messages)
+        attempt = Attempt(call, stage.timeout, durable)
+        try:
+            async with attempt.running():
+                model, capabilities = _equipped(stage, call, attempt)
+                result = await stage.agent.run(
+                    content,
+                    message_history=history,
+                    deferred_tool_results=answers,
+                    model=model,
+                    deps=deps,
+                    model_settings=stage.model_settings,
+                    usage=attempt.usage,
+                    capabilities=capabilities,
+                    event_stream_handler=_listener(call) if call.streams else None,
+                    infer_name=False,
+                )
+        except (LimitReached, JournalError):
+            raise
+        except Exception as error:
+            if durable is not None and _starts_afresh(durable, error):
+                continue
+            if use.attempts > stage.retries or not is_retryable(error):
+                part = partial(source_of, raised=attempt.raised, stage=stage, deps=deps)
+                raise stage_error(error, call, part) from error
+            wait = wait_before(error, use.attempts, may_wait)
+            call.emit(CallRetried, attempt=use.attempts, error=str(error), wait=wait)
+        else:
+            if not isinstance(result.output, DeferredToolRequests):
+                return result.output
+            if durable is None:
+                raise unanswered(call)
+            use.pending = pending_of(call.key, call.path, result.output)
+            raise Suspended
         may_wait = None if may_wait is None else may_wait - wait
         await call.sleep(wait)
         use.attempts += 1
+
+
+def _equipped(
+    stage: Stage[Any, Any], call: AgentCall, attempt: Attempt
+) -> tuple[Model[Any] | None, list[AbstractCapability[Any]] | None]:
+    """The model and the capabilities with which an attempt sees what the agent does."""
+    more = call.prompt is not None or call.observing or call.streams
+    if more or call.model is None or isinstance(call.model, InstrumentedModel) or not _only_asks(stage.agent):
+        return call.model, [*call.observing, Injection(stage, call.prompt, attempt)]
+    return StageModel(call.model, attempt), None
+
+
+def _only_asks(agent: AbstractAgent[Any, Any]) -> bool:
+    """Whether an agent has no tools, and nothing that may exchange its model or come between the two."""
+    if any(variable.name.startswith("_override") and value for variable, value in copy_context().items()):
+        return False  # Pydantic AI's `Agent.override`, which goes before what a run is given
+    return all(type(one) in _given() for one in agent.root_capability.capabilities) and all(
+        isinstance(one, FunctionToolset) and not one.tools for one in agent.toolsets
+    )
+
+
+@cache
+def _given() -> frozenset[type[AbstractCapability[Any]]]:
+    """The capabilities that Pydantic AI gives to every agent."""
+    return frozenset(map(type, Agent().root_capability.capabilities))
 
 
 def _starts_afresh(durable: DurableOperations, error: Exception) -> bool:

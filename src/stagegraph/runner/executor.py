@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass
-from decimal import Decimal
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from pydantic_ai.usage import RunUsage
 
 from stagegraph.agent.answer import answer, content_of
 from stagegraph.agent.call import LimitReached
@@ -30,16 +27,12 @@ from stagegraph.schema.errors import DeclarationError, JournalError, NotRunningE
 
 from .identity import NodeKey, stage_parts, step_parts
 from .recorder import MISSING
+from .stage_call import StageCall
 from .state import CallState
 
 if TYPE_CHECKING:
-    from pydantic_ai.capabilities import AbstractCapability
-    from pydantic_ai.messages import ModelResponse, UserContent
     from pydantic_ai.models import Model
-    from pydantic_ai.usage import RequestUsage
 
-    from stagegraph.data.events import CallRetried, TextDelta, ToolCalled
-    from stagegraph.data.prompt import Prompt
     from stagegraph.data.prompts import Prompts, PromptSource
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from stagegraph.record.rows import Journal
 
     from .event_log import EventLog
-    from .limits import Ledger, Limits
+    from .limits import Ledger, Limits, Slots
     from .observer import Trace, Tracing
     from .options import RunSpec
     from .recorder import Recorder
@@ -68,7 +61,7 @@ class Resources:
     model_for: Callable[[str, Stage[Any, Any], Model[Any] | None], Model[Any] | None]
     """The model of a stage, by its path; the third argument is that of the agent that called the graph around it."""
     fan_out_limit: int
-    slots: anyio.Semaphore | None
+    slots: Slots | None
     """The model requests of all runs that may be in flight at once."""
     journal: Journal | None
     resumable: bool
@@ -267,7 +260,7 @@ class Executor:
         """Around a graph that an agent inside a call runs; for the limits, the call itself waits meanwhile."""
         if self.ledger is None or call is None or call.node.__node__.kind != "stage":
             return nullcontext()
-        return self.ledger.inside(call.key)
+        return self.ledger.waits(call.key)
 
     def _restore(self, call: CallState, found: Recorded | None, label: str = "") -> None:
         """Bring back the calls that a recalled call, or one tool call in it, has made: they are not made again."""
@@ -299,7 +292,23 @@ class Executor:
         """
         call.use = ModelUse()
         try:
-            agent_call = StageCall(self, stage, call)
+            lent = None if (lender := call.lender) is None else lender.model
+            agent_call = StageCall(
+                key=call.key,
+                path=call.path,
+                input=call.input,
+                deps=call.deps(self.spec.deps),
+                use=call.use,
+                model=self.resources.model_for(call.path, stage, lent),
+                prompt=self.state.prompts.get(call.path),
+                answers=self.spec.answers.get(call.key, {}),
+                observing=() if self.trace is None else self.trace.agent(call, stage),
+                streams=self.spec.deltas and self.log is not None,
+                announce=self.announce,
+                recorder=self.recorder,
+                ledger=self.ledger,
+                slots=self.resources.slots,
+            )
             if self.recorder is None:
                 return await answer(stage, agent_call, None)
             node_key = self._node_keys.get(call.path)
@@ -312,7 +321,7 @@ class Executor:
             if output is not MISSING:
                 self._restore(call, found)
                 return output
-            agent_call.restore = lambda label: self._restore(call, found, label)
+            agent_call.tool_recalled = lambda label: self._restore(call, found, label)
             durable = self.recorder.durable(call, found) if self.resources.resumable else None
             with nullcontext() if self.trace is None else self.trace.replaying():
                 return await answer(stage, agent_call, durable)
@@ -326,107 +335,3 @@ class Executor:
                 self.state.limit, self.state.stopped = str(error), stopped
                 self.scope.cancel()
             raise stopped from error
-
-
-class StageCall:
-    """One call of a stage, as its agent sees it (`agent.call.AgentCall`); it limits and counts its model requests."""
-
-    def __init__(self, executor: Executor, stage: Stage[Any, Any], call: CallState) -> None:
-        self.key = call.key
-        self.path = call.path
-        self.input = call.input
-        self.use = call.use
-        self.deps = call.deps(executor.spec.deps)
-        lent = None if (lender := call.lender) is None else lender.model
-        self.model: Model[Any] | None = executor.resources.model_for(call.path, stage, lent)
-        self.prompt: Prompt | None = executor.state.prompts.get(call.path)
-        self.content: str | list[UserContent] | None = None
-        self.answers: Mapping[str, object] = executor.spec.answers.get(call.key, {})
-        observing: Sequence[AbstractCapability[Any]] = ()
-        self.observing = executor.trace.agent(call, stage) if executor.trace is not None else observing
-        self.streams = executor.spec.deltas and executor.log is not None
-        self.restore: Callable[[str], object] = lambda _: None
-        """Brings back the calls that a tool call had made, by its label, when the tool's result is recalled."""
-        self._announce = executor.announce
-        self._ledger = executor.ledger
-        self._recorder = executor.recorder
-        self._slots = executor.resources.slots
-        self._usage = RunUsage()
-        """Of the current attempt, with the usage of agents inside its tools."""
-        self._counted = RunUsage()
-        """The part of it that the ledger has counted, or that was recalled."""
-
-    def emit(self, event_type: type[CallRetried | TextDelta | ToolCalled], /, **fields: object) -> None:
-        self._announce(event_type, key=self.key, path=self.path, **fields)
-
-    def tool_recalled(self, label: str) -> None:
-        self.restore(label)
-
-    def attempt_began(self, usage: RunUsage) -> None:
-        self._usage, self._counted = usage, RunUsage()
-
-    def attempt_ended(self) -> None:
-        if self._ledger is not None:
-            self._charge(self._ledger)
-
-    async def request(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        ledger = self._ledger
-        if ledger is None:
-            return await self._in_slot(ask, waiting)
-        self._charge(ledger)
-        with waiting():  # before the slot: a run that waits for its own limit must not hold back other runs
-            reservation = await ledger.reserve(self.path)
-        spent: RequestUsage | None = None
-        try:
-            if self._recorder is not None:
-                with waiting():
-                    await self._recorder.note_spent()
-            response = await self._in_slot(ask, waiting)
-            spent = response.usage
-            self._count(spent)
-        finally:
-            ledger.settle(reservation, spent)
-        return response
-
-    async def _in_slot(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        slots = self._slots
-        if slots is None:
-            response = await ask()
-        else:
-            with waiting():
-                await slots.acquire()
-            try:
-                response = await ask()
-            finally:
-                slots.release()
-        self.use.unpriced |= response.usage.cost is None
-        return response
-
-    def request_recalled(self, usage: RequestUsage) -> None:
-        self.use.unpriced |= usage.cost is None
-        self._count(usage)
-
-    async def sleep(self, seconds: float) -> None:
-        if self._ledger is None:
-            await anyio.sleep(seconds)
-            return
-        with self._ledger.idle():
-            await anyio.sleep(seconds)
-
-    def _count(self, usage: RequestUsage) -> None:
-        self._counted.incr(usage)
-        self._counted.requests += 1
-
-    def _charge(self, ledger: Ledger) -> None:
-        """Count what agents inside the tools have spent since the last time."""
-        usage, counted = self._usage, self._counted
-        ledger.charge(
-            max(0, usage.requests - counted.requests),
-            max(0, usage.total_tokens - counted.total_tokens),
-            max(Decimal(0), (usage.cost or Decimal(0)) - (counted.cost or Decimal(0))),
-        )
-        self._counted = copy(usage)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -81,15 +81,22 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Reservation:
-    """What one request may spend until its real usage is known."""
+class _Amount:
+    """What a run has spent of one kind."""
 
-    path: str
-    tokens: int
-    usd: Decimal
+    unit: str
+    limit: int | Decimal | None
+    spent: int | Decimal = 0
 
 
-_ZERO = Decimal(0)
+@dataclass(slots=True)
+class _Requests:
+    """The requests of one stage."""
+
+    in_flight: int = 0
+    answered: int = 0
+    dearest: tuple[int, Decimal] = (0, Decimal(0))
+    """The most tokens of one, and the most dollars."""
 
 
 class Ledger:
@@ -102,18 +109,16 @@ class Ledger:
         return cls(limits) if counted else None
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._usd_limit = None if limits.usd is None else Decimal(str(limits.usd))
-        self._requests = 0
-        self._tokens = 0
-        self._usd = _ZERO
-        self._held: list[Reservation] = []
-        self._dearest: dict[str, tuple[int, Decimal]] = {}
-        self._answered: Counter[str] = Counter()
+        self._requests = _Amount("model requests", limits.requests)
+        self._tokens = _Amount("tokens", limits.tokens)
+        self._usd = _Amount("US dollars", None if limits.usd is None else Decimal(str(limits.usd)))
+        self._amounts = (self._requests, self._tokens, self._usd)
+        self._stages: defaultdict[str, _Requests] = defaultdict(_Requests)
+        """By path."""
         self._unpriced: str | None = None
         self._calls = 0
-        self._idle = 0
-        self._inside: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        """Key -> for how many things a stage call waits, with no request in flight."""
         self._changed = anyio.Event()
 
     @contextmanager
@@ -127,81 +132,64 @@ class Ledger:
             self._wake()
 
     @contextmanager
-    def idle(self) -> Generator[None]:
-        """Around the time that a stage call waits and has no request in flight."""
-        self._idle += 1
+    def waits(self, key: str) -> Generator[None]:
+        """Around the time that the stage call at *key* waits: for others, to try again, or for a graph in its tools."""
+        self._waiting[key] += 1
         self._wake()
         try:
             yield
         finally:
-            self._idle -= 1
+            self._waiting[key] -= 1
+            self._waiting += Counter()  # drops what is 0
 
-    @contextmanager
-    def inside(self, key: str) -> Generator[None]:
-        """Around a graph that a tool of the stage call at *key* runs: the call waits, once for all of its tools."""
-        self._inside[key] += 1
-        self._idle += self._inside[key] == 1
-        self._wake()
-        try:
-            yield
-        finally:
-            self._inside[key] -= 1
-            self._idle -= self._inside[key] == 0
+    async def reserve(self, path: str, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Reserve what the next request of a stage may spend, as much as the most expensive one so far.
 
-    async def reserve(self, path: str) -> Reservation:
-        """Reserve what the next request of a stage may spend.
-
-        A request that does not fit waits for other calls: their usage may turn out lower than reserved. When all of
-        them have ended or wait as well, the limit is reached.
+        A request that does not fit waits for other calls, inside *waiting*: their usage may turn out lower than
+        reserved. When all of them have ended or wait as well, the limit is reached.
 
         Raises:
             LimitReached: the request does not fit.
         """
-        refusal = self._refusal(path)
-        if refusal is not None:
-            with self.idle():
+        if self._refusal(path) is not None:
+            with waiting():
                 while (refusal := self._refusal(path)) is not None:
-                    if self._idle >= self._calls:
+                    if len(self._waiting) >= self._calls:
                         raise LimitReached(refusal)
                     await self._changed.wait()
-        tokens, usd = self._estimate(path)
-        reservation = Reservation(path, tokens, usd)
-        self._requests += 1
-        self._held.append(reservation)
-        return reservation
+        self._requests.spent += 1
+        self._stages[path].in_flight += 1
 
-    def settle(self, reservation: Reservation, usage: RequestUsage | None) -> None:
-        """Replace a reservation by what was spent; `None` when the request was not answered.
+    def settle(self, path: str, usage: RequestUsage | None) -> None:
+        """Replace what was reserved for a request by what was spent; `None` when it was not answered.
 
         Raises:
             LimitReached: a dollar limit is set and this request has no known price.
         """
-        self._held.remove(reservation)
+        stage = self._stages[path]
+        stage.in_flight -= 1
         self._wake()
         if usage is None:
             return
-        tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or _ZERO
-        self._tokens += tokens
-        self._usd += usd
-        before = self._dearest.get(reservation.path, (0, _ZERO))
-        self._dearest[reservation.path] = (max(before[0], tokens), max(before[1], usd))
-        self._answered[reservation.path] += 1
-        if self._usd_limit is not None and usage.cost is None:
+        tokens, usd = usage.input_tokens + usage.output_tokens, usage.cost or Decimal(0)
+        self.charge(0, tokens, usd)
+        stage.answered += 1
+        stage.dearest = max(stage.dearest[0], tokens), max(stage.dearest[1], usd)
+        if self._usd.limit is not None and usage.cost is None:
             self._unpriced = (
-                f"the limit of ${self._usd_limit} cannot be kept: no price is known for the model of "
-                f"`{reservation.path}`; limit requests or tokens instead, or use a model with a known price"
+                f"the limit of ${self._usd.limit} cannot be kept: no price is known for the model of "
+                f"`{path}`; limit requests or tokens instead, or use a model with a known price"
             )
             raise LimitReached(self._unpriced)
 
-    def charge(self, requests: int, tokens: int, usd: Decimal) -> None:
-        """Count usage that nothing was reserved for: that of agents inside tools."""
-        self._requests += requests
-        self._tokens += tokens
-        self._usd += usd
+    def charge(self, *more: int | Decimal) -> None:
+        """Count requests, tokens and dollars that nothing was reserved for: those of agents inside tools."""
+        for amount, one in zip(self._amounts, more, strict=True):
+            amount.spent += one
 
     def as_row(self, run_id: str) -> OpRow:
         """What was spent so far, for the journal."""
-        payload = json.dumps([self._requests, self._tokens, str(self._usd)])
+        payload = json.dumps([self._requests.spent, self._tokens.spent, str(self._usd.spent)])
         return OpRow(run_id=run_id, key="", identity="", op=_SPENT, digest="", payload=payload)
 
     def go_on(self, calls: Iterable[CallRow], ops: Sequence[OpRow]) -> None:
@@ -212,73 +200,69 @@ class Ledger:
                 usage = USAGE.validate_json(row.usage)  # with that of agents inside its tools
                 spent[row.key] = max(usage, spent.get(row.key, usage), key=lambda one: (one.requests, one.total_tokens))
         counted: list[Any] = next((json.loads(op.payload) for op in ops if op.op == _SPENT), [0, 0, "0"])
-        self._requests = max(counted[0], sum(one.requests for one in spent.values()))
-        self._tokens = max(counted[1], sum(one.total_tokens for one in spent.values()))
-        self._usd = max(Decimal(counted[2]), sum((one.cost or _ZERO for one in spent.values()), _ZERO))
+        self._requests.spent = max(counted[0], sum(one.requests for one in spent.values()))
+        self._tokens.spent = max(counted[1], sum(one.total_tokens for one in spent.values()))
+        self._usd.spent = max(Decimal(counted[2]), sum((one.cost or 0 for one in spent.values()), Decimal(0)))
 
     def overspent(self) -> str | None:
         """Which limit was exceeded, if any: the usage of the last answers was not known before."""
-        counts = (
-            ("model requests", self.limits.requests, self._requests),
-            ("tokens", self.limits.tokens, self._tokens),
-            ("US dollars", self._usd_limit, self._usd),
-        )
-        for unit, limit, spent in counts:
-            if limit is not None and spent > limit:
-                return f"{spent} {unit} were spent, and the limit is {limit}"
+        for one in self._amounts:
+            if one.limit is not None and one.spent > one.limit:
+                return f"{one.spent} {one.unit} were spent, and the limit is {one.limit}"
         return None
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _estimate(self, path: str) -> tuple[int, Decimal]:
-        return self._dearest.get(path, (0, _ZERO))
-
     def _refusal(self, path: str) -> str | None:
         """Why a request must not be made now; `None` when it may."""
-        limit = self.limits.requests
-        if limit is not None and self._requests >= limit:
-            return f"{self._requests} model requests were made, and the limit is {limit}"
-        return self._unpriced or self._refusal_of_amounts(path)
-
-    def _refusal_of_amounts(self, path: str) -> str | None:
-        tokens, usd = self._estimate(path)
-        amounts = (
-            ("tokens", self.limits.tokens, self._tokens, sum(r.tokens for r in self._held), tokens),
-            ("US dollars", self._usd_limit, self._usd, sum((r.usd for r in self._held), _ZERO), usd),
-        )
-        for unit, limit, spent, held, wanted in amounts:
+        requests, stage = self._requests, self._stages[path]
+        if requests.limit is not None and requests.spent >= requests.limit:
+            return f"{requests.spent} model requests were made, and the limit is {requests.limit}"
+        if self._unpriced is not None:
+            return self._unpriced
+        busy = [one for one in self._stages.values() if one.in_flight]
+        for index, amount in enumerate((self._tokens, self._usd)):
+            limit, spent, wanted = amount.limit, amount.spent, stage.dearest[index]
             if limit is None:
                 continue
             if spent >= limit or spent + wanted > limit:
-                return (
-                    f"{spent} of {limit} {unit} are spent, and the next request is expected to need {wanted or 'some'}"
-                )
-            first = path not in self._dearest
-            if self._held and (first or any(r.path not in self._dearest for r in self._held)):
+                needs = f"the next request is expected to need {wanted or 'some'}"
+                return f"{spent} of {limit} {amount.unit} are spent, and {needs}"
+            if busy and not all(one.answered for one in (stage, *busy)):
                 return "the first request of a stage goes alone"
-            if sum(r.path == path for r in self._held) >= max(1, self._answered[path]):
+            if stage.in_flight >= max(1, stage.answered):
                 return "as many are on their way as were answered before"
-            if spent + held + wanted > limit:
+            if spent + wanted + sum(one.in_flight * one.dearest[index] for one in busy) > limit:
                 return "requests in flight may need the rest"
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The model requests of all runs of a runner that may be in flight at once on one event loop."""
+
+    in_flight: anyio.Semaphore
+    starting: anyio.Semaphore
+    """As many agents again may have started and not made their first request yet. More would not be answered sooner,
+    and each takes some 40 kB and the time of the garbage collector."""
+
+
 class RequestSlots:
-    """The model requests of all runs of a runner that may be in flight at once."""
+    """The slots of a runner, for each event loop, since a semaphore belongs to one."""
 
     def __init__(self, count: int | None) -> None:
         self._count = count
-        self._made: tuple[asyncio.AbstractEventLoop, anyio.Semaphore] | None = None
+        self._made: tuple[asyncio.AbstractEventLoop, Slots] | None = None
 
-    def here(self) -> anyio.Semaphore | None:
-        """The slots of the running event loop, since a semaphore belongs to one loop."""
+    def here(self) -> Slots | None:
+        """The slots of the running event loop; `None` where the number of requests is not limited."""
         if self._count is None:
             return None
         loop = asyncio.get_running_loop()
         if self._made is None or self._made[0] is not loop:
-            self._made = (loop, anyio.Semaphore(self._count))
+            self._made = (loop, Slots(anyio.Semaphore(self._count), anyio.Semaphore(self._count)))
         return self._made[1]
 
 
@@ -313,12 +297,12 @@ class Queue:
         """
         if self._max_runs is None or self.running < self._max_runs:
             self.running += 1
-            return Seat(self, free=True)
+            return Seat(self, None)
         if not patient and len(self._waiting) >= self._max_queued:
             waiting = f" and {len(self._waiting)} wait" if self._waiting else ""
             msg = f"{self.running} runs are going on{waiting}, and no more may: try again later, or raise `max_runs`"
             raise BusyError(msg, retry_after=self._wait())
-        seat = Seat(self, free=False)
+        seat = Seat(self, anyio.Event())
         self._waiting.append(seat)
         return seat
 
@@ -329,39 +313,37 @@ class Queue:
 
     def left(self, seat: Seat) -> None:
         """Give a seat to the next run in the queue."""
-        if seat.since is None:
+        if seat in self._waiting:
             self._waiting.remove(seat)
             return
         self._mean_seconds += _WEIGHT * (time.monotonic() - seat.since - self._mean_seconds)
         if self._waiting:
-            self._waiting.popleft().free()
+            self._waiting.popleft().take()
         else:
             self.running -= 1
 
 
 class Seat:
-    """One run's place among the running runs, or in the queue."""
+    """One run's place among the running runs, or in the queue until it is taken."""
 
-    __slots__ = ("_free", "_left", "_queue", "since")
+    __slots__ = ("_left", "_queue", "_turn", "since")
 
-    def __init__(self, queue: Queue, *, free: bool) -> None:
+    def __init__(self, queue: Queue, turn: anyio.Event | None) -> None:
         self._queue = queue
-        self._free: anyio.Event | None = None
+        self._turn = turn
         self._left = False
-        self.since: float | None = time.monotonic() if free else None
-        """When it was taken; `None` while it is waited for."""
+        self.since = time.monotonic()
 
-    def free(self) -> None:
+    def take(self) -> None:
         """The seat is this run's now."""
         self.since = time.monotonic()
-        if self._free is not None:
-            self._free.set()
+        if self._turn is not None:
+            self._turn.set()
 
     async def taken(self) -> None:
         """Wait until the seat is this run's."""
-        if self.since is None:
-            self._free = anyio.Event()
-            await self._free.wait()
+        if self._turn is not None:
+            await self._turn.wait()
 
     def leave(self) -> None:
         """Give the seat to the next run; once."""
