@@ -19,7 +19,16 @@ from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, echo, fails, others
 from stagegraph import Event, Graph, LimitError, Limits, LiveRun, RunError, Runner, Stage, fan_out, parse_event, step
-from stagegraph.data.events import CallFinished, CallStarted, EventsDropped, RunFinished, TextDelta, ToolCalled
+from stagegraph.data.events import (
+    CallFinished,
+    CallStarted,
+    EventsDropped,
+    RunFinished,
+    TextDelta,
+    ToolCalled,
+    number_at,
+)
+from stagegraph.journal import MemoryJournal
 
 
 @step
@@ -131,6 +140,71 @@ async def test_a_reader_that_was_cut_off_goes_on_after_what_it_had():
     assert await read(live, after=4) == events[5:]
     assert await read(live, after=events[-1].seq) == []
     assert await read(live, after=10**9) == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "recorded"])
+async def test_every_event_has_a_number_of_its_own(kind: str):
+    """However quickly one follows the other; the times in the record of a call give the same numbers."""
+    journal = MemoryJournal() if kind == "recorded" else None
+    live = Runner(journal=journal).start(Many(), 1000)
+    events = await read(live)
+    numbers = [event.number for event in events]
+    assert numbers == sorted(set(numbers))
+    if journal is None:
+        return
+    rows = {row.key: row for row in await journal.calls(live.run_id)}
+    for event in events:
+        if isinstance(event, CallStarted):
+            assert event.time.timestamp() == pytest.approx(rows[event.key].started, abs=1e-6)
+        elif isinstance(event, CallFinished):
+            row = rows[event.key]
+            assert event.number == number_at(row.started + row.duration)
+
+
+async def test_a_graph_in_which_something_changed_ends_anew_when_its_run_is_resumed():
+    """A graph whose calls are all recalled keeps the times of its first end, and its end is not told again."""
+    journal = MemoryJournal()
+    stopped: list[bool] = []
+
+    @step
+    async def stops(number: int) -> int:
+        stopped.append(True)
+        if len(stopped) == 1:
+            raise ValueError("the first time")
+        return number
+
+    class Below(Graph[int, int]):
+        one = double
+
+        async def flow(self, number: int) -> int:
+            return await self.one(number + changed)
+
+    class Above(Graph[int, list[int]]):
+        same = Below()
+        other = Below()
+        last = stops
+
+        async def flow(self, number: int) -> list[int]:
+            nonlocal changed
+            changed = 0
+            first = await self.same(number)
+            changed = len(stopped)
+            return [first, await self.other(number), await self.last(number)]
+
+    changed = 0
+    runner = Runner(journal=journal)
+    with pytest.raises(RunError, match="the first time"):
+        await runner.run(Above(), 1, run_id="r")
+    before = {row.key: (row.started, row.duration) for row in await journal.calls("r")}
+    live = await runner.start_resume("r")
+    events = await read(live)
+    after = {row.key: (row.started, row.duration) for row in await journal.calls("r")}
+    assert (await live.result()).output == [2, 4, 1]
+    assert [key for key in before if before[key] == after[key]] == ["same", "same.one"]
+    resumed = await live.first_event()
+    new = [event.key for event in events if isinstance(event, CallFinished) and event.number >= resumed]
+    assert new == ["other.one", "other", "last", ""]
+    assert before["other"][0] == after["other"][0]
 
 
 async def test_a_reader_that_stops_does_not_disturb():

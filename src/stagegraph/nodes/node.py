@@ -155,11 +155,9 @@ class Tree:
     """Every node at or below a root, by path; a graph that was run has the empty path."""
 
     root: Node[Any, Any]
-    nodes: dict[str, Node[Any, Any]] = field(default_factory=dict[str, "Node[Any, Any]"])
+    nodes: dict[str, Node[Any, Any]] = field(default_factory=dict)
     """Path -> node, parents before children, in the order of declaration."""
-    names: dict[str, dict[int, tuple[str, str]]] = field(
-        default_factory=dict[str, dict[int, tuple[str, str]]], repr=False
-    )
+    names: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict, repr=False)
     """Path of a graph -> `id` of each of its own nodes -> the node's name and path. The key is the `id`, since
     a node may be a dataclass that is equal to another or unhashable."""
 

@@ -147,11 +147,11 @@ class RunState:
     clock: Clock
     resumed_at: float = 0.0
     """When it was resumed, in seconds since 1970; what ended before keeps its time."""
-    calls: dict[str, CallState] = field(default_factory=dict[str, CallState])
+    calls: dict[str, CallState] = field(default_factory=dict)
     """Key -> call, in the order in which they began."""
-    repeats: dict[str, int] = field(default_factory=dict[str, int])
+    repeats: dict[str, int] = field(default_factory=dict)
     """Key -> how often it was called again, of all calls that were made, whether or not they began."""
-    rerun: dict[str, str] = field(default_factory=dict[str, str])
+    rerun: dict[str, str] = field(default_factory=dict)
     """Key -> what changed, of the calls that were recorded and had to run again."""
     limit: str | None = None
     """Which limit ended the run, if one did."""
@@ -166,7 +166,7 @@ class RunState:
     end: tuple[Status, CallError | None] | None = None
     """How the run ended."""
     ended: float = 0.0
-    guests: list[Node[Any, Any]] = field(default_factory=list["Node[Any, Any]"])
+    guests: list[Node[Any, Any]] = field(default_factory=list)
     """Graphs that agents called and no graph declares; kept, since the tree knows them by their `id`."""
 
     @classmethod
