@@ -27,7 +27,7 @@ from .file import PAUSE, TURN, JournalFile, checkpoint, free_pages, journal_erro
 from .owner import OwnerLock, Prunable, is_alive, prunable, refusal_to_claim
 from .search import search
 from .tables import TABLES, R, reader
-from .writer import Writer, encodable, running_loop, write_one
+from .writer import Writer, encodable, running_loop
 
 if TYPE_CHECKING:
     from .redact import Redact
@@ -131,37 +131,26 @@ class SqliteJournal:
 
     async def claim(self, row: RunRow, *, fresh: bool) -> None:
         [written] = self._written((row,))
-        await self.put()
         decided: list[Row | None] = []
         """First comes how the run was before, once it is taken, or `None`, if the claim was cancelled before that."""
 
-        def take() -> str | None:
-            try:
-                with closing(self._file.connect()) as connection, self._file.begin(connection):
-                    known = next(self._found(RunRow, connection, "run_id = ?", (row.run_id,)), None)
-                    seen = None if known is None else self._seen(known)
-                    if refusal := refusal_to_claim(row, seen, fresh=fresh, held=row.run_id in self._writer.held):
-                        return refusal
-                    decided.append(known or replace(written, status="cancelled", owner=None))
-                    if decided[0] is not None:
-                        self._writer.hold(row.run_id)
-                        write_one(connection, written)
-            except BaseException:
-                self._writer.held.pop(row.run_id, None)
-                raise
-            return None
+        def refusal(connection: sqlite3.Connection) -> str | None:
+            known = next(self._found(RunRow, connection, "run_id = ?", (row.run_id,)), None)
+            seen = None if known is None else self._seen(known)
+            if why := refusal_to_claim(row, seen, fresh=fresh, held=row.run_id in self._writer.held):
+                return why
+            decided.append(known or replace(written, status="cancelled", owner=None))
+            return None if decided[0] is not None else "it was cancelled"
 
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writer.put([written], waiter, refusal)
         try:
-            refusal = await asyncio.wrap_future(self._writer.submit(take))
+            await waiter
         except asyncio.CancelledError:
             decided.append(None)
             if (before := decided[0]) is not None:
                 self._writer.put([before], None)
             raise
-        except (sqlite3.Error, OSError) as error:
-            raise journal_error(self.path, error) from error
-        if refusal is not None:
-            raise JournalError(refusal)
 
     def _seen(self, row: RunRow) -> RunRow:
         """A row with an owner only as long as that owner lives."""

@@ -11,13 +11,13 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Container, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from stagegraph.record.rows import CallRow, OpRow, Row, RunRow
 from stagegraph.schema.errors import JournalError
@@ -25,8 +25,6 @@ from stagegraph.schema.serialize import escaped
 
 from .file import JournalFile, checkpoint, is_busy, journal_error
 from .tables import statement_for
-
-T = TypeVar("T")
 
 _BYTES_PER_CHECKPOINT = 16_000_000
 _OF_HOLDER = (RunRow, CallRow, OpRow)
@@ -90,6 +88,8 @@ def _why(connection: sqlite3.Connection, row: Row, error: Exception) -> str:
 
 
 Waiter = asyncio.Future[None]
+Refusal = Callable[[sqlite3.Connection], str | None]
+"""Why a row must not be written, as the file stands when it would be; `None` where it may be."""
 Outcome = tuple[Waiter, JournalError | None]
 """The result for one waiter."""
 
@@ -99,6 +99,7 @@ class Batch(NamedTuple):
 
     rows: list[Row]
     waiter: Waiter | None
+    refusal: Refusal | None = None
 
 
 class Writer:
@@ -133,19 +134,14 @@ class Writer:
         self._largest_log: float = _BYTES_PER_CHECKPOINT
         """The size of the log from which on it is moved into the file."""
 
-    def put(self, rows: list[Row], waiter: Waiter | None) -> None:
+    def put(self, rows: list[Row], waiter: Waiter | None, refusal: Refusal | None = None) -> None:
         with self._lock:
-            self._batches.append(Batch(rows, waiter))
+            self._batches.append(Batch(rows, waiter, refusal))
             if self._flushing and (self._loop is None or not self._loop.is_closed()):
                 return  # a closed loop will never flush
             self._flushing = True
             self._loop = asyncio.get_running_loop()
         self._loop.call_soon(self._flush)
-
-    def hold(self, run_id: str) -> None:
-        """From now on, the rows of a run are written as long as no other owner holds it."""
-        self._lost.pop(run_id, None)
-        self.held[run_id] = self.owner or ""
 
     def close(self) -> None:
         """Write the remaining rows and close the file.
@@ -213,30 +209,37 @@ class Writer:
         return True
 
     def _taken(self) -> list[Batch]:
-        """The batches that wait; the flush is over when there are none."""
+        """The batches that wait, each with a refusal by itself; the flush is over when there are none."""
         with self._lock:
-            batches, self._batches = self._batches, []
+            found = self._batches
+            end = next((place for place, batch in enumerate(found) if batch.refusal is not None), len(found)) or 1
+            batches, self._batches = found[:end], found[end:]
             self._flushing = bool(batches)
         return batches
 
     def _committed(self, batches: list[Batch], *, wait: bool) -> list[Outcome]:
         """Write all rows; returns the outcome for each waiter."""
-        batches = [*self._kept, *batches]
+        refusal = batches[0].refusal
+        if refusal is None:
+            batches = [*self._kept, *batches]
         rows = [row for batch in batches for row in batch.rows]
-        refused = self._commit(rows, wait=wait) if rows else {}
-        self._kept = []
-        for row in rows:
+        refused = self._commit(rows, refusal, wait=wait) if rows else {}
+        if refusal is None:
+            self._kept = []
+        for place, row in enumerate(rows):
             if isinstance(row, RunRow):
                 if row.owner is not None and row.owner == self.owner:
-                    self.held.setdefault(row.run_id, row.owner)
+                    if row.run_id not in self.held and place not in refused:
+                        self.held[row.run_id] = row.owner
+                        self._lost.pop(row.run_id, None)
                 elif row.owner != self.held.get(row.run_id):
                     self.held.pop(row.run_id, None)
         if refused or self._lost:
             return self._outcomes(batches, refused)
         return [(batch.waiter, None) for batch in batches if batch.waiter is not None]
 
-    def _commit(self, rows: list[Row], *, wait: bool) -> dict[int, str]:
-        """Write rows together; returns the index of each row that can never be written -> the reason.
+    def _commit(self, rows: list[Row], refusal: Refusal | None, *, wait: bool) -> dict[int, str]:
+        """Write rows together; returns the index of each row that is not written now or ever -> the reason.
 
         Raises:
             sqlite3.Error: the file is the problem; nothing was written.
@@ -246,6 +249,11 @@ class Writer:
             self._connection.execute("PRAGMA wal_autocheckpoint = 0")
             self._connection.execute("PRAGMA busy_timeout = 0")
         connection = self._connection
+        if refusal is not None:
+            with self._file.begin(connection, wait=wait):
+                if (why := refusal(connection)) is None:
+                    write_one(connection, rows[0])
+            return {} if why is None else {0: why}
         try:
             with self._file.begin(connection, wait=wait):
                 if not self._lost_among(connection, rows):
@@ -273,10 +281,12 @@ class Writer:
             failure: JournalError | None = None
             for row in batch.rows:
                 place += 1
-                if place in refused:
+                if place in refused and batch.refusal is not None:
+                    failure = JournalError(refused[place])
+                elif place in refused:
                     msg = f"{self._file.path}: a record of run {row.run_id!r} was left out: {refused[place]}"
                     self._lost[row.run_id] = JournalError(msg)
-                if batch.waiter is not None:
+                if batch.waiter is not None and batch.refusal is None:
                     failure = self._lost.pop(row.run_id, failure)
             if batch.waiter is not None:
                 outcomes.append((batch.waiter, failure))
@@ -284,7 +294,7 @@ class Writer:
 
     def _put_off(self, batches: list[Batch], failure: JournalError) -> list[Outcome]:
         """Keep the rows, without waiters, for the next try."""
-        self._kept += [Batch(batch.rows, None) for batch in batches if batch.rows]
+        self._kept += [Batch(batch.rows, None) for batch in batches if batch.rows and batch.refusal is None]
         return [(batch.waiter, failure) for batch in batches if batch.waiter is not None]
 
     def _checkpoint(self) -> None:
@@ -296,16 +306,13 @@ class Writer:
             pass  # the rows are safe in the log; the next checkpoint moves them
         self._largest_log = self._size_of_log() + _BYTES_PER_CHECKPOINT
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Do something in the thread of those who wait."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="stagegraph journal")
-            return self._thread.submit(work)
-
     def _in_thread(self, work: Callable[[], object]) -> None:
+        """Do something in the thread of those who wait."""
         try:
-            self.submit(work)
+            with self._lock:
+                if self._thread is None:
+                    self._thread = ThreadPoolExecutor(1, thread_name_prefix="stagegraph journal")
+                self._thread.submit(work)
         except RuntimeError:  # the interpreter is shutting down and starts no threads
             work()
 
