@@ -60,7 +60,7 @@ _MISTAKES = {"UnsupportedProtocol", "LocalProtocolError"}
 
 def provider_error_in(error: BaseException) -> Exception | None:
     """The provider's error that caused *error* (or a mistake in the agent's set-up), if one did; no invalid answer."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
         if isinstance(cause, ModelAPIError) and _about(cause) != "prompt":
@@ -198,7 +198,8 @@ def has_transient_failures(run: Run[Any, Any]) -> bool:
 _REPEAT = re.compile(r"#\d+$")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, the members of a group, and what each was raised from."""
     pending, seen = [error], set[int]()
     while pending:
         current = pending.pop(0)
@@ -258,8 +259,8 @@ def source_of(error: Exception, raised: list[tuple[BaseException, str]], stage: 
 
     Says as well that the deps may be the reason: an agent's tools are the likeliest to need what it was not given.
     """
-    causes = {id(cause) for cause in _causes(error)}
-    found = next((part for one, part in raised if any(id(cause) in causes for cause in _causes(one))), None)
+    known = {id(cause) for cause in causes(error)}
+    found = next((part for one, part in raised if any(id(cause) in known for cause in causes(one))), None)
     if found == MODEL:
         return f"{MODEL} raised this: check the model, its settings and its provider"
     part = found or "a validator, a function of instructions or a capability of the agent"

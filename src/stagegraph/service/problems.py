@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Response
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_ai.exceptions import AgentRunError, ModelAPIError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from stagegraph.agent.failures import causes
 from stagegraph.record.rows import DamagedError
 from stagegraph.record.run import InputError, LimitError, Run, RunError
 from stagegraph.schema.errors import BusyError, JournalError, StageError
@@ -147,12 +148,12 @@ def problem_of_run(error: RunError, run_id: str, *, ready: bool) -> Problem:
         return Problem(500, "limit", "the run reached a limit of what it may spend", run_id=run_id)
     failures = error.failures
     place = f" at `{failures[0].key}`" if failures and failures[0].key else ""
-    causes = list(_causes(error))
-    if any(isinstance(cause, TimeoutError) for cause in causes):
+    found = list(causes(error))
+    if any(isinstance(cause, TimeoutError) for cause in found):
         return Problem(504, "timeout", f"a call exceeded its time limit{place}", run_id=run_id)
-    if any(isinstance(cause, (ModelAPIError, AgentRunError)) for cause in causes):
+    if any(isinstance(cause, (ModelAPIError, AgentRunError)) for cause in found):
         return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run_id)
-    who = "stage" if any(isinstance(cause, StageError) for cause in causes) else "run"
+    who = "stage" if any(isinstance(cause, StageError) for cause in found) else "run"
     return Problem(500, "failed", f"the {who} failed{place}", run_id=run_id)
 
 
@@ -173,13 +174,3 @@ def problem_of_record(run: Run[Any, Any]) -> Problem:
     if error is not None and error.transient:
         return Problem(502, "model", f"a model gave no usable answer{place}", run_id=run.id)
     return Problem(500, "failed", f"the run failed{place}", run_id=run.id)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that, and so on."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__
