@@ -293,8 +293,11 @@ def _explained(
     text, name, members = str(error), type(error).__name__, leaves(error)
     if isinstance(error, StagegraphError):
         return text, ""
-    if isinstance(error, AnswerTooLongError):
-        return text, "ask for less, or set `max_tokens` in the model settings"
+    if isinstance(error, UserError) and text.startswith("`model` must"):
+        return "no model is set", _NO_MODEL
+    for kind, remedy in _REMEDIES:
+        if isinstance(error, kind):
+            return text, remedy
     if isinstance(error, UnexpectedModelBehavior):
         raw = _last_answer(messages)
         cause = error.__cause__
@@ -307,18 +310,12 @@ def _explained(
     if isinstance(error, ExceptionGroup):
         inner = [_explained(one, messages, source_of) for one in members if isinstance(one, Exception)]
         return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
-    if isinstance(error, UserError) and text.startswith("`model` must"):
-        return (
-            "no model is set",
-            "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)`, Stage(model=) or --model",
-        )
-    for kind, remedy in _REMEDIES:
-        if isinstance(error, kind):
-            return text, remedy
     return f"{name}: {_one_line(text)}" if text else name, source_of(error)
 
 
+_NO_MODEL = "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)`, Stage(model=) or --model"
 _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
+    (AnswerTooLongError, "ask for less, or set `max_tokens` in the model settings"),
     (AttemptTimeoutError, "raise `Stage(timeout=)`, or try again with `Stage(retries=)`"),
     (UsageLimitExceeded, "the agent made too many requests in one call; look at its messages"),
     (UserError, "this is a mistake in how the agent is set up"),
