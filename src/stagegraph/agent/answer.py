@@ -29,6 +29,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.instrumented import InstrumentedModel
 
 from stagegraph.data.events import CallRetried, TextDelta
+from stagegraph.data.prompt import Prompt
 from stagegraph.nodes.current import Suspended
 from stagegraph.record.deferred import pending_of
 from stagegraph.schema.errors import JournalError
@@ -117,7 +118,7 @@ def _equipped(
     """The model and the capabilities with which an attempt sees what the agent does."""
     more = call.prompt is not None or call.observing or call.streams
     if more or call.model is None or isinstance(call.model, InstrumentedModel) or not _only_asks(stage.agent):
-        return call.model, [*call.observing, Injection(stage, call.prompt, attempt)]
+        return call.model, [*call.observing, Injection(stage, call.prompt or Prompt(), attempt)]
     return StageModel(call.model, attempt), None
 
 

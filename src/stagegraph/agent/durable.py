@@ -43,13 +43,8 @@ _VARYING = {"timestamp", "run_id", "conversation_id", "instructions", "metadata"
 
 
 @cache
-def _answers() -> TypeAdapter[DeferredToolResults]:
-    return TypeAdapter(DeferredToolResults)
-
-
-@cache
-def _responses() -> TypeAdapter[ModelResponse]:
-    return TypeAdapter(ModelResponse)
+def _adapter(of: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(of)
 
 
 @cache
@@ -109,14 +104,14 @@ class DurableOperations:
         op = self._named(f"request:{digest}")
         if (known := self._recall(op)) is not None:
             record_durable_unit(executed=False)
-            response = _responses().validate_json(known.payload)
+            response = _adapter(ModelResponse).validate_json(known.payload)
             if op in self._counted:
                 self.overcounted.incr(RunUsage(requests=1))
                 self.overcounted.incr(response.usage)
         else:
             self._made += 1
             response = await ask()
-            await self._keep_if_json(op, digest, _responses(), response)
+            await self._keep_if_json(op, digest, _adapter(ModelResponse), response)
             record_durable_unit(executed=True)
         self._counted.add(op)
         return response
@@ -142,14 +137,11 @@ class DurableOperations:
         self._made += 1
         try:
             result = await execute()
-            outcome = {"kind": _kind_of(result), "result": result}
-        except ModelRetry as error:
-            await self._keep_outcome(op, digest, {"kind": "model_retry", "message": error.message})
+        except (ModelRetry, ToolFailed) as error:
+            kind = "model_retry" if isinstance(error, ModelRetry) else "tool_failed"
+            await self._keep_if_json(op, digest, _tool_results(), {"kind": kind, "message": error.message})
             raise
-        except ToolFailed as error:
-            await self._keep_outcome(op, digest, {"kind": "tool_failed", "message": error.message})
-            raise
-        await self._keep_outcome(op, digest, outcome)
+        await self._keep_if_json(op, digest, _tool_results(), {"kind": _kind_of(result), "result": result})
         record_durable_unit(executed=True)
         self._counted.add(op)
         return result
@@ -182,9 +174,6 @@ class DurableOperations:
         del self._known[before.op]
         self._known[op] = before
         return self._recall(op)
-
-    async def _keep_outcome(self, op: str, digest: str, outcome: dict[str, Any]) -> None:
-        await self._keep_if_json(op, digest, _tool_results(), outcome)
 
     async def _keep_if_json(self, op: str, digest: str, adapter: TypeAdapter[Any], result: object) -> None:
         try:
@@ -273,7 +262,7 @@ class Deferral:
         answers = DeferredToolResults()
         for op, one in found.ops.items():
             if op.startswith(_answer(len(history), "")):
-                answers.update(_answers().validate_json(one.payload))
+                answers.update(_adapter(DeferredToolResults).validate_json(one.payload))
         pending = load_pending(json.dumps(data["pending"]))
         still_open = tuple(one for one in pending if one.tool_call_id not in {*answers.approvals, *answers.calls})
         return cls(text, history, USAGE.validate_python(data["usage"]), still_open, answers)
@@ -290,7 +279,13 @@ class Deferral:
             answer = DeferredToolResults()
             of_kind = answer.approvals if one.kind == "approval" else answer.calls
             of_kind[one.tool_call_id] = given[one.tool_call_id]  # pyright: ignore[reportArgumentType] - `record.deferred.check` has checked it
-            kept.append((_answer(number, one.tool_call_id), "", _answers().dump_json(answer, fallback=repr).decode()))
+            kept.append(
+                (
+                    _answer(number, one.tool_call_id),
+                    "",
+                    _adapter(DeferredToolResults).dump_json(answer, fallback=repr).decode(),
+                )
+            )
             self.answers.update(answer)
         if kept:
             await durable.keep((f"question:{number}", "", self.text), *kept)

@@ -61,7 +61,7 @@ _MISTAKES = {"UnsupportedProtocol", "LocalProtocolError"}
 
 def provider_error_in(error: BaseException) -> Exception | None:
     """The provider's error that caused *error* (or a mistake in the agent's set-up), if one did; no invalid answer."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
         if isinstance(cause, ModelAPIError) and _about(cause) != "prompt":
@@ -207,7 +207,8 @@ def has_transient_failures(run: Run[Any, Any]) -> bool:
 _REPEAT = re.compile(r"#\d+$")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, the members of a group, and what each was raised from."""
     pending, seen = [error], set[int]()
     while pending:
         current = pending.pop(0)
@@ -267,8 +268,8 @@ def source_of(error: Exception, raised: list[tuple[BaseException, str]], stage: 
 
     Says as well that the deps may be the reason: an agent's tools are the likeliest to need what it was not given.
     """
-    causes = {id(cause) for cause in _causes(error)}
-    found = next((part for one, part in raised if any(id(cause) in causes for cause in _causes(one))), None)
+    known = {id(cause) for cause in causes(error)}
+    found = next((part for one, part in raised if any(id(cause) in known for cause in causes(one))), None)
     if found == MODEL:
         return f"{MODEL} raised this: check the model, its settings and its provider"
     part = found or "a validator, a function of instructions or a capability of the agent"
@@ -301,8 +302,11 @@ def _explained(
     text, name, members = str(error), type(error).__name__, leaves(error)
     if isinstance(error, StagegraphError):
         return text, ""
-    if isinstance(error, AnswerTooLongError):
-        return text, "ask for less, or set `max_tokens` in the model settings"
+    if isinstance(error, UserError) and text.startswith("`model` must"):
+        return "no model is set", _NO_MODEL
+    for kind, remedy in _REMEDIES:
+        if isinstance(error, kind):
+            return text, remedy
     if isinstance(error, UnexpectedModelBehavior):
         raw = _last_answer(messages)
         cause = error.__cause__
@@ -315,18 +319,12 @@ def _explained(
     if isinstance(error, ExceptionGroup):
         inner = [_explained(one, messages, source_of) for one in members if isinstance(one, Exception)]
         return f"{error.message}: {'; '.join(what for what, _ in inner)}", inner[-1][1]
-    if isinstance(error, UserError) and text.startswith("`model` must"):
-        return (
-            "no model is set",
-            "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)`, Stage(model=) or --model",
-        )
-    for kind, remedy in _REMEDIES:
-        if isinstance(error, kind):
-            return text, remedy
     return f"{name}: {_one_line(text)}" if text else name, source_of(error)
 
 
+_NO_MODEL = "say which: Runner(model='openai:gpt-5-mini'), `run(..., model=)`, Stage(model=) or --model"
 _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
+    (AnswerTooLongError, "ask for less, or set `max_tokens` in the model settings"),
     (AttemptTimeoutError, "raise `Stage(timeout=)`, or try again with `Stage(retries=)`"),
     (UsageLimitExceeded, "the agent made too many requests in one call; look at its messages"),
     (UserError, "this is a mistake in how the agent is set up"),

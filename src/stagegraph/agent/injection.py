@@ -49,14 +49,14 @@ class Injection(AbstractCapability[Any]):
     """The prompt of one stage call, and the way of an agent's requests and tool calls through its attempt."""
 
     stage: Stage[Any, Any]
-    prompt: Prompt | None
+    prompt: Prompt
     attempt: Attempt
 
     async def before_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
         prompt = self.prompt
-        if prompt is None:
+        if not prompt.data():
             return request_context
         parameters = request_context.model_request_parameters
         if prompt.fields:
@@ -69,18 +69,15 @@ class Injection(AbstractCapability[Any]):
                 parts.insert(own, InstructionPart(text, id=OWN_INSTRUCTIONS))
         if prompt.demos and self.stage.demos == "examples":
             after = own + 1 if any(part.id == OWN_INSTRUCTIONS for part in parts) else own
-            demos = [
-                (given, render_output(output, self.stage.__node__.output_type.answer))
-                for given, output in self._rendered()
-            ]
+            dump = self.stage.__node__.output_type.answer
+            demos = [(given, render_output(output, dump)) for given, output in self._rendered()]
             parts.insert(after, InstructionPart(demo_block(demos)))
         return replace(request_context, model_request_parameters=replace(parameters, instruction_parts=parts))
 
     async def prepare_model_request(
         self, ctx: RunContext[Any], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        prompt = self.prompt
-        if prompt is None or not prompt.demos or self.stage.demos != "messages":
+        if not self.prompt.demos or self.stage.demos != "messages":
             return request_context
         # `prepare_request` resolves the output mode, and with it the shape that this model answers in.
         settings, parameters = request_context.model_settings, request_context.model_request_parameters
@@ -90,8 +87,6 @@ class Injection(AbstractCapability[Any]):
         return replace(request_context, messages=messages)
 
     async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
-        if self.prompt is None:
-            return tool_defs
         texts = self.prompt.tools
         return [replace(tool, description=texts.get(tool.name, tool.description)) for tool in tool_defs]
 
@@ -116,11 +111,9 @@ class Injection(AbstractCapability[Any]):
         return await self.attempt.tool(call, len(ctx.messages), partial(handler, args))
 
     def _rendered(self) -> list[Rendered]:
-        stage = self.stage
-        demos = self.prompt.demos if self.prompt is not None else ()
+        render, own = self.stage.render, self.stage.__node__
         return [
-            (stage.render(stage.__node__.input_type.load(demo.input)), stage.__node__.output_type.load(demo.output))
-            for demo in demos
+            (render(own.input_type.load(demo.input)), own.output_type.load(demo.output)) for demo in self.prompt.demos
         ]
 
 
