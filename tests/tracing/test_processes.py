@@ -224,7 +224,7 @@ asyncio.run(runner.tracing.flush(0.3))
 stop = threading.Event()
 def busy():
     while not stop.is_set():
-        runner.tracing._spans.flush(0)
+        runner.tracing.spans.flush(0)
 threads = [threading.Thread(target=busy) for _ in range(4)]
 for thread in threads:
     thread.start()
