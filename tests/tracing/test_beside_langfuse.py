@@ -16,13 +16,11 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, meta, named, one, the_watch, trace_id
+from traced_runs import Watch, meta, named, one, trace_id
 
 from scripted import echo
 from stagegraph import Graph, RunError, Runner, Stage, feedback, step
 from stagegraph.journal import MemoryJournal
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

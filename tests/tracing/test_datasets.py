@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from langfuse_fixtures import the_server
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from recorded_runs import Desk
-from tickets import MODEL, A, B, C, Desks, Single, Ticket, Triage, both, the_keyed_desk
+from tickets import MODEL, A, B, C, Desks, Single, Ticket, Triage, both
 
 from scripted import fails
 from stagegraph import DeclarationError, Graph, Stage
@@ -19,9 +18,7 @@ from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import from_dataset, to_dataset
 from stagegraph.tracing.attributes import trace_id
 
-__all__ = ["the_keyed_desk", "the_server"]
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("keys")]
 
 
 def short(examples: list[Example[Any]]) -> list[tuple[Any, Any]]:

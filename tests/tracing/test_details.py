@@ -14,12 +14,10 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
-from traced_runs import Watch, meta, one, the_watch, trace_id
+from traced_runs import Watch, meta, one, trace_id
 
 from scripted import echo
 from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, fan_out
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

@@ -10,10 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
-
-__all__ = ["the_server"]
 
 BEGINNING = """
 import asyncio, os, sys, threading

@@ -9,14 +9,12 @@ import anyio
 import pytest
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, below, meta, named, one, the_watch, trace_id
+from traced_runs import Watch, below, meta, named, one, trace_id
 
 from scripted import Turnstile, echo
 from stagegraph import Graph, JournalError, Limits, RunError, Runner, Stage, fan_out, feedback
 from stagegraph.journal import MemoryJournal
 from stagegraph.tracing import JournalRuns, LangfuseRuns
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

@@ -15,12 +15,10 @@ from pydantic_ai.exceptions import ModelRateLimitError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, below, meta, named, one, streaming, the_watch, trace_id
+from traced_runs import Watch, below, meta, named, one, streaming, trace_id
 
 from scripted import Turnstile, asked, echo, fails, priced, says
 from stagegraph import Graph, RunError, Runner, Stage, as_completed, fan_out, gather, step
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 
