@@ -9,13 +9,24 @@ from typing import Any
 from _observations import row
 from langfuse import Langfuse
 from langfuse_server import LangfuseServer, Span
+from pydantic_ai import Agent
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import asked
-from stagegraph import Run
+from stagegraph import Graph, Run, Stage
 from stagegraph.tracing import LangfuseRuns, LangfuseTracing
 
-__all__ = ["Watch", "below", "meta", "named", "one", "streaming", "trace_id"]
+__all__ = ["Asks", "Watch", "below", "meta", "named", "one", "streaming", "trace_id"]
+
+
+class Asks(Graph[str, str]):
+    """One agent."""
+
+    def __init__(self, agent: Agent[Any, Any] | None = None) -> None:
+        self.ask: Stage[str, str] = Stage(str, agent or Agent(name="asker"))
+
+    async def flow(self, text: str) -> str:
+        return await self.ask(text)
 
 
 class Watch:
