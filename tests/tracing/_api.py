@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote
 
-from _experiments import experiments
 from _http import Answer, Request
 from _media import Media
 from _observations import GROUPS, PROJECT, project, row
 from _otlp import Span, decode
 from _queries import Query, Refused, Row, cursor_page, matches, moment
-from _records import Datasets, Prompts
+from _records import Datasets, Prompts, experiments
 from _scores import Scores
 
 __all__ = ["Api"]

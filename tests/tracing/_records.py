@@ -1,16 +1,19 @@
-"""Prompts, datasets and dataset items, kept as a Langfuse server keeps them."""
+"""Prompts, datasets with their items, and experiments, kept as a Langfuse server keeps them."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from _observations import PROJECT
-from _queries import Query, Refused, Row, now, numbered_page
+from _observations import PROJECT, iso
+from _otlp import Span
+from _queries import Query, Refused, Row, cursor_page, moment, now, numbered_page
 
-__all__ = ["Datasets", "Prompts"]
+__all__ = ["Datasets", "Prompts", "experiments"]
 
+_AT: Final = "langfuse.experiment."
 _LATEST: Final = "latest"
 
 
@@ -144,3 +147,30 @@ class Datasets:
             self.get(name)
         rows = [item for item in self.items.values() if item["datasetName"] in query.get("datasetName", [])]
         return numbered_page(rows[::-1], query)
+
+
+def experiments(spans: Sequence[Span], query: Query) -> Row:
+    """One row an experiment id, of the group `core`."""
+    begin = moment(query["fromStartTime"][0])
+    runs: dict[str, list[Span]] = {}
+    for span in spans:
+        if name := span.attributes.get(_AT + "id"):
+            runs.setdefault(name, []).append(span)
+    rows: list[Row] = []
+    for key, group in runs.items():
+        at = {name: value for span in group for name, value in span.attributes.items()}
+        rows.append(
+            {
+                "id": key,
+                "name": at.get(_AT + "name") or key,
+                "description": at.get(_AT + "description"),
+                "startTime": iso(min(span.start for span in group)),
+                "endTime": iso(max(span.end for span in group)),
+                "itemCount": len({span.attributes.get(_AT + "item.id") for span in group}),
+                "datasetId": at.get(_AT + "dataset.id"),
+            }
+        )
+    page, meta = cursor_page(
+        (row for row in rows if moment(row["startTime"]) >= begin), query, by="endTime", highest=100
+    )
+    return {"data": page, "meta": meta}

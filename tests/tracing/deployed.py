@@ -26,7 +26,6 @@ __all__ = [
     "Write",
     "labels",
     "said",
-    "the_keys",
     "told",
     "warned",
 ]
@@ -78,13 +77,6 @@ CODE, TUNED = ["Draft it.", "Polish it."], ["draft, tuned.", "inner.polish, tune
 
 def labels(server: LangfuseServer, path: str = "draft") -> dict[str, int]:
     return {label: row["version"] for row in server.prompts[f"Write/{path}"] for label in row["labels"]}
-
-
-@pytest.fixture(name="keys", autouse=True)
-def the_keys(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys of the server in the environment."""
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -1,11 +1,7 @@
-"""What the tests of reading share: graphs, and a desk whose runs go to a journal and to a server at once.
-
-Import `the_desk` in a test module (and `the_server` of `langfuse_fixtures`) to have the fixture `desk` there.
-"""
+"""What the tests of reading share: graphs, and a desk whose runs go to a journal and to a server at once."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,7 +17,7 @@ from stagegraph import Graph, Node, Run, RunError, Runner, Stage, fan_out, feedb
 from stagegraph.journal import MemoryJournal
 from stagegraph.tracing import JournalRuns, LangfuseRuns, RunSource
 
-__all__ = ["ITEMS", "LABELS", "Desk", "Item", "Many", "One", "found", "price", "same", "the_desk"]
+__all__ = ["ITEMS", "LABELS", "Desk", "Item", "Many", "One", "found", "price", "same"]
 
 
 class Item(BaseModel):
@@ -84,13 +80,6 @@ class Desk:
 
     def sources(self) -> list[RunSource]:
         return [JournalRuns(self.journal), self.source()]
-
-
-@pytest.fixture(name="desk")
-async def the_desk(server: LangfuseServer) -> AsyncIterator[Desk]:
-    desk = Desk(server)
-    yield desk
-    desk.tracing.close(5)
 
 
 ITEMS = [Item(name=f"n{number}", price=Decimal(number), tags={"a", "b"}) for number in range(12)]

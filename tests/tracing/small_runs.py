@@ -1,25 +1,19 @@
-"""The smallest traced run, and tracings that are closed at the end of a test.
-
-Import `the_server`, `the_make` and `the_keys` in a test module to have the fixtures `server`, `make` and `keys` there.
-"""
+"""The smallest traced run."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
 
 from stagegraph import Graph, Runner, step
 from stagegraph.tracing import LangfuseTracing
 from stagegraph.tracing.attributes import trace_id
-from stagegraph.tracing.tracing import _of_process
 
-__all__ = ["Echo", "Make", "closed_port", "once_each", "runs", "the_keys", "the_make", "the_server", "warned"]
+__all__ = ["Echo", "Make", "closed_port", "once_each", "runs", "warned"]
 
 
 @step
@@ -37,33 +31,6 @@ class Echo(Graph[str, str]):
 
 
 Make = Callable[..., LangfuseTracing]
-
-
-@pytest.fixture(name="make")
-def the_make(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Tracings that speak to the server, wait a short time for it and are closed at the end of the test."""
-    monkeypatch.setenv("LANGFUSE_TIMEOUT", "0.3")
-    made: list[LangfuseTracing] = []
-
-    def make(**options: Any) -> LangfuseTracing:
-        made.append(LangfuseTracing(**server.keys | options))
-        return made[-1]
-
-    yield make
-    for tracing in made:
-        tracing.close(0)
-
-
-@pytest.fixture(name="keys")
-def the_keys(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """The keys of the server in the environment."""
-    _of_process.clear()
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    yield monkeypatch
-    for tracing in _of_process.values():
-        tracing.close(0)
-    _of_process.clear()
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:

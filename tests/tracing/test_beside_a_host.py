@@ -14,12 +14,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic_ai import Agent
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, the_watch
+from traced_runs import Watch
 
 from scripted import echo
 from stagegraph import Graph, Runner, Stage, fan_out, feedback, step
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

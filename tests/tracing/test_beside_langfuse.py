@@ -16,13 +16,11 @@ from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, meta, named, one, the_watch, trace_id
+from traced_runs import Asks, Watch, meta, named, one, trace_id
 
 from scripted import echo
 from stagegraph import Graph, RunError, Runner, Stage, feedback, step
 from stagegraph.journal import MemoryJournal
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 
@@ -93,13 +91,7 @@ async def test_an_agent_inside_a_tool_is_in_the_trace_of_the_run(watch: Watch, h
         with host.client.start_as_current_observation(name="lookup"):
             return (await helper.run("y", usage=ctx.usage)).output
 
-    class Asks(Graph[str, str]):
-        ask = Stage(str, Agent(TestModel(), name="asker", tools=[look]))
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
-    run = await Runner(tracing=watch.tracing()).run(Asks(), "x")
+    run = await Runner(tracing=watch.tracing()).run(Asks(Agent(TestModel(), name="asker", tools=[look])), "x")
     host.sent()
     helped = ("execute_tool look", [("lookup", [("invoke_agent helper", ["chat function:answer:"])])])
     assert await watch.tree(run) == [
@@ -128,13 +120,7 @@ async def test_an_agents_own_instrumentation_is_not_doubled(watch: Watch, host: 
     """An agent that has the capability itself, for the same project, is sent once."""
     agent = Agent(name="sayer", capabilities=[Instrumentation(settings=host.settings)])
 
-    class Own(Graph[str, str]):
-        say = Stage(str, agent)
-
-        async def flow(self, text: str) -> str:
-            return await self.say(text)
-
-    run = await Runner(echo(), tracing=watch.tracing()).run(Own(), "x")
+    run = await Runner(echo(), tracing=watch.tracing()).run(Asks(agent), "x")
     host.sent()
     await watch.sent()
     assert generations(watch) == [trace_id(run)]

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 from langfuse_server import LangfuseServer
-from small_runs import Echo, Make, once_each, runs, the_keys, the_make, the_server
+from small_runs import Echo, Make, once_each, runs
 
 from stagegraph import DeclarationError, Runner, feedback
 from stagegraph.tracing import LangfuseTracing
 from stagegraph.tracing.attributes import trace_id
 from stagegraph.tracing.tracing import _of_process
-
-__all__ = ["the_keys", "the_make", "the_server"]
 
 pytestmark = pytest.mark.anyio
 

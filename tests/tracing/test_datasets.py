@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from langfuse_fixtures import the_server
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from recorded_runs import Desk
-from tickets import MODEL, A, B, C, Desks, Single, Ticket, Triage, both, the_keyed_desk
+from tickets import MODEL, A, B, C, Desks, Single, Ticket, Triage, both
+from traced_runs import Asks
 
 from scripted import fails
 from stagegraph import DeclarationError, Graph, Stage
@@ -19,9 +19,7 @@ from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import from_dataset, to_dataset
 from stagegraph.tracing.attributes import trace_id
 
-__all__ = ["the_keyed_desk", "the_server"]
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("keys")]
 
 
 def short(examples: list[Example[Any]]) -> list[tuple[Any, Any]]:
@@ -73,16 +71,11 @@ async def test_a_correction_is_the_expected_output(desk: Desk) -> None:
 async def test_a_plain_text_corrects_a_stage_that_gives_one(desk: Desk) -> None:
     """Nobody has to write JSON to say what the text should have been."""
 
-    class Say(Graph[str, str]):
-        say = Stage(str, Agent())
-
-        async def flow(self, text: str) -> str:
-            return await self.say(text)
-
+    asks = Asks()
     for text, correction in (("x", "Say this."), ("y", "42"), ("z", '"quoted"')):
-        run = await desk.run(Say(), text)
-        await desk.score(run, "correction", correction, "say")
-    examples, _ = await both(desk, Say(), stage=Say.say)
+        run = await desk.run(asks, text)
+        await desk.score(run, "correction", correction, "ask")
+    examples, _ = await both(desk, asks, stage=asks.ask)
     assert [one.expected for one in examples] == ["quoted", "42", "Say this."]
 
 

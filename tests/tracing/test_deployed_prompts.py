@@ -7,9 +7,8 @@ import time
 
 import anyio
 import pytest
-from deployed import CODE, INPUT, MINE, PATHS, PROMPTS, TUNED, Inner, Text, Write, labels, said, the_keys, told, warned
+from deployed import CODE, INPUT, MINE, PATHS, PROMPTS, TUNED, Inner, Text, Write, labels, said, told, warned
 from langfuse import Langfuse
-from langfuse_fixtures import the_client, the_server
 from langfuse_server import LangfuseServer
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
@@ -23,9 +22,7 @@ from stagegraph.journal import MemoryJournal
 from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import deploy_prompts, langfuse_prompts, promote_prompts, rollback_prompts
 
-__all__ = ["the_client", "the_keys", "the_server"]
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("keys")]
 
 
 @pytest.mark.parametrize("place", ["runner", "run"])

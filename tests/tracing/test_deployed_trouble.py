@@ -10,16 +10,13 @@ from typing import Any
 
 import anyio
 import pytest
-from deployed import CODE, INPUT, MINE, PROMPTS, TUNED, Write, said, the_keys, told, warned
-from langfuse_fixtures import the_server
+from deployed import CODE, INPUT, MINE, PROMPTS, TUNED, Write, said, told, warned
 from langfuse_server import LangfuseServer
 
 from stagegraph import Prompts, Runner
 from stagegraph.tracing import deploy_prompts, langfuse_prompts
 
-__all__ = ["the_keys", "the_server"]
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("keys")]
 
 
 def _status(status: int) -> Callable[[LangfuseServer], None]:

@@ -14,12 +14,10 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage
-from traced_runs import Watch, meta, one, the_watch, trace_id
+from traced_runs import Asks, Watch, meta, one, trace_id
 
 from scripted import echo
 from stagegraph import DeclarationError, Graph, RunError, Runner, Stage, fan_out
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 
@@ -118,14 +116,8 @@ async def test_a_retry_has_its_message(watch: Watch) -> None:
     async def look() -> str:
         raise ModelRetry("the moon is down")
 
-    class Asks(Graph[str, str]):
-        ask = Stage(str, Agent(TestModel(), tools=[look], retries=0))
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
     with pytest.raises(RunError) as caught:
-        await Runner(tracing=watch.tracing()).run(Asks(), "x")
+        await Runner(tracing=watch.tracing()).run(Asks(Agent(TestModel(), tools=[look], retries=0)), "x")
     rows = {row["name"]: row for row in await watch.rows(caught.value.run)}
     assert rows["look"]["level"] == "ERROR"
     assert "the moon is down" in rows["look"]["statusMessage"]
@@ -218,14 +210,8 @@ async def test_a_tool_that_is_called_in_the_end_keeps_its_arguments(watch: Watch
     async def look(at: str) -> str:
         raise ValueError(f"no {at}")
 
-    class Asks(Graph[str, str]):
-        ask = Stage(str, Agent(FunctionModel(answer), tools=[look]))
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
     with pytest.raises(RunError) as caught:
-        await Runner(tracing=watch.tracing()).run(Asks(), "x")
+        await Runner(tracing=watch.tracing()).run(Asks(Agent(FunctionModel(answer), tools=[look])), "x")
     rows = {row["name"]: row for row in await watch.rows(caught.value.run)}
     assert rows["look"]["input"] == '{"at":"moon"}'
     assert rows["look"]["statusMessage"].endswith("no moon")

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from langfuse import Langfuse
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer, close_client
 from recorded_runs import Desk
-from tickets import MODEL, A, B, Single, Ticket, Triage, both, the_keyed_desk
+from tickets import MODEL, A, B, Single, Ticket, Triage, both
 
 from stagegraph import Run, Runner
 from stagegraph.data.examples import Example
@@ -18,9 +17,7 @@ from stagegraph.schema.errors import TracingError
 from stagegraph.tracing import run_experiment, to_dataset
 from stagegraph.tracing.attributes import observation_id, trace_id
 
-__all__ = ["the_keyed_desk", "the_server"]
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("keys")]
 
 
 async def experiment(desk: Desk, **options: Any) -> Any:

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
 
 from stagegraph.cli import main
-
-__all__ = ["the_server"]
 
 GRAPH = """
 import asyncio, sys

@@ -9,13 +9,9 @@ import pytest
 from langfuse import Evaluation, Langfuse
 from langfuse.api import NotFoundError
 from langfuse.api.core import ApiError
-from langfuse_fixtures import the_client, the_server
 from langfuse_server import LangfuseServer
 
 EARLY = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-__all__ = ["the_client", "the_server"]
 
 
 def test_scores(server: LangfuseServer, client: Langfuse) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from langfuse import Langfuse
+from langfuse import Langfuse, propagate_attributes
 from langfuse.api import LangfuseAPI, UnauthorizedError
 from langfuse.api.core import ApiError
-from langfuse_fixtures import the_client, the_server, traced
 from langfuse_server import LangfuseServer, close_async
 from pydantic_ai import Agent
 from pydantic_ai.capabilities import Instrumentation
@@ -23,7 +22,41 @@ EARLY = datetime(2020, 1, 1, tzinfo=UTC)
 ONCE: Any = {"max_retries": 0}
 
 
-__all__ = ["the_client", "the_server"]
+def traced(client: Langfuse) -> str:
+    """One run of a graph with a stage, a generation and a stage that fails."""
+    trace_id = Langfuse.create_trace_id(seed="run")
+    prompt = client.create_prompt(name="graph/writer", prompt="Write {{what}}.", labels=["production"])
+    with (
+        propagate_attributes(trace_name="graph", user_id="u", session_id="s", tags=["a", "b"], version="v1"),
+        client.start_as_current_observation(
+            name="graph", as_type="chain", trace_context={"trace_id": trace_id}, input={"q": 1}
+        ) as root,
+    ):
+        with client.start_as_current_observation(
+            name="stage:writer",
+            as_type="agent",
+            input="in",
+            metadata={"stage": "writer", "index": 0, "long": "x" * 300},
+        ) as stage:
+            with (
+                propagate_attributes(prompt=prompt),
+                client.start_as_current_observation(
+                    name="chat",
+                    as_type="generation",
+                    model="m",
+                    usage_details={"input": 3, "output": 2},
+                    cost_details={"total": 0.5},
+                    model_parameters={"temperature": 0.1},
+                    completion_start_time=datetime.now(UTC),
+                ),
+            ):
+                pass
+            stage.update(output="out")
+        with client.start_as_current_observation(name="stage:critic", as_type="agent") as stage:
+            stage.update(level="ERROR", status_message="broke")
+        root.update(output={"a": 2})
+    client.flush()
+    return trace_id
 
 
 def test_a_run_comes_back_as_it_was_traced(server: LangfuseServer, client: Langfuse) -> None:

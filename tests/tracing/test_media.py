@@ -12,12 +12,10 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, BinaryContent, BinaryImage, ImageUrl
 from pydantic_ai.messages import FilePart, ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from traced_runs import Watch, the_watch, trace_id
+from traced_runs import Watch, trace_id
 
 from scripted import echo, says
 from stagegraph import Graph, Runner, Stage, step
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

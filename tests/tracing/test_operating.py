@@ -9,12 +9,10 @@ import threading
 import pytest
 from _http import Answer, Listener
 from langfuse_server import LangfuseServer
-from small_runs import Echo, Make, closed_port, once_each, runs, the_make, the_server, warned
+from small_runs import Echo, Make, closed_port, once_each, runs, warned
 
 from stagegraph import Runner, feedback
 from stagegraph.tracing.attributes import trace_id
-
-__all__ = ["the_make", "the_server"]
 
 pytestmark = pytest.mark.anyio
 

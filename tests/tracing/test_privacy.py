@@ -18,13 +18,11 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, meta, named, one, the_watch
+from traced_runs import Watch, meta, named, one
 
 from scripted import echo, fails, says
 from stagegraph import Graph, RunError, Runner, Stage, fan_out, feedback, settle, step
 from stagegraph.journal import MemoryJournal
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 

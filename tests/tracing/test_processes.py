@@ -10,10 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
-
-__all__ = ["the_server"]
 
 BEGINNING = """
 import asyncio, os, sys, threading
@@ -224,7 +221,7 @@ asyncio.run(runner.tracing.flush(0.3))
 stop = threading.Event()
 def busy():
     while not stop.is_set():
-        runner.tracing._spans.flush(0)
+        runner.tracing.spans.flush(0)
 threads = [threading.Thread(target=busy) for _ in range(4)]
 for thread in threads:
     thread.start()

@@ -8,18 +8,15 @@ from typing import Any
 
 import anyio
 import pytest
-from langfuse_fixtures import the_server
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.tools import DeferredToolRequests
-from recorded_runs import ITEMS, LABELS, Desk, Item, Many, One, found, price, same, the_desk
+from recorded_runs import ITEMS, LABELS, Desk, Item, Many, One, found, price, same
 
 from scripted import Turnstile, echo, fails, priced
 from stagegraph import DeclarationError, Graph, Prompt, Prompts, Run, RunError, Stage
 from stagegraph.tracing import JournalRuns
-
-__all__ = ["the_desk", "the_server"]
 
 pytestmark = pytest.mark.anyio
 

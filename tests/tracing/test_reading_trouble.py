@@ -8,12 +8,9 @@ from typing import Any
 import anyio
 import pytest
 from _observations import GROUPS
-from langfuse_fixtures import the_server
-from recorded_runs import ITEMS, LABELS, Desk, Item, Many, One, found, price, same, the_desk
+from recorded_runs import ITEMS, LABELS, Desk, Item, Many, One, found, price, same
 
 from stagegraph.schema.errors import TracingError
-
-__all__ = ["the_desk", "the_server"]
 
 pytestmark = pytest.mark.anyio
 

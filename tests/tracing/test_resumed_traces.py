@@ -9,14 +9,12 @@ import anyio
 import pytest
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, below, meta, named, one, the_watch, trace_id
+from traced_runs import Asks, Watch, below, meta, named, one, trace_id
 
 from scripted import Turnstile, echo
 from stagegraph import Graph, JournalError, Limits, RunError, Runner, Stage, fan_out, feedback
 from stagegraph.journal import MemoryJournal
 from stagegraph.tracing import JournalRuns, LangfuseRuns
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 
@@ -83,20 +81,14 @@ async def test_recalled_requests_are_not_shown_again(watch: Watch) -> None:
     agent = Agent(TestModel(), name="looker")
     agent.tool_plain(lambda: "seen", name="look")
 
-    class Look(Graph[str, str]):
-        look = Stage(str, agent)
-
-        async def flow(self, text: str) -> str:
-            return await self.look(text)
-
     runner = Runner(journal=MemoryJournal(), tracing=watch.tracing())
-    run_id = await interrupted(runner, Look(), "x", limits=Limits(requests=1))
+    run_id = await interrupted(runner, Asks(agent), "x", limits=Limits(requests=1))
     run = await runner.resume(run_id, limits=Limits(requests=2))
     assert run.usage.requests == 2
     before, after = await watch.tree(run_id)
     whole = ["chat test", "execute_tool look", "chat test"]
-    assert before == ("Look", [("stage:look", [("invoke_agent looker", whole)])])
-    assert after == ("Look", [("stage:look", [("invoke_agent looker", ["chat test"])])])
+    assert before == ("Asks", [("stage:ask", [("invoke_agent looker", whole)])])
+    assert after == ("Asks", [("stage:ask", [("invoke_agent looker", ["chat test"])])])
     generations = [row for row in await watch.rows(run) if row["type"] == "GENERATION"]
     assert sum(row["usageDetails"].get("total", 0) for row in generations) == run.usage.total_tokens
 
@@ -130,21 +122,15 @@ async def test_a_suspended_run_waits_and_goes_on(watch: Watch, caplog: pytest.Lo
     agent = Agent(output_type=[str, DeferredToolRequests], name="asker")
     agent.tool_plain(lambda: "deleted", name="delete", requires_approval=True)
 
-    class Ask(Graph[str, str]):
-        ask = Stage(str, agent)
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
     runner = Runner(TestModel(), journal=MemoryJournal(), tracing=watch.tracing())
-    run = await runner.run(Ask(), "x")
+    run = await runner.run(Asks(agent), "x")
     assert run.status == "suspended"
     first = [span for span in await watch.trace(run) if span.type]
-    assert [(span.name, meta(span)["status"]) for span in first] == [("Ask", "suspended"), ("stage:ask", "suspended")]
+    assert [(span.name, meta(span)["status"]) for span in first] == [("Asks", "suspended"), ("stage:ask", "suspended")]
     assert all("langfuse.observation.level" not in span.attributes for span in first)
     assert (await runner.resume(run.id, answers={run.pending[0].id: True})).status == "succeeded"
     before, after = await watch.tree(run)
-    assert before[0] == after[0] == "Ask"
+    assert before[0] == after[0] == "Asks"
     assert before[1][0][1][0][1][0] == "chat test"
     assert after[1] == [("stage:ask", [("invoke_agent asker", ["execute_tool delete", "chat test"])])]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -15,12 +15,10 @@ from pydantic_ai.exceptions import ModelRateLimitError
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
-from traced_runs import Watch, below, meta, named, one, streaming, the_watch, trace_id
+from traced_runs import Asks, Watch, below, meta, named, one, streaming, trace_id
 
 from scripted import Turnstile, asked, echo, fails, priced, says
 from stagegraph import Graph, RunError, Runner, Stage, as_completed, fan_out, gather, step
-
-__all__ = ["the_watch"]
 
 pytestmark = pytest.mark.anyio
 
@@ -325,14 +323,8 @@ async def test_a_graph_that_a_tool_calls_is_in_the_trace_of_its_run(watch: Watch
             return ModelResponse([ToolCallPart("build", {"input": "t"}, tool_call_id="c1")])
         return ModelResponse([TextPart("done")])
 
-    class Asks(Graph[str, str]):
-        ask = Stage(str, Agent(name="asker", tools=[Build().as_tool()]))
-
-        async def flow(self, text: str) -> str:
-            return await self.ask(text)
-
     runner = Runner(FunctionModel(answer), tracing=watch.tracing())
-    run = await runner.run(Asks(), "t", user_id="ann", session_id="talk")
+    run = await runner.run(Asks(Agent(name="asker", tools=[Build().as_tool()])), "t", user_id="ann", session_id="talk")
     spans = await watch.trace(run)
     inner = one(spans, "stage:ask.build.code")
     graph = one(spans, "graph:ask.build")

@@ -6,13 +6,10 @@ from datetime import date
 from typing import Any
 
 import pytest
-from langfuse_fixtures import the_server
 from pydantic import BaseModel, Field, computed_field
-from recorded_runs import Desk, the_desk
+from recorded_runs import Desk
 
 from stagegraph import Graph, step
-
-__all__ = ["the_desk", "the_server"]
 
 pytestmark = pytest.mark.anyio
 

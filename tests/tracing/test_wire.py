@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from _http import Answer, Listener
-from langfuse_fixtures import the_server
 from langfuse_server import LangfuseServer
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
@@ -14,8 +13,6 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from stagegraph.tracing.api import RefusedError, UnreachableError
 from stagegraph.tracing.connection import Connection
 from stagegraph.tracing.sending import Http, Sender, close_all, score_span
-
-__all__ = ["the_server"]
 
 
 def connection(url: str) -> Connection:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
-from langfuse_server import LangfuseServer
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
@@ -19,7 +16,7 @@ from stagegraph import Graph, Stage, fan_out
 from stagegraph.data.examples import Example
 from stagegraph.tracing import RunSource
 
-__all__ = ["MODEL", "A", "B", "C", "Desks", "Single", "Ticket", "Triage", "both", "the_keyed_desk"]
+__all__ = ["MODEL", "A", "B", "C", "Desks", "Single", "Ticket", "Triage", "both"]
 
 
 class Ticket(BaseModel):
@@ -55,15 +52,6 @@ def sorts(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
 
 MODEL = FunctionModel(sorts)
 A, B, C = (Ticket(text=text) for text in "abc")
-
-
-@pytest.fixture(name="desk")
-async def the_keyed_desk(server: LangfuseServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    desk = Desk(server)
-    yield desk
-    desk.tracing.close(5)
 
 
 async def both(desk: Desk, graph: Any = None, **which: Any) -> tuple[list[Example[Any]], RunSource]:

@@ -1,26 +1,32 @@
-"""What the tests of traces share: tracings that send to a contract server, and what arrived there.
-
-Import `the_watch` in a test module to have the fixture `watch` there.
-"""
+"""What the tests of traces share: tracings that send to a contract server, and what arrived there."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from _observations import row
 from langfuse import Langfuse
 from langfuse_server import LangfuseServer, Span
+from pydantic_ai import Agent
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import asked
-from stagegraph import Run
+from stagegraph import Graph, Run, Stage
 from stagegraph.tracing import LangfuseRuns, LangfuseTracing
 
-__all__ = ["Watch", "below", "meta", "named", "one", "streaming", "the_watch", "trace_id"]
+__all__ = ["Asks", "Watch", "below", "meta", "named", "one", "streaming", "trace_id"]
+
+
+class Asks(Graph[str, str]):
+    """One agent."""
+
+    def __init__(self, agent: Agent[Any, Any] | None = None) -> None:
+        self.ask: Stage[str, str] = Stage(str, agent or Agent(name="asker"))
+
+    async def flow(self, text: str) -> str:
+        return await self.ask(text)
 
 
 class Watch:
@@ -64,15 +70,6 @@ class Watch:
         requests = self.server.requests.copy()
         bodies = [gzip.decompress(one.body) if one.body[:2] == b"\x1f\x8b" else one.body for one in requests]
         return "\n".join([*(body.decode(errors="replace") for body in bodies), repr(self.server.spans)])
-
-
-@pytest.fixture(name="watch")
-def the_watch() -> Iterator[Watch]:
-    with LangfuseServer() as server:
-        watch = Watch(server)
-        yield watch
-        for tracing in watch.tracings:
-            tracing.close(10)
 
 
 def trace_id(run: Run | str) -> str:

@@ -28,10 +28,9 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from stagegraph.record.rows import CORRECTION
 from stagegraph.schema.errors import DeclarationError
 
-from .agent_spans import CallTracer
 from .attributes import Attributes, Names, common, metadata, observation_id, sampled, score_id, span_number, trace_id
 from .connection import Connection, sdk_version
-from .host import environment, instrumentation, open_span, owns_all_spans, taken_over
+from .host import CallTracer, environment, instrumentation, open_span, owns_all_spans, taken_over
 from .media import Media
 from .policy import Capture, Policy, Redact, shape
 from .secrets import scrubber
