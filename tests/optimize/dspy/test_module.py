@@ -71,12 +71,6 @@ def test_a_call_runs_the_graph_and_gives_its_output(module: GraphModule) -> None
     assert prediction.items() == [("total", 3), ("ratings", prediction.output.ratings)]
 
 
-def test_a_call_can_be_awaited(module: GraphModule) -> None:
-    """On any event loop: the work is done on the one in the background."""
-    assert asyncio.run(module.acall(text="a bc")).total == 3
-    assert asyncio.run(module.acall(text="a bc")).total == 3
-
-
 def test_prompts_of_predictors_reach_the_agents_which_stay_as_they_are(module: GraphModule) -> None:
     """What an optimizer writes is what the run says; the graph is never touched."""
     module.rate__judge.signature = module.rate__judge.signature.with_instructions("DOUBLE it.")
@@ -97,17 +91,13 @@ def test_prompts_go_both_ways() -> None:
     GraphModule(Words(), model=scripted()).prompts().check(Words())
 
 
-def test_prompts_for_other_stages_are_refused() -> None:
-    """A typing mistake is found before anything runs."""
-    with pytest.raises(PromptError, match=r"rate\.judge"):
-        GraphModule(Words(), prompts=Prompts({"rate.juge": Prompt("x")}))
-
-
-def test_a_runners_prompts_are_where_it_starts() -> None:
-    """What is deployed is what is tuned further."""
+def test_it_starts_from_what_a_runner_deploys_or_from_given_prompts() -> None:
+    """What is deployed is what is tuned further; a typing mistake is found before anything runs."""
     runner = Runner(scripted(), prompts=Prompts({"rate.judge": Prompt("DOUBLE")}))
     module = GraphModule(Words(), runner=runner)
     assert module(text="a").total == 2
+    with pytest.raises(PromptError, match=r"rate\.judge"):
+        GraphModule(Words(), prompts=Prompts({"rate.juge": Prompt("x")}))
 
 
 def test_demos_are_revalidated_and_incomplete_ones_dropped(module: GraphModule) -> None:
@@ -219,17 +209,13 @@ def test_the_trace_is_filled_in_declared_order(module: GraphModule) -> None:
         assert [entry[2].stage_call.key for entry in trace[1:]] == [f"rate[{index}].judge" for index in range(3)]
 
 
-def test_without_an_open_trace_nothing_is_kept(module: GraphModule) -> None:
-    """DSPy's global trace would hold every input for ever."""
+def test_a_trace_is_kept_where_it_is_open_and_honours_its_limit(module: GraphModule) -> None:
+    """The oldest entries make room; DSPy's global trace would hold every input for ever."""
     before = len(main_thread_config["trace"])
     module(text="a")
     with dspy.context(max_trace_size=10):  # a context copies every setting, the trace as well
         module(text="a")
     assert len(main_thread_config["trace"]) == before
-
-
-def test_the_trace_honours_its_limit(module: GraphModule) -> None:
-    """The oldest entries make room."""
     with dspy.context(trace=[], max_trace_size=2):
         module(text="a bc d")
         assert [entry[1] for entry in dspy.settings.trace] == [{"input": "bc"}, {"input": "d"}]
@@ -541,16 +527,12 @@ def test_what_an_ended_evaluation_had_queued_is_not_run(broken: str) -> None:
     assert len(runs) <= 3 * 3
 
 
-def test_a_bad_key_is_not_tried_again() -> None:
-    """Waiting helps against trouble, not against mistakes."""
+def test_a_mistake_is_not_tried_again_and_no_score() -> None:
+    """Waiting helps against trouble, not against a bad key or no model at all; the error says what is missing."""
     model, count = shaky(scripted(), ModelHTTPError(401, "m"))
     with pytest.raises(RunError, match="API key"):
         GraphModule(Words(), model=model, retry_delays=(0, 0))(text="a")
     assert count["all"] == 1
-
-
-def test_a_stage_without_a_model_is_a_mistake_and_no_score() -> None:
-    """It says which models there are to choose from."""
     with pytest.raises(RunError, match="no model is set"):
         GraphModule(Words(), retry_delays=())(text="a")
 
@@ -576,13 +558,14 @@ def test_a_blocking_call_on_the_background_loop_is_refused(module: GraphModule) 
     submit(inside()).result(timeout=20)
 
 
-def test_a_blocking_call_works_where_another_loop_runs(module: GraphModule) -> None:
-    """In a notebook, for one."""
+def test_calls_work_on_every_loop(module: GraphModule) -> None:
+    """Blocking, in a notebook for one, and awaited: the work is done on the loop in the background."""
 
-    async def notebook() -> int:
-        return module(text="abc").total
+    async def notebook() -> list[int]:
+        return [module(text="abc").total, (await module.acall(text="abc")).total]
 
-    assert asyncio.run(notebook()) == 3
+    for _ in range(2):
+        assert asyncio.run(notebook()) == [3, 3]
 
 
 def test_context_variables_come_along(module: GraphModule) -> None:
@@ -696,16 +679,12 @@ def test_what_is_no_graph_is_refused() -> None:
         GraphModule(Empty())
 
 
-def test_predictions_can_be_copied(module: GraphModule) -> None:
-    """Optimizers do; the record behind is shared."""
+def test_predictions_can_be_copied_and_stored(module: GraphModule) -> None:
+    """Copies share the record behind; what GEPA stores of the best outputs has the fields and the output, and no run."""
     prediction = module(text="a")
     for other in (copy.copy(prediction), copy.deepcopy(prediction)):
         assert (other.total, other.run, other.output) == (1, prediction.run, prediction.output)
-
-
-def test_a_prediction_can_be_stored_without_its_record(module: GraphModule) -> None:
-    """As GEPA stores the best outputs; the fields and the output are there again, the run is not."""
-    stored = pickle.loads(pickle.dumps(module(text="a")))  # noqa: S301 - our own
+    stored = pickle.loads(pickle.dumps(prediction))  # noqa: S301 - our own
     assert (stored.total, stored.output.total, stored.error) == (1, 1, None)
     with pytest.raises(TuningError, match="record of its run"):
         _ = stored.run

@@ -19,25 +19,27 @@ pytestmark = pytest.mark.anyio
 
 LARGE: dict[str, Any] = {"train": rows("t", 8), "val": rows("v", 10), "minibatch": 8, "concurrency": 2}
 """More examples than run at once."""
-RUN = 0.04
-"""US dollars of one run: four requests."""
+RUN = {"usd": 0.04, "tokens": 60}
+"""What one run costs: four requests."""
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
-@pytest.mark.parametrize("usd", [0.5, 0.7, 1.1])
-async def test_money_is_looked_at_before_each_run(usd: float, concurrency: int) -> None:
+@pytest.mark.parametrize("limit", [{"usd": 0.5}, {"usd": 1.1}, {"tokens": 1_000}])
+async def test_money_and_tokens_are_looked_at_before_each_run(limit: dict[str, Any], concurrency: int) -> None:
     """Within a step, too: what is spent beyond the budget are the runs that were going on, and no more."""
-    result = await tuned(**LARGE | {"concurrency": concurrency}, budget=Budget(usd=usd), model=student(cost="0.01")[0])
-    assert result.found.stopped == f"the budget of ${usd:g}"
+    known = LARGE | {"concurrency": concurrency, "model": student(cost="0.01")[0]}
+    result = await tuned(**known, budget=Budget(**limit))
+    ((kind, most),) = limit.items()
+    assert result.found.stopped == ("the budget of 1000 tokens" if kind == "tokens" else f"the budget of ${most:g}")
     assert result.found.error is None
-    assert usd <= result.spent.usd < usd + concurrency * RUN + 1e-9
+    assert most <= getattr(result.spent, kind) < most + concurrency * RUN[kind] + 1e-9
     assert result.found.candidates
 
 
 async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
     """The proposal would cost more than there is."""
     asked: list[Proposal] = []
-    budget = Budget(usd=0.4 + 8 * RUN - 0.001)
+    budget = Budget(usd=0.4 + 8 * RUN["usd"] - 0.001)
     result = await tuned(
         **LARGE | {"concurrency": 8}, budget=budget, model=student(cost="0.01")[0], proposer=asked.append
     )

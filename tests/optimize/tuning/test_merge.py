@@ -106,9 +106,9 @@ async def test_a_merge_on_as_few_examples_as_it_is_tried_on() -> None:
 
 
 async def test_a_search_goes_the_same_way_in_every_process() -> None:
-    """Python salts the hashes of texts anew in every process; what is merged may not hang on that."""
+    """One seed is one search: Python salts the hashes of texts anew in every process, and no merge hangs on that."""
     command = [sys.executable, str(Path(__file__).with_name("wandering.py"))]
     processes = (anyio.run_process(command, env={**os.environ, "PYTHONHASHSEED": salt}, stderr=None) for salt in "02")
     ways = [json.loads(done.stdout) for done in await asyncio.gather(*processes)]
-    assert sum(len(parents) == 2 for _, parents in ways[0]) > 2
+    assert sum(len(parents) == 2 for _, parents in ways[0][1:]) > 2
     assert ways[1] == ways[0]

@@ -22,7 +22,7 @@ TEST = rows("test", 7)
 
 
 async def test_a_tuning_ends_with_prompts_and_a_verdict_on_held_out_examples(tmp_path: Path) -> None:
-    """What comes out can be deployed, says where it comes from, and was judged on what decided nothing."""
+    """What comes out can be deployed, says where it comes from, and what judged it: what decided nothing, if it can."""
     result = await tuned(test=TEST)
     assert result.held_out
     assert str(result.comparison).startswith("better by 1.00 to 1.00; 7 won")
@@ -33,13 +33,9 @@ async def test_a_tuning_ends_with_prompts_and_a_verdict_on_held_out_examples(tmp
     assert '"metric": "separate"' in (tmp_path / "best.tuning.json").read_text("utf-8")
     assert result.provenance["model"] == "function:student"
     assert len(result.found.candidates) == 4
-
-
-async def test_without_held_out_examples_it_says_so() -> None:
-    """The validation examples chose the candidate, which flatters it."""
-    result = await tuned()
-    assert not result.held_out
-    assert "which also chose it" in str(result)
+    flattered = await tuned()
+    assert not flattered.held_out
+    assert "which also chose it" in str(flattered)
 
 
 async def test_nothing_better_is_said_plainly() -> None:
@@ -59,14 +55,6 @@ async def test_a_provider_that_is_gone_costs_nothing_that_was_found(when: int) -
     assert "503" in str(result.found.error)
     assert not result.held_out
     assert result.comparison.after.mean == result.found.candidates[result.found.best].mean
-
-
-async def test_it_is_the_same_for_the_same_seed() -> None:
-    """Deterministic models and one seed give one search."""
-    one, two = [await tuned(coupled, seed=5) for _ in range(2)]
-    assert [x.texts for x in one.found.candidates] == [x.texts for x in two.found.candidates]
-    assert one.prompts.digest == two.prompts.digest
-    assert (one.spent.runs, one.spent.requests) == (two.spent.runs, two.spent.requests)
 
 
 async def test_a_child_replays_what_its_change_does_not_touch() -> None:
@@ -99,14 +87,6 @@ async def test_the_runs_never_exceed_the_budget(limit: dict[str, int], minibatch
     result = await tuned(verdict, budget=Budget(**limit), minibatch=minibatch)
     assert result.spent.runs <= limit["runs"]
     assert result.found.stopped
-
-
-@pytest.mark.parametrize("budget", [Budget(usd=0.3), Budget(tokens=400)])
-async def test_money_and_tokens_end_a_tuning(budget: Budget) -> None:
-    """The step that reaches the limit is the last."""
-    result = await tuned(budget=budget, model=student(cost="0.01")[0])
-    assert "the budget of" in result.found.stopped
-    assert len(result.found.candidates) <= 2
 
 
 class Mute(Graph[str, str]):

@@ -14,6 +14,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from stagegraph import Example, Graph, Run, Score, Stage
 from stagegraph.optimize import Budget, Proposal
 from stagegraph.optimize.tuning.options import Options
+from stagegraph.optimize.tuning.result import Candidate
 from stagegraph.optimize.tuning.search import search
 
 
@@ -55,7 +56,11 @@ async def main() -> None:
     )
     found = await search(Five(), metric, train, val, options)
     assert found.error is None
-    print(json.dumps([[sorted(one.texts.items()), one.parents] for one in found.candidates]))
+    print(json.dumps([[found.spent.runs, found.spent.requests, found.prompts.digest], *map(way, found.candidates)]))
+
+
+def way(one: Candidate) -> list[object]:
+    return [sorted(one.texts.items()), one.parents]
 
 
 if __name__ == "__main__":

@@ -112,11 +112,6 @@ class Target:
         return cls(graph, base, stages, {component.name: component for component in found})
 
     @property
-    def name(self) -> str:
-        """The graph's name."""
-        return self.graph.__node__.name
-
-    @property
     def seed(self) -> dict[str, str]:
         """The texts to start from."""
         return {name: component.seed for name, component in self.components.items()}

@@ -62,7 +62,7 @@ def manifest(
 ) -> dict[str, Any]:
     """A description in the user's words -> a fact that is equal in every process; *data* are the parts by name."""
     return {
-        "the graph": target.name,
+        "the graph": target.graph.__node__.name,
         **dict(_program(target, options)),
         "what is tuned": list(options.components),
         "the texts to start from": digest_of(target.seed),
@@ -84,7 +84,7 @@ def _program(target: Target, options: Options) -> Iterator[tuple[str, Any]]:
     for path, node in target.graph.__node__.tree.nodes.items():
         types = [node.__node__.input_type.fingerprint, node.__node__.output_type.fingerprint]
         if isinstance(node, BaseGraph):
-            name = f"`{path}`" if path else target.name
+            name = f"`{path}`" if path else node.__node__.name
             yield f"the flow of {name}", [*types, Fingerprint(type(node)).text]
         elif isinstance(node, Step):
             yield f"the step `{path}`", [*types, Fingerprint(node.fn).text, step_parts(node)["the version"]]

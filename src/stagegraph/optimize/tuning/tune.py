@@ -124,21 +124,18 @@ class Tuning:
         return self.found.candidates
 
     def __str__(self) -> str:
-        return " ".join([self._summary, *(f"Beware: {one}" for one in self.found.warnings)])
-
-    @property
-    def _summary(self) -> str:
-        found = self.found
-        if found.best == 0:
-            return f"{self.graph}: nothing better than the start was found; stopped: {found.stopped}"
-        kind = (
-            "on held-out examples" if self.held_out else "on the validation examples, which also chose it (no `test=`)"
-        )
-        return (
-            f"{self.graph}: {self.comparison} {kind}; changed: {', '.join(found.changed)}; "
-            f"{len(found.candidates)} candidates, {found.spent.runs} runs, {found.spent.proposals} proposals, "
-            f"{found.spent.cost}; stopped: {found.stopped}"
-        )
+        found, spent = self.found, self.spent
+        what = "nothing better than the start was found"
+        if found.best:
+            where = (
+                "held-out examples" if self.held_out else "the validation examples, which also chose it (no `test=`)"
+            )
+            what = (
+                f"{self.comparison} on {where}; changed: {', '.join(found.changed)}; {len(found.candidates)} "
+                f"candidates, {spent.runs} runs, {spent.proposals} proposals, {spent.cost}"
+            )
+        warnings = "".join(f" Beware: {one}" for one in found.warnings)
+        return f"{self.graph}: {what}; stopped: {found.stopped}{warnings}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prompts file, and beside it (`.tuning.json`) the provenance and every candidate.
