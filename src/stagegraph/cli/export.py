@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def _shares(text: str) -> dict[str, float]:
-    """`train=0.6,val=0.2` as shares by name.
-
-    Raises:
-        BadParameter: a name is no identifier or occurs twice, or a share is no positive number.
-    """
+    """`train=0.6,val=0.2` as shares by name."""
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, share = (word.strip() for word in part.partition("="))

@@ -20,11 +20,7 @@ prompts_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def _text_file(place: Path | None) -> Path | None:
-    """The callback of `--out`.
-
-    Raises:
-        BadParameter: the suffix is that of a picture or a page, or the file cannot be written.
-    """
+    """The callback of `--out`."""
     if place is None:
         return None
     if place.suffix.lower() not in {"", ".mmd", ".mermaid", ".md", ".txt"}:
@@ -63,11 +59,7 @@ def draw(
 
 
 async def _run_chart(node: Node[Any, Any], name: str, journal: str) -> str:
-    """The drawing of a recorded run.
-
-    Raises:
-        ReplayError: it is a run of another graph.
-    """
+    """The drawing of a recorded run."""
     from stagegraph import ReplayError
     from stagegraph.record.run import stored_run
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.schema.errors import DeclarationError, closest
 
@@ -38,11 +38,7 @@ def load_graph(text: str) -> Node[Any, Any]:
     return _instance(_named(module, name, text) if name else _only_graph(module, text), text)
 
 
-@overload
-def load_function(text: str) -> Any: ...
-@overload
-def load_function(text: str | None) -> Any | None: ...
-def load_function(text: str | None) -> Any | None:
+def load_function(text: str | None) -> Any:
     """`path/to/file.py:function` or `module:function`; `None` for `None`.
 
     Raises:

@@ -23,11 +23,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 def _time(text: str) -> datetime:
-    """A time that a person wrote: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`.
-
-    Raises:
-        BadParameter: it is none of these, or no calendar has it.
-    """
+    """A time that a person wrote: `2h` or `3d` ago, `2026-11-21`, `2026-11-21T10:00`."""
     try:
         if text[:-1].replace(".", "", 1).isdigit() and text[-1:] in _UNITS:
             return datetime.fromtimestamp(time.time() - float(text[:-1]) * _UNITS[text[-1]], UTC)

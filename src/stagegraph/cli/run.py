@@ -156,11 +156,7 @@ def make_runner(
 
 
 async def _finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | None) -> None:
-    """Show a live run to its end, then its output, as JSON on *out* if that is given.
-
-    Raises:
-        Exit: with 1, because the run has no output.
-    """
+    """Show a live run to its end, then its output, as JSON on *out* if that is given."""
     from stagegraph import RunError
 
     from .tree import watch

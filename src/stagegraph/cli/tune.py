@@ -226,11 +226,7 @@ class _TuningProgress:
 
 
 def _read_examples(path: str, node: Node[Any, Any], split: str | None = None) -> Sequence[Example[Any]]:
-    """The examples in a file, or those of one split.
-
-    Raises:
-        InputError: there is no such split.
-    """
+    """The examples in a file, or those of one split."""
     from stagegraph import InputError, optimize
 
     rows = optimize.examples(path, node)
@@ -245,11 +241,7 @@ def _read_examples(path: str, node: Node[Any, Any], split: str | None = None) ->
 
 
 def _check_common(before: Report, name: str, ids: set[str]) -> None:
-    """Check before anything is paid for whether two evaluations can be compared.
-
-    Raises:
-        TuningError: they have no example in common.
-    """
+    """Check before anything is paid for whether two evaluations can be compared."""
     from stagegraph.optimize.evaluation.compare import FEW
 
     common = len(before.scores.keys() & ids)

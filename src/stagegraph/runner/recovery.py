@@ -271,11 +271,7 @@ async def resumed_spec(
 
 
 def _check_same(recorded: Run[Any, Any], node: Node[Any, Any], *, strict: bool) -> None:
-    """Make sure that a graph, which may have changed and have another name, is the one that was run.
-
-    Raises:
-        ReplayError: none of the recorded calls is part of it; in strict mode, one of them is not.
-    """
+    """Make sure that a graph, which may have changed and have another name, is the one that was run."""
     known = node.__node__.tree.nodes
     leaves = {call.path for call in recorded.root.walk() if call.kind != "graph"}
     gone = sorted(leaves - known.keys())
@@ -320,11 +316,7 @@ def _recorded_override(labels: Labels, node: Node[Any, Any]) -> dict[str, object
 
 
 def _read(what: str, type_: Schema, data: object, whole: str | None) -> tuple[object, bool]:
-    """A recorded value, and whether it is one of its type.
-
-    Raises:
-        ReplayError: its plain data does not say what it was, and its types have changed.
-    """
+    """A recorded value, and whether it is one of its type."""
     try:
         return type_.recall(json.dumps(data), whole), True
     except ValueError as error:

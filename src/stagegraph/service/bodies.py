@@ -40,19 +40,25 @@ class Question(BaseModel):
     args: JsonValue
 
 
-class RunView(BaseModel):
-    """The state of a run."""
+class RunFacts(BaseModel):
+    """What a run's state and a list of runs say of a run."""
 
     run_id: str
     status: ShownStatus
     usage: Spent
+    """What it has spent so far."""
     started: datetime
     duration: float
+    detail: str | None = None
+    """Why a run does not continue, where the reason is its process."""
+
+
+class RunView(RunFacts):
+    """The state of a run."""
+
     pending: list[Question] = []
     failed_at: str | None = None
     """The key of the call that failed first."""
-    detail: str | None = None
-    """Why a run does not continue, where the reason is its process."""
 
 
 def view_type(graph: Node[Any, Any]) -> type[RunView]:
@@ -94,11 +100,7 @@ def run_json(graph: Node[Any, Any], run: Run[Any, Any], status: ShownStatus, det
 
 
 def _output(schema: Schema, value: object) -> bytes:
-    """An output as JSON; half of a character, which models do send, is written as its escape.
-
-    Raises:
-        ValueError: it has no JSON.
-    """
+    """An output as JSON; half of a character, which models do send, is written as its escape."""
     try:
         return schema.show_json(value)
     except PydanticSerializationError:

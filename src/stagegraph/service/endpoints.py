@@ -104,12 +104,7 @@ class Endpoints:
     async def _start(
         self, request: Request, value: object, key: str | None, *, deltas: bool = False
     ) -> LiveRun[Any, Any] | RunRow:
-        """Start a run, or find the one that an earlier request with the same key has started.
-
-        Raises:
-            BusyError: the runner accepts no more runs now.
-            Problem: the key was used with another body.
-        """
+        """Start a run, or find the one that an earlier request with the same key has started."""
         asked = Asked.by(request)
         options: RunOptions = {"user_id": asked.user, "session_id": asked.session}
         found = repeatable = None
@@ -230,11 +225,7 @@ class Endpoints:
             raise Problem(404, "unknown-call", "the run has no such call", run_id=run_id) from None
 
     async def _check_correction(self, run_id: str, given: FeedbackBody) -> None:
-        """Refuse a correction that could never become an expected output.
-
-        Raises:
-            Problem: it does not fit the output type of the run, or of the call.
-        """
+        """Refuse a correction that could never become an expected output."""
         journal, node = self._runner.journal, self._graph
         if given.key is not None:
             calls = [] if journal is None else await journal.calls(run_id)
@@ -269,11 +260,7 @@ class Endpoints:
         return Response(content, status, headers, "application/json")
 
     async def _suspended(self, run_id: str, user: str | None) -> RunRow:
-        """The row of a suspended run.
-
-        Raises:
-            Problem: the run is not suspended, or the service has no journal.
-        """
+        """The row of a suspended run."""
         if self._runner.journal is None:
             text = "a suspended run is resumed from its record, and this service has none: give its runner a journal"
             raise Problem(409, "no-journal", text, run_id=run_id)
@@ -302,11 +289,7 @@ def _stored_json(graph: Node[Any, Any], row: RunRow, calls: list[CallRow]) -> by
 
 
 def _answers(pending: tuple[Pending, ...], given: Mapping[str, JsonValue]) -> dict[str, object]:
-    """The answers as `Runner.resume` takes them.
-
-    Raises:
-        ReplayError: an answer belongs to no question, or an approval is neither granted nor denied.
-    """
+    """The answers as `Runner.resume` takes them."""
     approvals = {one.id for one in pending if one.kind == "approval"}
     by_key = by_call(pending, given)
     named = {f"{key}:{call_id}": answer for key, by_id in by_key.items() for call_id, answer in by_id.items()}

@@ -13,7 +13,7 @@ from stagegraph.data.call import ShownStatus
 from stagegraph.record.calls import listed
 from stagegraph.record.rows import GIVEN_UP, RunFilter
 
-from .bodies import Spent
+from .bodies import RunFacts, Spent
 
 if TYPE_CHECKING:
     from stagegraph.record.rows import RunRow
@@ -37,20 +37,12 @@ def _written(value: object) -> object:
 Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 
 
-class Listed(BaseModel):
+class Listed(RunFacts):
     """One run of a list."""
 
-    run_id: str
     graph: str
-    status: ShownStatus
-    started: datetime
-    duration: float
-    usage: Spent
-    """What it has spent so far."""
     session_id: str | None
     tags: list[str]
-    detail: str | None = None
-    """Why a run does not continue, where the reason is its process."""
 
 
 class RunList(BaseModel):

@@ -63,11 +63,7 @@ def route_class(runner: Runner, max_body: int, body_seconds: float) -> type[APIR
 
 
 def _refused(error: HTTPException, methods: set[str], request: Request) -> Response:
-    """The response to a method that a path does not have; FastAPI's own names the methods of one route alone.
-
-    Raises:
-        HTTPException: it is another error, or the app has a handler for it.
-    """
+    """The response to a method that a path does not have; FastAPI's own names the methods of one route alone."""
     if error.status_code != 405:  # noqa: PLR2004
         raise error
     allowed = {"Allow": ", ".join(sorted(methods))}
@@ -89,11 +85,7 @@ def _has_handler(error: Exception, request: Request) -> bool:
 
 
 async def _checked(request: Request, limit: int, seconds: float) -> Request:
-    """The request with its body, which was read.
-
-    Raises:
-        Problem: the body is too large, no JSON or late, or the page of another site sent the request.
-    """
+    """The request with its body, which was read."""
     too_large = Problem(413, "too-large", f"the limit of a body is {limit} bytes")
     not_json = Problem(415, "media-type", "send the body as JSON, with `Content-Type: application/json`")
     declared, media_type = request.headers.get("content-length", ""), request.headers.get("content-type")
@@ -143,11 +135,7 @@ def _check_origin(request: Request) -> None:
 
 
 def _check_text(body: bytes) -> None:
-    """Refuse lone surrogates, which JSON can spell and Python reads even from bytes, but no text can contain.
-
-    Raises:
-        Problem: there is one, or the bytes are not UTF-8.
-    """
+    """Refuse lone surrogates, which JSON can spell and Python reads even from bytes, but no text can contain."""
     try:
         body.decode()
     except UnicodeDecodeError:
