@@ -138,10 +138,10 @@ def is_transient(error: BaseException) -> bool:
 
 def cause_of(error: BaseException) -> Cause | None:
     """What kind of failure ended a run, if it was a limit of time or a model."""
-    causes = list(_causes(error))
-    if any(isinstance(cause, TimeoutError) for cause in causes):
+    found = list(causes(error))
+    if any(isinstance(one, TimeoutError) for one in found):
         return "timeout"
-    return "model" if any(isinstance(cause, AgentRunError) for cause in causes) else None
+    return "model" if any(isinstance(one, AgentRunError) for one in found) else None
 
 
 def is_retryable(error: Exception) -> bool:

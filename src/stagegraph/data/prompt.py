@@ -125,32 +125,22 @@ def unknown_stages(paths: Iterable[str], stages: Iterable[str]) -> list[str]:
     return [f"there is no stage `{path}`{_near(path, known)}" for path in paths if path not in known]
 
 
-def unknown_fields(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
-    """One problem for each field of a prompt that the stage's answer does not have."""
-    return _unknown(path, "output field", prompt.fields, stage.fields) if prompt.fields else []
+def misfits(path: str, prompt: Prompt, stage: PromptedStage, *, demos: bool = True, tools: bool = True) -> list[str]:
+    """One problem for each field that the stage's answer does not have, each demo that is not of its types, each tool.
 
-
-def unknown_tools(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
-    """One problem for each tool of a prompt that the stage's agent does not have.
-
-    The tools of a server or a function are known at run time only: an agent with such tools has no problems.
+    The tools of a server or a function are known at run time only: an agent with such tools has no problems with tools.
     """
-    if not prompt.tools:
-        return []
-    tools, complete = stage.tools
-    return _unknown(path, "tool", prompt.tools, tools) if complete else []
-
-
-def unfit_demos(path: str, prompt: Prompt, stage: PromptedStage) -> list[str]:
-    """One problem for each input or output of a demo that is not of the stage's types."""
-    problems: list[str] = []
+    problems = _unknown(path, "output field", prompt.fields, stage.fields) if prompt.fields else []
     types = stage.__node__
-    for number, demo in enumerate(prompt.demos, 1):
+    for number, demo in enumerate(prompt.demos if demos else (), 1):
         for type_, value, what in ((types.input_type, demo.input, "input"), (types.output_type, demo.output, "output")):
             try:
                 type_.load(value)
             except ValidationError as error:
                 problems.append(f"`{path}`, {what} of demo {number} does not fit {type_.name}: {first_problem(error)}")
+    if tools and prompt.tools:
+        known, complete = stage.tools
+        problems += _unknown(path, "tool", prompt.tools, known) if complete else []
     return problems
 
 

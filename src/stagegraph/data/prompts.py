@@ -16,16 +16,7 @@ from pydantic import JsonValue
 from stagegraph.schema.errors import PromptError
 from stagegraph.schema.types import is_dict
 
-from .prompt import (
-    Origin,
-    Prompt,
-    PromptedStage,
-    parsed,
-    unfit_demos,
-    unknown_fields,
-    unknown_stages,
-    unknown_tools,
-)
+from .prompt import Origin, Prompt, PromptedStage, misfits, parsed, unknown_stages
 
 if TYPE_CHECKING:
     import os
@@ -156,11 +147,8 @@ class Prompts(Mapping[str, Prompt]):
             PromptError: the message names all unknown and missing paths, tools and fields, and all unfit demos.
         """
         stages = graph.__node__.stages
-        problems = [f"`{path}` is missing" for path in stages if path not in self]
-        for path, stage in stages.items():
-            if path in self:
-                problems += unfit_demos(path, self[path], stage) + unknown_tools(path, self[path], stage)
-        self._check(stages, graph.__node__.name, problems)
+        missing = [f"`{path}` is missing" for path in stages if path not in self]
+        self._check(stages, graph.__node__.name, missing, wholly=True)
 
     def check_known(self, stages: Mapping[str, PromptedStage], name: str) -> None:
         """Check that all paths are stages, and all fields are fields of the stage's answer.
@@ -170,14 +158,15 @@ class Prompts(Mapping[str, Prompt]):
         Raises:
             PromptError: the message names everything that is unknown.
         """
-        self._check(stages, name, [])
+        self._check(stages, name, [], wholly=False)
 
-    def _check(self, stages: Mapping[str, PromptedStage], name: str, other_problems: list[str]) -> None:
-        problems = unknown_stages(self, stages)
-        for path, prompt in self.items():
-            problems += unknown_fields(path, prompt, stages[path]) if path in stages else []
-        if problems + other_problems:
-            msg = f"the prompts do not fit {name}: " + "; ".join(problems + other_problems)
+    def _check(self, stages: Mapping[str, PromptedStage], name: str, problems: list[str], *, wholly: bool) -> None:
+        problems = unknown_stages(self, stages) + problems
+        for path in self:
+            if path in stages:
+                problems += misfits(path, self[path], stages[path], demos=wholly, tools=wholly)
+        if problems:
+            msg = f"the prompts do not fit {name}: " + "; ".join(problems)
             raise PromptError(msg)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from stagegraph.data.examples import in_parallel
-from stagegraph.data.prompt import Origin, Prompt, PromptedStage, parsed, unfit_demos, unknown_fields
+from stagegraph.data.prompt import Origin, Prompt, PromptedStage, misfits, parsed
 from stagegraph.data.prompts import Prompts
 from stagegraph.nodes.stage import stages_of
 from stagegraph.schema.errors import PromptError, TracingError
@@ -50,7 +50,7 @@ def _prompt_of(version: Version, stage: Stage[Any, Any]) -> Prompt:
         msg = f"{name} has no parts of a prompt under 'stagegraph' in its config"
         raise PromptError(msg)
     prompt = parsed(version.name, {**parts, "instructions": version.prompt}, "Langfuse")
-    problems = unknown_fields(version.name, prompt, stage) + unfit_demos(version.name, prompt, stage)
+    problems = misfits(version.name, prompt, stage, tools=False)
     if problems:
         msg = f"{name} does not fit the stage: {'; '.join(problems)}"
         raise PromptError(msg)
