@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from pydantic_ai import Agent, InstrumentationSettings
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from serving import serve
+from serving import app_for, serve
 from stagegraph import Graph, Runner, Stage, fan_out, step
 from stagegraph.journal import SqliteJournal
-from stagegraph.service import router
 
 FOLDER = Path(sys.argv[1])
 
@@ -114,8 +112,7 @@ def sockets() -> int:
 def main() -> None:
     watch = Watch()
     runner = Runner(FunctionModel(repeats), journal=SqliteJournal(FOLDER / "runs.db"), tracing=watch)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Twelve(), runner, remember=20))
+    app = app_for(Twelve(), runner, remember=20)
 
     @app.get("/left")
     async def left() -> dict[str, int]:

@@ -4,14 +4,12 @@ import sys
 from pathlib import Path
 
 import anyio
-from fastapi import FastAPI
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
-from serving import serve
+from serving import app_for, serve
 from stagegraph import Graph, Runner, Stage, as_completed, fan_out, gather, settle
 from stagegraph.journal import SqliteJournal
-from stagegraph.service import router
 
 FOLDER, DRAIN = Path(sys.argv[1]), float(sys.argv[2])
 
@@ -56,8 +54,7 @@ class Looks(Graph[int, int]):
 def main() -> None:
     journal = SqliteJournal(FOLDER / "runs.db")
     runner = Runner(TestModel(), journal=journal, drain_seconds=DRAIN, resume_interrupted=True)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Looks(), runner))
+    app = app_for(Looks(), runner)
     serve(app)
 
 

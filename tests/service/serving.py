@@ -14,8 +14,19 @@ from typing import Any, Self
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
+
+from stagegraph import Node, Runner
+from stagegraph.service import router
 
 HERE = Path(__file__).parent
+
+
+def app_for(graph: Node[Any, Any], runner: Runner, *, prefix: str = "", **options: Any) -> FastAPI:
+    """An app with the endpoints of a graph."""
+    app = FastAPI(lifespan=runner.lifespan)
+    app.include_router(router(graph, runner, **options), prefix=prefix)
+    return app
 
 
 @contextlib.contextmanager

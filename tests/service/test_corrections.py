@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from pydantic import BaseModel
 
-from serving import served
+from serving import app_for, served
 from stagegraph import Graph, Runner, TuningError, fan_out, load_examples, save_examples, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.optimize import evaluate
-from stagegraph.service import router
 from stagegraph.tracing import JournalRuns
 
 
@@ -69,8 +67,7 @@ def test_a_correction_fits_or_is_refused(key: str | None, value: Any, reason: st
     """With the reason; what was accepted is never left out of an export."""
     journal = MemoryJournal()
     runner = Runner(journal=journal, tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Sort(), runner))
+    app = app_for(Sort(), runner)
     with served(app) as client:
         run_id = client.post("/runs", json="a text").json()["run_id"]
         place = f"/runs/{run_id}/feedback"
@@ -103,8 +100,6 @@ def test_what_nobody_corrected_is_no_measure(tmp_path: Path):
         runner = Runner(journal=journal, tracing=None)
         await runner.run(Sort(), "a text", run_id="a")
         await runner.run(Sort(), "b text", run_id="b")
-        app = FastAPI()
-        app.include_router(router(Sort(), runner))
         save_examples(await JournalRuns(journal).examples(Sort()), tmp_path / "all.jsonl")
         examples = load_examples(tmp_path / "all.jsonl", Sort())
         with pytest.raises(TuningError, match=r"2 of 2 examples expect the model's own answer.*accept_own_answers"):

@@ -14,10 +14,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from serving import events, served
+from serving import app_for, events, served
 from stagegraph import Graph, Runner, fan_out, step
 from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
-from stagegraph.service import router
 
 Seen = list[dict[str, str]]
 SIZE = 12
@@ -67,9 +66,7 @@ class Wide(Graph[int, int]):
 
 def app_of(journal: Journal, **options) -> FastAPI:
     runner = Runner(journal=journal, tracing=None, **options)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Wide(), runner))
-    return app
+    return app_for(Wide(), runner)
 
 
 def said(seen: Seen) -> list[tuple[str, str, str | None]]:
@@ -171,8 +168,7 @@ async def test_a_stream_continues_after_a_restart(cut: int, step_size: int):
     runner = Runner(journal=journal, tracing=None, drain_seconds=0)
     seen: Seen = []
     async with runner.lifespan():
-        app = FastAPI()
-        app.include_router(router(Wide(), runner))
+        app = app_for(Wide(), runner)
         live = runner.start(Wide(), SIZE, run_id="r")
         ended = 0
         async for event in live.events():
@@ -187,8 +183,7 @@ async def test_a_stream_continues_after_a_restart(cut: int, step_size: int):
     finished_before = {key for kind, key, status in said(seen) if status == "succeeded"}
     opened.set()
     runner = Runner(journal=journal, tracing=None, resume_interrupted=True)
-    app = FastAPI()
-    app.include_router(router(Wide(), runner))
+    app = app_for(Wide(), runner)
     async with runner.lifespan():
         first = len(seen)
         while not seen or seen[-1]["event"] != "run_finished":

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from scripted import Still
-from serving import served
+from serving import app_for, served
 from stagegraph import DeclarationError, Graph, Runner, current_call, step
 from stagegraph.journal import MemoryJournal, RunFilter, RunRow, SqliteJournal
 from stagegraph.service import RunRef, router
@@ -28,9 +28,7 @@ class Echo(Still):
 
 
 def app_of(runner: Runner, **options) -> FastAPI:
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Echo(), runner, **options), prefix="/echo")
-    return app
+    return app_for(Echo(), runner, **options, prefix="/echo")
 
 
 def numbered(authorization: Annotated[str, Header()]) -> str:
@@ -225,8 +223,7 @@ async def test_deps_that_cannot_be_made_are_logged_with_their_traceback(
 def test_one_graph_is_served_twice():
     """The same graph may have two addresses, whichever is used first."""
     runner, graph = Runner(), Echo()
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(graph, runner), prefix="/a")
+    app = app_for(graph, runner, prefix="/a")
     app.include_router(router(graph, runner), prefix="/b")
     with served(app) as client:
         run_id = client.post("/a/runs", json="hi").json()["run_id"]
@@ -271,8 +268,7 @@ class Holder:
 def test_deps_that_end_with_the_request_are_warned_of(deps: Callable[[], object], caplog: pytest.LogCaptureFixture):
     """A run that nobody waits for would find them closed; one that is waited for has them."""
     runner = Runner()
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Echo(), runner, deps=deps), prefix="/echo")
+    app = app_for(Echo(), runner, deps=deps, prefix="/echo")
     assert "may outlive its request" in caplog.text
     with served(app) as client:
         assert client.post("/echo/runs", json="a").json()["output"] == "a"

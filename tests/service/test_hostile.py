@@ -11,16 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic_ai.models.function import FunctionModel
 
 import scripted
 from scripted import deletes, others
-from serving import Gate, events, served
+from serving import Gate, app_for, events, served
 from stagegraph import Graph, Runner, Stage, fan_out, step
 from stagegraph.journal import MemoryJournal
-from stagegraph.service import router
 
 SECRET = "Tidy up."
 
@@ -50,8 +48,7 @@ class Tidy(Graph[str, str]):
 def _client() -> Iterator[httpx.Client]:
     gate.opened.clear()
     runner = Runner(FunctionModel(deletes), journal=MemoryJournal(), tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Tidy(), runner, max_body=100_000), prefix="/tidy")
+    app = app_for(Tidy(), runner, max_body=100_000, prefix="/tidy")
 
     @app.get("/left")
     async def left() -> list[str]:
@@ -115,8 +112,7 @@ def test_a_chunked_body_without_an_end(client: httpx.Client):
 
 def test_a_body_that_does_not_come():
     """Half of one, or one that comes a byte at a time, is waited for only so long; then the connection ends."""
-    app = FastAPI()
-    app.include_router(router(Tidy(), Runner(tracing=None), body_seconds=0.2))
+    app = app_for(Tidy(), Runner(tracing=None), body_seconds=0.2)
     head = b"POST /runs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
     with served(app) as client:
         url = client.base_url
@@ -208,8 +204,7 @@ class Halves(Graph[str, Halved]):
 def test_half_a_character_is_served(text: str, remember: int):
     """It is replaced, wherever it is: in an output, a key, or an error."""
     runner = Runner(journal=MemoryJournal(), tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Halves(), runner, remember=remember, errors=True))
+    app = app_for(Halves(), runner, remember=remember, errors=True)
     with served(app) as client:
         run_id = client.post("/runs?wait=false", json=text).json()["run_id"]
         seen = list(events(client.get(f"/runs/{run_id}/events")))

@@ -17,10 +17,10 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from serving import served
+from serving import app_for, served
 from stagegraph import Graph, Runner, Stage, step
 from stagegraph.journal import Journal, MemoryJournal, RunFilter, SqliteJournal
-from stagegraph.service import RunRef, router
+from stagegraph.service import RunRef
 
 
 @step
@@ -48,9 +48,7 @@ def user(x_user: Annotated[str | None, Header()] = None) -> str | None:
 
 
 def app_of(runner: Runner, **options) -> FastAPI:
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Echo(), runner, user=user, **options))
-    return app
+    return app_for(Echo(), runner, user=user, **options)
 
 
 async def fill(journal: Journal) -> None:
@@ -183,8 +181,7 @@ async def test_an_interrupted_run_shows_what_it_has_spent():
         async for event in live.events():
             if event.type == "call_finished":
                 break
-    app = FastAPI()
-    app.include_router(router(Half(), Runner(journal=journal, tracing=None)))
+    app = app_for(Half(), Runner(journal=journal, tracing=None))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         [listed] = (await client.get("/runs", params={"status": "interrupted"})).json()["runs"]
         single = (await client.get("/runs/half")).json()

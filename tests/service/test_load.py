@@ -14,10 +14,9 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, settings
 from pydantic import BaseModel, Field
 
-from serving import Worker, serving
+from serving import Worker, app_for, serving
 from stagegraph import Graph, Runner, step
 from stagegraph.journal import MemoryJournal
-from stagegraph.service import router
 
 RUNS, ROUNDS = 200, 3
 BLOCKS_A_RUN = 5
@@ -101,9 +100,7 @@ class Cafe(Graph[Order, Bill]):
 
 def _cafe() -> FastAPI:
     runner = Runner(journal=MemoryJournal(), tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Cafe(), runner, heartbeat=0.05), prefix="/cafe")
-    return app
+    return app_for(Cafe(), runner, heartbeat=0.05, prefix="/cafe")
 
 
 @pytest.fixture(scope="module", name="url")

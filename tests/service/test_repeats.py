@@ -14,15 +14,14 @@ from typing import Annotated
 
 import httpx
 import pytest
-from fastapi import FastAPI, Header
+from fastapi import Header
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.function import FunctionModel
 
-from serving import Gate, Worker, events, served
+from serving import Gate, Worker, app_for, events, served
 from stagegraph import Graph, Limits, Runner, Stage, step
 from stagegraph.journal import Journal, MemoryJournal, SqliteJournal
-from stagegraph.service import router
 from test_life import effects
 
 gate = Gate()
@@ -68,8 +67,7 @@ def user(x_user: Annotated[str | None, Header()] = None) -> str | None:
 @contextmanager
 def serving_orders(journal: Journal | None, **options) -> Iterator[httpx.Client]:
     runner = Runner(journal=journal, tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Order(), runner, user=user, **options))
+    app = app_for(Order(), runner, user=user, **options)
     with served(app) as client:
         yield client
 
@@ -149,8 +147,7 @@ def test_limits_are_told_after_a_restart():
     with serving_orders(journal) as client:
         post(client, "cup")
     runner = Runner(journal=journal, limits=Limits(seconds=0.001), tracing=None)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Order(), runner, user=user))
+    app = app_for(Order(), runner, user=user)
     with served(app) as client:
         assert post(client, "cup").status_code == 200
         assert post(client, "wait", "other").status_code == 504

@@ -22,7 +22,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.function import FunctionModel
 
 from scripted import Tidy, deletes, fails
-from serving import Gate, events, served
+from serving import Gate, app_for, events, served
 from stagegraph import Graph, Limits, Runner, Stage, current_call, fan_out, parse_event, step
 from stagegraph.journal import MemoryJournal
 from stagegraph.service import router
@@ -69,17 +69,8 @@ def _gate() -> Iterator[Gate]:
     gate.opened.set()
 
 
-def app_for(node, runner: Runner | None = None, **options) -> FastAPI:
-    runner = runner or Runner()
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(node, runner, **options))
-    return app
-
-
 def app_of(runner: Runner, gate: Gate | None = None, **options) -> FastAPI:
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Shouter(), runner, deps=lambda: gate, **options), prefix="/shout")
-    return app
+    return app_for(Shouter(), runner, deps=lambda: gate, **options, prefix="/shout")
 
 
 @pytest.fixture(name="client")
@@ -120,7 +111,7 @@ async def entitle(titled: Titled) -> Titled:
 
 def test_an_answer_is_what_its_schema_says():
     """Aliases and computed fields go out as the OpenAPI document has them, as JSON that everybody reads."""
-    with served(app_for(entitle)) as client:
+    with served(app_for(entitle, Runner())) as client:
         answer = client.post("/runs", json={"theText": "ab"})
         shown = client.get("/graph").json()["output_schema"]["properties"]
     assert answer.json()["output"] == {"theText": "ab", "theSize": "Infinity", "length": 2}
@@ -202,8 +193,7 @@ class Weigh(Graph[bytes, int]):
 def test_a_body_is_read_as_json():
     """A strict model takes the JSON of its types, and its output is an input again; bytes are base64 both ways."""
     runner = Runner()
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Keep(), runner), prefix="/keep")
+    app = app_for(Keep(), runner, prefix="/keep")
     app.include_router(router(Weigh(), runner), prefix="/weigh")
     sent = {"day": "2026-01-02", "colour": "red", "pair": [1, 2], "number": str(uuid.UUID(int=7))}
     with served(app) as client:

@@ -4,12 +4,10 @@ import sys
 from pathlib import Path
 
 import anyio
-from fastapi import FastAPI
 
-from serving import serve
+from serving import app_for, serve
 from stagegraph import Graph, Runner, current_call, fan_out, step
 from stagegraph.journal import SqliteJournal
-from stagegraph.service import router
 
 FOLDER, DRAIN = Path(sys.argv[1]), float(sys.argv[2])
 PATIENCE = int(sys.argv[3]) if len(sys.argv) > 3 else None
@@ -48,8 +46,7 @@ class Work(Graph[int, list[int]]):
 
 def main() -> None:
     runner = Runner(journal=SqliteJournal(FOLDER / "runs.db"), drain_seconds=DRAIN, resume_interrupted=True)
-    app = FastAPI(lifespan=runner.lifespan)
-    app.include_router(router(Work(), runner))
+    app = app_for(Work(), runner)
 
     @app.post("/by-hand/{number}")
     async def by_hand(number: int) -> list[int]:

@@ -195,8 +195,14 @@ class Endpoints:
 
     async def answers(self, request: Request, run_id: RunId, given: Answers, wait: Wait = True) -> Response:
         """Answer what a suspended run waits for, and resume it."""
-        row = await self._suspended(run_id, Asked.by(request).user)
-        run = await stored_run(self._access.journal, row, self._graph)
+        if self._runner.journal is None:
+            text = "a suspended run is resumed from its record, and this service has none: give its runner a journal"
+            raise Problem(409, "no-journal", text, run_id=run_id)
+        row = await self._access.find(run_id, Asked.by(request).user)
+        if isinstance(row, LiveRun) or row.status != "suspended":
+            status = row.run.status if isinstance(row, LiveRun) else row.status
+            raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
+        run = await stored_run(self._runner.journal, row, self._graph)
         try:
             named = _answers(run.pending, given.answers)
             live = await self._runner.start_resume(
@@ -259,26 +265,16 @@ class Endpoints:
             headers["Location"] = f"{request.url.path.rpartition('/runs')[0]}/runs/{found.run_id}"
         return Response(content, status, headers, "application/json")
 
-    async def _suspended(self, run_id: str, user: str | None) -> RunRow:
-        """The row of a suspended run."""
-        if self._runner.journal is None:
-            text = "a suspended run is resumed from its record, and this service has none: give its runner a journal"
-            raise Problem(409, "no-journal", text, run_id=run_id)
-        found = await self._access.find(run_id, user)
-        status = found.run.status if isinstance(found, LiveRun) else found.status
-        if isinstance(found, LiveRun) or status != "suspended":
-            raise Problem(409, "not-suspended", f"its status is {status}: it waits for no answer", run_id=run_id)
-        return found
-
 
 async def _until_left(awaitable: Awaitable[T], request: Request) -> T | None:
     """Wait for something, or until the client of a request leaves."""
-    result: T | None = None
-    async with anyio.create_task_group() as group:
-        group.start_soon(cancel_if_left, request.receive, group.cancel_scope)
-        result = await awaitable
-        group.cancel_scope.cancel()
-    return result
+    with anyio.CancelScope() as scope:
+        leaving = asyncio.create_task(cancel_if_left(request.receive, scope))
+        try:
+            return await awaitable
+        finally:
+            leaving.cancel()
+    return None
 
 
 def _stored_json(graph: Node[Any, Any], row: RunRow, calls: list[CallRow]) -> bytes:
