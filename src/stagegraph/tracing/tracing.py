@@ -64,8 +64,7 @@ class LangfuseTracing:
     """Tracing to Langfuse, for `Runner(tracing=)`. A runner uses it by default if the keys are in the environment.
 
     Runs never wait for the server and never fail because of it. Data that the server does not accept is counted
-    (`lost`), and the first loss is logged. The spans come from a separate tracer provider, so that the host's
-    OpenTelemetry is not changed.
+    (`lost`), and the first loss is logged. The host's OpenTelemetry is neither used nor changed.
 
     Args:
         public_key: Defaults to the environment variable `LANGFUSE_PUBLIC_KEY`.
