@@ -10,7 +10,7 @@ import base64
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .attributes import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from opentelemetry.sdk.trace import ReadableSpan
 
 _BASE64 = r"[A-Za-z0-9+/_-]{4,}={0,2}"
 _TYPE = r"[\w.+/-]+"
@@ -121,27 +121,23 @@ class Media:
         if dropped:
             self._lose(dropped, "too many files wait")
 
-    def send(self, attributes: Mapping[str, object], trace_id: str, observation_id: str) -> None:
+    def send(self, span: ReadableSpan) -> None:
         """Upload the files that a span refers to."""
-        for name, value in attributes.items():
+        if span.context is None:
+            return
+        place = f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"
+        for name, value in (span.attributes or {}).items():
             if not isinstance(value, str) or "@@@langfuseMedia:" not in value:
                 continue
-            for key in references([value]):
-                file = self._files.get(key)
-                if file is None:
-                    continue
+            for file in filter(None, map(self._files.get, references([value]))):
                 try:
-                    self._upload(file, trace_id, observation_id, _FIELDS.get(name, "input"))
+                    self._upload(file, *place, _FIELDS.get(name, "input"))
                 except Exception as error:  # noqa: BLE001 - the span itself was sent
                     self._lose(1, f"a file: {error}")
                     continue
                 with self._lock:
                     self._bytes -= len(file.content)
                     file.content = b""
-
-
-def _encoded(content: bytes, *, uri: bool) -> str:
-    return (base64.b64encode(content) if uri else base64.urlsafe_b64encode(content)).decode()
 
 
 def references(texts: Iterable[str | None]) -> set[str]:
@@ -153,9 +149,11 @@ def put_back(text: str | None, files: Mapping[str, bytes]) -> str | None:
     """JSON with the files that were found in the place of their references."""
 
     def file(found: re.Match[str]) -> str:
-        content, uri = files.get(found[2]), found[3] == _URI
+        content = files.get(found[2])
         if content is None:
             return found[0]
-        return f"data:{found[1]};base64,{_encoded(content, uri=True)}" if uri else _encoded(content, uri=False)
+        if found[3] == _URI:
+            return f"data:{found[1]};base64,{base64.b64encode(content).decode()}"
+        return base64.urlsafe_b64encode(content).decode()
 
     return None if text is None else _REFERENCE.sub(file, text)

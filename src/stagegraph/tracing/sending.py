@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 from weakref import WeakMethod, WeakSet
 
 import httpx
@@ -308,40 +307,43 @@ class Http:
         except (TypeError, ValueError) as error:
             msg = f"a span could not be encoded: {type(error).__name__}"
             raise RefusedError(msg, divisible=True) from None
-        self._post("otel/v1/traces", content, len(spans), "application/x-protobuf", compressed=True)
+        headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+        _check_size(content, len(spans))
+        self._ask("POST", "otel/v1/traces", content=gzip.compress(content, 3), headers=headers)
 
     def send_scores(self, scores: Sequence[ReadableSpan]) -> None:
         """Send scores as JSON; the server may refuse some of them."""
+        count = len(scores)
         bodies = ",".join(str((score.attributes or {})[_SCORE]) for score in scores)
         content = f"[{bodies}]".encode("utf-8", "replace")
-        answer = self._post("scores", content, len(scores), "application/json")
+        _check_size(content, count)
+        answer = self._ask("POST", "scores", content=content, headers={"Content-Type": "application/json"})
         if answer.status_code == 207:  # noqa: PLR2004
             try:
-                rejected = int(answer.json()["rejected"])
+                rejected = min(max(int(answer.json()["rejected"]), 0), count)
             except (KeyError, TypeError, ValueError):
-                rejected = len(scores)
-            rejected = min(max(rejected, 0), len(scores))
-            msg = f"the server rejected {rejected} of {len(scores)} scores"
+                rejected = count
+            msg = f"the server rejected {rejected} of {count} scores"
             raise RefusedError(msg, count=rejected)
 
     def trace_of(self, observation_id: str) -> str | None:
         """The trace of an observation; `None` when the server does not show it."""
         wanted = [{"type": "string", "column": "id", "operator": "=", "value": observation_id}]
-        query = urlencode({"fields": "core", "filter": json.dumps(wanted)})
-        found = self._post(f"v2/observations?{query}", b"", 1, "application/json", method="GET").json()["data"]
+        query = {"fields": "core", "filter": json.dumps(wanted)}
+        found = self._ask("GET", "v2/observations", params=query).json()["data"]
         return found[0]["traceId"] if found else None
 
     def send_file(self, file: File, trace_id: str, observation_id: str, field: str) -> None:
         """Name a file of an observation to the server, and upload it if the server does not have it."""
         about = {"traceId": trace_id, "observationId": observation_id, "field": field, "sha256Hash": file.digest}
-        body = json.dumps({**about, "contentType": file.type, "contentLength": file.size}).encode()
-        told = self._post("media", body, 1, "application/json").json()
+        about |= {"contentType": file.type, "contentLength": file.size}
+        told = self._ask("POST", "media", json=about).json()
         url, base = told.get("uploadUrl"), self._connection.base_url
         if not url or not file.content:
             return
-        headers = {"Content-Type": file.type, "x-ms-blob-type": "BlockBlob", "x-amz-checksum-sha256": file.digest}
-        if "storage.googleapis.com" in url:  # it refuses headers that it does not know
-            headers = {"Content-Type": file.type}
+        headers = {"Content-Type": file.type}
+        if "storage.googleapis.com" not in url:  # it refuses headers that it does not know
+            headers |= {"x-ms-blob-type": "BlockBlob", "x-amz-checksum-sha256": file.digest}
         begun = monotonic()
         try:  # without the keys: the storage is not the server
             answer = httpx.put(url, content=file.content, headers=headers, timeout=max(self._connection.timeout, 30.0))
@@ -349,32 +351,30 @@ class Http:
             raise failure(base, error) from None
         done = {"uploadedAt": datetime.now(UTC).isoformat(), "uploadHttpStatus": answer.status_code}
         done |= {"uploadHttpError": answer.text[:500], "uploadTimeMs": int((monotonic() - begun) * 1000)}
-        self._post(f"media/{told['mediaId']}", json.dumps(done).encode(), 1, "application/json", method="PATCH")
+        self._ask("PATCH", f"media/{told['mediaId']}", json=done)
         if answer.is_error:
             msg = f"the storage of {base} answered {answer.status_code}"
             raise RefusedError(msg)
 
-    def _post(
-        self, path: str, content: bytes, count: int, type_: str, *, compressed: bool = False, method: str = "POST"
-    ) -> httpx.Response:
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         base = self._connection.base_url
-        if len(content) > _LARGEST and count > 1:
-            msg = f"{len(content)} bytes are too many for one request"
-            raise RefusedError(msg, divisible=True)
         if self._client is None or self._process != os.getpid():  # after a fork, its connections are the parent's
             self._process = os.getpid()
             self._client = httpx.Client(headers=self._connection.headers, timeout=self._connection.timeout)
-        headers = {"Content-Type": type_, **({"Content-Encoding": "gzip"} if compressed else {})}
-        body = gzip.compress(content, 3) if compressed else content
         try:
-            url = f"{base}/api/public/{path}"
-            answer = self._client.request(method, url, content=body, headers=headers).raise_for_status()
+            answer = self._client.request(method, f"{base}/api/public/{path}", **options).raise_for_status()
         except httpx.HTTPError as error:
             raise failure(base, error) from None
         if "html" in answer.headers.get("content-type", ""):
             msg = f"{base} answered with a web page: check LANGFUSE_BASE_URL"
             raise RefusedError(msg)
         return answer
+
+
+def _check_size(content: bytes, count: int) -> None:
+    if len(content) > _LARGEST and count > 1:
+        msg = f"{len(content)} bytes are too many for one request"
+        raise RefusedError(msg, divisible=True)
 
 
 _senders: WeakSet[Sender] = WeakSet()

@@ -10,9 +10,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import copy
-from math import nan
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,8 +63,7 @@ class LangfuseTracing:
     """Tracing to Langfuse, for `Runner(tracing=)`. A runner uses it by default if the keys are in the environment.
 
     Runs never wait for the server and never fail because of it. Data that the server does not accept is counted
-    (`lost`), and the first loss is logged. The spans come from a separate tracer provider, so that the host's
-    OpenTelemetry is not changed.
+    (`lost`), and the first loss is logged. The host's OpenTelemetry is neither used nor changed.
 
     Args:
         public_key: Defaults to the environment variable `LANGFUSE_PUBLIC_KEY`.
@@ -170,8 +168,7 @@ class LangfuseTracing:
         sent = [policy.apply(span) for span in spans]
         self._http.send_spans(sent)
         for span in sent:
-            if span.context is not None:
-                self.media.send(span.attributes or {}, f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}")
+            self.media.send(span)
 
     def _policy(self) -> Policy:
         return Policy(self.capture, self.redact, self._max_content, scrubber(self.connection.secret_key))
@@ -382,15 +379,12 @@ def _kind(feedback: Feedback) -> str:
 
 def _share(given: float | None) -> float:
     said = os.environ.get("LANGFUSE_SAMPLE_RATE") or 1.0 if given is None else given
-    try:
-        share = float(said)
-    except ValueError:
-        share = nan
-    if not 0 <= share <= 1:
-        where = "LANGFUSE_SAMPLE_RATE" if given is None else "LangfuseTracing(sample_rate=)"
-        msg = f"{where} is {said!r}: a share of runs is a number between 0 and 1"
-        raise DeclarationError(msg)
-    return share
+    with suppress(ValueError):
+        if 0 <= float(said) <= 1:
+            return float(said)
+    where = "LANGFUSE_SAMPLE_RATE" if given is None else "LangfuseTracing(sample_rate=)"
+    msg = f"{where} is {said!r}: a share of runs is a number between 0 and 1"
+    raise DeclarationError(msg)
 
 
 _of_process: dict[None, LangfuseTracing] = {}
