@@ -130,9 +130,9 @@ class ActiveRun:
                 began = self.state.clock.stamp() if self._row is None else self._row.started
                 self._log.put(RunStarted, began, {"graph": self.state.name})
             executor = Executor(
-                self.spec,
-                self.state,
-                self._resources,
+                spec=self.spec,
+                state=self.state,
+                resources=self._resources,
                 log=self._log,
                 ledger=self._ledger,
                 recorder=self._recorder,
