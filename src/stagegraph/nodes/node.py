@@ -91,27 +91,18 @@ def _one_value(node: Node[Any, Any]) -> DeclarationError:
     )
 
 
+@dataclass(eq=False, repr=False)
 class Declaration:
     """The framework's data about one node (`node.__node__`): kind, name, types, and the nodes below it."""
 
-    def __init__(
-        self,
-        node: Node[Any, Any],
-        kind: Kind,
-        name: str,
-        input_type: Callable[[], Schema],
-        output_type: Callable[[], Schema],
-        *,
-        offered: Callable[[], Mapping[str, Node[Any, Any]]] = dict,
-    ) -> None:
-        self.kind: Kind = kind
-        self.name = name
-        """The name where no graph declares the node."""
-        self._node = node
-        self._input_type = input_type
-        self._output_type = output_type
-        self.offered = offered
-        """Name of a tool -> the graph that it runs, of a stage whose agent has such tools (`Graph.as_tool`)."""
+    _node: Node[Any, Any]
+    kind: Kind
+    name: str
+    """The name where no graph declares the node."""
+    _input_type: Callable[[], Schema]
+    _output_type: Callable[[], Schema]
+    offered: Callable[[], Mapping[str, Node[Any, Any]]] = dict
+    """Name of a tool -> the graph that it runs, of a stage whose agent has such tools (`Graph.as_tool`)."""
 
     @cached_property
     def input_type(self) -> Schema:

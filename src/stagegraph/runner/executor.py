@@ -71,31 +71,24 @@ class Resources:
     """Whether the runner shuts down; a run that is cancelled then can be resumed."""
 
 
+@dataclass(eq=False, kw_only=True)
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        state: RunState,
-        resources: Resources,
-        *,
-        log: EventLog | None,
-        ledger: Ledger | None,
-        recorder: Recorder | None,
-        trace: Trace | None,
-    ) -> None:
-        self.spec = spec
-        self.state = state
-        self.resources = resources
-        self.log = log
-        self.ledger = ledger
-        self.recorder = recorder
-        self.trace = trace
+    spec: RunSpec
+    state: RunState
+    resources: Resources
+    log: EventLog | None
+    ledger: Ledger | None
+    recorder: Recorder | None
+    trace: Trace | None
+
+    def __post_init__(self) -> None:
         self.scope = anyio.CancelScope()
         """Around the whole flow."""
-        self.now = perf_counter if log is None and recorder is None else state.clock.tick
-        self._observed = not (log is None and recorder is None and trace is None)
+        numbered = self.log is not None or self.recorder is not None
+        self.now = self.state.clock.tick if numbered else perf_counter
+        self._observed = numbered or self.trace is not None
         self._node_keys: dict[str, NodeKey] = {}
 
     def open(  # noqa: PLR0917 - made for every call

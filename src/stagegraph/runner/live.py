@@ -73,7 +73,7 @@ class LiveRun(Generic[In, Out]):
         """The least number of an event since the run was started or resumed here; earlier ones are in the journal."""
         if not self.segment:
             return 0
-        await self._active.written()
+        await self._active.opened.wait()
         return number_at(self._active.state.resumed_at)
 
     def event_seq(self, number: int) -> int | None:

@@ -64,7 +64,8 @@ class ActiveRun:
         """From when the run is in its journal."""
         self._trace: Trace | None = None
         """From when the run has its seat."""
-        self._recorded = asyncio.Event()
+        self.opened = asyncio.Event()
+        """Set when the run is in its journal, or never will be."""
 
     async def complete(self) -> Run[Any, Any]:
         """Run to the end.
@@ -81,14 +82,14 @@ class ActiveRun:
             if self._row is not None and journal is not None:
                 opening = Recorder.open(journal, self._row, self.spec, self.state, self._ledger)
                 self._recorder, cancelled = await whole(opening)
-            self._recorded.set()
+            self.opened.set()
             return await self._seated(cancelled)
         finally:
             self._leave()
 
     async def written(self) -> None:
         """Wait until the run is in its journal, or never will be."""
-        await self._recorded.wait()
+        await self.opened.wait()
         if self._resources.journal is not None:
             await self._resources.journal.put()
 
@@ -105,7 +106,7 @@ class ActiveRun:
         return RunError(f"the run of {run.graph} was cancelled{why}", run=run)
 
     def _leave(self) -> None:
-        self._recorded.set()
+        self.opened.set()
         self._seat.leave()
 
     async def _deploy(self) -> None:
@@ -130,9 +131,9 @@ class ActiveRun:
                 began = self.state.clock.stamp() if self._row is None else self._row.started
                 self._log.put(RunStarted, began, {"graph": self.state.name})
             executor = Executor(
-                self.spec,
-                self.state,
-                self._resources,
+                spec=self.spec,
+                state=self.state,
+                resources=self._resources,
                 log=self._log,
                 ledger=self._ledger,
                 recorder=self._recorder,
