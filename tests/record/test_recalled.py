@@ -598,6 +598,39 @@ async def test_a_resumed_run_asks_no_model_again_for_what_its_record_lost() -> N
     assert run.rerun == {"ask": LOST[0]}
 
 
+class Emptied(Graph[list[int], list[int]]):
+    """Its flow changes what it was given, and what its step gave."""
+
+    @step
+    async def copy(numbers: list[int]) -> list[int]:  # type: ignore[misc]  # noqa: N805
+        return [*numbers]
+
+    async def flow(self, numbers: list[int]) -> list[int]:
+        first = await self.copy(numbers)
+        second = await self.copy(first)
+        first.pop()
+        numbers.clear()
+        return [*await self.copy(first), *second]
+
+
+async def test_a_value_that_changes_is_recorded_as_it_was_given() -> None:
+    """An input as it was at the beginning of its call; a value that has changed is another one."""
+    journal = MemoryJournal()
+    async with Runner(journal=journal, tracing=None) as runner:
+        run = await runner.run(Emptied(), [1, 2])
+        again = await runner.run(Emptied(), [1, 2], replay=run)
+    assert again.output == run.output == [1, 1, 2]
+    for one in (run, again):
+        rows = await journal.calls(one.id)
+        assert [(row.key, row.input, row.output) for row in rows] == [
+            ("", "[1,2]", "[1,1,2]"),
+            ("copy", "[1,2]", "[1,2]"),
+            ("copy#1", "[1,2]", "[1,2]"),
+            ("copy#2", "[1]", "[1]"),
+        ]
+    assert all(call.replayed for call in again.calls())
+
+
 # -- any type, and any value of it
 
 _TEXTS = st.text(max_size=3)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields
-from itertools import groupby
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,35 +41,18 @@ def _is_of_file(error: Exception) -> bool:
     return isinstance(error, (sqlite3.DatabaseError, OSError)) and not isinstance(error, _OF_A_ROW)
 
 
-def write_one(connection: sqlite3.Connection, row: Row) -> None:
+def _write(connection: sqlite3.Connection, row: Row) -> None:
     statement = statement_for(row)
-    connection.execute(statement.sql, encodable(statement.values(row)))
+    values = statement.values(row)
+    try:
+        connection.execute(statement.sql, values)
+    except UnicodeEncodeError:
+        connection.execute(statement.sql, encodable(values))
 
 
 def encodable(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Values without half surrogate pairs, which SQLite refuses."""
     return tuple(escaped(value) if isinstance(value, str) else value for value in values)
-
-
-def _write_alike(connection: sqlite3.Connection, rows: Iterable[Row]) -> None:
-    for statement, alike in groupby(rows, key=statement_for):
-        connection.executemany(statement.sql, map(statement.values, alike))
-
-
-def _write_each(connection: sqlite3.Connection, rows: Iterable[Row], lost: Container[str]) -> dict[int, str]:
-    """Write what can be written; returns the index of each other row -> the reason."""
-    refused: dict[int, str] = {}
-    for place, row in enumerate(rows):
-        if row.run_id in lost and isinstance(row, _OF_HOLDER):
-            refused[place] = _LOST
-            continue
-        try:
-            write_one(connection, row)
-        except Exception as error:
-            if _is_of_file(error):
-                raise
-            refused[place] = _why(connection, row, error)
-    return refused
 
 
 def _holds(connection: sqlite3.Connection, owner: str, run_id: str) -> bool:
@@ -249,21 +231,22 @@ class Writer:
             self._connection.execute("PRAGMA wal_autocheckpoint = 0")
             self._connection.execute("PRAGMA busy_timeout = 0")
         connection = self._connection
-        if refusal is not None:
-            with self._file.begin(connection, wait=wait):
-                if (why := refusal(connection)) is None:
-                    write_one(connection, rows[0])
-            return {} if why is None else {0: why}
-        try:
-            with self._file.begin(connection, wait=wait):
-                if not self._lost_among(connection, rows):
-                    _write_alike(connection, rows)
-                    return {}
-        except Exception as error:
-            if _is_of_file(error):
-                raise
+        refused: dict[int, str] = {}
         with self._file.begin(connection, wait=wait):
-            return _write_each(connection, rows, self._lost_among(connection, rows))
+            if refusal is not None and (why := refusal(connection)) is not None:
+                return {0: why}
+            lost = self._lost_among(connection, rows)
+            for place, row in enumerate(rows):
+                if lost and row.run_id in lost and isinstance(row, _OF_HOLDER):
+                    refused[place] = _LOST
+                    continue
+                try:
+                    _write(connection, row)
+                except Exception as error:
+                    if _is_of_file(error):
+                        raise
+                    refused[place] = _why(connection, row, error)
+        return refused
 
     def _lost_among(self, connection: sqlite3.Connection, rows: list[Row]) -> set[str]:
         """The runs that were held here, and that another owner has taken over since."""

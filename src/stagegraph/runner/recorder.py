@@ -216,14 +216,11 @@ class Recorder:
         """Record that a graph was called, so that others see a run that is still running."""
         call.ran = self._own.ran.get(call.key)
         if call.node.__node__.kind == "graph" and (call.ran is None or call.ran[1] is None):
-            call.cache_key = CacheKey(self._given(call))
+            given = Record(self._row.input, self._row.input_whole)
+            if call.parent is not None or not self._spec.fits or call.input is not self._spec.input:
+                given = call.node.__node__.input_type.recorded(call.input)
+            call.cache_key = CacheKey(given)
             self._journal.put_soon(self._call_row(call))
-
-    def _given(self, call: CallState) -> Record:
-        """The record of an input; that of the run's own is in its row."""
-        if call.parent is None and self._spec.fits and call.input is self._spec.input:
-            return Record(self._row.input, self._row.input_whole)
-        return call.node.__node__.input_type.recorded(call.input)
 
     def step_begins(self, call: CallState) -> None:
         """Record that a step has begun: after a crash its row says that it may have had an effect.
@@ -255,7 +252,7 @@ class Recorder:
         if key in self._spec.override:
             call.replayed = True
             return call.node.__node__.output_type.validate(self._spec.override[key]), None
-        call.cache_key = node_key.of_call(self._given(call), content)
+        call.cache_key = node_key.of_call(call.node.__node__.input_type.recorded(call.input), content)
         if not self._recalls:
             return MISSING, None
         place = key, call.cache_key.identity, call.node.__node__.kind
@@ -375,7 +372,7 @@ class Recorder:
 
     def _call_row(self, call: CallState) -> CallRow:
         node, error, key = call.node.__node__, call.error, call.cache_key
-        key = key or CacheKey(self._given(call))
+        key = key or CacheKey(node.input_type.recorded(call.input))
         given, identity, output, output_whole = key.record, key.identity, None, None
         if call.status == "succeeded":
             made = node.output_type.recorded(call.output)
