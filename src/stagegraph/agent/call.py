@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,10 +72,12 @@ class AgentCall(ABC):
         """
 
     @abstractmethod
-    async def request(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        """Make a model request as soon as the limits allow it; *waiting* surrounds the time until then.
+    def request(
+        self, waiting: Callable[[], AbstractContextManager[None]], answers: list[ModelResponse]
+    ) -> AbstractAsyncContextManager[None]:
+        """Around a model request, which begins as soon as the limits allow it; *waiting* surrounds the time until then.
+
+        Afterwards *answers* has the answer, if there is one.
 
         Raises:
             LimitReached: a limit of the run does not allow it.
