@@ -58,7 +58,7 @@ class Attempt:
             AttemptTimeoutError: the attempt took longer.
         """
         durable, use = self._durable, self._call.use
-        async with self._call.attempt(self.usage, asks=durable is None or not durable.has_records):
+        async with self._call.attempt(self.usage):
             if durable is not None:
                 durable.attempt_began()
             with capture_run_messages() as messages:

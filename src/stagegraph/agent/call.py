@@ -65,10 +65,10 @@ class AgentCall(ABC):
         """Log an event of this call: a piece of text, a tool call, a retry."""
 
     @abstractmethod
-    def attempt(self, usage: RunUsage, *, asks: bool) -> AbstractAsyncContextManager[None]:
-        """Around an attempt, whose usage Pydantic AI counts in *usage*; one that *asks* begins with a model request.
+    def attempt(self, usage: RunUsage) -> AbstractAsyncContextManager[None]:
+        """Around an attempt, whose usage Pydantic AI counts in *usage*.
 
-        That begins when such a request may soon be in flight: agents that wait before they have begun cost little.
+        It begins when a request of it may soon be in flight: agents that wait before they have begun cost little.
         """
 
     @abstractmethod

@@ -86,11 +86,6 @@ class DurableOperations:
         self._restarts += 1
 
     @property
-    def has_records(self) -> bool:
-        """Whether this attempt may begin with an answer that is recorded."""
-        return bool(self._known)
-
-    @property
     def only_recalled(self) -> bool:
         """Whether every answer of this attempt was recalled, so that a repetition would end the same way."""
         return self._recalled > 0 and self._made == 0

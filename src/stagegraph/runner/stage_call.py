@@ -50,9 +50,9 @@ class StageCall(AgentCall):
             log.put(event_type, at=None, before=-1, key=self.key, path=self.path, **fields)
 
     @asynccontextmanager
-    async def attempt(self, usage: RunUsage, *, asks: bool) -> AsyncGenerator[None]:
+    async def attempt(self, usage: RunUsage) -> AsyncGenerator[None]:
         self._usage, self._counted = usage, RunUsage()
-        if self.slots is not None and asks:
+        if self.slots is not None:
             await self.slots.starting.acquire()
             self._starting = asyncio.get_running_loop().call_later(_PATIENCE, self._started)
         try:
