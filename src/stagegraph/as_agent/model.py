@@ -184,8 +184,7 @@ class GraphModel(UnboundModel):
     async def _start(self, messages: list[ModelMessage]) -> tuple[LiveRun[Any, Any], Run[Any, Any] | None]:
         """A new run, or one that was suspended and continues with the answers, and what is recorded of that."""
         ctx, runner = self.ctx, self.runner
-        chosen = model_of(ctx)
-        model = None if isinstance(chosen, UnboundModel) else chosen
+        model = model_of(ctx)
         answered = _answers_in(messages)
         if answered is None:
             value = read_input(self.graph, messages)
