@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import Hooks
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
+from pydantic_ai.messages import ModelMessage, ModelResponse, PartDeltaEvent, TextPart, TextPartDelta
 from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, says
 from stagegraph import Graph, LimitError, Limits, Prompt, Prompts, Runner, Stage, fan_out
+from stagegraph.journal import SqliteJournal
 
 
 class Many(Graph[list[str], list[str]]):
@@ -68,6 +70,13 @@ async def test_a_function_of_an_agent_may_run_a_graph_where_one_request_is_allow
     assert "inner" in str(run.root.messages[0])
 
 
+def streams(text: str) -> FunctionModel:
+    async def pieces(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        yield text
+
+    return FunctionModel(says(text).function, stream_function=pieces)
+
+
 def plain() -> Agent[None, str]:
     return Agent(output_type=str)
 
@@ -78,6 +87,16 @@ def with_a_tool() -> Agent[None, str]:
     return agent
 
 
+def with_a_listener() -> Agent[None, str]:
+    agent = plain()
+
+    @agent.on_event(PartDeltaEvent)
+    async def listen(_ctx: RunContext[None], event: PartDeltaEvent) -> None:
+        pass
+
+    return agent
+
+
 def with_a_capability() -> Agent[None, str]:
     async def unchanged(_ctx: RunContext[Any], request_context: ModelRequestContext) -> ModelRequestContext:
         return request_context
@@ -85,7 +104,7 @@ def with_a_capability() -> Agent[None, str]:
     return Agent(output_type=str, capabilities=[Hooks(before_model_request=unchanged)])
 
 
-@pytest.mark.parametrize("make", [plain, with_a_tool, with_a_capability])
+@pytest.mark.parametrize("make", [plain, with_a_tool, with_a_listener, with_a_capability])
 @pytest.mark.parametrize("prompt", [None, Prompt("Tuned.")], ids=["as it is", "tuned"])
 @pytest.mark.parametrize("overridden", [False, True])
 async def test_the_requests_of_every_agent_are_limited(
@@ -103,8 +122,8 @@ async def test_the_requests_of_every_agent_are_limited(
             return text
 
     prompts = None if prompt is None else Prompts({"ask": prompt})
-    runner = Runner(says("a"), limits=Limits(requests=2))
-    with agent.override(model=says("b")) if overridden else agent.override(), pytest.raises(LimitError) as caught:
+    runner = Runner(streams("a"), limits=Limits(requests=2))
+    with agent.override(model=streams("b")) if overridden else agent.override(), pytest.raises(LimitError) as caught:
         await runner.run(Thrice(), "x", prompts=prompts)
     assert caught.value.run.usage.requests == 2
     assert caught.value.run.calls()[0].output == ("b" if overridden else "a")
@@ -127,3 +146,33 @@ async def test_a_function_of_an_agent_may_lend_its_model():
     model = FunctionModel(answer)
     run = await Runner(model, limits=Limits(requests=2), max_concurrency=1).run(Stage(str, agent), "x")
     assert (run.output, run.usage.requests, names) == ("x!!", 2, [f"{model.system}:{model.model_name}"])
+
+
+async def test_an_agent_with_a_listener_streams_and_is_not_asked_twice(tmp_path: Path):
+    """What came in pieces is recorded as a whole; an attempt that repeats it tells the same text again."""
+    told: list[str] = []
+    agent = Agent(output_type=str)
+
+    @agent.on_event(PartDeltaEvent)
+    async def listen(_ctx: RunContext[None], event: PartDeltaEvent) -> None:
+        if isinstance(event.delta, TextPartDelta):
+            told.append(event.delta.content_delta)
+
+    @agent.output_validator
+    async def fails_once(text: str) -> str:
+        told.append(f"<{text}>")
+        if told.count(f"<{text}>") == 1:
+            raise ConnectionError
+        return text
+
+    async def stream(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        for piece in "abc":
+            told.append(f"sends {piece}")
+            yield piece
+
+    async with Runner(FunctionModel(stream_function=stream), journal=SqliteJournal(tmp_path / "runs.db")) as runner:
+        run = await runner.run(Stage(str, agent, retries=1), "x")
+    assert (run.output, run.usage.requests, run.root.attempts) == ("abc", 1, 2)
+    assert told.index("b") < told.index("sends c")
+    assert [text for text in told if text.startswith("sends")] == ["sends a", "sends b", "sends c"]
+    assert told[-1] == "<abc>"

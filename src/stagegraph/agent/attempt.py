@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic_ai import capture_run_messages
 from pydantic_ai.messages import BaseToolCallPart, FilePart, ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.models import CompletedStreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.usage import RunUsage
 
@@ -20,7 +21,8 @@ from stagegraph.nodes.current import branched, key_part
 from .call import MODEL, AnswerTooLongError, AttemptTimeoutError
 
 if TYPE_CHECKING:
-    from pydantic_ai.models import Model, ModelRequestParameters
+    from pydantic_ai import RunContext
+    from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
     from pydantic_ai.settings import ModelSettings
 
     from .call import AgentCall
@@ -56,7 +58,7 @@ class Attempt:
             AttemptTimeoutError: the attempt took longer.
         """
         durable, use = self._durable, self._call.use
-        async with self._call.attempt(self.usage, asks=durable is None or not durable.has_records):
+        async with self._call.attempt(self.usage):
             if durable is not None:
                 durable.attempt_began()
             with capture_run_messages() as messages:
@@ -105,23 +107,25 @@ class Attempt:
         self, messages: list[ModelMessage], send: Callable[[], Awaitable[ModelResponse]]
     ) -> ModelResponse:
         """The recorded answer to a request, or the one that the model gives now."""
-        made = False
+        async with self.asking(messages) as answers:
+            if not answers:
+                answers.append(await send())
+        return answers[0]
 
-        async def watched() -> ModelResponse:
-            with self._watched(MODEL):
-                return await send()
-
-        async def ask() -> ModelResponse:
-            nonlocal made
-            made = True
-            response = await self._call.request(watched, self._paused)
-            _check_length(response)
-            return response
-
-        response = await (ask() if self._durable is None else self._durable.request(messages, ask))
-        if not made:
-            self._call.request_recalled(response.usage)
-        return response
+    @asynccontextmanager
+    async def asking(self, messages: list[ModelMessage]) -> AsyncGenerator[list[ModelResponse]]:
+        """Around a request: the list has the recorded answer, or gets the one that the model gives now."""
+        answers: list[ModelResponse] = []
+        async with nullcontext() if self._durable is None else self._durable.request(messages, answers):
+            if answers:
+                self._call.request_recalled(answers[0].usage)
+                yield answers
+                return
+            async with self._call.request(self._paused, answers):
+                with self._watched(MODEL):
+                    yield answers
+            if answers:
+                _check_length(answers[0])
 
     async def tool(self, call: ToolCallPart, turn: int, work: Callable[[], Awaitable[Any]]) -> Any:
         """The recorded result of a tool call, which *turn* messages came before, or the result of running it now."""
@@ -164,6 +168,25 @@ class StageModel(WrapperModel):
         """Make a request of the attempt."""
         send = partial(self.wrapped.request, messages, model_settings, model_request_parameters)
         return await self._attempt.request(messages, send)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """The same where the agent has functions that listen to events."""
+        settings, parameters = model_settings, model_request_parameters
+        async with self._attempt.asking(messages) as answers:
+            if answers:
+                yield CompletedStreamedResponse(answers[0], model_request_parameters=parameters, replay_events=True)
+                return
+            async with self.wrapped.request_stream(messages, settings, parameters, run_context) as stream:
+                yield stream
+            if (response := stream.get()).state != "incomplete":
+                answers.append(response)
 
 
 def _check_length(response: ModelResponse) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,17 +65,19 @@ class AgentCall(ABC):
         """Log an event of this call: a piece of text, a tool call, a retry."""
 
     @abstractmethod
-    def attempt(self, usage: RunUsage, *, asks: bool) -> AbstractAsyncContextManager[None]:
-        """Around an attempt, whose usage Pydantic AI counts in *usage*; one that *asks* begins with a model request.
+    def attempt(self, usage: RunUsage) -> AbstractAsyncContextManager[None]:
+        """Around an attempt, whose usage Pydantic AI counts in *usage*.
 
-        That begins when such a request may soon be in flight: agents that wait before they have begun cost little.
+        It begins when a request of it may soon be in flight: agents that wait before they have begun cost little.
         """
 
     @abstractmethod
-    async def request(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
-        """Make a model request as soon as the limits allow it; *waiting* surrounds the time until then.
+    def request(
+        self, waiting: Callable[[], AbstractContextManager[None]], answers: list[ModelResponse]
+    ) -> AbstractAsyncContextManager[None]:
+        """Around a model request, which begins as soon as the limits allow it; *waiting* surrounds the time until then.
+
+        Afterwards *answers* has the answer, if there is one.
 
         Raises:
             LimitReached: a limit of the run does not allow it.

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -85,36 +86,35 @@ class DurableOperations:
         self._restarts += 1
 
     @property
-    def has_records(self) -> bool:
-        """Whether this attempt may begin with an answer that is recorded."""
-        return bool(self._known)
-
-    @property
     def only_recalled(self) -> bool:
         """Whether every answer of this attempt was recalled, so that a repetition would end the same way."""
         return self._recalled > 0 and self._made == 0
 
-    async def request(self, messages: list[ModelMessage], ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
-        """The recorded answer to this request, or a new one, recorded before it is used."""
+    @asynccontextmanager
+    async def request(self, messages: list[ModelMessage], answers: list[ModelResponse]) -> AsyncGenerator[None]:
+        """Around a request: *answers* gets the recorded answer, or the new one in it is recorded before it is used."""
         digest = _digest(messages)
         if digest is None:
             self._made += 1
             _say_unrecorded(path_of(self._key), "a request to the model")
-            return await ask()
+            yield
+            return
         op = self._named(f"request:{digest}")
         if (known := self._recall(op)) is not None:
             record_durable_unit(executed=False)
-            response = _adapter(ModelResponse).validate_json(known.payload)
+            response: ModelResponse = _adapter(ModelResponse).validate_json(known.payload)
             if op in self._counted:
                 self.overcounted.incr(RunUsage(requests=1))
                 self.overcounted.incr(response.usage)
+            answers.append(response)
+            yield
         else:
             self._made += 1
-            response = await ask()
-            await self._keep_if_json(op, digest, _adapter(ModelResponse), response)
-            record_durable_unit(executed=True)
+            yield
+            for response in answers:
+                await self._keep_if_json(op, digest, _adapter(ModelResponse), response)
+                record_durable_unit(executed=True)
         self._counted.add(op)
-        return response
 
     async def tool(self, call: ToolCallPart, turn: int, execute: Callable[[], Awaitable[Any]]) -> Any:
         """The recorded result of this tool call, or the result of running it now (at least once).

@@ -101,7 +101,7 @@ class RunsGraph(AbstractCapability[Any]):
             model: Model = CalledGraph(self.graph, around, ctx, self._answered)
         else:
             errors = self.options.get("errors", False) or not request_context.streaming
-            model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user=user, errors=errors)
+            model = GraphModel(self.graph, self.runner or Runner(), ctx, self._keep, user, errors)
         # A graph cannot use the tools that front ends add.
         tools = [tool for tool in parameters.function_tools if self.asks and tool.name in ASKING_TOOLS]
         parameters = replace(parameters, function_tools=tools, native_tools=[])

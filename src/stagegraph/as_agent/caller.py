@@ -46,10 +46,8 @@ async def call_in_run(around: Open, graph: BaseGraph[Any, Any], value: Any, ctx:
     tool_call = None if ctx.tool_call_id is None else key_part(ctx.tool_call_id)
     if tool_call is not None and not around.scope.endswith(f"[{tool_call}]"):  # the agent is not that of a stage
         around = around.branch(tool_call, 0, None)
-    chosen = model_of(ctx)
-    lent = None if chosen is not None and chosen.system == PROVIDER else chosen
     try:
-        return await run_called_by_agent(around, graph, value, name, Caller(lent, ctx.deps))
+        return await run_called_by_agent(around, graph, value, name, Caller(model_of(ctx), ctx.deps))
     except (RunError, JournalError):
         raise
     except Exception as error:
@@ -97,5 +95,6 @@ def _lower(own: Amount | None, allowed: Amount | None, spent: Amount) -> Amount 
 
 
 def model_of(ctx: RunContext[Any]) -> Model | None:
-    """The model of the calling agent; `None` for a realtime model, which answers no requests."""
-    return cast("Model", ctx.model) if isinstance(ctx.model, Model) else None
+    """The model of the calling agent; `None` for a graph, and for a realtime model, which answers no requests."""
+    model = cast("Model", ctx.model) if isinstance(ctx.model, Model) else None
+    return None if model is None or model.system == PROVIDER else model

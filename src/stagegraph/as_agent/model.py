@@ -69,12 +69,14 @@ _ARGUMENTS: dict[str, Any] = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class UnboundModel(Model):
     """Holds the place of an agent's model; each request of an agent run replaces it by one of the models below."""
 
-    def __init__(self, graph: BaseGraph[Any, Any]) -> None:
+    graph: BaseGraph[Any, Any]
+
+    def __post_init__(self) -> None:
         super().__init__(profile=_PROFILE)
-        self.graph = graph
 
     @property
     def model_name(self) -> str:
@@ -124,66 +126,50 @@ class UnboundModel(Model):
             yield stream
 
 
+@dataclass(eq=False, repr=False)
 class CalledGraph(UnboundModel):
     """A graph that an agent runs inside a run: a part of that run, which has its events, usage and limits."""
 
-    def __init__(
-        self, graph: BaseGraph[Any, Any], around: Open, ctx: RunContext[Any], done: Callable[[Any], None]
-    ) -> None:
-        super().__init__(graph)
-        self._around, self._ctx, self._done = around, ctx, done
+    around: Open
+    ctx: RunContext[Any]
+    done: Callable[[Any], None]
+    """Is given the output."""
 
     @asynccontextmanager
     async def answer(
         self, messages: list[ModelMessage], parameters: ModelRequestParameters
     ) -> AsyncGenerator[StreamedResponse]:
         name = snake_case(self.graph.__node__.name)
-        output = await call_in_run(self._around, self.graph, read_input(self.graph, messages), self._ctx, name)
-        self._done(output)
-        self._ctx.usage.requests -= 1  # the agent counts the response itself as a request
+        output = await call_in_run(self.around, self.graph, read_input(self.graph, messages), self.ctx, name)
+        self.done(output)
+        self.ctx.usage.requests -= 1  # the agent counts the response itself as a request
         response = ModelResponse([TextPart(output_text(self.graph, output))], model_name=self.model_name)
         yield CompletedStreamedResponse(response, model_request_parameters=parameters, replay_events=True)
 
 
+@dataclass(eq=False, repr=False)
 class GraphModel(UnboundModel):
-    """A graph with the deps, model and limits of one agent run, to which its usage is added.
+    """A graph with the deps, model and limits of one agent run, to which its usage is added."""
 
-    Args:
-        graph: What is run.
-        runner: Runs it.
-        ctx: That of the agent run.
-        done: Is given the run when it has ended.
-        user: Only this user can answer what a run asks.
-        errors: Whether errors have their full text; front ends show that of a streamed run to people.
-    """
-
-    def __init__(
-        self,
-        graph: BaseGraph[Any, Any],
-        runner: Runner,
-        ctx: RunContext[Any],
-        done: Callable[[Run[Any, Any]], None],
-        *,
-        user: str | None,
-        errors: bool,
-    ) -> None:
-        super().__init__(graph)
-        self._user = user
-        self._errors = errors
-        self._runner = runner
-        self._ctx = ctx
-        self._done = done
+    runner: Runner
+    ctx: RunContext[Any]
+    done: Callable[[Run[Any, Any]], None]
+    """Is given the run when it has ended."""
+    user: str | None
+    """Only this user can answer what a run asks."""
+    errors: bool
+    """Whether errors have their full text; front ends show that of a streamed run to people."""
 
     @asynccontextmanager
     async def answer(
         self, messages: list[ModelMessage], parameters: ModelRequestParameters
     ) -> AsyncGenerator[StreamedResponse]:
         """Run the graph and stream its events; leaving the context cancels the run."""
-        ctx = self._ctx
+        ctx = self.ctx
         try:
             live, before = await self._start(messages)
             try:
-                yield GraphStream(parameters, self.graph, live, self._done, before, ctx.run_id or live.run_id)
+                yield GraphStream(parameters, self.graph, live, self.done, before, ctx.run_id or live.run_id)
             finally:
                 with anyio.CancelScope(shield=True):
                     await live.cancel()
@@ -192,18 +178,17 @@ class GraphModel(UnboundModel):
                 if run.status in {"succeeded", "suspended"}:
                     ctx.usage.requests -= 1  # the agent counts the response itself as a request
         except StagegraphError as error:
-            shown = error if self._errors else _public_error(error, self.graph.__node__.name)
+            shown = error if self.errors else _public_error(error, self.graph.__node__.name)
             raise shown from (error if shown is not error else error.__cause__)
 
     async def _start(self, messages: list[ModelMessage]) -> tuple[LiveRun[Any, Any], Run[Any, Any] | None]:
         """A new run, or one that was suspended and continues with the answers, and what is recorded of that."""
-        ctx, runner = self._ctx, self._runner
-        chosen = model_of(ctx)
-        model = None if isinstance(chosen, UnboundModel) else chosen
+        ctx, runner = self.ctx, self.runner
+        model = model_of(ctx)
         answered = _answers_in(messages)
         if answered is None:
             value = read_input(self.graph, messages)
-            more = options(ctx, runner.limits, self._user)
+            more = options(ctx, runner.limits, self.user)
             return runner.start(self.graph, value, model=model, deps=ctx.deps, **more), None
         run_id, answers = answered
         row = None if runner.journal is None else await runner.journal.run(run_id)
@@ -219,7 +204,7 @@ class GraphModel(UnboundModel):
 
     def _may_answer(self, row: RunRow) -> bool:
         """Whether this user started the run, and it is one of this graph: a client may send any run id."""
-        return row.graph == self.graph.__node__.name and row.read_labels().user_id == self._user
+        return row.graph == self.graph.__node__.name and row.read_labels().user_id == self.user
 
 
 @dataclass

@@ -5,12 +5,12 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator
+from collections import deque
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx2
@@ -27,49 +27,6 @@ _SERVERS = 2
 """At most: each takes some 120 MB beside the weights."""
 
 
-@dataclass(eq=False)
-class _Server:
-    """One server, which computes on threads of its own."""
-
-    runs: Any
-    """It would end if it was collected, and cannot in a forked process."""
-    slots: int
-    busy: int = 0
-    """The number of requests that it has not answered to their end."""
-    _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
-        default_factory=WeakKeyDictionary
-    )
-
-    @property
-    def port(self) -> int | None:
-        return httpx2.URL(self.runs.listening_address).port
-
-    def pool(self) -> httpx2.AsyncHTTPTransport:
-        """The connections of the running event loop; none outlives its request."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            # More connections than slots would only wait inside the server.
-            limits = httpx2.Limits(max_connections=self.slots, max_keepalive_connections=0)
-            self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
-        return self._pools[loop]
-
-
-@dataclass
-class _Answer(httpx2.AsyncByteStream):
-    """The body of a response; when it is closed, its server is less busy."""
-
-    body: httpx2.AsyncByteStream
-    server: _Server
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self.body:
-            yield piece
-
-    async def aclose(self) -> None:
-        self.server.busy -= 1
-        await self.body.aclose()
-
-
 @dataclass(unsafe_hash=True)
 class Engine(httpx2.AsyncBaseTransport):
     """One set of weights and the servers that run it, with *slots* of *context* tokens each; see `LocalModel`.
@@ -84,9 +41,12 @@ class Engine(httpx2.AsyncBaseTransport):
     context: int
     threads: int
     _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
-    _servers: dict[int, list[_Server]] = field(default_factory=dict[int, list[_Server]], compare=False, repr=False)
+    _servers: dict[int, deque[Any]] = field(default_factory=dict[int, deque[Any]], compare=False, repr=False)
     """By process: a forked process starts its own servers, since it does not have its parent's threads."""
     _key: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
+    _pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncHTTPTransport] = field(
+        default_factory=WeakKeyDictionary, compare=False, repr=False
+    )
 
     async def start(self) -> None:
         """Load the weights, unless they are loaded; this takes seconds.
@@ -98,18 +58,19 @@ class Engine(httpx2.AsyncBaseTransport):
             await asyncio.to_thread(self._start)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to the server that is less busy; they must have been started."""
-        server = min(self._servers[os.getpid()], key=lambda one: one.busy / one.slots)
-        request.url = request.url.copy_with(port=server.port)
+        """Send a request to one of the servers, which must have been started; they take turns to answer."""
+        servers = self._servers[os.getpid()]
+        if request.url.path.endswith("/completions"):  # the others take no time
+            servers.rotate()
+        request.url = request.url.copy_with(port=httpx2.URL(servers[0].listening_address).port)
         request.headers["Authorization"] = f"Bearer {self._key}"
-        server.busy += 1
-        try:
-            response = await server.pool().handle_async_request(request)
-        except BaseException:
-            server.busy -= 1
-            raise
-        response.stream = _Answer(cast("httpx2.AsyncByteStream", response.stream), server)
-        return response
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            # A connection belongs to an event loop, so none outlives its request. More connections than slots would
+            # only wait inside the server.
+            limits = httpx2.Limits(max_connections=self.slots, max_keepalive_connections=0)
+            self._pools[loop] = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits)
+        return await self._pools[loop].handle_async_request(request)
 
     def _weights(self) -> str:
         # The package is not imported, since that would need its dependencies.
@@ -142,11 +103,11 @@ class Engine(httpx2.AsyncBaseTransport):
             number = min(_SERVERS, os.cpu_count() or 1, self.slots)
             sizes = [self.slots // number + (index < self.slots % number) for index in range(number)]
             try:
-                running = [xllamacpp.Server(self._params(xllamacpp, path, slots)) for slots in sizes]
+                servers = deque(xllamacpp.Server(self._params(xllamacpp, path, slots)) for slots in sizes)
             except RuntimeError as error:  # pragma: no cover - the machine has no memory or no port left
                 msg = f"the local model could not start with {self.slots} slots of {self.context} tokens; use less"
                 raise DeclarationError(msg) from error
-            self._servers[os.getpid()] = list(map(_Server, running, sizes))
+            self._servers[os.getpid()] = servers
 
     def _params(self, xllamacpp: Any, path: str, slots: int) -> Any:
         params = xllamacpp.CommonParams()

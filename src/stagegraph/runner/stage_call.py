@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -49,9 +49,9 @@ class StageCall(AgentCall):
         self.announce(event_type, key=self.key, path=self.path, **fields)
 
     @asynccontextmanager
-    async def attempt(self, usage: RunUsage, *, asks: bool) -> AsyncGenerator[None]:
+    async def attempt(self, usage: RunUsage) -> AsyncGenerator[None]:
         self._usage, self._counted = usage, RunUsage()
-        if self.slots is not None and asks:
+        if self.slots is not None:
             await self.slots.starting.acquire()
             self._starting = asyncio.get_running_loop().call_later(_PATIENCE, self._started)
         try:
@@ -67,12 +67,15 @@ class StageCall(AgentCall):
             starting.cancel()
             self.slots.starting.release()
 
+    @asynccontextmanager
     async def request(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
+        self, waiting: Callable[[], AbstractContextManager[None]], answers: list[ModelResponse]
+    ) -> AsyncGenerator[None]:
         ledger = self.ledger
         if ledger is None:
-            return await self._in_slot(ask, waiting)
+            async with self._slot(waiting):
+                yield
+            return
         self._charge(ledger)
 
         @contextmanager
@@ -87,26 +90,27 @@ class StageCall(AgentCall):
             if self.recorder is not None:
                 with waiting():
                     await self.recorder.note_spent()
-            response = await self._in_slot(ask, waiting)
-            spent = _priced(response)
-            self._count(spent)
+            async with self._slot(waiting):
+                yield
+            for response in answers:
+                spent = _priced(response)
+                self._count(spent)
         finally:
             ledger.settle(self.path, spent)
-        return response
 
-    async def _in_slot(
-        self, ask: Callable[[], Awaitable[ModelResponse]], waiting: Callable[[], AbstractContextManager[None]]
-    ) -> ModelResponse:
+    @asynccontextmanager
+    async def _slot(self, waiting: Callable[[], AbstractContextManager[None]]) -> AsyncGenerator[None]:
         slots = self.slots
         if slots is None:
-            return await ask()
+            yield
+            return
         if self._starting is not None:
             self._starting.cancel()
         with waiting():
             await slots.in_flight.acquire()
         try:
             self._started()
-            return await ask()
+            yield
         finally:
             slots.in_flight.release()
 
