@@ -93,22 +93,6 @@ def test_equal_content_is_equal_in_any_order(entries: dict[str, Prompt]) -> None
     assert Prompts.from_json(Prompts(entries).to_json()) == Prompts(entries)
 
 
-def test_a_changed_sentence_is_a_one_line_diff(tmp_path: Path) -> None:
-    """The file reads like text: block scalars, in the order of the graph, one line a line."""
-    prompts = Prompts.of(Two()).replace({"inner.ask": "First sentence.\nSecond sentence.\n  indented: yes\n"})
-    prompts.save(tmp_path / "a.yaml")
-    prompts.replace({"inner.ask": "First sentence.\nAnother sentence.\n  indented: yes\n"}).save(tmp_path / "b.yaml")
-    before, after = ((tmp_path / name).read_text("utf-8").splitlines() for name in ("a.yaml", "b.yaml"))
-    assert [line for line in after if line not in before] == ["      Another sentence."]
-    assert "    instructions: |" in before
-    changed = prompts.replace({"other": "New."}).diff(prompts)
-    assert [line for line in changed.splitlines() if line.startswith(("+  ", "-  "))] == [
-        '-    instructions: ""',
-        "+    instructions: |-",
-        "+      New.",
-    ]
-
-
 def test_a_changed_description_is_a_one_line_diff(tmp_path: Path) -> None:
     """Tools and fields stand under their names, in the order that they were given."""
     before = Prompts({"a": Prompt("x", (), {"look": "Look."}, {"title": "Short.", "items.name": "Its name."})})
@@ -182,53 +166,6 @@ async def test_demos_are_shown_as_the_stage_renders_live_inputs() -> None:
     assert live.replace("&lt;now&gt;", "a &lt; b") in shown
     assert '{"text": "yes"}' in shown
     assert shown.startswith("Do.")
-
-
-BAD = {
-    "no YAML": ("format: 1\nprompts: [", "line"),
-    "empty": ("", "not a prompts file"),
-    "a list": ("- a\n", "not a prompts file"),
-    "no format": ("prompts: {}", "format"),
-    "another format": ("format: 2\nprompts: {}", "format 2"),
-    "unknown head": ("format: 1\nprompts: {}\nmore: 1", "more"),
-    "a tag": ("format: 1\nprompts: !!python/object/apply:os.system [ls]", "line 2"),
-    "an alias": ("format: 1\nprompts: &a\n  x: *a", "aliases"),
-    "bombs": ("a: &a [x,x]\nb: &b [*a,*a]\nc: [*b,*b]", "aliases"),
-    "a key twice": ("format: 1\nprompts:\n  a:\n    instructions: x\n  a:\n    instructions: y", "twice"),
-    "wrong text": ("format: 1\nprompts:\n  a:\n    instructions: 3", "`a`"),
-    "wrong field": ("format: 1\nprompts:\n  a:\n    instruction: x", "`a`"),
-    "wrong demo": ("format: 1\nprompts:\n  a:\n    demos:\n    - input: x", "`a`"),
-    "wrong tools": ("format: 1\nprompts:\n  a:\n    tools: [x]", "`a`"),
-    "wrong fields": ("format: 1\nprompts:\n  a:\n    fields: {x: 3}", "`a`"),
-    "deep": ("format: 1\nprompts: " + "[" * 5_000, "YAML"),
-    "control": ("format: 1\nprompts: \x00", "YAML"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_with_its_name_and_the_place(tmp_path: Path, name: str) -> None:
-    """Whatever is in the file, the error is a `PromptError` that says which file and what is wrong in it."""
-    text, reason = BAD[name]
-    path = tmp_path / "prompts.yaml"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(PromptError) as caught:
-        Prompts.load(path)
-    assert "prompts.yaml" in str(caught.value)
-    assert reason in str(caught.value)
-
-
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """Missing, a folder, too large, no text: each says so."""
-    with pytest.raises(PromptError, match="No such file"):
-        Prompts.load(tmp_path / "none.yaml")
-    with pytest.raises(PromptError, match="directory"):
-        Prompts.load(tmp_path)
-    (tmp_path / "large.yaml").write_bytes(b"#" * 5_000_001)
-    with pytest.raises(PromptError, match="larger than"):
-        Prompts.load(tmp_path / "large.yaml")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PromptError, match="YAML"):
-        Prompts.load(tmp_path / "binary.yaml")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -332,30 +331,6 @@ async def test_a_run_id_is_taken_once(journal: Journal, model: Model) -> None:
     await live.result()
 
 
-class Odd:
-    """Something that no JSON can hold."""
-
-
-async def test_what_cannot_be_written_down_still_runs(journal: Journal) -> None:
-    """A step on odd objects works and is shown; it is only not replayed."""
-
-    @step
-    async def odd(value: Odd) -> str:
-        return type(value).__name__
-
-    class Strange(Graph[str, str]):
-        work = odd
-
-        async def flow(self, text: str) -> str:
-            return await self.work(Odd()) + text
-
-    runner = Runner(journal=journal)
-    run = await runner.run(Strange(), "x" * 1_000_000, run_id="r")
-    again = await runner.run(Strange(), "x" * 1_000_000, replay=run)
-    assert run.output == again.output
-    assert not again.call("work").replayed
-
-
 async def test_nothing_secret_reaches_the_file(tmp_path: Path) -> None:
     """Redacted values and secret settings are nowhere in the file or its log, and only its owner may read it."""
     path = tmp_path / "runs.db"
@@ -379,35 +354,6 @@ async def test_nothing_secret_reaches_the_file(tmp_path: Path) -> None:
     assert b"hunter2" not in found
     assert b"sk-secret" not in found
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.write_text("no database at all" * 100), "no journal"),
-        (lambda path: sqlite3.connect(path).execute("CREATE TABLE x (y)").connection.close(), "another program"),
-        (lambda path: path.mkdir(), "journal failed"),
-    ],
-)
-async def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, make: Callable[[Path], Any], reason: str) -> None:
-    """Opening says what is wrong and touches nothing."""
-    path = tmp_path / "runs.db"
-    make(path)
-    with pytest.raises(JournalError, match=reason):
-        SqliteJournal(path)
-
-
-async def test_a_newer_file_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
-    """The remedy is in the message."""
-    path = tmp_path / "runs.db"
-    await SqliteJournal(path).aclose()
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(JournalError, match="newer stagegraph"):
-        SqliteJournal(path)
-    with pytest.raises(JournalError, match="journal failed"):
-        SqliteJournal(tmp_path / "none" / "runs.db")
 
 
 async def test_a_locked_file_fails_the_run_and_keeps_its_record(tmp_path: Path, model: Model) -> None:

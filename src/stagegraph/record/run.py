@@ -201,7 +201,6 @@ class Run(Generic[In, Out]):
                 msg = f"the record is in format {found!r}, and this version of stagegraph reads format {FORMAT}"
                 raise ReplayError(msg)
             record = RunRecord.model_validate(data)
-            record.run.read_labels()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             msg = f"this is no record of a run that can be read: {reason}"
