@@ -49,11 +49,12 @@ async def test_a_text_is_not_asked_for_when_nothing_is_left() -> None:
 
 async def test_what_was_paid_for_is_taken_up_with_a_larger_budget(tmp_path: Path) -> None:
     """Stopped in the middle of steps, it asks in all what an unlimited one asks, and ends like it."""
+    data = {"train": rows("t", 4), "val": rows("v", 4), "minibatch": 4, "concurrency": 2, "proposer": POOL}
     whole, all_requests = student(cost="0.01")
-    expected = await searched(coupled, **LARGE, proposer=POOL, budget=Budget(usd=100), model=whole)
+    expected = await searched(coupled, **data, budget=Budget(usd=100), model=whole)
     model, requests = student(cost="0.01")
-    known = {**LARGE, "proposer": POOL, "model": model, "run_dir": tmp_path}
-    for usd in (0.5, 0.9, 1.3):
+    known = {**data, "model": model, "run_dir": tmp_path}
+    for usd in (0.2, 0.4, 0.6):
         assert "the budget of" in (await searched(coupled, **known, budget=Budget(usd=usd))).stopped
     result = await searched(coupled, **known, budget=Budget(usd=100))
     assert [one.texts for one in result.candidates] == [one.texts for one in expected.candidates]

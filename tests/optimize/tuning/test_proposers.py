@@ -35,7 +35,7 @@ async def questions(graph: Graph[Any, Any], answer: Any, metric: Any, **options:
         return ModelResponse([TextPart(answer(heard[-1]))])
 
     known = {"model": TestModel(call_tools=[]), "proposer": None, "reflection_model": FunctionModel(reflect)}
-    result = await searched(metric, graph, budget=Budget(runs=40), stagnation=3, **known, **options)
+    result = await searched(metric, graph, budget=Budget(runs=12), **known, **options)  # one step
     assert heard
     assert result.error is None
     return heard, result

@@ -110,7 +110,7 @@ async def test_a_failed_run_counts_with_what_it_did_until_then() -> None:
 
 
 async def test_a_stage_without_blame_is_never_changed() -> None:
-    """Notes about one stage change that stage alone."""
+    """Notes about one stage change that stage alone; praise, which has no weight, changes nothing and ends by itself."""
 
     def metric(_example: Example[str], run: Run[str, str]) -> Score:
         return Score(0.5, [call.note("worse than ever") for call in run.calls() if call.path == "b"])
@@ -123,10 +123,6 @@ async def test_a_stage_without_blame_is_never_changed() -> None:
 
     await searched(metric, proposer=propose, budget=Budget(runs=60))
     assert set(changed) == {"b"}
-
-
-async def test_praise_is_no_blame() -> None:
-    """Notes without weight change nothing, and the search ends by itself."""
     result = await searched(
         lambda _example, run: Score(0.5, [call.note("nice", weight=0) for call in run.calls()]), stagnation=3
     )

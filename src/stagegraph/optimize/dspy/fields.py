@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import types
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, cast, get_origin, overload
 
 import dspy
@@ -66,10 +66,11 @@ class Fields:
     def join(self, fields: Mapping[str, Any]) -> Any:
         """The value with these fields; a `ValidationError` or `KeyError` where they do not fit."""
         data = self.data(fields)
-        try:
+        with suppress(ValidationError):
             return self.schema.validate(data)
-        except ValidationError:
-            return self.schema.load(data) if _is_json(data) else self.schema.adapter.validate_python(data)
+        with suppress(TypeError):  # it is no JSON
+            return self.schema.load(data)
+        return self.schema.adapter.validate_python(data)
 
     def declared(self, name: str) -> tuple[Any, str]:
         """The type and the description of a field."""
@@ -77,14 +78,6 @@ class Fields:
             return self.schema.type, ""
         field = self.model.model_fields[self.names[name]]
         return field.annotation, field.description or ""
-
-
-def _is_json(data: object) -> bool:
-    try:
-        json.dumps(data)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def sides_of(path: str, stage: Node[Any, Any]) -> tuple[Fields, Fields]:

@@ -107,9 +107,9 @@ class StagePredict(dspy.Predict):
         self.program = program
         self.node = program.stages[path]  # DSPy has another use for `stage`
         self.inputs, self.outputs = program.sides[path]
-        self._seed = prompt
-        signature = signature_of(path, self.inputs, self.outputs, self._seed_text)
-        untyped.Predict.__init__(self, signature)
+        text = prompt.instructions if prompt.instructions is not None else self.node.instructions
+        self._seed = replace(prompt, instructions=text)
+        untyped.Predict.__init__(self, signature_of(path, self.inputs, self.outputs, text))
         self.demos = [self._example(demo) for demo in prompt.demos]
         self._written = [self._demo(demo) for demo in self.demos]
         """The demos of the seed, which are always kept."""
@@ -120,18 +120,13 @@ class StagePredict(dspy.Predict):
         text: str = self.signature.__doc__ or ""
         return "" if text == self.signature.with_instructions("").__doc__ else text
 
-    @property
-    def _seed_text(self) -> str:
-        text = self._seed.instructions
-        return text if text is not None else self.node.instructions
-
     def prompt(self) -> Prompt:
         """The current prompt of the stage.
 
         Demos of an optimizer are left out where they do not fit the stage's types, where their JSON would be read as
         another value, or where they are too long.
         """
-        text, seed = self.text, self._seed_text
+        text, seed = self.text, self._seed.instructions or ""
         if inspect.cleandoc(text) == inspect.cleandoc(seed):
             text = seed  # as it was written: DSPy trims it
         return Prompt(text, tuple(self._fitting()), self._seed.tools, self._seed.fields)

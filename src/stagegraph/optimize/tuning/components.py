@@ -38,8 +38,6 @@ class EngineName(str):
     def __hash__(self) -> int:
         return crc32(self.encode("utf-8", "surrogatepass"))
 
-    __eq__ = str.__eq__
-
 
 @dataclass(frozen=True, slots=True)
 class Component:

@@ -190,33 +190,31 @@ class Engine:
         path, name = component.path, component.name
         self._options.report("proposing", stage=path, component=name)
         tried = self._tried.setdefault(f"{digest_of({**texts, name: ''})}:{name}", set())
-        text = self._wait_for(self._trials.proposed(self._proposal(component, texts, trials, frozenset(tried))))
-        if text is not None:
-            tried.add(text)
-            self._options.report("proposed", stage=path, component=name)
-        return text
-
-    def _proposal(self, component: Component, texts: Texts, trials: Sequence[Trial], tried: frozenset[str]) -> Proposal:
-        path, stage = component.path, self._target.stages[component.path]
 
         def use(call: Call) -> dict[str, str]:
             return {"tool": tool_use(call, component.part)}
 
+        node = self._target.stages[path].__node__
         shown = records(trials, path, more=use if component.kind == "tool" else None)
         calls = sum(call.path == path for one in trials for call in one.run.root.walk())
-        return Proposal(
+        proposal = Proposal(
             path=path,
-            text=texts[component.name],
+            text=texts[name],
             records=shown,
-            input_schema=schema_text(stage.__node__.input_type),
-            output_schema=schema_text(stage.__node__.output_type),
-            tried=tried,
+            input_schema=schema_text(node.input_type),
+            output_schema=schema_text(node.output_type),
+            tried=frozenset(tried),
             kind=component.kind,
             part=component.part,
             schema=component.schema,
             instructions="" if component.kind == "instructions" else self._target.instructions(path, texts),
             left_out=calls - len(shown),
         )
+        text = self._wait_for(self._trials.proposed(proposal))
+        if text is not None:
+            tried.add(text)
+            self._options.report("proposed", stage=path, component=name)
+        return text
 
     def should_accept(self, proposal: CandidateProposal[Any], state: object) -> bool:
         """Whether to run a child on the whole validation set.
