@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from pydantic import JsonValue
 
@@ -149,7 +149,9 @@ class Scrubber:
         if isinstance(value, str):
             return self.scrubbed(value)
         if isinstance(value, list):
-            return [self._pair(item) for item in value] if _are_pairs(value) else [self._value(item) for item in value]
+            if _are_pairs(value):
+                return [[self._value(name), self._named(name, held)] for name, held in value]
+            return [self._value(item) for item in value]
         if isinstance(value, dict):
             return self._fields(value)
         if isinstance(value, (int, float)) and any(secret.fullmatch(str(value)) for secret in self._secrets):
@@ -158,32 +160,26 @@ class Scrubber:
 
     def _fields(self, fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
         called = next((name for key in _NAMES if isinstance(name := fields.get(key), str)), "")
-        return {
-            self.scrubbed(name): self._schemas(held)
-            if name == "properties" and isinstance(held, dict)
-            else self._named(called if name in _VALUES and _is_secret(called, held) else name, held)
-            for name, held in fields.items()
-        }
-
-    def _schemas(self, properties: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """The schema of a field is not a secret, whatever the field's name."""
-        return {
-            self.scrubbed(name): self._value(held) if isinstance(held, dict) else self._named(name, held)
-            for name, held in properties.items()
-        }
-
-    def _pair(self, pair: JsonValue) -> JsonValue:
-        match pair:
-            case [str(name), value]:
-                return [self._value(name), self._named(name, value)]
-            case _:
-                return self._value(pair)
+        found: dict[str, JsonValue] = {}
+        for name, held in fields.items():
+            if name == "properties" and isinstance(held, dict):
+                # The schema of a field is not a secret, whatever the field's name.
+                new: JsonValue = {
+                    self.scrubbed(field): self._value(schema)
+                    if isinstance(schema, dict)
+                    else self._named(field, schema)
+                    for field, schema in held.items()
+                }
+            else:
+                new = self._named(called if name in _VALUES and _is_secret(called, held) else name, held)
+            found[self.scrubbed(name)] = new
+        return found
 
     def _named(self, name: str, value: JsonValue) -> JsonValue:
         return _hidden(name, value) if _is_secret(name, value) else self._value(value)
 
 
-def _are_pairs(items: list[JsonValue]) -> bool:
+def _are_pairs(items: list[JsonValue]) -> TypeGuard[list[tuple[str, JsonValue]]]:
     """Whether a list holds pairs of name and value, as headers often do."""
     return bool(items) and all(
         isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)  # noqa: PLR2004
