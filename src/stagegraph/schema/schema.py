@@ -23,7 +23,7 @@ from pydantic_core import (
 
 from .closed import closed
 from .same import lazy, same
-from .serialize import Traits, encodable, serializer_of, traits_of
+from .serialize import Traits, encodable, serializer_of
 from .types import Check, check, is_mapping, is_sequence, is_set, type_name
 from .whole import Whole
 
@@ -128,7 +128,7 @@ class Schema:
     @cached_property
     def traits(self) -> Traits:
         """Facts about the JSON of the type's values."""
-        found = traits_of(self._core, self.type)
+        found = Traits(self._core, self.type)
         found.hides |= isinstance(self._configured[0], str)
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -61,29 +60,21 @@ def without_json(value: object) -> str:
     return f"{NO_JSON}{type(value).__name__}>"
 
 
-@dataclass(slots=True)
 class Traits:
-    """Facts about the JSON of a type's values."""
+    """Facts about the JSON of the values of a type with this core schema."""
 
-    hides: bool = False
-    """Whether a part of it may be left out or masked: a secret, an excluded field, all of a type without a schema."""
-    renames: bool = False
-    """Whether the public form differs from the record: by an alias, or a computed field."""
-    own_form: bool = False
-    """Whether the type itself, apart from the classes in it, leaves a part out or writes it in a way of its own."""
-
-
-def traits_of(core: Any, type_: Any) -> Traits:
-    """The traits of a type with this core schema."""
-    found = Traits()
-    for node in _nodes(core):
-        if node.get("type") in _FIELDS:
-            aliases = ["serialization_alias" in one for one in _fields(node)]
-            found.renames |= bool(node.get("computed_fields")) or any(aliases)
-            found.hides |= _leaves_out(node)
-        found.hides |= _masks(node)
-    found.own_form = any(_leaves_out(node) or _written_by_a_user(node) for node in _nodes(core, of=type_))
-    return found
+    def __init__(self, core: Any, type_: Any) -> None:
+        nodes, own = list(_nodes(core)), list(_nodes(core, of=type_))
+        fields = [one for node in nodes for one in _fields(node)]
+        self.hides = any(map(_is_left_out, fields)) or any(map(_masks, nodes))
+        """Whether a part of it may be left out or masked: a secret, an excluded field."""
+        computed = any(node.get("computed_fields") for node in nodes)
+        self.renames = computed or any("serialization_alias" in one for one in fields)
+        """Whether the public form differs from the record: by an alias, or a computed field."""
+        self.own_form = any(map(_written_by_a_user, own)) or any(
+            _is_left_out(one) for node in own for one in _fields(node)
+        )
+        """Whether the type itself, apart from the classes in it, leaves a part out or writes it in a way of its own."""
 
 
 def _nodes(core: Any, *, of: Any = None) -> Iterator[dict[str, Any]]:
@@ -103,10 +94,8 @@ def _nodes(core: Any, *, of: Any = None) -> Iterator[dict[str, Any]]:
             yield from _nodes(part, of=of)
 
 
-def _leaves_out(node: Mapping[str, Any]) -> bool:
-    return node.get("type") in _FIELDS and any(
-        one.get("serialization_exclude") or _by_a_user(one.get("serialization_exclude_if")) for one in _fields(node)
-    )
+def _is_left_out(field: Mapping[str, Any]) -> bool:
+    return bool(field.get("serialization_exclude")) or _by_a_user(field.get("serialization_exclude_if"))
 
 
 def _written_by_a_user(node: Mapping[str, Any]) -> bool:
@@ -134,7 +123,7 @@ def _masks(node: Mapping[str, Any]) -> bool:
 
 
 def _fields(node: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    fields: Any = node["fields"]
+    fields: Any = node["fields"] if node.get("type") in _FIELDS else ()
     return fields.values() if is_dict(fields) else fields
 
 
@@ -175,7 +164,7 @@ def _rewritten(core: Any, *, asked: bool) -> Any:
             copied[key] = part if key in _APART else _rewritten(part, asked=asked)
     if is_dict(config := copied.get("config")):
         copied["config"] = {"ser_json_inf_nan": "strings", **config}
-    if asked and copied.get("type") in _FIELDS:
+    if asked:
         for one in _fields(copied):
             one.pop("serialization_alias", None)
             if alias := _alias(one):

@@ -117,17 +117,13 @@ class Whole:
             return _SERIES[name](map(self._read, inside))
         if name in _MAPPINGS:
             return _MAPPINGS[name]({self._read(key): self._read(one) for key, one in inside})
-        return (
-            self._of(_PLAIN[name]).recall(json.dumps(inside))
-            if name in _PLAIN
-            else self._read_object(self._class(name), inside)
-        )
+        return self._read_object(_PLAIN.get(name) or self._class(name), inside)
 
     def _read_object(self, cls: type, data: Any) -> Any:
         plain = self._of(cls)
         if issubclass(cls, Enum):
             return cls[data]
-        if plain.traits.own_form:
+        if cls in _NAMES or plain.traits.own_form:
             return plain.recall(json.dumps(data))
         if is_dict(data):
             defaults = _defaults(cls)
