@@ -132,7 +132,8 @@ class Open:
         if key is None:
             raise self._undeclared(node)
         call = executor.open(node, path, key, self.call, value, self.fan)
-        call.caller = self.caller or (self.call and self.call.caller)
+        if self.caller is not None:
+            call.caller = self.caller
         if own.kind == "graph":
             opened = Open(executor, call, executor.state.tree.names[call.path], f"{call.key}." if call.key else "")
         else:

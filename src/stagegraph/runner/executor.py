@@ -327,7 +327,7 @@ class StageCall:
         self.input = call.input
         self.use = call.use
         self.deps = call.deps(executor.spec.deps)
-        lent = None if call.caller is None else call.caller.model
+        lent = None if (lender := call.lender) is None else lender.model
         self.model: Model[Any] | None = executor.resources.model_for(call.path, stage, lent)
         self.prompt: Prompt | None = executor.state.prompts.get(call.path)
         self.content: str | list[UserContent] | None = None

@@ -100,7 +100,7 @@ class CallState:
     ran: tuple[float, float | None] | None = None
     """When the call began before its run was resumed, and how long it took; `None` for until it ends now."""
     caller: Caller | None = None
-    """The agent that called the graph around it, if an agent did."""
+    """The agent that called the graph, if an agent did."""
     ended: float = 0.0
 
     @property
@@ -114,9 +114,17 @@ class CallState:
         began, seconds = self.ran
         return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
 
+    @property
+    def lender(self) -> Caller | None:
+        """The agent that called the graph around the call, if an agent did."""
+        call: CallState | None = self
+        while call is not None and call.caller is None:
+            call = call.parent
+        return None if call is None else call.caller
+
     def deps(self, of_run: object) -> object:
         """The deps of the call: those of the run, or of the agent that called the graph around it."""
-        return of_run if self.caller is None else self.caller.deps
+        return of_run if (lender := self.lender) is None else lender.deps
 
 
 @dataclass(slots=True, eq=False)
