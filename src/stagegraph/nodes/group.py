@@ -2,9 +2,9 @@
 
 A `CancelledError` ends a task that somebody cancelled. It also comes out of an awaited object that was cancelled, and
 then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart: by then the scopes inside
-have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked when it
-reaches a member or a call, and the owner of a block waits for its members alone: what interrupts that wait comes from
-outside.
+have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked where it
+enters a task: in a member of a block, a run, or a call in a task of the user's own. What is called there sees the mark.
+The owner of a block waits for its members alone: what interrupts that wait comes from outside.
 """
 
 from __future__ import annotations
