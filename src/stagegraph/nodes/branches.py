@@ -32,6 +32,7 @@ from .group import NOT_CANCELLED, Group, is_cancelled, watched
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Result = TypeVar("Result")
 
 DEFAULT_LIMIT = 64
 _LABEL_LENGTH = 80
@@ -83,7 +84,15 @@ class Branches(Generic[In, Out]):
         if self.call is not None and self.size is not None:
             self.call.fanned_out(node, self.size)
 
-    async def run(self, one: Callable[[int, str, In], Coroutine[Any, Any, None]]) -> None:
+    async def results(self, one: Callable[[int, str, In], Coroutine[Any, Any, Result]]) -> list[Result]:
+        """The results of *one* for all items, in their order."""
+        found: dict[int, Result] = {}
+        await self.run(one, found.__setitem__)
+        return [found[index] for index in range(len(found))]
+
+    async def run(
+        self, one: Callable[[int, str, In], Coroutine[Any, Any, Result]], take: Callable[[int, Result], object]
+    ) -> None:
         """Await *one* for every item, each in the context variables of the flow, although items share workers."""
         call, base, items = self.call, copy_context(), self._items
 
@@ -98,7 +107,7 @@ class Branches(Generic[In, Out]):
                     branch.watch = watch
                     context.run(current.set, branch)
                 try:
-                    await watch
+                    take(index, await watch)
                 except Suspended as suspended:
                     group.failed(suspended)
                 pulled = follow()
@@ -125,6 +134,10 @@ class Branches(Generic[In, Out]):
         finally:
             if isinstance(items, AsyncGenerator):  # a generator that is not exhausted would outlive the block
                 await items.aclose()
+
+    async def output(self, _index: int, _label: str, item: In) -> Out:
+        """The output for one item."""
+        return await self.called(item)
 
     async def outcome(self, index: int, label: str, item: In) -> Outcome[Out]:
         value, error = None, None

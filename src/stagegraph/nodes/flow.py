@@ -67,13 +67,7 @@ async def fan_out(
         Exception: the first failure, after its siblings were cancelled; their finished calls stay in the record.
     """
     branches = Branches(node, items, limit, key)
-    results: dict[int, Out] = {}
-
-    async def one(index: int, _label: str, item: In) -> None:
-        results[index] = await branches.called(item)
-
-    await branches.run(one)
-    return [results[index] for index in range(len(results))]
+    return await branches.results(branches.output)
 
 
 @_explained
@@ -86,13 +80,7 @@ async def settle(
 ) -> list[Outcome[Out]]:
     """Like `fan_out`, but a failure cancels no other branch: each outcome has a value or an error."""
     branches = Branches(node, items, limit, key)
-    outcomes: dict[int, Outcome[Out]] = {}
-
-    async def one(index: int, label: str, item: In) -> None:
-        outcomes[index] = await branches.outcome(index, label, item)
-
-    await branches.run(one)
-    return [outcomes[index] for index in range(len(outcomes))]
+    return await branches.results(branches.outcome)
 
 
 @_explained
@@ -228,7 +216,7 @@ class _AsCompleted(AbstractAsyncContextManager[AsyncIterator[Outcome[Out]]], Asy
     async def _produce(self) -> None:
         with self._send:
             try:
-                await self._branches.run(self._one)
+                await self._branches.run(self._one, lambda _index, _sent: None)
             except (Exception, Suspended, asyncio.CancelledError) as error:
                 if is_cancelled(error):
                     raise

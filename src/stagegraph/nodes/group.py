@@ -2,9 +2,9 @@
 
 A `CancelledError` ends a task that somebody cancelled. It also comes out of an awaited object that was cancelled, and
 then it is a failure like any other. Afterwards `Task.cancelling` cannot tell the two apart: by then the scopes inside
-have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked when it
-reaches a member or a call, and the owner of a block waits for its members alone: what interrupts that wait comes from
-outside.
+have taken back what they counted, and anyio's nested task groups more than that. So a cancellation is marked where it
+enters a task: in a member of a block, a run, or a call in a task of the user's own. What is called there sees the mark.
+The owner of a block waits for its members alone: what interrupts that wait comes from outside.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
 from types import TracebackType, coroutine
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import anyio
 
 from .current import Suspended
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 NOT_CANCELLED = (
     "it awaited something that was cancelled, although the call itself was not; "
@@ -43,24 +42,12 @@ def is_cancelled(error: BaseException | None) -> bool:
     return _REACHED in vars(error) or is_cancelled(error.__context__)  # raised while a cancellation was handled
 
 
-class Watch(Protocol[T_co]):
-    """What awaits the work of a task, and marks the cancellations that reach it."""
-
-    @property
-    def gi_running(self) -> bool:
-        """Whether its task runs now: what is called then is a part of the work."""
-        ...
-
-    def __await__(self) -> Generator[Any, Any, T_co]: ...
-
-
-def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Watch[T]:
-    """Await *work*, in a context of its own if one is given, and mark the cancellations that reach it."""
-    return cast("Watch[T]", _watching(work, context))
-
-
 @coroutine
-def _watching(work: Coroutine[Any, Any, T], context: Context | None) -> Generator[Any, Any, T]:
+def watched(work: Coroutine[Any, Any, T], context: Context | None = None) -> Generator[Any, Any, T]:
+    """Await *work*, in a context of its own if one is given, and mark the cancellations that reach it.
+
+    It is running (`gi_running`) whenever its task is: what is awaited then is a part of the work.
+    """
     resume: Callable[[Any], Any] = work.send
     given: list[Any] = [None]  # a list, so that no frame keeps an exception that has its traceback
     while True:

@@ -15,7 +15,6 @@ from stagegraph.schema.types import type_name
 
 if TYPE_CHECKING:
     from stagegraph.nodes.graph import BaseGraph
-    from stagegraph.nodes.group import Watch
     from stagegraph.nodes.node import Node
     from stagegraph.nodes.stage import Stage
     from stagegraph.nodes.step import Step
@@ -61,7 +60,7 @@ class Open:
     fan: tuple[int, int | None] | None = None
     """Index and size of the fan-out that it is a branch of; set only for a trace."""
     caller: Caller | None = None
-    watch: Watch[Any] | None = None
+    watch: Any = None
     """What sees the cancellations of the task that it was opened in."""
     _called: str | None = None
     """The key of the last call that was made here."""
