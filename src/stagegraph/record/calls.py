@@ -142,7 +142,7 @@ class _Reader:
         node = self._node(row)
         input_type, output_type = (None, None) if node is None else (node.input_type, node.output_type)
         usage = NO_MODEL.usage if row.usage == "{}" else USAGE.validate_json(row.usage)
-        cost = self._cost(row)
+        cost = None if row.cost is None else Decimal(row.cost)
         if children:
             own = [ModelUse(usage, unpriced=cost is None)] if row.kind == "stage" else []
             usage, cost = summed((*own, *children))
@@ -167,15 +167,6 @@ class _Reader:
             children=children,
             **same,
         )
-
-    def _cost(self, row: CallRow) -> Decimal | None:
-        try:
-            return None if row.cost is None else Decimal(row.cost)
-        except ArithmeticError as error:
-            if self._strict:
-                msg = f"the cost of `{row.key or self._name}` is no number: {str(row.cost)[:40]!r}"
-                raise ValueError(msg) from error
-            return None
 
     def _node(self, row: CallRow) -> Declaration | None:
         node = None if self._tree is None else self._tree.nodes.get(row.path)

@@ -7,28 +7,30 @@ pages are made from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-)
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from stagegraph.data.call import Kind, ShownStatus, Status, is_usage, load_pending
+from stagegraph.data.call import Kind, ShownStatus, Status
 from stagegraph.data.score import Feedback, Scored
 from stagegraph.schema.errors import JournalError
 from stagegraph.schema.schema import plain
-from stagegraph.schema.types import is_dict
 
+from .columns import (
+    TABLE,
+    Dollars,
+    Json,
+    LabelsJson,
+    MessagesJson,
+    PartsJson,
+    PendingJson,
+    ScoreJson,
+    SourceJson,
+    UsageJson,
+)
 from .labels import Labels, Seconds
 
 GONE = "gone"
@@ -40,69 +42,6 @@ GIVEN_UP = "GivenUp"
 
 class DamagedError(JournalError):
     """A record of a run is not one that a journal writes; other runs can still be read."""
-
-
-def _is_json(text: str) -> bool:
-    try:
-        from_json(text, cache_strings="none")
-    except ValueError:  # it takes no half surrogate pairs, and less depth
-        try:
-            json.loads(text)
-        except ValueError as error:
-            return not isinstance(error, json.JSONDecodeError)  # else a number of more digits than Python reads
-    return True
-
-
-def _is_source(text: str) -> bool:
-    run_id, key = json.loads(text)
-    return isinstance(run_id, str) and isinstance(key, str)
-
-
-def _column(check: Callable[[str], object], default: str | None = None) -> BeforeValidator:
-    """A column with JSON text that passes a *check*, which returns `False` or fails for any other.
-
-    In the JSON form of a run, the column is the data itself.
-    """
-
-    def read(value: Any, info: ValidationInfo) -> str:
-        text = value if info.context is _TABLE else _written(value)
-        try:
-            sound = text == default or check(text)
-        except (TypeError, LookupError, ArithmeticError, RecursionError) as error:
-            raise ValueError(str(error)) from error
-        if sound is False:
-            msg = "it is not what a journal writes"
-            raise ValueError(msg)
-        return text
-
-    return BeforeValidator(read)
-
-
-def _written(data: object) -> str:
-    try:
-        return to_json(data, inf_nan_mode="constants").decode()
-    except ValueError:  # half a surrogate pair, or deeper than it goes
-        return json.dumps(data, ensure_ascii=False)
-
-
-def _read(text: str) -> object:
-    try:
-        return from_json(text)
-    except ValueError:
-        return json.loads(text)
-
-
-_TABLE = object()
-"""The context in which rows of a table are read."""
-_AS_DATA = PlainSerializer(_read)
-Json = Annotated[str, _column(_is_json), _AS_DATA]
-_LabelsJson = Annotated[str, _column(Labels.from_json), _AS_DATA]
-_UsageJson = Annotated[str, _column(is_usage, "{}"), _AS_DATA]
-_PartsJson = Annotated[str, _column(lambda text: is_dict(from_json(text)), "{}"), _AS_DATA]
-_MessagesJson = Annotated[str, _column(lambda text: text[0] == "[" and _is_json(text), "[]"), _AS_DATA]
-_PendingJson = Annotated[str, _column(load_pending), _AS_DATA]
-_SourceJson = Annotated[str, _column(_is_source), _AS_DATA]
-_ScoreJson = Annotated[str, _column(lambda text: isinstance(json.loads(text), (bool, int, float, str))), _AS_DATA]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +66,12 @@ class RunRow:
     """The prompts that this run alone was given, for resuming it with the same ones."""
     model: str | None = None
     """The name of the model that this run alone was given."""
-    labels: _LabelsJson = "{}"
+    labels: LabelsJson = "{}"
     """`Labels`."""
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: str | None = None
+    cost: Dollars | None = None
     owner: str | None = None
     """Who runs it now, if anybody (`Journal.owner`); `GONE` where its process has died."""
 
@@ -182,7 +121,7 @@ class CallRow:
     status: Status
     identity: str = ""
     """A hash of what determines its output; empty when that has no JSON."""
-    parts: _PartsJson = "{}"
+    parts: PartsJson = "{}"
     """The hash of each part of the identity, to say what changed."""
     input: Json
     output: Json | None = None
@@ -196,19 +135,19 @@ class CallRow:
     """The key of the call in which the exception was first seen."""
     transient: bool = False
     """Whether a provider or the network caused the failure, so that trying again may help."""
-    usage: _UsageJson = "{}"
-    cost: str | None = None
+    usage: UsageJson = "{}"
+    cost: Dollars | None = None
     """US dollars; `None` when the price of a request is not known."""
     started: Seconds
     duration: Seconds = 0.0
     attempts: int = 1
-    messages: _MessagesJson = "[]"
+    messages: MessagesJson = "[]"
     prompt: Json | None = None
     """The prompt of the stage in this run."""
     replayed: bool = False
-    source: _SourceJson | None = None
+    source: SourceJson | None = None
     """Run id and key of the recorded call that gave its output, if it was replayed."""
-    pending: _PendingJson | None = None
+    pending: PendingJson | None = None
     """The open questions of a suspended agent: a list of `Pending`."""
 
 
@@ -234,7 +173,7 @@ class FeedbackRow:
     run_id: str
     key: str | None
     name: str
-    value: _ScoreJson
+    value: ScoreJson
     """A number, a boolean or a text."""
     comment: str | None
     time: Seconds
@@ -272,7 +211,7 @@ def check_row(row_type: type[R], values: Mapping[str, Any]) -> R:
         DamagedError: no journal writes such a row; it names the record and its column.
     """
     try:
-        return _reader(row_type).validate_python(values, context=_TABLE)
+        return _reader(row_type).validate_python(values, context=TABLE)
     except ValidationError as error:
         name = error.errors(include_url=False)[0]["loc"][0]
         call = f"call {values['key']!r} of " if values.get("key") else ""
