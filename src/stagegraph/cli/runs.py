@@ -41,8 +41,8 @@ def runs(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
+    from stagegraph.data.call import GIVEN_UP
     from stagegraph.journal import RunFilter
-    from stagegraph.record.rows import GIVEN_UP
 
     states = ("succeeded", "failed", "cancelled", "suspended", "running", "interrupted")
     if status is not None and status not in states:

@@ -24,9 +24,6 @@ from stagegraph.schema.types import is_mapping
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
 
-GIVEN_UP = "GivenUp"
-"""The error type of a run that is not resumed any more."""
-
 
 class DamagedError(JournalError):
     """A record of a run is not one that a journal writes; other runs can still be read."""

@@ -14,10 +14,11 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import JsonValue, ValidationError
 from pydantic_ai import ToolDenied
 
+from stagegraph.data.call import GIVEN_UP
 from stagegraph.data.events import EVENTS_PER_SEGMENT
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import GIVEN_UP, RunRow
+from stagegraph.record.rows import RunRow
 from stagegraph.record.run import ReplayError, RunError, run_of, stored_run
 from stagegraph.record.source import CORRECTION, corrected
 from stagegraph.runner.feedback import feedback
