@@ -43,8 +43,8 @@ def runs(
     journal: opt.JournalOption = opt.DEFAULT_JOURNAL,
 ) -> None:
     """List recorded runs, the newest first."""
+    from stagegraph.data.call import GIVEN_UP
     from stagegraph.journal import RunFilter
-    from stagegraph.record.rows import GIVEN_UP
 
     states: dict[str | None, ShownStatus | None] = {None: None, **{one: one for one in _STATES}}
     if status not in states:

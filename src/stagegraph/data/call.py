@@ -31,6 +31,8 @@ Kind = Literal["stage", "step", "graph"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "suspended"]
 ShownStatus = Literal["running", "succeeded", "failed", "cancelled", "suspended", "interrupted"]
 """The status of a run, or `interrupted`: its process has ended, and another one may resume it."""
+GIVEN_UP = "GivenUp"
+"""The error type of a run that is not resumed any more."""
 Cause = Literal["input", "limit", "seconds", "timeout", "model"]
 """Why a run failed, where that is known: its input does not fit; it reached a limit of what it may spend, or of its
 seconds; a call took too long; a model gave no usable answer."""

@@ -6,8 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from stagegraph.record.calls import feedback_of
-from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow
+from stagegraph.record.rows import GONE, CallRow, CancelRow, FeedbackRow, OpRow, Row, RunFilter, RunRow, feedback_of
 from stagegraph.schema.errors import JournalError
 
 from .owner import Prunable, prunable, refusal_to_claim

@@ -15,13 +15,12 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter
 from pydantic_ai.usage import RequestUsage, RunUsage
 
 from stagegraph.data.call import Call, CallError, Pending, dump_pending
-from stagegraph.data.score import Feedback
 from stagegraph.data.usage import NO_MODEL, USAGE, ModelUse, summed
 from stagegraph.schema.errors import first_problem
 from stagegraph.schema.schema import Record, plain
 from stagegraph.schema.serialize import escaped, json_of, without_json
 
-from .rows import CallRow, DamagedError, FeedbackRow, OpRow, RunRow
+from .rows import CallRow, DamagedError, OpRow, RunRow
 
 if TYPE_CHECKING:
     from stagegraph.nodes.node import Declaration, Tree
@@ -263,9 +262,3 @@ def error_of(row: RunRow | CallRow) -> CallError | None:
     if isinstance(row, RunRow):
         return CallError(row.error_type, row.error or "", cause=row.read_labels().cause)
     return CallError(row.error_type, row.error or "", row.transient, row.origin)
-
-
-def feedback_of(row: FeedbackRow) -> Feedback:
-    """One recorded score."""
-    moment = datetime.fromtimestamp(row.time, UTC)
-    return Feedback(name=row.name, value=json.loads(row.value), key=row.key, comment=row.comment, time=moment)

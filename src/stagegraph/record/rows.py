@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -35,9 +36,6 @@ from .labels import Labels, Seconds
 
 GONE = "gone"
 """The owner of a run that is read from a journal, where that owner's process ended without releasing the run."""
-
-GIVEN_UP = "GivenUp"
-"""The error type of a run that is not resumed any more."""
 
 
 class DamagedError(JournalError):
@@ -177,6 +175,12 @@ class FeedbackRow:
     """A number, a boolean or a text."""
     comment: str | None
     time: Seconds
+
+
+def feedback_of(row: FeedbackRow) -> Feedback:
+    """One recorded score."""
+    moment = datetime.fromtimestamp(row.time, UTC)
+    return Feedback(name=row.name, value=json.loads(row.value), key=row.key, comment=row.comment, time=moment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,11 @@ from stagegraph.nodes.node import Tree
 from stagegraph.schema.errors import StagegraphError, closest, first_problem, shortened
 from stagegraph.schema.serialize import escaped
 
-from .calls import call_rows, error_of, feedback_of, root_call, rows_so_far
+from .calls import call_rows, error_of, root_call, rows_so_far
 from .edges import follow_contents, follow_values
 from .labels import OF_CALLER, Labels
 from .mermaid import run_chart
-from .rows import FORMAT, CallRow, FeedbackRow, Journal, RunRecord, RunRow
+from .rows import FORMAT, CallRow, FeedbackRow, Journal, RunRecord, RunRow, feedback_of
 
 if TYPE_CHECKING:
     from pydantic_ai.usage import RunUsage

@@ -16,12 +16,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from stagegraph.agent.durable import unanswered_in
-from stagegraph.data.call import Status, path_of
+from stagegraph.data.call import GIVEN_UP, Status, path_of
 from stagegraph.data.prompt import Origin
 from stagegraph.data.prompts import Prompts, PromptSource
 from stagegraph.record.deferred import by_call, check
 from stagegraph.record.labels import Labels
-from stagegraph.record.rows import GIVEN_UP, DamagedError, Journal, RunFilter, RunRow
+from stagegraph.record.rows import DamagedError, Journal, RunFilter, RunRow
 from stagegraph.record.run import ReplayError, Run, stored_run
 from stagegraph.schema.errors import DeclarationError, JournalError, StagegraphError
 

@@ -14,9 +14,10 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 from pydantic import JsonValue, ValidationError
 from pydantic_ai import ToolDenied
 
+from stagegraph.data.call import GIVEN_UP
 from stagegraph.record.calls import rows_so_far
 from stagegraph.record.deferred import by_call
-from stagegraph.record.rows import CORRECTION, GIVEN_UP, RunRow
+from stagegraph.record.rows import CORRECTION, RunRow
 from stagegraph.record.run import ReplayError, RunError, run_of, stored_run
 from stagegraph.record.source import corrected
 from stagegraph.runner.feedback import feedback

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Query
 from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
-from stagegraph.data.call import ShownStatus
+from stagegraph.data.call import GIVEN_UP, ShownStatus
 from stagegraph.record.calls import listed
-from stagegraph.record.rows import GIVEN_UP, RunFilter
+from stagegraph.record.rows import RunFilter
 
 from .bodies import RunFacts, Spent
 

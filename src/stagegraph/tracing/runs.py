@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from stagegraph.journal import CallRow, RunRow
-from stagegraph.record.calls import feedback_of
-from stagegraph.record.rows import EXPERIMENT, RunFilter
+from stagegraph.record.rows import EXPERIMENT, RunFilter, feedback_of
 from stagegraph.record.run import run_of
 from stagegraph.record.source import RunRows, RunSource
 from stagegraph.schema.errors import TracingError
