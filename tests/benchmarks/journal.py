@@ -15,8 +15,8 @@ from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 
 from core import Chain, Trivial, Wide, X, check
-from stagegraph import Graph, Runner, Stage, fan_out, step
-from stagegraph.journal import SqliteJournal
+from stagegraph import Graph, Runner, Stage, fan_out, feedback, step
+from stagegraph.journal import RunFilter, SqliteJournal
 from stagegraph.tracing import JournalRuns
 from table import Row, interleaved
 
@@ -127,14 +127,23 @@ async def rows() -> list[Row]:
         await runner.run(Wide(), [X(v=i) for i in range(10_000)], run_id="large")
         for name in ("small", "other"):
             await runner.run(Trivial(), X(v=0), run_id=name)
+            await feedback(name, "helpful", value=True, runner=runner)
         for _ in range(100):
             await asyncio.gather(*(runner.run(Trivial(), X(v=0)) for _ in range(100)))
         reader = JournalRuns(journal)
 
+        wanted = RunFilter(graph="Trivial", feedback="helpful", limit=100)
+
         async def listed() -> None:
+            check(len(await journal.runs(RunFilter(graph="Trivial", limit=100))), 100)
+
+        async def scored() -> None:
+            check(len(await journal.runs(wanted)), 2)
+
+        async def typed() -> None:
             check(len([run async for run in reader.runs(Trivial(), limit=100)]), 100)
 
-        lists = (await interleaved({"listed": listed}, 5))["listed"]
+        lists = await interleaved({"listed": listed, "scored": scored, "typed": typed}, 5)
         await journal.aclose()
         shown = {name: statistics.median(command(folder, *args) for _ in range(5)) for name, args in COMMANDS.items()}
         large = statistics.median(command(folder, "show", "large") for _ in range(3))
@@ -153,7 +162,9 @@ async def rows() -> list[Row]:
         Row("the same with the row that says that it began", took["begun"] * 1e3, "us", 27),
         Row("a durable agent run, dearer by", (agents["durable"] - agents["fleeting"]) * 1e2, "ms", 2),
         Row("replaying 1,000 recorded calls", replayed * 1e3, "ms", 1_000),
-        Row("reading 100 of 10,000 runs of a graph", lists * 1e3, "ms", 10),
+        Row("listing 100 of 10,000 runs of a graph", lists["listed"] * 1e3, "ms", 10),
+        Row("finding the two with a score among them", lists["scored"] * 1e3, "ms", 10),
+        Row("reading a typed run with its calls back", lists["typed"] * 10, "ms", None),
         *(Row(f"`{name}`", seconds, "s", 0.4) for name, seconds in shown.items()),
         Row("`stagegraph show` of 10,000 calls", large, "s", 2),
     ]
