@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic_ai import Agent
+from pydantic_ai import Agent, ToolApproved
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from scripted import careful
-from stagegraph import Graph, JournalError, Prompt, Prompts, ReplayError, RunError, Runner, Stage, feedback, step
+from stagegraph import (
+    Graph,
+    JournalError,
+    Limits,
+    Prompt,
+    Prompts,
+    ReplayError,
+    RunError,
+    Runner,
+    Stage,
+    feedback,
+    step,
+)
 from stagegraph.journal import SqliteJournal
 
 broken: set[str] = set()
@@ -138,13 +150,47 @@ async def test_a_masked_output_is_no_output(tmp_path: Path) -> None:
 
 
 async def test_a_question_survives_what_is_masked_in_it(tmp_path: Path) -> None:
-    """Its arguments are masked; who asks is not, so it can be answered."""
+    """Its arguments are masked; who asks is not, so it can be answered, but no tool runs with a mask."""
     journal = SqliteJournal(tmp_path / "runs.db", redact=mask)
     runner = Runner(FunctionModel(Model()), journal=journal)
     await runner.run(Flow(), "approve", run_id="r", metadata={"a": 1}, user_id="ann")
-    assert (await runner.resume("r")).pending[0].args == {"path": "***"}
-    run = await runner.resume("r", answers={"c1": True})
+    [question] = (await runner.resume("r")).pending
+    assert (question.args, question.masked) == ({"path": "***"}, True)
+    for answer in (True, ToolApproved()):
+        with pytest.raises(ReplayError, match=r"arguments that `redact=` has masked.*override_args"):
+            await runner.resume("r", answers={"c1": answer})
+    run = await runner.resume("r", answers={"c1": ToolApproved(override_args={"path": "old.log"})})
     assert (run.output, run.metadata, run.user_id) == ("done", {"a": 1}, "ann")
+    returned = [
+        part for message in run.calls(Flow.ask)[0].messages for part in message.parts if part.part_kind == "tool-return"
+    ]
+    assert [part.content for part in returned] == ["old.log is gone"]
+    await journal.aclose()
+
+
+async def test_an_answer_that_would_be_masked_is_asked_for_again(tmp_path: Path) -> None:
+    """After a failure, nobody goes on with what is left of it."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=mask)
+    runner = Runner(FunctionModel(Model()), journal=journal)
+    await runner.run(Flow(), "approve", run_id="r")
+    broken.add("gate")
+    answers = {"c1": ToolApproved(override_args={"path": "SECRET"})}
+    with pytest.raises(RunError):
+        await runner.resume("r", answers=answers, limits=Limits(requests=1))
+    broken.clear()
+    assert [one.id for one in (await runner.resume("r", limits=Limits(requests=9))).pending] == ["ask:c1"]
+    await journal.aclose()
+
+
+@pytest.mark.parametrize("value", [None, {"path": "plain"}])
+async def test_an_unmasked_question_is_approved_as_ever(tmp_path: Path, value: object) -> None:
+    """`redact=` that leaves the arguments alone is in nobody's way."""
+    journal = SqliteJournal(tmp_path / "runs.db", redact=lambda data: data)
+    runner = Runner(FunctionModel(Model()), journal=journal)
+    suspended = await runner.run(Flow(), "approve", run_id="r")
+    assert [one.masked for one in suspended.pending] == [False]
+    answer = True if value is None else ToolApproved(override_args={"path": "plain"})
+    assert (await runner.resume("r", answers={"c1": answer})).output == "done"
     await journal.aclose()
 
 

@@ -81,6 +81,8 @@ class Pending:
     tool: str
     args: JsonValue
     tool_call_id: str
+    masked: bool = False
+    """Whether `redact=` has changed the recorded arguments: approve such a call with arguments of your own."""
 
     @property
     def id(self) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_ai import DeferredToolResults
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
 from stagegraph.record.labels import Labels
@@ -54,8 +52,8 @@ def redacted(row: Row, redact: Redact) -> Row | None:
                     changes["messages"] = "[]"
                 if row.pending is not None:
                     changes["pending"] = _pending(row.pending, redact)
-            case OpRow() if changed and not _is_answer(row.op, changes["payload"]):
-                return None
+            case OpRow() if changed and not row.op.startswith("question:"):
+                return None  # it is made again, and an answer is asked for again: nobody goes on with a mask
             case _:
                 pass
         return replace(row, **changes)
@@ -113,14 +111,10 @@ def _pending(text: str, redact: Redact) -> str:
     """The arguments of each question go through the function; an answer needs the call and the tool."""
     asked: list[dict[str, Any]] = json.loads(text)
     for one in asked:
-        args = redact(one["args"])
+        before, args = _dumped(one["args"]), redact(one["args"])
         one["args"] = args if is_dict(args) else {}
+        one["masked"] = one.get("masked", False) or _dumped(one["args"]) != before
     return _dumped(asked)
-
-
-def _is_answer(op: str, after: str) -> bool:
-    """Whether it is a person's answer, which nobody can give again; a masked request or tool call is made again."""
-    return op.startswith(("answer:", "question:")) and _is_readable(_answers(), after)
 
 
 def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
@@ -129,8 +123,3 @@ def _is_readable(adapter: TypeAdapter[Any], text: str) -> bool:
     except ValidationError:
         return False
     return True
-
-
-@cache
-def _answers() -> TypeAdapter[DeferredToolResults]:
-    return TypeAdapter(DeferredToolResults)

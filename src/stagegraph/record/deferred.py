@@ -59,13 +59,21 @@ def check(pending: tuple[Pending, ...], answers: Mapping[str, Mapping[str, objec
     """Refuse an answer that does not fit its question, before any answer is used.
 
     Raises:
-        ReplayError: an answer to an approval neither approves nor denies.
+        ReplayError: an answer to an approval neither approves nor denies, or approves arguments that were masked.
     """
     for one in pending:
-        answer = answers.get(one.key, {}).get(one.tool_call_id, True)
-        if one.kind == "approval" and not isinstance(answer, (bool, ToolApproved, ToolDenied)):
+        if one.kind != "approval" or one.tool_call_id not in answers.get(one.key, {}):
+            continue
+        answer = answers[one.key][one.tool_call_id]
+        if not isinstance(answer, (bool, ToolApproved, ToolDenied)):
             msg = (
                 f"`{one.id}` asks whether `{one.tool}` may be called, and {answer!r} is no answer to that: "
                 "give it True, False, ToolApproved(...) or ToolDenied(...)"
+            )
+            raise ReplayError(msg)
+        if one.masked and (answer is True or (isinstance(answer, ToolApproved) and answer.override_args is None)):
+            msg = (
+                f"`{one.id}` asks for `{one.tool}` with arguments that `redact=` has masked in the record, so it would "
+                "be called with the masks: give it ToolApproved(override_args={...}), False or ToolDenied(...)"
             )
             raise ReplayError(msg)
