@@ -50,7 +50,7 @@ _ORIGIN = "stagegraph_origin"
 """The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Resources:
     """What a runner provides for one run."""
 

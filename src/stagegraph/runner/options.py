@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from os import urandom
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -67,7 +67,7 @@ class ResumeOptions(TypedDict, total=False):
     """Stage path -> model; without it, the names that the run began with."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class RunSpec:
     """What one run is asked to do: by a caller, or by a journal that holds the beginning of the run."""
 
@@ -80,7 +80,7 @@ class RunSpec:
     fits: bool = False
     """Whether it is a value of the input type."""
     model: Model | str | None = None
-    models: Mapping[str, Model | str] = field(default_factory=dict[str, "Model | str"])
+    models: Mapping[str, Model | str] = field(default_factory=dict)
     deps: object = None
     prompts: Prompts | PromptSource | None = None
     """Instead of the runner's."""
@@ -89,12 +89,12 @@ class RunSpec:
     session_id: str | None = None
     user_id: str | None = None
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=dict[str, object])
+    metadata: Mapping[str, object] = field(default_factory=dict)
     deltas: bool = False
     replay: str | None = None
     """The id of another run whose outputs may be used."""
-    override: Mapping[str, object] = field(default_factory=dict[str, object])
-    answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    override: Mapping[str, object] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Call key -> tool call id -> answer."""
     resumed: RunRow | None = None
     """The row of the recorded run that is resumed."""
@@ -114,7 +114,7 @@ class RunSpec:
         asked: dict[str, Any] = {name: one for name, one in {**named, **options}.items() if one is not None}
         run_id, replay = asked.pop("run_id", None), asked.pop("replay", None)
         return cls(
-            run_id=run_id or uuid.uuid4().hex,
+            run_id=run_id or urandom(16).hex(),
             own_id=run_id is not None,
             node=node,
             input=fitting,
