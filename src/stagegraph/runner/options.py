@@ -108,7 +108,8 @@ class RunSpec:
             TypeError: an option is unknown, or one has a wrong type.
             DeclarationError: *node* is none.
         """
-        check_options(options, RunOptions, call, **named)
+        check_options(options, RunOptions, call)
+        check_values(named, call)
         node = _checked(node)
         fitting, fits = fitted(node, value)
         asked: dict[str, Any] = {name: one for name, one in {**named, **options}.items() if one is not None}
@@ -204,7 +205,7 @@ def check_values(given: Mapping[str, object], call: str) -> None:
                     raise TypeError(msg)
 
 
-def check_options(given: Mapping[str, object], known: type, call: str, **named: object) -> None:
+def check_options(given: Mapping[str, object], known: type, call: str) -> None:
     """Refuse unknown keywords, since a misspelt limit would limit nothing, and values of a wrong type.
 
     Raises:
@@ -216,7 +217,6 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
             msg = f"{call}() got an unexpected keyword argument `{name}`{closest(name, list(names))}"
             raise TypeError(msg)
     check_values(given, call)
-    check_values(named, call)
 
 
 def check_models(models: Mapping[str, Model | str], node: Node[Any, Any], known: Collection[Node[Any, Any]]) -> None:
