@@ -28,11 +28,7 @@ _MAX_VALUE = 200
 async def run_root(executor: Executor, value: object) -> Any:
     """Call the node that is run; it finds itself declared, under its own name."""
     root = executor.state.root
-    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}))
-    try:
-        return await root.node(value)
-    finally:
-        current.reset(token)
+    return await Open(executor, None, {id(root.node): (root.path, root.path)}).run(root.node, value)
 
 
 async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller) -> Any:

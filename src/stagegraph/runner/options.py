@@ -241,7 +241,7 @@ def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) ->
         PromptError: they do not.
     """
     declared = tree.root.__node__
-    if spec.prompts is None and declared.kind != "graph":
+    if not prompts or (spec.prompts is None and declared.kind != "graph"):
         return
     if isinstance(prompts, (Prompts, Checkable)):  # quicker than `Checkable` alone
         prompts.check_known(declared.stages, declared.name)
