@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _MAX_VALUE = 200
 
 
-async def run_root(executor: Executor, value: object) -> Any:
+def run_root(executor: Executor, value: object) -> Coroutine[Any, Any, Any]:
     """Call the node that is run; it finds itself declared, under its own name."""
     root = executor.state.root
-    return await Open(executor, None, {id(root.node): (root.path, root.path)}).run(root.node, value)
+    return Open(executor, None, {id(root.node): (root.path, root.path)}).run(root.node, value)
 
 
 async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller) -> Any:

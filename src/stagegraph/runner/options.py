@@ -67,6 +67,11 @@ class ResumeOptions(TypedDict, total=False):
     """Stage path -> model; without it, the names that the run began with."""
 
 
+def _nothing() -> dict[str, Any]:
+    """Quicker than `dict[str, Any]()`."""
+    return {}
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class RunSpec:
     """What one run is asked to do: by a caller, or by a journal that holds the beginning of the run."""
@@ -80,7 +85,7 @@ class RunSpec:
     fits: bool = False
     """Whether it is a value of the input type."""
     model: Model | str | None = None
-    models: Mapping[str, Model | str] = field(default_factory=dict)
+    models: Mapping[str, Model | str] = field(default_factory=_nothing)
     deps: object = None
     prompts: Prompts | PromptSource | None = None
     """Instead of the runner's."""
@@ -89,12 +94,12 @@ class RunSpec:
     session_id: str | None = None
     user_id: str | None = None
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=_nothing)
     deltas: bool = False
     replay: str | None = None
     """The id of another run whose outputs may be used."""
-    override: Mapping[str, object] = field(default_factory=dict)
-    answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    override: Mapping[str, object] = field(default_factory=_nothing)
+    answers: Mapping[str, Mapping[str, object]] = field(default_factory=_nothing)
     """Call key -> tool call id -> answer."""
     resumed: RunRow | None = None
     """The row of the recorded run that is resumed."""
