@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 _MAX_VALUE = 200
 
 
-async def run_root(executor: Executor, value: object) -> Any:
+def run_root(executor: Executor, value: object) -> Coroutine[Any, Any, Any]:
     """Call the node that is run; it finds itself declared, under its own name."""
     root = executor.state.root
-    token = current.set(Open(executor, None, {id(root.node): (root.path, root.path)}))
-    try:
-        return await root.node(value)
-    finally:
-        current.reset(token)
+    return Open(executor, None, {id(root.node): (root.path, root.path)}).run(root.node, value)
 
 
 async def run_called_by_agent(around: Open, graph: BaseGraph[Any, Any], value: Any, name: str, caller: Caller) -> Any:
@@ -57,13 +53,7 @@ class Open:
     A graph calls its nodes. A step or a stage can call none, but the agents in it may call graphs.
     """
 
-    fan: tuple[int, int | None] | None = None
-    """Index and size of the fan-out that it is a branch of; set only for a trace."""
-    caller: Caller | None = None
-    watch: Any = None
-    """What sees the cancellations of the task that it was opened in."""
-    _called: str | None = None
-    """The key of the last call that was made here."""
+    __slots__ = ("_called", "_names", "_prefix", "call", "caller", "executor", "fan", "scope", "watch")
 
     def __init__(
         self,
@@ -79,6 +69,13 @@ class Open:
         """Those that can be called here; `None` in a step or a stage."""
         self._prefix = prefix
         self.scope = scope
+        self.fan: tuple[int, int | None] | None = None
+        """Index and size of the fan-out that it is a branch of; set only for a trace."""
+        self.caller: Caller | None = None
+        self.watch: Any = None
+        """What sees the cancellations of the task that it was opened in."""
+        self._called: str | None = None
+        """The key of the last call that was made here."""
 
     @property
     def info(self) -> CallInfo:

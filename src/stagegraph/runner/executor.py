@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ _ORIGIN = "stagegraph_origin"
 """The attribute of an exception that holds where it was first seen: run id, segment, and key of the call."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Resources:
     """What a runner provides for one run."""
 
@@ -71,6 +72,12 @@ class Resources:
     """Whether the runner shuts down; a run that is cancelled then can be resumed."""
 
 
+@cache
+def _scope_type() -> type[anyio.CancelScope]:
+    """The class of this event loop's library; `anyio.CancelScope()` itself asks for the library each time."""
+    return type(anyio.CancelScope())
+
+
 @dataclass(eq=False, kw_only=True)
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
@@ -84,7 +91,7 @@ class Executor:
     trace: Trace | None
 
     def __post_init__(self) -> None:
-        self.scope = anyio.CancelScope()
+        self.scope = _scope_type()()
         """Around the whole flow."""
         numbered = self.log is not None or self.recorder is not None
         self.now = self.state.clock.tick if numbered else perf_counter

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from os import urandom
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -67,7 +67,12 @@ class ResumeOptions(TypedDict, total=False):
     """Stage path -> model; without it, the names that the run began with."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _nothing() -> dict[str, Any]:
+    """Quicker than `dict[str, Any]()`."""
+    return {}
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class RunSpec:
     """What one run is asked to do: by a caller, or by a journal that holds the beginning of the run."""
 
@@ -80,7 +85,7 @@ class RunSpec:
     fits: bool = False
     """Whether it is a value of the input type."""
     model: Model | str | None = None
-    models: Mapping[str, Model | str] = field(default_factory=dict[str, "Model | str"])
+    models: Mapping[str, Model | str] = field(default_factory=_nothing)
     deps: object = None
     prompts: Prompts | PromptSource | None = None
     """Instead of the runner's."""
@@ -89,12 +94,12 @@ class RunSpec:
     session_id: str | None = None
     user_id: str | None = None
     tags: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=dict[str, object])
+    metadata: Mapping[str, object] = field(default_factory=_nothing)
     deltas: bool = False
     replay: str | None = None
     """The id of another run whose outputs may be used."""
-    override: Mapping[str, object] = field(default_factory=dict[str, object])
-    answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    override: Mapping[str, object] = field(default_factory=_nothing)
+    answers: Mapping[str, Mapping[str, object]] = field(default_factory=_nothing)
     """Call key -> tool call id -> answer."""
     resumed: RunRow | None = None
     """The row of the recorded run that is resumed."""
@@ -108,13 +113,14 @@ class RunSpec:
             TypeError: an option is unknown, or one has a wrong type.
             DeclarationError: *node* is none.
         """
-        check_options(options, RunOptions, call, **named)
+        check_options(options, RunOptions, call)
+        check_values(named, call)
         node = _checked(node)
         fitting, fits = fitted(node, value)
         asked: dict[str, Any] = {name: one for name, one in {**named, **options}.items() if one is not None}
         run_id, replay = asked.pop("run_id", None), asked.pop("replay", None)
         return cls(
-            run_id=run_id or uuid.uuid4().hex,
+            run_id=run_id or urandom(16).hex(),
             own_id=run_id is not None,
             node=node,
             input=fitting,
@@ -204,7 +210,7 @@ def check_values(given: Mapping[str, object], call: str) -> None:
                     raise TypeError(msg)
 
 
-def check_options(given: Mapping[str, object], known: type, call: str, **named: object) -> None:
+def check_options(given: Mapping[str, object], known: type, call: str) -> None:
     """Refuse unknown keywords, since a misspelt limit would limit nothing, and values of a wrong type.
 
     Raises:
@@ -216,7 +222,6 @@ def check_options(given: Mapping[str, object], known: type, call: str, **named: 
             msg = f"{call}() got an unexpected keyword argument `{name}`{closest(name, list(names))}"
             raise TypeError(msg)
     check_values(given, call)
-    check_values(named, call)
 
 
 def check_models(models: Mapping[str, Model | str], node: Node[Any, Any], known: Collection[Node[Any, Any]]) -> None:
@@ -241,7 +246,7 @@ def check_prompts(prompts: Prompts | PromptSource, spec: RunSpec, tree: Tree) ->
         PromptError: they do not.
     """
     declared = tree.root.__node__
-    if spec.prompts is None and declared.kind != "graph":
+    if not prompts or (spec.prompts is None and declared.kind != "graph"):
         return
     if isinstance(prompts, (Prompts, Checkable)):  # quicker than `Checkable` alone
         prompts.check_known(declared.stages, declared.name)

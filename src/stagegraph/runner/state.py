@@ -116,7 +116,7 @@ class CallState:
     def times(self, clock: Clock) -> tuple[float, float]:
         """When it began, in seconds since 1970, and how long it took: what was recalled has run when it did."""
         if self.ran is None:
-            return clock.seconds(self.began), self.duration
+            return clock.offset + self.began, (self.ended or perf_counter()) - self.began
         began, seconds = self.ran
         return began, max(0.0, clock.seconds(self.ended or perf_counter()) - began) if seconds is None else seconds
 
