@@ -116,7 +116,7 @@ class SqliteJournal:
         self._writer.put(self._written(rows), None)
 
     def _written(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-        if self._read_only and rows:
+        if rows:
             self._check_writable()
         if self._redact is None:
             return rows

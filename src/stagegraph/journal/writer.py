@@ -45,12 +45,12 @@ def _is_of_file(error: Exception) -> bool:
 
 
 def _write(connection: sqlite3.Connection, row: Row) -> None:
-    sql, values_of = statement_for(row)
-    values = values_of(row)
+    statement = statement_for(row)
+    values = statement.values(row)
     try:
-        connection.execute(sql, values)
+        connection.execute(statement.sql, values)
     except UnicodeEncodeError:
-        connection.execute(sql, encodable(values))
+        connection.execute(statement.sql, encodable(values))
 
 
 def encodable(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -200,9 +200,6 @@ class Writer:
         """The batches that wait, each with a refusal by itself; the flush is over when there are none."""
         with self._lock:
             found = self._batches
-            if not found:
-                self._flushing = False
-                return []
             end = next((place for place, batch in enumerate(found) if batch.refusal is not None), len(found)) or 1
             batches, self._batches = found[:end], found[end:]
             self._flushing = bool(batches)
