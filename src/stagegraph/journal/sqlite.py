@@ -107,22 +107,22 @@ class SqliteJournal:
             self._owner.disown()
             self._owner = None
 
-    async def put(self, *rows: Row) -> None:
+    def put(self, *rows: Row) -> asyncio.Future[None]:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writer.put(self._written(rows), waiter)
-        await waiter
+        return waiter
 
     def put_soon(self, *rows: Row) -> None:
         self._writer.put(self._written(rows), None)
 
-    def _written(self, rows: tuple[Row, ...]) -> list[Row]:
+    def _written(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         if rows:
             self._check_writable()
         if self._redact is None:
-            return list(rows)
+            return rows
         from .redact import redacted  # noqa: PLC0415 - it loads Pydantic AI, for which a list of runs need not wait
 
-        return [row for row in (redacted(row, self._redact) for row in rows) if row is not None]
+        return tuple(row for row in (redacted(row, self._redact) for row in rows) if row is not None)
 
     def _check_writable(self) -> None:
         if self._read_only:
@@ -143,13 +143,13 @@ class SqliteJournal:
             return None if decided[0] is not None else "it was cancelled"
 
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writer.put([written], waiter, refusal)
+        self._writer.put((written,), waiter, refusal)
         try:
             await waiter
         except asyncio.CancelledError:
             decided.append(None)
             if (before := decided[0]) is not None:
-                self._writer.put([before], None)
+                self._writer.put((before,), None)
             raise
 
     def _seen(self, row: RunRow) -> RunRow:

@@ -16,6 +16,7 @@ from contextlib import closing
 from dataclasses import fields
 from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 from stagegraph.record.rows import CallRow, OpRow, Row, RunRow
@@ -26,6 +27,8 @@ from .file import JournalFile, checkpoint, is_busy, journal_error
 from .tables import statement_for
 
 _BYTES_PER_CHECKPOINT = 16_000_000
+_SECONDS_BETWEEN_LOOKS = 0.01
+"""How long the size of the log is taken for known; most commits take a thousandth of that."""
 _OF_HOLDER = (RunRow, CallRow, OpRow)
 """The rows that only the holder of a run writes."""
 _HELD_BY = "SELECT 1 FROM runs INDEXED BY runs_running WHERE status = 'running' AND owner = ? AND run_id = ?"
@@ -79,7 +82,7 @@ Outcome = tuple[Waiter, JournalError | None]
 class Batch(NamedTuple):
     """The rows of one `put`."""
 
-    rows: list[Row]
+    rows: tuple[Row, ...]
     waiter: Waiter | None
     refusal: Refusal | None = None
 
@@ -115,8 +118,9 @@ class Writer:
         self._log = Path(f"{file.place}-wal")
         self._largest_log: float = _BYTES_PER_CHECKPOINT
         """The size of the log from which on it is moved into the file."""
+        self._next_look = 0.0
 
-    def put(self, rows: list[Row], waiter: Waiter | None, refusal: Refusal | None = None) -> None:
+    def put(self, rows: tuple[Row, ...], waiter: Waiter | None, refusal: Refusal | None = None) -> None:
         with self._lock:
             self._batches.append(Batch(rows, waiter, refusal))
             if self._flushing and (self._loop is None or not self._loop.is_closed()):
@@ -136,7 +140,7 @@ class Writer:
         if thread is not None:
             thread.shutdown()
         with self._lock:
-            self._batches.append(Batch([], None))
+            self._batches.append(Batch((), None))
         self._write()
         with self._turn:
             connection, self._connection = self._connection, None
@@ -155,9 +159,11 @@ class Writer:
         self._loop = None
         if not self._write(wait=False):
             self._in_thread(self._write)
-        elif self._size_of_log() > self._largest_log:
-            self._largest_log = inf
-            self._in_thread(self._checkpoint)
+        elif (now := monotonic()) > self._next_look:
+            self._next_look = now + _SECONDS_BETWEEN_LOOKS
+            if self._size_of_log() > self._largest_log:
+                self._largest_log = inf
+                self._in_thread(self._checkpoint)
 
     def _size_of_log(self) -> int:
         try:

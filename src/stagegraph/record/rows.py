@@ -7,7 +7,7 @@ pages are made from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -342,8 +342,8 @@ class Journal(Protocol):
         """
         ...
 
-    async def put(self, *rows: Row) -> None:
-        """Store rows; they survive the process once this returns."""
+    def put(self, *rows: Row) -> Awaitable[None]:
+        """Store rows; they survive the process once what it returns was awaited."""
         ...
 
     def put_soon(self, *rows: Row) -> None:

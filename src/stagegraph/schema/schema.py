@@ -52,8 +52,9 @@ class Record(NamedTuple):
     @property
     def identity(self) -> bytes | None:
         """What a value and no other has; `None` without a record that holds it."""
-        text = self.plain if self.whole is None else f"${self.whole}"
-        return text.encode() if self.holds else None
+        if self.whole is None:
+            return self.plain.encode()
+        return f"${self.whole}".encode() if self.whole else None
 
 
 class Schema:
@@ -190,7 +191,9 @@ class Schema:
             exact = self._closed is not None and self._closed(value)
             if not exact and lazy(value):
                 return Record(_as_far_as_possible(value), "")
-            plain = _readable(self._sorted_record(value).decode())
+            plain = (self.record(value) if exact else self._sorted_record(value)).decode()
+            if len(plain) > _MOST_DIGITS:
+                _check_readable(plain)
             if exact or self._comes_back(value, plain):
                 return Record(plain, None)
         except (ValueError, TypeError, RecursionError):
@@ -294,8 +297,8 @@ def _as_far_as_possible(value: object) -> str:
         return json.dumps(f"<{type(value).__name__}>")
 
 
-def _readable(text: str) -> str:
-    """A JSON text that Python can read.
+def _check_readable(text: str) -> None:
+    """Refuse a JSON text that Python cannot read.
 
     Raises:
         ValueError: it has an integer of more digits than Python reads.
@@ -304,7 +307,6 @@ def _readable(text: str) -> str:
         if text[place - 9 : place + 1].isdigit() or text[place : place + 10].isdigit():
             json.loads(text)
             break
-    return text
 
 
 def field_keys(model: type[BaseModel]) -> dict[str, str]:
