@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .limits import Ledger, Slots
     from .recorder import Recorder
 
-_PATIENCE = 0.25
+_PATIENCE = 0.1
 """Seconds after which an agent that wants no slot no longer counts as starting: its functions may wait for another run,
 whose agents must be able to start."""
 
