@@ -43,11 +43,14 @@ def check_done(client: httpx.Client, folder: Path, ids: list[str], first: int = 
 def wait_for_quick(client: httpx.Client, ids: list[str]) -> None:
     """Wait until every run is at its gate, with what it did before it in the journal."""
     for run_id in ids:
-        with client.stream("GET", f"/runs/{run_id}/events") as stream:
-            reading = events(stream)
-            while '"key":"gated[2]"' not in next(reading)["data"]:
-                pass
-        assert client.get(f"/runs/{run_id}").json()["status"] == "running"
+        status = "interrupted"
+        while status == "interrupted":  # an earlier process has been at the gate, and this one has not taken it up yet
+            with client.stream("GET", f"/runs/{run_id}/events") as stream:
+                reading = events(stream)
+                while '"key":"gated[2]"' not in next(reading)["data"]:
+                    pass
+            status = client.get(f"/runs/{run_id}").json()["status"]
+        assert status == "running"
 
 
 def ask(client: httpx.Client, folder: Path, number: int) -> tuple[threading.Thread, list[httpx.Response]]:
