@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent, FunctionToolset, RunContext
+from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.messages import ModelMessage, ModelResponse, PartDeltaEvent, TextPart, TextPartDelta
 from pydantic_ai.models import ModelRequestContext
@@ -17,6 +18,7 @@ from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, says
 from stagegraph import Graph, LimitError, Limits, Prompt, Prompts, RunError, Runner, Stage, fan_out
+from stagegraph.data.events import ToolCalled
 from stagegraph.journal import SqliteJournal
 
 
@@ -169,6 +171,37 @@ async def test_what_another_run_asks_the_lent_model_is_no_request_of_the_stage()
     assert asked == ["y", "judge good"]
     with pytest.raises(RunError, match="judge bad; a validator"):
         await runner.run(Stage(str, agent), "x")
+
+
+async def test_an_agent_whose_class_gives_its_runs_tools_is_seen_as_others(tmp_path: Path):
+    """The tool is announced, and what it gave is recorded: it is not run again."""
+    looked: list[str] = []
+    toolset = FunctionToolset[None]()
+
+    @toolset.tool_plain
+    def look() -> str:
+        looked.append("up")
+        return "seen"
+
+    class Looks(WrapperAgent[None, str]):
+        async def run(self, *args: Any, **options: Any) -> Any:
+            return await super().run(*args, **{**options, "toolsets": [toolset]})
+
+    agent = Agent(output_type=str)
+
+    @agent.output_validator
+    def fails_once(text: str) -> str:
+        looked.append(text)
+        if len(looked) == 2:
+            raise ConnectionError
+        return text
+
+    async with Runner(TestModel(), journal=SqliteJournal(tmp_path / "runs.db")) as runner:
+        live = runner.start(Stage(str, Looks(agent), retries=1), "x")
+        events = [type(event) async for event in live.events()]
+        run = await live.result()
+    assert run.output == '{"look":"seen"}'
+    assert (looked.count("up"), events.count(ToolCalled)) == (1, 1)
 
 
 async def test_an_agent_with_a_listener_streams_and_is_not_asked_twice(tmp_path: Path):
