@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent, FunctionToolset, RunContext
+from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.messages import ModelMessage, ModelResponse, PartDeltaEvent, TextPart, TextPartDelta
 from pydantic_ai.models import ModelRequestContext
@@ -16,7 +17,8 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from scripted import Turnstile, says
-from stagegraph import Graph, LimitError, Limits, Prompt, Prompts, Runner, Stage, fan_out
+from stagegraph import Graph, LimitError, Limits, Prompt, Prompts, RunError, Runner, Stage, fan_out
+from stagegraph.data.events import ToolCalled
 from stagegraph.journal import SqliteJournal
 
 
@@ -146,6 +148,60 @@ async def test_a_function_of_an_agent_may_lend_its_model():
     model = FunctionModel(answer)
     run = await Runner(model, limits=Limits(requests=2), max_concurrency=1).run(Stage(str, agent), "x")
     assert (run.output, run.usage.requests, names) == ("x!!", 2, [f"{model.system}:{model.model_name}"])
+
+
+async def test_what_another_run_asks_the_lent_model_is_no_request_of_the_stage():
+    """Without `usage=ctx.usage`, Pydantic AI does not count it either; its failure is one of the function."""
+    asked: list[str] = []
+    inner = Agent(output_type=str)
+    agent = Agent(output_type=str)
+
+    @agent.output_validator
+    async def judged(ctx: RunContext[None], text: str) -> str:
+        return (await inner.run(f"judge {text}", model=ctx.model)).output
+
+    async def answer(messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        asked.append(str(messages[-1].parts[0].content))  # type: ignore[union-attr]
+        if asked[-1] == "judge bad":
+            raise RuntimeError(asked[-1])
+        return ModelResponse([TextPart("bad" if asked[-1] == "x" else "good")])
+
+    runner = Runner(FunctionModel(answer), limits=Limits(requests=1), max_concurrency=1)
+    assert (await runner.run(Stage(str, agent), "y")).usage.requests == 1
+    assert asked == ["y", "judge good"]
+    with pytest.raises(RunError, match="judge bad; a validator"):
+        await runner.run(Stage(str, agent), "x")
+
+
+async def test_an_agent_whose_class_gives_its_runs_tools_is_seen_as_others(tmp_path: Path):
+    """The tool is announced, and what it gave is recorded: it is not run again."""
+    looked: list[str] = []
+    toolset = FunctionToolset[None]()
+
+    @toolset.tool_plain
+    def look() -> str:
+        looked.append("up")
+        return "seen"
+
+    class Looks(WrapperAgent[None, str]):
+        async def run(self, *args: Any, **options: Any) -> Any:
+            return await super().run(*args, **{**options, "toolsets": [toolset]})
+
+    agent = Agent(output_type=str)
+
+    @agent.output_validator
+    def fails_once(text: str) -> str:
+        looked.append(text)
+        if len(looked) == 2:
+            raise ConnectionError
+        return text
+
+    async with Runner(TestModel(), journal=SqliteJournal(tmp_path / "runs.db")) as runner:
+        live = runner.start(Stage(str, Looks(agent), retries=1), "x")
+        events = [type(event) async for event in live.events()]
+        run = await live.result()
+    assert run.output == '{"look":"seen"}'
+    assert (looked.count("up"), events.count(ToolCalled)) == (1, 1)
 
 
 async def test_an_agent_with_a_listener_streams_and_is_not_asked_twice(tmp_path: Path):

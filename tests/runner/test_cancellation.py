@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -431,6 +432,27 @@ async def test_calls_in_tasks_of_the_users_own_are_cancelled_as_others(kind: str
     run = await Runner().run(Own(), 101)
     assert run.output == "both were cancelled"
     assert {call.status for call in run.root.children} == {"cancelled"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks that begin at once are new in Python 3.12")
+async def test_a_cancellation_of_a_task_that_began_at_once_comes_out_as_one() -> None:
+    """It begins inside what watches the task around it, which sees nothing of the cancellations of this one."""
+
+    class Own(Graph[int, int]):
+        deep = deep
+
+        async def flow(self, number: int) -> int:
+            task = asyncio.create_task(self.deep(number))
+            await turns(3)
+            task.cancel()
+            return await task
+
+    asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory", None))
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await Runner().run(Own(), 101)
+    finally:
+        asyncio.get_running_loop().set_task_factory(None)
 
 
 @pytest.mark.parametrize("when", ["soon", "late"])

@@ -124,6 +124,8 @@ def _equipped(
 
 def _only_asks(agent: AbstractAgent[Any, Any]) -> bool:
     """Whether an agent has no tools, and nothing that may exchange its model or come between the two."""
+    if type(agent) is not Agent:
+        return False  # a class of the user's own may give its runs more than the agent says
     if any(variable.name.startswith("_override") and value for variable, value in copy_context().items()):
         return False  # Pydantic AI's `Agent.override`, which goes before what a run is given
     return all(type(one) in _given() for one in agent.root_capability.capabilities) and all(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic_ai import capture_run_messages
-from pydantic_ai.messages import BaseToolCallPart, FilePart, ModelMessage, ModelResponse, ToolCallPart
+from pydantic_ai.messages import BaseToolCallPart, FilePart, ModelMessage, ModelRequest, ModelResponse, ToolCallPart
 from pydantic_ai.models import CompletedStreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.usage import RunUsage
@@ -49,6 +49,7 @@ class Attempt:
         self._seconds = seconds
         self._durable = durable
         self._scope: anyio.CancelScope | None = None
+        self._messages: list[ModelMessage] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -61,14 +62,14 @@ class Attempt:
         async with self._call.attempt(self.usage):
             if durable is not None:
                 durable.attempt_began()
-            with capture_run_messages() as messages:
+            with capture_run_messages() as self._messages:
                 try:
                     with self._timed():
                         yield
                 finally:
                     use.usage.incr(self.usage if durable is None else self.usage - durable.overcounted)
-                    use.messages = tuple(messages)
-                    answers = (one for one in messages if isinstance(one, ModelResponse))
+                    use.messages = tuple(self._messages)
+                    answers = (one for one in self._messages if isinstance(one, ModelResponse))
                     use.unpriced |= any(one.usage.cost is None for one in answers)
 
     @contextmanager
@@ -102,6 +103,10 @@ class Attempt:
         except Exception as error:
             self.raised.append((error, source))
             raise
+
+    def is_own(self, messages: list[ModelMessage]) -> bool:
+        """Whether a request is the agent's own, and not one of a run that a function of it has lent `ctx.model`."""
+        return _asked_in(messages) == _asked_in(self._messages)
 
     async def request(
         self, messages: list[ModelMessage], send: Callable[[], Awaitable[ModelResponse]]
@@ -167,7 +172,7 @@ class StageModel(WrapperModel):
     ) -> ModelResponse:
         """Make a request of the attempt."""
         send = partial(self.wrapped.request, messages, model_settings, model_request_parameters)
-        return await self._attempt.request(messages, send)
+        return await (self._attempt.request(messages, send) if self._attempt.is_own(messages) else send())
 
     @asynccontextmanager
     async def request_stream(
@@ -179,6 +184,10 @@ class StageModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         """The same where the agent has functions that listen to events."""
         settings, parameters = model_settings, model_request_parameters
+        if not self._attempt.is_own(messages):
+            async with self.wrapped.request_stream(messages, settings, parameters, run_context) as stream:
+                yield stream
+            return
         async with self._attempt.asking(messages) as answers:
             if answers:
                 yield CompletedStreamedResponse(answers[0], model_request_parameters=parameters, replay_events=True)
@@ -187,6 +196,11 @@ class StageModel(WrapperModel):
                 yield stream
             if (response := stream.get()).state != "incomplete":
                 answers.append(response)
+
+
+def _asked_in(messages: list[ModelMessage]) -> str | None:
+    """The id of the run of an agent that asks."""
+    return next((one.run_id for one in reversed(messages) if isinstance(one, ModelRequest)), None)
 
 
 def _check_length(response: ModelResponse) -> None:

@@ -104,7 +104,7 @@ class Branches(Generic[In, Out]):
                 watch = watched(one(index, label, item), context)
                 if call is not None:
                     branch = call.branch(label, index, self.size)
-                    branch.watch = watch
+                    branch.watch = (watch, asyncio.current_task())
                     context.run(current.set, branch)
                 try:
                     take(index, await watch)

@@ -46,8 +46,8 @@ class OpenCall(Protocol):
         """Call a node inside this call; returns its output."""
         ...
 
-    watch: Any
-    """What sees the cancellations of the task that it was opened in (`group.watched`)."""
+    watch: tuple[Any, Any] | None
+    """What sees the cancellations of the task that it was opened in (`group.watched`), and that task."""
 
     def branch(self, label: str, index: int, size: int | None) -> OpenCall:
         """The branch for item *index* of a fan-out of *size*; its calls have `[label]` in their key."""

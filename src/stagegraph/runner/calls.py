@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -72,8 +73,8 @@ class Open:
         self.fan: tuple[int, int | None] | None = None
         """Index and size of the fan-out that it is a branch of; set only for a trace."""
         self.caller: Caller | None = None
-        self.watch: Any = None
-        """What sees the cancellations of the task that it was opened in."""
+        self.watch: tuple[Any, Any] | None = None
+        """What sees the cancellations of the task that it was opened in, and that task."""
         self._called: str | None = None
         """The key of the last call that was made here."""
 
@@ -139,13 +140,15 @@ class Open:
         try:
             if not own.input_type.is_instance(value):
                 raise _mismatch(call, value, returned=False)
-            working, watch = _WORK[own.kind](executor, node, call), self.watch
-            if watch is not None and watch.gi_running:  # what is thrown into this task reaches it first
+            working, task, watch = _WORK[own.kind](executor, node, call), asyncio.current_task(), self.watch
+            # An eager task of the user's own begins while the one around it, and its watch, are still running.
+            if watch is not None and watch[0].gi_running and watch[1] is task:  # what is thrown in reaches it first
                 opened.watch = watch
                 output = await working
-            else:  # a task of the user's own
-                opened.watch = watched(working)
-                output = await opened.watch
+            else:
+                around = watched(working)
+                opened.watch = (around, task)
+                output = await around
             if not own.output_type.is_instance(output):
                 raise _mismatch(call, output, returned=True)
             written = executor.succeeded(call, output)
