@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -323,6 +324,25 @@ async def test_usage_and_cost_add_up():
     assert run.usage.output_tokens == sum(call.usage.output_tokens for call in run.calls()) > 0
     assert run.cost is None
     assert (await Runner().run(double, 1)).cost == 0
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+async def test_a_request_without_an_answer_costs_nothing(deltas: bool):
+    """It makes the cost of a run, which may succeed at the next attempt, no less known, also where a model streams."""
+
+    def refuses(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        msg = "not now"
+        raise ValueError(msg)
+
+    async def streams(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        refuses(messages, info)
+        yield "never"
+
+    model = FunctionModel(refuses, stream_function=streams)
+    live = Runner(model=model).start(Write(), "x", deltas=deltas)
+    with pytest.raises(RunError) as caught:
+        await live.result()
+    assert caught.value.run.cost == 0
 
 
 async def test_a_run_chooses_models_by_path():

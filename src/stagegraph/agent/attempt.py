@@ -70,7 +70,9 @@ class Attempt:
                     use.usage.incr(self.usage if durable is None else self.usage - durable.overcounted)
                     use.messages = tuple(self._messages)
                     answers = (one for one in self._messages if isinstance(one, ModelResponse))
-                    use.unpriced |= any(one.usage.cost is None for one in answers)
+                    # A stream that failed before it began leaves an answer, for which nothing is paid.
+                    paid = (one.usage for one in answers if one.state != "interrupted" or one.usage.has_values())
+                    use.unpriced |= any(usage.cost is None for usage in paid)
 
     @contextmanager
     def _timed(self) -> Generator[None]:

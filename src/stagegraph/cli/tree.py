@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 """Calls of one path below one call that are shown; running and failed ones are always shown."""
 _SHOWN_LIVE = 6
+"""The same for a live run; of more calls, only running and failed ones are shown, as the screen has few lines."""
 _LONGEST_ERROR = 160
 _BRANCH = re.compile(r"\[[^\]]*\](#\d+)?$")
 """The end of a key that names one branch of a fan-out."""
@@ -152,7 +153,8 @@ class CallTree:
                 size = max(len(calls), self._sizes.get(_BRANCH.sub("", calls[0].key), 0))
                 place = tree.add(Text.assemble((plain(path), "bold"), (f"  {done}/{size}", "dim")))
                 room -= 1
-            several = [call for number, call in enumerate(calls) if number < shown or call.status != "succeeded"]
+            first = 0 if len(calls) > shown and room < inf else shown
+            several = [call for number, call in enumerate(calls) if number < first or call.status != "succeeded"]
             for call in several:
                 if room <= 0:
                     break

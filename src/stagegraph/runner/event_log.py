@@ -56,7 +56,8 @@ class EventLog:
         for back, (_, at, _about) in enumerate(reversed(self._entries)):
             if number_at(at) <= number:
                 return self._next - 1 - back
-        return -1
+        told = self._entries and number == number_at(self._entries[0][1]) - 1  # that those before it are gone
+        return self._next - len(self._entries) - 1 if told else -1
 
     def close(self) -> None:
         """No event follows; readers end after the last one."""
