@@ -28,7 +28,7 @@ from stagegraph.schema.errors import DeclarationError, StageError
 from stagegraph.schema.types import is_list
 
 from .current import OpenCall, Suspended, current
-from .group import NOT_CANCELLED, Group, is_cancelled, watched
+from .group import NOT_CANCELLED, Group, is_cancelled, watched, watched_task
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -104,7 +104,7 @@ class Branches(Generic[In, Out]):
                 watch = watched(one(index, label, item), context)
                 if call is not None:
                     branch = call.branch(label, index, self.size)
-                    branch.watch = (watch, asyncio.current_task())
+                    branch.watch = (watch, watched_task())
                     context.run(current.set, branch)
                 try:
                     take(index, await watch)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
@@ -22,6 +23,15 @@ import anyio
 from .current import Suspended
 
 T = TypeVar("T")
+
+if sys.version_info >= (3, 12):
+    watched_task = asyncio.current_task
+    """The task whose cancellations a watch sees: an eager one begins while the task around it is running."""
+else:
+
+    def watched_task() -> None:
+        """No task begins inside another one: a watch that is running is that of the running task."""
+
 
 NOT_CANCELLED = (
     "it awaited something that was cancelled, although the call itself was not; "

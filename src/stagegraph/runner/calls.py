@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from stagegraph.data.call import CallInfo, Kind
 from stagegraph.nodes.current import current, key_part
-from stagegraph.nodes.group import Group, watched
+from stagegraph.nodes.group import Group, watched, watched_task
 from stagegraph.record.calls import GUEST
 from stagegraph.schema.errors import DeclarationError, StageError, shortened
 from stagegraph.schema.types import type_name
@@ -140,7 +139,7 @@ class Open:
         try:
             if not own.input_type.is_instance(value):
                 raise _mismatch(call, value, returned=False)
-            working, task, watch = _WORK[own.kind](executor, node, call), asyncio.current_task(), self.watch
+            working, task, watch = _WORK[own.kind](executor, node, call), watched_task(), self.watch
             # An eager task of the user's own begins while the one around it, and its watch, are still running.
             if watch is not None and watch[0].gi_running and watch[1] is task:  # what is thrown in reaches it first
                 opened.watch = watch
