@@ -178,7 +178,7 @@ async def _finish(live: LiveRun[Any, Any], node: Node[Any, Any], out: TextIO | N
         print_error(str(error) + _place(error))
         raise typer.Exit(1)
     for pending in result.pending:
-        console(stderr=True).print(deferred(result.id, pending))
+        console(stderr=True).print(deferred(result.id, pending, result.metadata.get("graph")))
 
 
 def _place(error: BaseException) -> str:

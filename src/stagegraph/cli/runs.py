@@ -217,7 +217,7 @@ def _show_run(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], *, e
     out.print(tree.drawn(inf) if everything else tree.drawn())
     for one in calls if row.status == "suspended" else ():
         for pending in load_pending(one.pending or "[]"):
-            out.print(deferred(row.run_id, pending))
+            out.print(deferred(row.run_id, pending, row.read_labels().metadata.get("graph")))
 
 
 def _show_call(row: RunRow, calls: list[CallRow], scores: list[FeedbackRow], key: str, *, as_json: bool) -> None:

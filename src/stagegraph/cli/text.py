@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .load import is_below_here
+
 if TYPE_CHECKING:
     from stagegraph.data.call import Pending
 
@@ -115,9 +117,10 @@ def json_output(wanted: bool) -> Generator[TextIO | None]:
             os.dup2(out.fileno(), 1)
 
 
-def deferred(run_id: str, pending: Pending) -> Text:
-    """One question of a suspended run, and the command that answers it."""
+def deferred(run_id: str, pending: Pending, graph: object) -> Text:
+    """One question of a suspended run, and the command that answers it; it names a *graph* that is not below here."""
     asks = f"{pending.id} asks ({pending.kind}): {pending.tool} {json.dumps(pending.args, ensure_ascii=False)}"
     answer, instead = ("true", ", or =false") if pending.kind == "approval" else ("JSON", "")
-    command = f"  stagegraph resume {run_id} --answer {shlex.quote(f'{pending.id}={answer}')}{instead}"
+    named = f" {shlex.quote(graph)}" if isinstance(graph, str) and not is_below_here(graph) else ""
+    command = f"  stagegraph resume {run_id}{named} --answer {shlex.quote(f'{pending.id}={answer}')}{instead}"
     return Text.assemble((plain(asks), "yellow"), "\n", plain(command))
