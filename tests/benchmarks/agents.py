@@ -10,7 +10,7 @@ import sys
 import anyio
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
-from pydantic_ai.models.function import AgentInfo
+from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from stagegraph import Graph, Runner, Stage, fan_out
@@ -45,23 +45,26 @@ class Twelve(Graph[str, list[str]]):
         return [*parts, await self.last(text)]
 
 
-async def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    """A provider that takes its time."""
-    await anyio.sleep(DELAY)
-    return ModelResponse([TextPart("answer")])
+def slow_model(delay: float) -> FunctionModel:
+    """A provider that takes its time, in seconds."""
+
+    async def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
+        await anyio.sleep(delay)
+        return ModelResponse([TextPart("answer")])
+
+    return FunctionModel(answer)
 
 
 MAKESPAN = """
 import asyncio, gc, json, sys, time
 sys.path.insert(0, {folder!r})
 import psutil
-from pydantic_ai.models.function import FunctionModel
-from agents import RUNS, Runner, SLOTS, Twelve, answer
+from agents import DELAY, RUNS, Runner, SLOTS, Twelve, slow_model
 async def main():
     if {tuned}:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
-    runner, graph, process = Runner(FunctionModel(answer), tracing=None, max_concurrency=SLOTS), Twelve(), psutil.Process()
+    runner, graph, process = Runner(slow_model(DELAY), tracing=None, max_concurrency=SLOTS), Twelve(), psutil.Process()
     await runner.run(graph, "warm up")
     before, most, done = process.memory_info().rss, [0], asyncio.Event()
     async def watch():

@@ -9,15 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-import anyio
 import httpx
 from fastapi import FastAPI
-from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+from agents import EACH, RUNS, SLOTS, Twelve, slow_model
 from core import Chain, X, check
-from stagegraph import Graph, Runner, Stage, fan_out
+from stagegraph import Runner
 from stagegraph.service import router
 from table import Row
 
@@ -25,26 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "service"))
 from serving import serving
 
 REQUESTS = 300
-RUNS, CALLS, DELAY, MODEL_LIMIT = 200, 12, 0.5, 32
-
-
-class Twelve(Graph[str, list[str]]):
-    """Twelve model requests: one, ten at once, one."""
-
-    first = Stage(str, Agent(instructions="Answer."))
-    middle = Stage(str, Agent(instructions="Answer."))
-    last = Stage(str, Agent(instructions="Answer."))
-
-    async def flow(self, text: str) -> list[str]:
-        text = await self.first(text)
-        parts = await fan_out(self.middle, [f"{text}.{number}" for number in range(CALLS - 2)])
-        return [*parts, await self.last(text)]
-
-
-async def answer(_messages: list[ModelMessage], _info: AgentInfo) -> ModelResponse:
-    """A provider that takes its time."""
-    await anyio.sleep(DELAY)
-    return ModelResponse([TextPart("answer")])
+DELAY = 0.5
 
 
 async def rows() -> list[Row]:
@@ -55,8 +33,8 @@ async def rows() -> list[Row]:
 def _rows() -> list[Row]:
     alone = asyncio.run(_alone())
     beyond = (_served() - alone) * 1000
-    makespan, ideal = asyncio.run(_makespan()), RUNS * CALLS * DELAY / MODEL_LIMIT
-    what = f"{RUNS} runs of {CALLS} calls over HTTP, {MODEL_LIMIT} model requests of {DELAY} s in flight"
+    makespan, ideal = asyncio.run(_makespan()), RUNS * EACH * DELAY / SLOTS
+    what = f"{RUNS} runs of {EACH} calls over HTTP, {SLOTS} model requests of {DELAY} s in flight"
     return [
         Row("a request beyond its run, CPU of the serving thread", beyond, "ms", 3),
         Row(f"{what}: makespan against the ideal", makespan / ideal, "x", 1.25, f"{makespan:.1f} s"),
@@ -95,7 +73,7 @@ def _served() -> float:
 
 async def _makespan() -> float:
     """Seconds until the last of many runs that begin at once is answered."""
-    runner = Runner(FunctionModel(answer), tracing=None, max_concurrency=MODEL_LIMIT)
+    runner = Runner(slow_model(DELAY), tracing=None, max_concurrency=SLOTS)
     app = FastAPI(lifespan=runner.lifespan)
     app.include_router(router(Twelve(), runner))
     limits = httpx.Limits(max_connections=RUNS)

@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from functools import partial
+from functools import cache, partial
 from types import TracebackType, coroutine
 from typing import Any, Self, TypeVar
 
@@ -90,6 +90,12 @@ async def whole(work: Coroutine[Any, Any, T]) -> tuple[T, asyncio.CancelledError
     return task.result(), cancelled
 
 
+@cache
+def scope_type() -> type[anyio.CancelScope]:
+    """The class of a cancel scope here; `anyio.CancelScope()` itself asks for the event loop's library each time."""
+    return type(anyio.CancelScope())
+
+
 class Group:
     """The tasks of one block: none outlives it, and the first failure ends the others.
 
@@ -130,7 +136,7 @@ class Group:
     async def _run(self, work: Coroutine[Any, Any, object]) -> None:
         if self._ending:
             return
-        with type(self.feeding)() as scope:  # `CancelScope()` itself asks for the event loop's library each time
+        with scope_type()() as scope:
             self._scopes.add(scope)
             try:
                 await watched(work)

@@ -6,11 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-
-import anyio
 
 from stagegraph.agent.answer import answer, content_of
 from stagegraph.agent.call import LimitReached
@@ -19,7 +16,7 @@ from stagegraph.data.call import CallError
 from stagegraph.data.events import CallFinished, CallStarted, FanOutStarted
 from stagegraph.data.usage import ModelUse
 from stagegraph.nodes.current import Suspended
-from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled
+from stagegraph.nodes.group import NOT_CANCELLED, is_cancelled, scope_type
 from stagegraph.nodes.node import Undeclared
 from stagegraph.nodes.render import render_input
 from stagegraph.record.rows import Recorded
@@ -72,12 +69,6 @@ class Resources:
     """Whether the runner shuts down; a run that is cancelled then can be resumed."""
 
 
-@cache
-def _scope_type() -> type[anyio.CancelScope]:
-    """The class of this event loop's library; `anyio.CancelScope()` itself asks for the library each time."""
-    return type(anyio.CancelScope())
-
-
 @dataclass(eq=False, kw_only=True)
 class Executor:
     """What the calls of one run share; it opens and closes each of them."""
@@ -91,7 +82,7 @@ class Executor:
     trace: Trace | None
 
     def __post_init__(self) -> None:
-        self.scope = _scope_type()()
+        self.scope = scope_type()()
         """Around the whole flow."""
         numbered = self.log is not None or self.recorder is not None
         self.now = self.state.clock.tick if numbered else perf_counter
@@ -158,10 +149,10 @@ class Executor:
 
     def fanned_out(self, key: str, size: int) -> None:
         """Announce a fan-out; it has the time of its first announcement, where the run was resumed since."""
-        before = None if self.recorder is None else self.recorder.fanned_out(f"{key}[")
         if self.log is not None:
-            clock = self.state.clock
-            self.log.put(FanOutStarted, clock.stamp() if before is None else before, {"key": key, "size": size})
+            before = None if self.recorder is None else self.recorder.fanned_out(f"{key}[")
+            at = self.state.clock.stamp() if before is None else before
+            self.log.put(FanOutStarted, at, {"key": key, "size": size})
 
     def reject(self, value: object, error: Exception) -> None:
         """Record that the input of the run is invalid."""
